@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// Mode is how a program is attached to a device.
+type Mode string
+
+// The modes. Auto tries drv, then skb, and says which it got.
+const (
+	ModeDriver  Mode = "drv"
+	ModeHW      Mode = "hw"
+	ModeGeneric Mode = "skb"
+	ModeAuto    Mode = "auto"
+)
+
+// Clock is where the time of a packet comes from.
+type Clock string
+
+// The clocks.
+const (
+	ClockKtime    Clock = "ktime"    // CLOCK_MONOTONIC when the program runs
+	ClockHW       Clock = "hw"       // the receive timestamp of the device
+	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet, put there by an earlier XDP program
+)
+
+// The limits of a configuration.
+const (
+	MaxFlows     = 1 << 26
+	MaxEventRate = 1_000_000_000
+
+	flowWays = 8 // slots in a set of the flow table
+)
+
+// Config says what to audit, and how. [DefaultConfig] is the place to start.
+type Config struct {
+	Devices     []string      // network devices by name
+	Mode        Mode          // how to attach
+	Clock       Clock         // where a packet's time comes from
+	Threshold   float64       // |t| at which a packet is flagged
+	MinSamples  uint32        // samples that a baseline needs before it judges
+	Window      uint32        // samples after which a baseline starts to forget, by halving
+	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
+	Flows       uint32        // slots of the flow table, rounded up to a power of two
+	EventRate   uint32        // perf events per second and CPU; 0 sends none
+}
+
+// DefaultConfig returns the defaults, which name no device.
+func DefaultConfig() Config {
+	return Config{
+		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192,
+		IdleTimeout: time.Second, Flows: 65536, EventRate: 100,
+	}
+}
+
+// Validate returns an error that names the first value that cannot be used, and what could be.
+func (c Config) Validate() error {
+	if len(c.Devices) == 0 {
+		return fmt.Errorf("no device to audit: name at least one")
+	}
+	seen := map[string]bool{}
+	for _, device := range c.Devices {
+		switch {
+		case device == "" || len(device) > 15 || strings.ContainsAny(device, "/ \t\n"):
+			return fmt.Errorf("device %q is no name of a network device: 1 to 15 characters without space or slash", device)
+		case seen[device]:
+			return fmt.Errorf("device %s is named twice", device)
+		}
+		seen[device] = true
+	}
+	switch c.Mode {
+	case ModeDriver, ModeHW, ModeGeneric, ModeAuto:
+	default:
+		return fmt.Errorf("mode %q is not one of drv, hw, skb and auto", c.Mode)
+	}
+	switch c.Clock {
+	case ClockKtime, ClockMetadata:
+	case ClockHW:
+		return fmt.Errorf("clock hw is not built yet: use ktime")
+	default:
+		return fmt.Errorf("clock %q is not one of ktime, hw and metadata", c.Clock)
+	}
+	switch {
+	case c.IdleTimeout <= 0 || c.IdleTimeout > timing.MaxDelta:
+		return fmt.Errorf("idle timeout %v is not between 1ns and %v, the longest delta that the arithmetic holds",
+			c.IdleTimeout, time.Duration(timing.MaxDelta))
+	case c.Flows < flowWays || c.Flows > MaxFlows:
+		return fmt.Errorf("flow table of %d slots is not between %d and %d", c.Flows, flowWays, MaxFlows)
+	case c.EventRate > MaxEventRate:
+		return fmt.Errorf("event rate %d is above %d a second", c.EventRate, MaxEventRate)
+	}
+	return c.params().Validate()
+}
+
+func (c Config) params() timing.Params {
+	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window)}
+}
+
+// sets returns the sets of the flow table, a power of two.
+func (c Config) sets() uint32 {
+	sets := uint32(1)
+	for sets*flowWays < c.Flows {
+		sets *= 2
+	}
+	return sets
+}
+
+// Slots returns the slots that the flow table has: Flows rounded up to a power of two.
+func (c Config) Slots() int { return int(c.sets()) * flowWays }
+
+// eventInterval returns the nanoseconds that one perf event takes out of a CPU's allowance.
+func (c Config) eventInterval() uint64 {
+	if c.EventRate == 0 {
+		return math.MaxUint64
+	}
+	return uint64(time.Second) / uint64(c.EventRate)
+}

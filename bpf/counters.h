@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* The counters of this device on this CPU. No other program writes them, so that plain increments are exact. */
+
+#ifndef XDP_AUDIT_COUNTERS_H
+#define XDP_AUDIT_COUNTERS_H
+
+#include "histogram.h"
+#include "maps.h"
+#include "math.h"
+
+/* NULL only if the map is smaller than user space promised. */
+static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
+{
+	__u32 key = config.device * config.cpus + cpu;
+
+	return bpf_map_lookup_elem(&audit_counters, &key);
+}
+
+static __always_inline void count_packet(struct device_counters *counters, const struct packet *packet,
+					 enum outcome outcome)
+{
+	struct protocol_counters *cells;
+
+	if (packet->family >= FAMILIES || packet->protocol >= PROTOCOLS)
+		return; /* never: for the verifier */
+	cells = &counters->protocols[packet->family][packet->protocol];
+	cells->bytes += packet->len_bytes;
+	cells->packets[outcome]++;
+}
+
+/* The first delta on any CPU of the device becomes the reference of all; 0 stands for none yet. */
+static __noinline __u64 choose_reference(struct device_counters *counters, __u64 delta_ns)
+{
+	struct device_counters *first = counters_of_cpu(0);
+	__u64 proposed = delta_ns ? delta_ns : 1, chosen;
+
+	if (!first)
+		return proposed;
+	chosen = __sync_val_compare_and_swap(&first->sums.reference_ns, 0, proposed);
+	if (!chosen)
+		chosen = proposed;
+	counters->sums.reference_ns = chosen;
+	return chosen;
+}
+
+static __always_inline void count_delta(struct device_counters *counters, __u64 delta_ns)
+{
+	struct delta_sums *sums = &counters->sums;
+	__u64 reference = sums->reference_ns;
+	__u64 distance;
+
+	if (!reference)
+		reference = choose_reference(counters, delta_ns);
+	if (delta_ns >= reference) {
+		distance = delta_ns - reference;
+		add_u128(sums->above, distance);
+	} else {
+		distance = reference - delta_ns;
+		add_u128(sums->below, distance);
+	}
+	add_u128(sums->squared, distance * distance);
+	counters->histogram[histogram_cell(delta_ns)]++;
+}
+
+#endif

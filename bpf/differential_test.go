@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// probe looks into the maps of a loaded audit while one CPU runs its program.
+type probe struct {
+	*Audit
+	block *programDeviceCounters // of device 0 on this CPU
+	sets  []programFlowSet
+}
+
+// newProbe pins the test to one CPU.
+func newProbe(t testing.TB, config Config) *probe {
+	t.Helper()
+	audit := loadTest(t, config)
+	cpu := pinToCPU(t)
+	size := int(unsafe.Sizeof(programFlowSet{}))
+	memory, err := unix.Mmap(audit.tables.maps[programMapFlowSets].FD(), 0, size*int(config.sets()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Munmap(memory); err != nil {
+			t.Error(err)
+		}
+	})
+	return &probe{
+		Audit: audit,
+		block: &audit.counters.blocks[0][cpu],
+		sets:  unsafe.Slice((*programFlowSet)(unsafe.Pointer(&memory[0])), config.sets()),
+	}
+}
+
+// pinToCPU keeps the test on the CPU that it is on and returns its id.
+func pinToCPU(t testing.TB) int {
+	t.Helper()
+	runtime.LockOSThread()
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.SchedSetaffinity(0, &before); err != nil {
+			t.Error(err)
+		}
+		runtime.UnlockOSThread()
+	})
+	for cpu := range 1024 {
+		if !before.IsSet(cpu) {
+			continue
+		}
+		var one unix.CPUSet
+		one.Set(cpu)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			t.Fatal(err)
+		}
+		return cpu
+	}
+	t.Fatal("no CPU to run on")
+	return 0
+}
+
+// onlySlot returns the slot of the only flow in the table.
+func (p *probe) onlySlot(t testing.TB) *programFlowSlot {
+	t.Helper()
+	var found *programFlowSlot
+	for i := range p.sets {
+		for way, tag := range p.sets[i].TagsLow {
+			if tag == 0 {
+				continue
+			}
+			if found != nil {
+				t.Fatal("more than one flow in the table")
+			}
+			found = &p.sets[i].Slots[way]
+		}
+	}
+	if found == nil {
+		t.Fatal("no flow in the table")
+	}
+	return found
+}
+
+func (s *programFlowSlot) state() timing.State {
+	return timing.State{N: uint64(s.N), MeanQ16: s.MeanQ16, M2: Uint128{Hi: uint64(s.M2High), Lo: s.M2Low}}
+}
+
+// deltas is a kind of traffic: each call gives the next delta in nanoseconds.
+type deltas struct {
+	name string
+	next func(i int, r *rand.Rand) float64
+}
+
+var kindsOfTraffic = []deltas{
+	{"steady 1 ms with sd 20 µs", func(_ int, r *rand.Rand) float64 { return 1e6 + 20e3*r.NormFloat64() }},
+	{"steady 1 ms with sd 5 ns", func(_ int, r *rand.Rand) float64 { return 1e6 + 5*r.NormFloat64() }},
+	{"steady with outliers of 8 sd", func(i int, r *rand.Rand) float64 {
+		return 1e6 + 20e3*r.NormFloat64() + 160e3*float64(b2i(i%100 == 0))
+	}},
+	{"constant", func(int, *rand.Rand) float64 { return 1e6 }},
+	{"constant but for one in a thousand", func(i int, _ *rand.Rand) float64 { return 1e6 + 3*float64(b2i(i%1000 == 999)) }},
+	{"exponential", func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }},
+	{"lognormal", func(_ int, r *rand.Rand) float64 { return 1e5 * math.Exp(r.NormFloat64()) }},
+	{"Pareto 1.5", func(_ int, r *rand.Rand) float64 { return 1e4 * math.Pow(1-r.Float64(), -1/1.5) }},
+	{"levels that shift", func(i int, r *rand.Rand) float64 {
+		return []float64{1e6, 3e6, 1e6 / 3, 50, 2e8}[i/4000%5] * (1 + 0.02*r.NormFloat64())
+	}},
+	{"extremes in turn", func(i int, _ *rand.Rand) float64 { return []float64{0, timing.MaxDelta}[i%2] }},
+	{"every magnitude", func(_ int, r *rand.Rand) float64 { return math.Exp2(r.Float64() * 32) }},
+	{"small integers", func(_ int, r *rand.Rand) float64 { return float64(r.IntN(4)) }},
+	{"beyond the idle timeout at times", func(i int, r *rand.Rand) float64 {
+		return 1e6 + 1e4*r.NormFloat64() + 5e9*float64(b2i(i%500 == 0))
+	}},
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// model is what the program should make of one flow.
+type model struct {
+	params    timing.Params
+	idleNs    uint64
+	cuts      *[timing.LinearCells]uint32
+	state     timing.State
+	lastNs    uint64
+	seen      bool
+	outcomes  [NumOutcomes]uint64
+	histogram timing.Histogram
+	sums      DeltaSums
+}
+
+func newModel(config Config) *model {
+	return &model{params: config.params(), idleNs: uint64(config.IdleTimeout), cuts: timing.Cuts()}
+}
+
+func (m *model) observe(nowNs uint64) Outcome {
+	outcome := m.outcome(nowNs)
+	m.outcomes[outcome]++
+	return outcome
+}
+
+func (m *model) outcome(nowNs uint64) Outcome {
+	if !m.seen {
+		m.seen, m.lastNs = true, nowNs
+		return OutcomeNewFlow
+	}
+	if nowNs < m.lastNs {
+		return OutcomeReordered
+	}
+	delta := nowNs - m.lastNs
+	m.lastNs = nowNs
+	if delta > m.idleNs {
+		return OutcomeIdleGap
+	}
+	m.countDelta(delta)
+	switch m.params.Observe(&m.state, delta) {
+	case timing.TooFewSamples:
+		return OutcomeMinSamples
+	case timing.Early:
+		return OutcomeFlaggedEarly
+	case timing.Late:
+		return OutcomeFlaggedLate
+	default:
+		return OutcomeJudged
+	}
+}
+
+func (m *model) countDelta(delta uint64) {
+	m.histogram[timing.Cell(delta, m.cuts)]++
+	s := &m.sums
+	if s.ReferenceNs == 0 {
+		s.ReferenceNs = max(delta, 1)
+	}
+	distance := max(delta, s.ReferenceNs) - min(delta, s.ReferenceNs)
+	if delta >= s.ReferenceNs {
+		s.AboveNs = s.AboveNs.Add(Uint128{Lo: distance})
+	} else {
+		s.BelowNs = s.BelowNs.Add(Uint128{Lo: distance})
+	}
+	s.SquaredNs2 = s.SquaredNs2.Add(Uint128{Lo: distance * distance})
+}
+
+// The program and the model of internal/timing agree to the bit, after every packet.
+func TestProgramEqualsModel(t *testing.T) {
+	const perKind = 8_000 // × 13 kinds
+	for seed, kind := range kindsOfTraffic {
+		t.Run(kind.name, func(t *testing.T) {
+			config := testConfig()
+			config.IdleTimeout = timing.MaxDelta
+			config.Window = 1024
+			compareWithModel(t, config, kind, uint64(seed), perKind)
+		})
+	}
+}
+
+// The same at other settings.
+func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
+	for _, change := range []func(*Config){
+		func(c *Config) { c.Threshold = 2 },
+		func(c *Config) { c.Threshold = 3.1 },
+		func(c *Config) { c.Threshold = 1000 },
+		func(c *Config) { c.MinSamples, c.Window = 2, 2 },
+		func(c *Config) { c.IdleTimeout = 1_000_000 },
+	} {
+		config := testConfig()
+		change(&config)
+		t.Run(fmt.Sprintf("threshold %v, %d samples, window %d, idle %v", config.Threshold, config.MinSamples, config.Window, config.IdleTimeout),
+			func(t *testing.T) {
+				for seed, kind := range kindsOfTraffic {
+					compareWithModel(t, config, kind, uint64(seed), 1000)
+				}
+			})
+	}
+}
+
+func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, packets int) {
+	t.Helper()
+	p := newProbe(t, config)
+	m := newModel(config)
+	r := rand.New(rand.NewPCG(seed, 1))
+	frame := udpFrame()
+	now := uint64(1e12)
+	var slot *programFlowSlot
+	for i := range packets {
+		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))
+		at := now
+		if r.IntN(200) == 0 {
+			at -= min(now, r.Uint64N(1e6)) // a clock that steps back for one packet
+		}
+		want := m.observe(at)
+		run(t, p.devices[0].program, frame, at, 1)
+		if slot == nil {
+			slot = p.onlySlot(t)
+		}
+		if got := slot.state(); got != m.state || slot.LastNs != m.lastNs {
+			t.Fatalf("packet %d: got %+v last %d, want %+v last %d", i, got, slot.LastNs, m.state, m.lastNs)
+		}
+		got := p.block.Protocols[FamilyIPv4][ProtocolUDP].Packets[:NumOutcomes]
+		if [NumOutcomes]uint64(got) != m.outcomes {
+			t.Fatalf("packet %d, expected to be %v: outcomes %v, want %v", i, want, got, m.outcomes)
+		}
+	}
+	counters := p.Counters()[0]
+	if counters.Histogram != m.histogram {
+		t.Error("histograms differ")
+	}
+	if counters.Sums != m.sums {
+		t.Errorf("sums: got %+v, want %+v", counters.Sums, m.sums)
+	}
+	if got, want := counters.Bytes[FamilyIPv4][ProtocolUDP], uint64(packets*len(frame)); got != want {
+		t.Errorf("bytes: got %d, want %d", got, want)
+	}
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// needed are the capabilities that loading and attaching take, by their bit, beside CAP_SYS_ADMIN, which contains the
+// first two.
+var needed = []struct {
+	bit  uint
+	name string
+}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}}
+
+// checkCapabilities returns an error that names the capabilities that this process lacks.
+func checkCapabilities() error {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil //nolint:nilerr // without /proc the kernel itself will say what it refuses
+	}
+	_, rest, _ := strings.Cut(string(status), "CapEff:")
+	line, _, _ := strings.Cut(rest, "\n")
+	effective, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	if err != nil {
+		return nil //nolint:nilerr // as above
+	}
+	if missing := missingCapabilities(effective); len(missing) > 0 {
+		return fmt.Errorf("missing privilege: %s: run as root, or grant %s",
+			strings.Join(missing, ", "), "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")
+	}
+	return nil
+}
+
+func missingCapabilities(effective uint64) []string {
+	var missing []string
+	for _, c := range needed {
+		covered := effective&(1<<c.bit) != 0 || c.bit != unix.CAP_NET_ADMIN && effective&(1<<unix.CAP_SYS_ADMIN) != 0
+		if !covered {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing
+}
+
+// findInterface looks a device up by name. The error lists those that exist.
+func findInterface(name string) (*net.Interface, error) {
+	iface, err := net.InterfaceByName(name)
+	if err == nil {
+		return iface, nil
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing the network devices: %w", err)
+	}
+	names := make([]string, len(all))
+	for i := range all {
+		names[i] = all[i].Name
+	}
+	return nil, fmt.Errorf("device %s does not exist: the devices here are %s", name, strings.Join(names, ", "))
+}
+
+// driverOf returns the name of the driver of a device, empty if the kernel does not tell.
+func driverOf(device string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, device)
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.Driver[:])
+}
+
+// programOn returns the id of the XDP program that a device holds, 0 if there is none.
+func programOn(ifindex int) uint32 {
+	device, err := netlink.LinkByIndex(ifindex)
+	if err != nil || device.Attrs().Xdp == nil {
+		return 0
+	}
+	return device.Attrs().Xdp.ProgId
+}
+
+// explainRefusal says why a device did not take the program, and what would help.
+func explainRefusal(d *device, mode Mode, err error) error {
+	driver := d.driver
+	if driver == "" {
+		driver = "unknown"
+	}
+	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("device %s already holds XDP program %d: detach it first (ip link set dev %s xdp off, or end the process that owns it): %w",
+			d.name, programOn(d.ifindex), d.name, err)
+	case mode == ModeHW:
+		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: %w", d.name, driver, err)
+	case mode == ModeDriver && errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("device %s (driver %s) has no native XDP: use mode skb: %w", d.name, driver, err)
+	case mode == ModeDriver:
+		return fmt.Errorf("device %s (driver %s) refused native XDP: check its MTU and queues, or use mode skb: %w", d.name, driver, err)
+	}
+	return fmt.Errorf("attaching to device %s in mode %s: %w", d.name, mode, err)
+}
+
+// explainLoad says why the kernel refused the program. The verifier's last words are enough for a line.
+func explainLoad(err error) error {
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) {
+		return fmt.Errorf("the kernel's verifier refused the program: %w", err)
+	}
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("the kernel refused to load the program: run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: %w", err)
+	}
+	return fmt.Errorf("loading the program: %w", err)
+}
+
+// explainMap says why the kernel refused a map.
+func explainMap(name string, entries int, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("the kernel refused to create the map %s: run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: %w", name, err)
+	case errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("no memory for the map %s of %d entries: use fewer flows: %w", name, entries, err)
+	}
+	return fmt.Errorf("creating the map %s: %w", name, err)
+}
+
+// inOneLine joins errors of several devices.
+func inOneLine(errs []error) error {
+	joined := errs[0]
+	for _, err := range errs[1:] {
+		joined = fmt.Errorf("%w; %w", joined, err)
+	}
+	return joined
+}

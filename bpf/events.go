@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/perf"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// ringBytes is the size of the ring of one CPU. The reader is woken when a quarter is full: a wake-up for each event
+	// would cost the packet's path microseconds.
+	ringBytes     = 256 << 10
+	ringWatermark = ringBytes / 4
+
+	// flushInterval is how long an event may wait in a ring that does not fill.
+	flushInterval = 100 * time.Millisecond
+
+	eventBytes = int(unsafe.Sizeof(programAuditEvent{}))
+)
+
+// eventReader reads the perf events of all devices.
+type eventReader struct {
+	reader    *perf.Reader
+	devices   []string
+	clock     monotonicAnchor
+	received  []atomic.Uint64 // by device
+	lost      atomic.Uint64
+	malformed atomic.Uint64
+}
+
+// newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
+// numbered without a gap.
+func newEventReader(t *tables, devices []string) (*eventReader, error) {
+	online, err := onlineCPUs()
+	if err != nil {
+		return nil, err
+	}
+	allowances := t.maps[programMapEventAllowances]
+	for cpu := range t.cpus {
+		ring := len(online) // no such ring
+		for i, id := range online {
+			if id == cpu {
+				ring = i
+			}
+		}
+		if err := allowances.Put(uint32(cpu), &programEventAllowance{Ring: uint32(ring)}); err != nil {
+			return nil, fmt.Errorf("assigning the ring of CPU %d: %w", cpu, err)
+		}
+	}
+	reader, err := perf.NewReaderWithOptions(t.maps[programMapAuditEvents], ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
+	if err != nil {
+		return nil, fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
+	}
+	return &eventReader{
+		reader: reader, devices: devices, clock: newMonotonicAnchor(), received: make([]atomic.Uint64, len(devices)),
+	}, nil
+}
+
+// onlineCPUs returns the ids of the CPUs that are online, in rising order.
+func onlineCPUs() ([]int, error) {
+	const path = "/sys/devices/system/cpu/online"
+	list, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("listing the online CPUs: %w", err)
+	}
+	cpus, err := parseCPUList(strings.TrimSpace(string(list)))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return cpus, nil
+}
+
+// parseCPUList parses the kernel's notation of a set of CPUs, such as 0-2,4.
+func parseCPUList(list string) ([]int, error) {
+	var cpus []int
+	for part := range strings.SplitSeq(list, ",") {
+		from, to, isRange := strings.Cut(part, "-")
+		if !isRange {
+			to = from
+		}
+		first, err := strconv.Atoi(from)
+		if err != nil {
+			return nil, fmt.Errorf("list of CPUs %q: %w", list, err)
+		}
+		last, err := strconv.Atoi(to)
+		if err != nil {
+			return nil, fmt.Errorf("list of CPUs %q: %w", list, err)
+		}
+		for cpu := first; cpu <= last; cpu++ {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
+}
+
+func (r *eventReader) close() error {
+	if err := r.reader.Close(); err != nil {
+		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
+	}
+	return nil
+}
+
+// ReadEvents calls handle for each perf event until the context ends, and then for those that are still in the rings. The
+// event is valid during the call only. It must not run twice at a time.
+func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
+	var record perf.Record
+	var event Event
+	for {
+		// Looked at before the rings are drained: what was sent before the end is read.
+		ended := ctx.Err() != nil
+		a.events.reader.SetDeadline(time.Now().Add(flushInterval))
+		if ended {
+			a.events.reader.SetDeadline(time.Now())
+		}
+		err := a.events.drain(&record, &event, handle)
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", programMapAuditEvents, err)
+		}
+		if ended {
+			return nil
+		}
+	}
+}
+
+// drain handles what is in the rings until the deadline of the reader has passed and they are empty.
+func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Event)) error {
+	for {
+		err := r.reader.ReadInto(record)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.lost.Add(record.LostSamples)
+		if record.LostSamples > 0 {
+			continue
+		}
+		device, ok := decodeEvent(record.RawSample, event, len(r.devices))
+		if !ok {
+			r.malformed.Add(1)
+			continue
+		}
+		event.Device = r.devices[device]
+		event.Time = r.clock.wallTime(event.KtimeNs)
+		r.received[device].Add(1)
+		handle(event)
+	}
+}
+
+// decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns the index of
+// its device. It leaves the device's name and the wall time to the caller.
+func decodeEvent(record []byte, event *Event, devices int) (device uint32, ok bool) {
+	if len(record) < eventBytes {
+		return 0, false
+	}
+	var raw programAuditEvent
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventBytes), record)
+	key := &raw.Key
+	if int64(key.Device) >= int64(devices) || key.Family >= uint8(NumFamilies) {
+		return 0, false
+	}
+	*event = Event{
+		Flag:           flagOf(&raw.Flag),
+		Source:         addrPort(Family(key.Family), &key.Source, key.SourcePort),
+		Destination:    addrPort(Family(key.Family), &key.Destination, key.DestinationPort),
+		Protocol:       protocolOf(Family(key.Family), key.IpProtocol),
+		ProtocolNumber: key.IpProtocol,
+		VLAN:           key.VlanId,
+	}
+	return key.Device, true
+}
+
+// addrPort converts an address and a port as they are in a packet.
+func addrPort(family Family, address *[4]uint32, port uint16) netip.AddrPort {
+	bytes := *(*[16]byte)(unsafe.Pointer(address))
+	addr := netip.AddrFrom16(bytes)
+	if family == FamilyIPv4 {
+		addr = netip.AddrFrom4([4]byte(bytes[:4]))
+	}
+	var network [2]byte
+	binary.NativeEndian.PutUint16(network[:], port)
+	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(network[:]))
+}
+
+// protocolOf is protocol_of() of parse.h.
+func protocolOf(family Family, number uint8) Protocol {
+	switch {
+	case number == unix.IPPROTO_TCP:
+		return ProtocolTCP
+	case number == unix.IPPROTO_UDP:
+		return ProtocolUDP
+	case number == unix.IPPROTO_SCTP:
+		return ProtocolSCTP
+	case number == unix.IPPROTO_ICMP && family == FamilyIPv4, number == unix.IPPROTO_ICMPV6 && family == FamilyIPv6:
+		return ProtocolICMP
+	}
+	return ProtocolOther
+}
+
+// EventCounts returns what was read from the rings so far.
+func (a *Audit) EventCounts() EventCounts {
+	counts := EventCounts{
+		Received: make(map[string]uint64, len(a.events.devices)), Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load(),
+	}
+	for i, device := range a.events.devices {
+		counts.Received[device] = a.events.received[i].Load()
+	}
+	return counts
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import "encoding/binary"
+
+// A frame is built from the inside out: ethernet(0x0800, ipv4(17, udp(1000, 53, payload))).
+
+const (
+	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
+	etherARP  = 0x0806
+	tagVLAN   = 0x8100
+	tagQinQ   = 0x88a8
+
+	ipICMP, ipTCP, ipUDP, ipGRE, ipESP, ipICMPv6, ipSCTP = 1, 6, 17, 47, 50, 58, 132
+
+	ipHopOptions, ipRouting, ipFragment, ipAuth, ipNoNext, ipDestOptions, ipMobility = 0, 43, 44, 51, 59, 60, 135
+)
+
+func be16(v int) []byte { return binary.BigEndian.AppendUint16(nil, uint16(v)) }
+
+func concat(parts ...[]byte) []byte {
+	var all []byte
+	for _, part := range parts {
+		all = append(all, part...)
+	}
+	return all
+}
+
+func ethernet(ethertype int, payload []byte) []byte {
+	return concat([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}, be16(ethertype), payload)
+}
+
+// tagged puts a VLAN tag in front of a payload; the tag's own type goes into the header before it.
+func tagged(id, ethertype int, payload []byte) []byte {
+	return concat(be16(id), be16(ethertype), payload)
+}
+
+func ipv4(protocol int, payload []byte) []byte {
+	return ipv4With(ipv4Header{protocol: protocol, ihl: 5, destination: [4]byte{10, 0, 0, 2}}, payload)
+}
+
+type ipv4Header struct {
+	protocol, ihl, fragment int
+	destination             [4]byte
+	length                  int // 0: what the payload needs
+}
+
+func ipv4With(h ipv4Header, payload []byte) []byte {
+	if h.length == 0 {
+		h.length = 4*h.ihl + len(payload)
+	}
+	options := make([]byte, max(0, 4*h.ihl-20))
+	for i := range options {
+		options[i] = 1 // no operation
+	}
+	return concat([]byte{byte(4<<4 | h.ihl), 0}, be16(h.length), be16(7), be16(h.fragment),
+		[]byte{64, byte(h.protocol), 0, 0, 10, 0, 0, 1}, h.destination[:], options, payload)
+}
+
+func ipv6(next int, payload []byte) []byte {
+	source := [16]byte{0: 0xfd, 15: 1}
+	destination := [16]byte{0: 0xfd, 15: 2}
+	return concat([]byte{6 << 4, 0, 0, 0}, be16(len(payload)), []byte{byte(next), 64}, source[:], destination[:], payload)
+}
+
+// extension is an IPv6 extension header of 8·(1+units) bytes.
+func extension(next, units int, payload []byte) []byte {
+	return concat([]byte{byte(next), byte(units)}, make([]byte, 6+8*units), payload)
+}
+
+// authentication is an IPv6 authentication header of 4·(units+2) bytes.
+func authentication(next, units int, payload []byte) []byte {
+	return concat([]byte{byte(next), byte(units)}, make([]byte, 4*(units+2)-2), payload)
+}
+
+// fragment6 is an IPv6 fragment header; the offset counts units of 8 bytes.
+func fragment6(next, offset int, payload []byte) []byte {
+	return concat([]byte{byte(next), 0}, be16(offset<<3|1), make([]byte, 4), payload)
+}
+
+func udp(source, destination int, payload []byte) []byte {
+	return concat(be16(source), be16(destination), be16(8+len(payload)), be16(0), payload)
+}
+
+// tcp is a TCP header of doff words.
+func tcp(source, destination, doff int) []byte {
+	rest := make([]byte, max(20, 4*doff)-4)
+	rest[8] = byte(doff << 4)
+	return concat(be16(source), be16(destination), rest)
+}
+
+func sctp(source, destination int) []byte {
+	return concat(be16(source), be16(destination), make([]byte, 8))
+}
+
+func icmp(kind, code, id int) []byte {
+	return concat([]byte{byte(kind), byte(code), 0, 0}, be16(id), be16(1))
+}
+
+// udpFrame is a plain frame of 60 bytes.
+func udpFrame() []byte { return ethernet(etherIPv4, ipv4(ipUDP, udp(1000, 53, make([]byte, 18)))) }

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* The histogram of deltas: 16 linear cells in an octave, each cut in two where a boundary of the exported histograms
+ * falls inside it.
+ */
+
+#ifndef XDP_AUDIT_HISTOGRAM_H
+#define XDP_AUDIT_HISTOGRAM_H
+
+#include "maps.h"
+#include "math.h"
+
+#define HISTOGRAM_CELL_BITS 4
+
+/* The cell of a delta below 2³² ns. */
+static __always_inline __u32 histogram_cell(__u64 delta_ns)
+{
+	__u32 linear = delta_ns;
+
+	if (delta_ns >> HISTOGRAM_CELL_BITS) {
+		__u32 octave = log2_u64(delta_ns) - HISTOGRAM_CELL_BITS;
+
+		linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> (octave & 31));
+	}
+	linear &= HISTOGRAM_LINEAR_CELLS - 1;
+	return 2 * linear + (delta_ns > histogram_cuts[linear]);
+}
+
+#endif

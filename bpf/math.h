@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* Integer arithmetic that the instruction set lacks. */
+
+#ifndef XDP_AUDIT_MATH_H
+#define XDP_AUDIT_MATH_H
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+struct u128 {
+	__u64 low;
+	__u64 high;
+};
+
+/* mantissa · 2^exponent; the mantissa has exactly 32 bits, or is 0. */
+struct scaled {
+	__u64 mantissa;
+	__s64 exponent;
+};
+
+static const __u8 debruijn_log2[64] = {
+	63, 0, 58, 1, 59, 47, 53, 2, 60, 39, 48, 27, 54, 33, 42, 3,
+	61, 51, 37, 40, 49, 18, 28, 20, 55, 30, 34, 11, 43, 14, 22, 4,
+	62, 57, 46, 52, 38, 26, 32, 41, 50, 36, 17, 19, 29, 10, 13, 21,
+	56, 45, 25, 31, 35, 16, 9, 12, 44, 24, 15, 8, 23, 7, 6, 5,
+};
+
+/* ⌊log2 v⌋ for v > 0. A table instead of a chain of branches, each of which would double the verifier's paths. */
+static __always_inline __u32 log2_u64(__u64 v)
+{
+	v |= v >> 1;
+	v |= v >> 2;
+	v |= v >> 4;
+	v |= v >> 8;
+	v |= v >> 16;
+	v |= v >> 32;
+	return debruijn_log2[((v - (v >> 1)) * 0x07edd5e59a4e28c2ULL) >> 58];
+}
+
+static __always_inline void add_u128(__u64 sum[2], __u64 v)
+{
+	sum[0] += v;
+	sum[1] += sum[0] < v;
+}
+
+/* Shifts by 0 to 63. */
+static __always_inline struct u128 shift_left(struct u128 v, __u32 by)
+{
+	if (by) {
+		v.high = v.high << by | v.low >> (64 - by);
+		v.low <<= by;
+	}
+	return v;
+}
+
+/* The low 64 bits of v >> by, for by from 0 to 127. */
+static __always_inline __u64 shift_right(struct u128 v, __u32 by)
+{
+	if (by >= 64)
+		return v.high >> (by - 64);
+	if (by)
+		return v.high << (64 - by) | v.low >> by;
+	return v.low;
+}
+
+/* a · b for b < 2³². */
+static __always_inline struct u128 multiply_u32(__u64 a, __u64 b)
+{
+	__u64 low = (a & 0xffffffff) * b;
+	__u64 high = (a >> 32) * b + (low >> 32);
+	struct u128 product = { .low = high << 32 | (low & 0xffffffff), .high = high >> 32 };
+
+	return product;
+}
+
+static __always_inline bool is_below(struct u128 a, struct u128 b)
+{
+	return a.high < b.high || (a.high == b.high && a.low < b.low);
+}
+
+static __always_inline __u32 bits_of(struct u128 v)
+{
+	if (v.high)
+		return 65 + log2_u64(v.high);
+	return v.low ? 1 + log2_u64(v.low) : 0;
+}
+
+static __always_inline struct scaled scaled_from_u128(struct u128 v)
+{
+	__u32 bits = bits_of(v);
+	struct scaled s = { .mantissa = v.low << ((32 - bits) & 63), .exponent = (__s64)bits - 32 };
+
+	if (bits > 32)
+		s.mantissa = shift_right(v, bits - 32);
+	return s;
+}
+
+static __always_inline struct scaled scaled_from_u64(__u64 v)
+{
+	struct u128 wide = { .low = v };
+
+	return scaled_from_u128(wide);
+}
+
+static __always_inline struct scaled scaled_multiply(struct scaled a, struct scaled b)
+{
+	__u64 product = a.mantissa * b.mantissa;
+	__u32 shift = 31 + (product >> 63);
+	struct scaled s = { .mantissa = product >> shift, .exponent = a.exponent + b.exponent + shift };
+
+	return s;
+}
+
+static __always_inline bool scaled_is_below(struct scaled a, struct scaled b)
+{
+	if (!a.mantissa || !b.mantissa || a.exponent == b.exponent)
+		return a.mantissa < b.mantissa;
+	return a.exponent < b.exponent;
+}
+
+/* ⌊√v⌋ by Newton's method from above: the start is off by a factor below 2, so five steps reach 32 bits. */
+__noinline __u64 square_root(__u64 v)
+{
+	__u64 root, next;
+
+	if (v < 2)
+		return v;
+	root = 1ULL << (log2_u64(v) / 2 + 1);
+	for (int i = 0; i < 8; i++) {
+		next = (root + v / root) >> 1;
+		if (next >= root)
+			break;
+		root = next;
+	}
+	return root;
+}
+
+#endif

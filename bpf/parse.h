@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* From the bytes of a frame to a struct packet. Bytes are reached through a frame view alone, so that a program that
+ * cannot access packets directly needs only another frame_at().
+ */
+
+#ifndef XDP_AUDIT_PARSE_H
+#define XDP_AUDIT_PARSE_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+
+#include "types.h"
+
+#define VLAN_TAGS 2
+#define OFFSET_MASK 0x7fff /* tells the verifier what is so: all headers together are shorter than 17,000 bytes */
+#define VLAN_ID_MASK 0x0fff
+#define IPV4_FRAGMENT_OFFSET_MASK 0x1fff
+#define IPV6_EXTENSIONS 8	 /* RFC 8200, section 4.1: each kind once, destination options twice */
+#define IPV6_FRAGMENT_OFFSET_MASK 0xfff8
+#define IPV4_ECHO_REPLY 0
+#define IPV4_ECHO_REQUEST 8
+#define IPV6_ECHO_REQUEST 128
+#define IPV6_ECHO_REPLY 129
+#define PROTOCOL_MOBILITY 135
+#define PROTOCOL_HIP 139
+#define PROTOCOL_SHIM6 140
+
+struct frame {
+	const void *data;
+	const void *data_end;
+};
+
+struct vlan_tag {
+	__be16 control;
+	__be16 next_protocol;
+};
+
+struct ipv6_extension {
+	__u8 next_header;
+	__u8 len;
+	__be16 fragment_offset; /* of a fragment header */
+};
+
+/* <linux/icmp.h> needs a C library. ICMPv6 has the same first 8 bytes. */
+struct icmp_header {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 echo_id;
+	__be16 echo_sequence;
+};
+
+struct sctp_header {
+	__be16 source;
+	__be16 dest;
+	__be32 verification_tag;
+	__be32 checksum;
+};
+
+/* Returns `size` readable bytes at `offset`, or NULL where the frame is too short. */
+static __always_inline const void *frame_at(const struct frame *frame, __u32 offset, __u32 size)
+{
+	const void *bytes = frame->data + offset;
+
+	if (bytes + size > frame->data_end)
+		return NULL;
+	return bytes;
+}
+
+static __always_inline __u32 frame_len(const struct frame *frame)
+{
+	return frame->data_end - frame->data;
+}
+
+static __always_inline bool is_vlan_tag(__be16 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+/* Returns the offset behind the link layer and its tags, or -1. Leaves the ethertype of the payload in *ethertype and
+ * the outer tag in the key.
+ */
+static __always_inline int parse_ethernet(const struct frame *frame, struct packet *packet, __be16 *ethertype)
+{
+	const struct ethhdr *eth = frame_at(frame, 0, sizeof(*eth));
+	__u32 offset = sizeof(*eth);
+
+	if (!eth)
+		return -1;
+	*ethertype = eth->h_proto;
+	for (int i = 0; i < VLAN_TAGS && is_vlan_tag(*ethertype); i++) {
+		const struct vlan_tag *tag = frame_at(frame, offset, sizeof(*tag));
+
+		if (!tag)
+			return -1;
+		if (i == 0)
+			packet->key.vlan_id = bpf_ntohs(tag->control) & VLAN_ID_MASK;
+		*ethertype = tag->next_protocol;
+		offset += sizeof(*tag);
+	}
+	return offset;
+}
+
+static __always_inline bool is_icmp_echo(const struct packet *packet, __u8 type)
+{
+	if (packet->family == FAMILY_IPV4)
+		return type == IPV4_ECHO_REQUEST || type == IPV4_ECHO_REPLY;
+	return type == IPV6_ECHO_REQUEST || type == IPV6_ECHO_REPLY;
+}
+
+/* Reads the ports. The `len` bytes from `offset` on are the packet's transport header and payload, all inside the frame.
+ * Returns 0, or -1 if the header is cut short or malformed.
+ */
+static __always_inline int parse_transport(const struct frame *frame, __u32 offset, __u32 len, struct packet *packet)
+{
+	struct flow_key *key = &packet->key;
+
+	if (packet->protocol == PROTOCOL_TCP) {
+		const struct tcphdr *tcp = frame_at(frame, offset, sizeof(*tcp));
+
+		if (!tcp || len < sizeof(*tcp) || tcp->doff < 5 || len < tcp->doff * 4u)
+			return -1;
+		key->source_port = tcp->source;
+		key->destination_port = tcp->dest;
+	} else if (packet->protocol == PROTOCOL_UDP) {
+		const struct udphdr *udp = frame_at(frame, offset, sizeof(*udp));
+
+		if (!udp || len < sizeof(*udp))
+			return -1;
+		key->source_port = udp->source;
+		key->destination_port = udp->dest;
+	} else if (packet->protocol == PROTOCOL_SCTP) {
+		const struct sctp_header *sctp = frame_at(frame, offset, sizeof(*sctp));
+
+		if (!sctp || len < sizeof(*sctp))
+			return -1;
+		key->source_port = sctp->source;
+		key->destination_port = sctp->dest;
+	} else if (packet->protocol == PROTOCOL_ICMP) {
+		/* Type and code stand in for a port, as in NetFlow. */
+		const struct icmp_header *icmp = frame_at(frame, offset, sizeof(*icmp));
+
+		if (!icmp || len < sizeof(*icmp))
+			return -1;
+		if (is_icmp_echo(packet, icmp->type))
+			key->source_port = icmp->echo_id;
+		key->destination_port = bpf_htons(icmp->type << 8 | icmp->code);
+	}
+	return 0;
+}
+
+static __always_inline __u8 protocol_of(__u8 ip_protocol, __u8 icmp)
+{
+	if (ip_protocol == IPPROTO_TCP)
+		return PROTOCOL_TCP;
+	if (ip_protocol == IPPROTO_UDP)
+		return PROTOCOL_UDP;
+	if (ip_protocol == IPPROTO_SCTP)
+		return PROTOCOL_SCTP;
+	if (ip_protocol == icmp)
+		return PROTOCOL_ICMP;
+	return PROTOCOL_OTHER;
+}
+
+static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
+{
+	const struct iphdr *ip = frame_at(frame, offset, sizeof(*ip));
+	struct flow_key *key = &packet->key;
+	__u32 header_len, total_len;
+
+	packet->family = key->family = FAMILY_IPV4;
+	if (!ip || ip->version != 4 || ip->ihl < 5)
+		return -1;
+	packet->protocol = protocol_of(ip->protocol, IPPROTO_ICMP);
+	key->ip_protocol = ip->protocol;
+	header_len = ip->ihl * 4;
+	total_len = bpf_ntohs(ip->tot_len);
+	if (total_len < header_len || offset + total_len > frame_len(frame))
+		return -1;
+	key->source[0] = ip->saddr;
+	key->destination[0] = ip->daddr;
+	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)) {
+		packet->is_fragment = true;
+		return 0;
+	}
+	return parse_transport(frame, offset + header_len, total_len - header_len, packet);
+}
+
+static __always_inline bool is_ipv6_extension(__u8 header)
+{
+	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING || header == IPPROTO_FRAGMENT ||
+	       header == IPPROTO_AH || header == IPPROTO_DSTOPTS || header == PROTOCOL_MOBILITY ||
+	       header == PROTOCOL_HIP || header == PROTOCOL_SHIM6;
+}
+
+/* Walks extension headers from *offset up to `end`. Returns the header behind them with its offset in *offset, or -1 if
+ * they are cut short or too many. Behind the header of a later fragment there is nothing to walk.
+ */
+static __noinline int parse_ipv6_extensions(const struct frame *frame, __u32 *offset, __u32 end, __u8 header,
+					    bool *is_fragment)
+{
+	__u32 at = *offset & OFFSET_MASK;
+
+	for (int i = 0; i < IPV6_EXTENSIONS && is_ipv6_extension(header); i++) {
+		const struct ipv6_extension *extension = frame_at(frame, at, 8);
+
+		if (!extension || at + 8 > end)
+			return -1;
+		if (header == IPPROTO_FRAGMENT) {
+			at += 8;
+			if (extension->fragment_offset & bpf_htons(IPV6_FRAGMENT_OFFSET_MASK)) {
+				*is_fragment = true;
+				*offset = at;
+				return extension->next_header;
+			}
+		} else if (header == IPPROTO_AH) {
+			at += (extension->len + 2) * 4;
+		} else {
+			at += (extension->len + 1) * 8;
+		}
+		header = extension->next_header;
+	}
+	if (is_ipv6_extension(header) || at > end)
+		return -1;
+	*offset = at;
+	return header;
+}
+
+static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
+{
+	const struct ipv6hdr *ip = frame_at(frame, offset, sizeof(*ip));
+	struct flow_key *key = &packet->key;
+	__u32 end;
+	int header;
+
+	packet->family = key->family = FAMILY_IPV6;
+	if (!ip || ip->version != 6)
+		return -1;
+	__builtin_memcpy(key->source, &ip->saddr, sizeof(key->source));
+	__builtin_memcpy(key->destination, &ip->daddr, sizeof(key->destination));
+	header = ip->nexthdr;
+	offset += sizeof(*ip);
+	end = offset + bpf_ntohs(ip->payload_len);
+	if (!ip->payload_len && header == IPPROTO_HOPOPTS)
+		end = frame_len(frame); /* a jumbogram, RFC 2675 */
+	packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
+	if (end > frame_len(frame))
+		return -1;
+	if (is_ipv6_extension(header)) {
+		header = parse_ipv6_extensions(frame, &offset, end, header, &packet->is_fragment);
+		if (header < 0)
+			return -1;
+		packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
+	}
+	key->ip_protocol = header;
+	if (packet->is_fragment)
+		return 0;
+	return parse_transport(frame, offset & OFFSET_MASK, end - offset, packet);
+}
+
+/* Parses a frame into a zeroed packet. Returns 0, or -1 if it is not IP, truncated or malformed; then family and protocol
+ * are as far as they could be read.
+ */
+static __always_inline int parse_frame(const struct frame *frame, struct packet *packet)
+{
+	__be16 ethertype;
+	int offset;
+
+	packet->len_bytes = frame_len(frame);
+	offset = parse_ethernet(frame, packet, &ethertype);
+	if (offset < 0)
+		return -1;
+	if (ethertype == bpf_htons(ETH_P_IP))
+		return parse_ipv4(frame, offset, packet);
+	if (ethertype == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(frame, offset, packet);
+	return -1;
+}
+
+#endif

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into a failure.
+func needBPF(t testing.TB) {
+	t.Helper()
+	if err := checkCapabilities(); err != nil {
+		if os.Getenv("REQUIRE_BPF") == "1" {
+			t.Fatalf("REQUIRE_BPF=1, but %v", err)
+		}
+		t.Skip(err)
+	}
+}
+
+// testKeys is a fixed source of hash keys.
+func testKeys() *rand.ChaCha8 { return rand.NewChaCha8([32]byte{1}) }
+
+// testConfig is the default configuration for one device that need not exist, on the clock that tests inject.
+func testConfig() Config {
+	config := DefaultConfig()
+	config.Devices = []string{"test0"}
+	config.Clock = ClockMetadata
+	return config
+}
+
+// loadTest loads an audit with one program for each device of the configuration, attached to nothing.
+func loadTest(t testing.TB, config Config) *Audit {
+	t.Helper()
+	needBPF(t)
+	audit, err := load(config, testKeys(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := audit.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for i, d := range audit.devices {
+		if err := audit.loadProgram(i, d, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return audit
+}
+
+const metadataBytes = 8
+
+// xdpContext is the kernel's struct xdp_md as BPF_PROG_TEST_RUN takes it: offsets into the data.
+type xdpContext struct {
+	Data, DataEnd, DataMeta                     uint32
+	IngressIfindex, RxQueueIndex, EgressIfindex uint32
+}
+
+// run sends a frame through the program with atNs on the metadata clock, repeat times, and fails the test unless it passes
+// unchanged.
+func run(t testing.TB, program *ebpf.Program, frame []byte, atNs uint64, repeat int) {
+	t.Helper()
+	in := binary.NativeEndian.AppendUint64(nil, atNs)
+	runRaw(t, program, append(in, frame...), metadataBytes, repeat)
+}
+
+// runRaw is run for a frame behind `metadata` bytes of metadata.
+func runRaw(t testing.TB, program *ebpf.Program, in []byte, metadata, repeat int) {
+	t.Helper()
+	out := make([]byte, len(in)+64)
+	options := ebpf.RunOptions{Data: in, DataOut: out, Repeat: uint32(repeat)}
+	if metadata > 0 {
+		context := xdpContext{Data: uint32(metadata), DataEnd: uint32(len(in))}
+		contextOut := context
+		encoded, err := binary.Append(nil, binary.NativeEndian, context)
+		if err != nil {
+			t.Fatal(err)
+		}
+		options.Context, options.ContextOut = encoded, &contextOut
+	}
+	verdict, err := program.Run(&options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if verdict != xdpPass {
+		t.Fatalf("verdict %d of a frame of %d bytes, want XDP_PASS", verdict, len(in)-metadata)
+	}
+	if !bytes.Equal(options.DataOut, in) {
+		t.Fatalf("frame was changed:\n got %x\nwant %x", options.DataOut, in)
+	}
+}
+
+const xdpPass = 2
+
+func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
+	audit := loadTest(t, testConfig())
+	info, err := audit.devices[0].program.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	instructions, ok := info.VerifiedInstructions()
+	if !ok {
+		t.Fatal("the kernel does not tell the verified instructions")
+	}
+	t.Logf("verified instructions: %d", instructions)
+	if instructions == 0 || instructions >= 200_000 {
+		t.Errorf("verified instructions: got %d, want 1 to 199,999", instructions)
+	}
+}
+
+func TestConfigRefusesWhatCannotWork(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*Config)
+		want   string
+	}{
+		{"no device", func(c *Config) { c.Devices = nil }, "no device to audit"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := testConfig()
+			test.change(&config)
+			err := config.Validate()
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+}
+
+var _ = unix.CAP_BPF

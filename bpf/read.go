@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// The counters in the maps and the values that leave the package have the same shape.
+var (
+	_ = [1]struct{}{}[len(programDeviceCounters{}.Protocols)-int(NumFamilies)]
+	_ = [1]struct{}{}[len(programDeviceCounters{}.Protocols[0])-int(NumProtocols)]
+	_ = [1]struct{}{}[len(programDeviceCounters{}.FlowEvictions)-int(NumEvictions)]
+	_ = [1]struct{}{}[len(programDeviceCounters{}.Histogram)-timing.Cells]
+)
+
+func histogramCuts() *[timing.LinearCells]uint32 { return timing.Cuts() }
+
+// counterReader reads audit_counters through mapped memory, without a system call.
+type counterReader struct {
+	memory []byte
+	blocks [][]programDeviceCounters // by device and CPU
+	sums   [][]blockSums             // as last read
+}
+
+// blockSums are the sums of 128 bits of one block.
+type blockSums struct {
+	above, below, squared Uint128
+}
+
+func newCounterReader(m *ebpf.Map, cpus, devices int) (*counterReader, error) {
+	size := int(unsafe.Sizeof(programDeviceCounters{}))
+	memory, err := unix.Mmap(m.FD(), 0, size*cpus*devices, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("mapping the counters: %w", err)
+	}
+	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
+	r := &counterReader{memory: memory}
+	for i := range devices {
+		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
+		r.sums = append(r.sums, make([]blockSums, cpus))
+	}
+	return r, nil
+}
+
+func (r *counterReader) close() error {
+	if err := unix.Munmap(r.memory); err != nil {
+		return fmt.Errorf("unmapping the counters: %w", err)
+	}
+	return nil
+}
+
+// Counters returns one reading of the counters of every device that was attached, in the order of the configuration. It
+// is empty after [Audit.Close]. No counter is ever lower than in an earlier reading.
+func (a *Audit) Counters() []Counters {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.counters == nil {
+		return nil
+	}
+	var all []Counters
+	for i, d := range a.devices {
+		if d.program == nil {
+			continue
+		}
+		all = append(all, Counters{Device: d.name})
+		a.counters.read(i, &all[len(all)-1])
+	}
+	return all
+}
+
+func (r *counterReader) read(device int, c *Counters) {
+	for cpu := range r.blocks[device] {
+		block := &r.blocks[device][cpu]
+		for f := range c.Packets {
+			for p := range c.Packets[f] {
+				cells := &block.Protocols[f][p]
+				c.Bytes[f][p] += atomic.LoadUint64(&cells.Bytes)
+				for o := range c.Packets[f][p] {
+					c.Packets[f][p][o] += atomic.LoadUint64(&cells.Packets[o])
+				}
+			}
+		}
+		for f := range c.Fates {
+			c.Fates[f] += atomic.LoadUint64(&block.Fates[f])
+		}
+		c.Inserts += atomic.LoadUint64(&block.FlowInserts)
+		for e := range c.Evictions {
+			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
+		}
+		for i := range c.Histogram {
+			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
+		}
+		sums := &r.sums[device][cpu]
+		c.Sums.AboveNs = c.Sums.AboveNs.Add(loadUint128(&block.Sums.Above, &sums.above))
+		c.Sums.BelowNs = c.Sums.BelowNs.Add(loadUint128(&block.Sums.Below, &sums.below))
+		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(loadUint128(&block.Sums.Squared, &sums.squared))
+		if flag := loadLastFlag(&block.LastFlag); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+			c.LastFlag = flag
+		}
+	}
+	c.Sums.ReferenceNs = atomic.LoadUint64(&r.blocks[device][0].Sums.ReferenceNs)
+}
+
+// loadUint128 reads a sum that grows while it is read. The kernel stores the low word first and then the carry, so that
+// a sum read in between is 2⁶⁴ too small: then it is below the last one, and read again.
+func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
+	for range 1 << 20 {
+		high := atomic.LoadUint64(&words[1])
+		low := atomic.LoadUint64(&words[0])
+		sum := Uint128{Hi: high, Lo: low}
+		if atomic.LoadUint64(&words[1]) == high && sum.Cmp(*last) >= 0 {
+			*last = sum
+			break
+		}
+	}
+	return *last
+}
+
+// loadLastFlag reads the last flag of a CPU, which may be replaced meanwhile; nil if there is none.
+func loadLastFlag(last *programLastFlag) *Flag {
+	for {
+		sequence := atomic.LoadUint64(&last.Sequence)
+		if sequence == 0 {
+			return nil
+		}
+		var state programFlagState
+		from := (*[flagWords]uint64)(unsafe.Pointer(&last.States[sequence&1]))
+		to := (*[flagWords]uint64)(unsafe.Pointer(&state))
+		for i := range from {
+			to[i] = atomic.LoadUint64(&from[i])
+		}
+		if atomic.LoadUint64(&last.Sequence) == sequence {
+			flag := flagOf(&state)
+			return &flag
+		}
+	}
+}
+
+const flagWords = unsafe.Sizeof(programFlagState{}) / 8
+
+func flagOf(state *programFlagState) Flag {
+	return Flag{
+		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Samples: uint64(state.N),
+		MeanQ16: state.MeanQ16, M2Ns2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low},
+		LenBytes: state.LenBytes, Late: state.IsLate != 0,
+	}
+}

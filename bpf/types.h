@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* What the parts of the program hand to each other, and what the maps hold. */
+
+#ifndef XDP_AUDIT_TYPES_H
+#define XDP_AUDIT_TYPES_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#define FLOW_WAYS 8
+#define HISTOGRAM_LINEAR_CELLS 512
+#define HISTOGRAM_CELLS (2 * HISTOGRAM_LINEAR_CELLS)
+#define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
+
+/* The enumerations number the cells of the counters; their twins are in values.go. */
+
+enum family {
+	FAMILY_OTHER,
+	FAMILY_IPV4,
+	FAMILY_IPV6,
+	FAMILIES,
+};
+
+enum protocol {
+	PROTOCOL_OTHER,
+	PROTOCOL_TCP,
+	PROTOCOL_UDP,
+	PROTOCOL_SCTP,
+	PROTOCOL_ICMP,
+	PROTOCOLS,
+};
+
+enum outcome {
+	OUTCOME_JUDGED,
+	OUTCOME_MIN_SAMPLES,
+	OUTCOME_NEW_FLOW,
+	OUTCOME_FLAGGED_EARLY,
+	OUTCOME_FLAGGED_LATE,
+	OUTCOME_IDLE_GAP,
+	OUTCOME_REORDERED,
+	OUTCOME_CONTENDED,
+	OUTCOME_FRAGMENT,
+	OUTCOME_UNTIMED,
+	OUTCOME_UNPARSED,
+	OUTCOMES,
+};
+
+enum fate {
+	FATE_SENT,
+	FATE_RATE_LIMIT,
+	FATE_RING_FULL,
+	FATE_NO_READER,
+	FATE_SUPPRESSED,
+	FATE_OTHER,
+	FATES,
+};
+
+enum eviction {
+	EVICTION_EXPIRED,
+	EVICTION_LIVE,
+	EVICTIONS,
+};
+
+enum clock_source {
+	CLOCK_SOURCE_KTIME,
+	CLOCK_SOURCE_METADATA,
+};
+
+/* Constant from load on; one program per device has its own. */
+struct audit_config {
+	__u64 idle_timeout_ns;
+	__u64 event_interval_ns; /* what one perf event costs of a CPU's allowance */
+	__u64 event_burst_ns;	 /* how far the allowance may be overdrawn */
+	__u32 device;		 /* index of the device */
+	__u32 cpus;		 /* blocks of counters that each device has */
+	__u32 set_mask;		 /* sets of the flow table − 1 */
+	__u32 clock_source;
+	__u32 min_samples;
+	__u32 window_twice;	    /* samples at which a baseline is halved */
+	__u32 threshold2_mantissa;  /* threshold² = mantissa · 2^exponent; mantissa 0: everything is flagged */
+	__s32 threshold2_exponent;
+	__s32 shortcut_shift;	    /* a deviation² below M2 << shift, over n − 1, needs no test; < 0: every one does */
+	__u32 hash_keys[2][HASH_WORDS];
+	__u32 reserved;
+};
+
+/* Addresses and ports in network order. IPv4 addresses stand in the first word. */
+struct flow_key {
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 device;
+	__u16 vlan_id; /* of the outer tag, host order; 0 without */
+	__u8 ip_protocol;
+	__u8 family;
+	__u32 reserved;
+};
+
+/* A frame after parsing. */
+struct packet {
+	struct flow_key key;
+	__u32 len_bytes;
+	__u8 family;	/* enum family */
+	__u8 protocol;	/* enum protocol */
+	bool is_fragment; /* and not the first of its packet */
+	__u8 reserved;
+};
+
+/* What a baseline knows of a flow, and when the flow was last seen. Half a cache line. */
+struct flow_slot {
+	__u64 last_ns;
+	__u64 mean_q16; /* ns · 2¹⁶ */
+	__u64 m2_low;	/* ns² */
+	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ ns)² each */
+	__u32 n;
+};
+
+/* A set of the flow table: one line that finds the slot, and four lines of slots. A tag is 48 bits of the flow's hash;
+ * tags_low 0 marks a free slot.
+ */
+struct flow_set {
+	__u32 lock;
+	__u32 tags_low[FLOW_WAYS];
+	__u16 tags_high[FLOW_WAYS];
+	__u32 reserved[3];
+	struct flow_slot slots[FLOW_WAYS];
+};
+
+/* The arguments of the score of a flagged packet: the baseline as it was before the packet entered it. */
+struct flag_state {
+	__u64 audit_ns; /* on the audit clock */
+	__u64 ktime_ns; /* CLOCK_MONOTONIC */
+	__u64 delta_ns;
+	__u64 mean_q16;
+	__u64 m2_low;
+	__u32 m2_high;
+	__u32 n;
+	__u32 len_bytes;
+	__u32 is_late;
+	__u64 reserved;
+};
+
+/* What goes through audit_events. */
+struct audit_event {
+	struct flag_state flag;
+	struct flow_key key;
+};
+
+/* The last flagged packet of a CPU. The state numbered `sequence` is in states[sequence & 1]; a reader that finds the
+ * same sequence before and after has read it whole. 0: none yet.
+ */
+struct last_flag {
+	__u64 sequence;
+	__u64 reserved[7];
+	struct flag_state states[2];
+};
+
+/* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns², each of 128 bits: low, high. */
+struct delta_sums {
+	__u64 reference_ns;
+	__u64 above[2];
+	__u64 below[2];
+	__u64 squared[2];
+	__u64 reserved;
+};
+
+struct protocol_counters {
+	__u64 bytes;
+	__u64 packets[15]; /* by outcome, one of them for each packet; padded to two cache lines */
+};
+
+/* All counters of one device on one CPU. Whole cache lines, written by that CPU only (reference_ns of a device's first
+ * block excepted), read by user space through mapped memory.
+ */
+struct device_counters {
+	struct delta_sums sums;
+	struct protocol_counters protocols[FAMILIES][PROTOCOLS];
+	__u64 fates[8];
+	__u64 flow_inserts;
+	__u64 flow_evictions[EVICTIONS];
+	__u64 reserved[5];
+	struct last_flag last_flag;
+	__u64 histogram[HISTOGRAM_CELLS];
+};
+
+/* What a CPU may still send through audit_events, shared by all devices, and where to. One cache line. */
+struct event_allowance {
+	__u64 spent_until_ns; /* the time at which everything sent so far is paid for */
+	__u32 ring;	      /* index in audit_events; user space numbers rings without a gap, CPUs may have some */
+	__u32 reserved[13];
+};
+
+#endif

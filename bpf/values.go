@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// Uint128 is an unsigned 128-bit integer, as the sums in the maps are.
+type Uint128 = timing.Uint128
+
+// Family is the network layer of a packet, as the parser saw it.
+type Family uint8
+
+// The families, in the order of the cells in the maps.
+const (
+	FamilyOther Family = iota // not IP, or no complete Ethernet header
+	FamilyIPv4
+	FamilyIPv6
+	NumFamilies
+)
+
+// Protocol is the transport of a packet, as the parser saw it.
+type Protocol uint8
+
+// The protocols, in the order of the cells in the maps.
+const (
+	ProtocolOther Protocol = iota // any other, or unknown because the packet is not IP or could not be parsed
+	ProtocolTCP
+	ProtocolUDP
+	ProtocolSCTP
+	ProtocolICMP // ICMP over IPv4, ICMPv6 over IPv6
+	NumProtocols
+)
+
+// Outcome is what became of a packet; every packet has exactly one.
+type Outcome uint8
+
+// The outcomes, in the order of the cells in the maps.
+const (
+	OutcomeJudged       Outcome = iota // scored against its flow's baseline, below the threshold
+	OutcomeMinSamples                  // delta entered a baseline that has too few samples to judge
+	OutcomeNewFlow                     // first packet of a flow: there is no delta yet
+	OutcomeFlaggedEarly                // scored, |t| at or above the threshold, earlier than the mean
+	OutcomeFlaggedLate                 // scored, |t| at or above the threshold, later than the mean
+	OutcomeIdleGap                     // longer after its predecessor than the idle timeout: a pause, not a delta
+	OutcomeReordered                   // its clock reads earlier than its flow's last packet
+	OutcomeContended                   // another CPU held the flow's set: counted, not scored
+	OutcomeFragment                    // a fragment that is not the first, so it has no ports
+	OutcomeUntimed                     // the audit clock had no timestamp for it
+	OutcomeUnparsed                    // not IP, truncated or malformed
+	NumOutcomes
+)
+
+// Fate is what became of the perf event of a flagged packet.
+type Fate uint8
+
+// The fates, in the order of the cells in the maps.
+const (
+	FateSent       Fate = iota // written to this CPU's ring
+	FateRateLimit              // over the event rate of this CPU
+	FateRingFull               // no room in this CPU's ring
+	FateNoReader               // no ring is open for this CPU
+	FateSuppressed             // held back by calibration
+	FateOther                  // the kernel refused it for another reason
+	NumFates
+)
+
+// Eviction is why a flow lost its slot to a new one.
+type Eviction uint8
+
+// The reasons of evictions, in the order of the cells in the maps.
+const (
+	EvictionExpired Eviction = iota // the flow had been silent for longer than the idle timeout
+	EvictionLive                    // the table was too small: the flow was still active
+	NumEvictions
+)
+
+var (
+	familyNames   = [NumFamilies]string{"other", "ipv4", "ipv6"}
+	protocolNames = [NumProtocols]string{"other", "tcp", "udp", "sctp", "icmp"}
+	outcomeNames  = [NumOutcomes]string{
+		"judged", "min_samples", "new_flow", "flagged_early", "flagged_late", "idle_gap", "reordered",
+		"contended", "fragment", "untimed", "unparsed",
+	}
+	fateNames     = [NumFates]string{"sent", "rate_limit", "ring_full", "no_reader", "suppressed", "other"}
+	evictionNames = [NumEvictions]string{"expired", "live"}
+)
+
+// String returns the value of the label family.
+func (f Family) String() string { return familyNames[f] }
+
+// String returns the value of the label protocol.
+func (p Protocol) String() string { return protocolNames[p] }
+
+// String returns the value of the label outcome.
+func (o Outcome) String() string { return outcomeNames[o] }
+
+// String returns the value of the label fate.
+func (f Fate) String() string { return fateNames[f] }
+
+// String returns the value of the label reason.
+func (e Eviction) String() string { return evictionNames[e] }
+
+// Packets counts packets by family, protocol and outcome.
+type Packets [NumFamilies][NumProtocols][NumOutcomes]uint64
+
+// Outcome returns the packets that had an outcome, over all families and protocols.
+func (p *Packets) Outcome(o Outcome) uint64 {
+	var sum uint64
+	for f := range p {
+		for q := range p[f] {
+			sum += p[f][q][o]
+		}
+	}
+	return sum
+}
+
+// Protocol returns the packets of one family and protocol, over all outcomes.
+func (p *Packets) Protocol(f Family, q Protocol) uint64 {
+	var sum uint64
+	for _, n := range p[f][q] {
+		sum += n
+	}
+	return sum
+}
+
+// DeltaSums are sums over the deltas (inter-arrival times) of one device around a fixed reference, exact to the nanosecond.
+type DeltaSums struct {
+	ReferenceNs uint64  // the first delta that was measured; 0 before any
+	AboveNs     Uint128 // Σ max(delta − reference, 0)
+	BelowNs     Uint128 // Σ max(reference − delta, 0)
+	SquaredNs2  Uint128 // Σ (delta − reference)²
+}
+
+// Flag is the state that a packet was judged by: the arguments of the t-score, before the packet entered the baseline.
+type Flag struct {
+	AuditNs  uint64  // the packet's time on the audit clock
+	KtimeNs  uint64  // CLOCK_MONOTONIC when it was judged
+	DeltaNs  uint64  // time since the flow's last packet
+	Samples  uint64  // n, the samples in the baseline
+	MeanQ16  uint64  // mean of the baseline in 2⁻¹⁶ ns
+	M2Ns2    Uint128 // sum of squared deviations from the mean in ns²
+	LenBytes uint32  // length of the frame
+	Late     bool    // later than the mean, or else earlier
+}
+
+// Score returns the t-score of the flagged packet, negative when it came early.
+func (f Flag) Score() float64 {
+	return timing.Score(f.DeltaNs, timing.State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2Ns2})
+}
+
+// Counters are the exact counters of one device since it was attached, summed over the CPUs.
+type Counters struct {
+	Device    string
+	Packets   Packets
+	Bytes     [NumFamilies][NumProtocols]uint64
+	Fates     [NumFates]uint64
+	Inserts   uint64               // flows that were given a slot
+	Evictions [NumEvictions]uint64 // flows that lost their slot to a new one
+	Sums      DeltaSums
+	Histogram timing.Histogram // deltas by cell
+	LastFlag  *Flag            // the last flagged packet; nil before any
+}
+
+// Hook is the state of one audited device.
+type Hook struct {
+	Device     string
+	Up         bool   // the program is attached
+	Mode       string // drv, skb or hw: the mode it is attached in; empty when it is not
+	Driver     string // the device's driver; empty when the kernel does not name one
+	Clock      string // ktime, hw or metadata
+	ProgramID  uint32
+	ProgramTag string
+}
+
+// Runs is what the kernel accounts for one device's program while kernel.bpf_stats_enabled is 1.
+type Runs struct {
+	Device string
+	Count  uint64
+	TimeNs uint64
+}
+
+// EventCounts are counts of the reading side of audit_events.
+type EventCounts struct {
+	Received  map[string]uint64 // events received, by device
+	Lost      uint64            // records that the kernel reported lost (PERF_RECORD_LOST)
+	Malformed uint64            // records that could not be decoded
+}
+
+// Event is a flagged packet as the kernel reported it.
+type Event struct {
+	Flag
+	Device         string
+	Time           time.Time // wall time at which the packet was judged
+	Source         netip.AddrPort
+	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and Source's the echo identifier
+	Protocol       Protocol
+	ProtocolNumber uint8  // as in the IP header
+	VLAN           uint16 // outer VLAN id as seen in the frame; 0 without a tag
+}

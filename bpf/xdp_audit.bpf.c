@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+//go:build ignore
+
+/* Audits the timing of the packets of one network device. Counts and scores them, and lets all of them pass. */
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "clock.h"
+#include "counters.h"
+#include "events.h"
+#include "flow.h"
+#include "parse.h"
+
+/* Everything between the clock and the counters. */
+static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_timed, __u32 cpu,
+						 struct device_counters *counters, struct packet *packet,
+						 struct audit_event *event)
+{
+	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
+	enum outcome outcome;
+
+	if (parse_frame(&frame, packet))
+		return OUTCOME_UNPARSED;
+	if (packet->is_fragment)
+		return OUTCOME_FRAGMENT;
+	if (!is_timed)
+		return OUTCOME_UNTIMED;
+	packet->key.device = config.device;
+	outcome = flow_observe(&packet->key, event->flag.audit_ns, counters, &event->flag);
+	if (is_flagged(outcome))
+		report_flag(ctx, counters, cpu, packet, event);
+	return outcome;
+}
+
+SEC("xdp")
+int xdp_audit(struct xdp_md *ctx)
+{
+	struct audit_event event = {};
+	bool is_timed = clock_read(ctx, &event.flag.audit_ns);
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct device_counters *counters = counters_of_cpu(cpu);
+	struct packet packet = {};
+
+	if (counters)
+		count_packet(counters, &packet, audit_packet(ctx, is_timed, cpu, counters, &packet, &event));
+	return XDP_PASS;
+}
+
+char _license[] SEC("license") = "GPL";

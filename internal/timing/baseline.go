@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package timing holds the statistics of packet timing: the online baseline of a flow, the score of a packet against it,
+// and the histogram of deltas.
+//
+// A delta is an inter-arrival time in integer nanoseconds. The types here are the reference model of the arithmetic in
+// bpf/baseline.h and bpf/histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
+package timing
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+)
+
+// The limits of the arithmetic.
+const (
+	MaxDelta      = 1 << 31 // ns; the largest delta that can enter a baseline
+	MaxWindow     = 1 << 24 // samples; keeps the rounding of the test below the margin of its short cut
+	MinMinSamples = 2       // a variance needs two samples
+
+	meanShift = 16 // fraction bits of a mean
+	clipShift = 4  // log2 of the square of the deviation, in standard deviations, at which a sample is clipped
+)
+
+// State is what a baseline knows of a flow.
+type State struct {
+	N       uint64  // samples, halved from time to time (see Params.Window)
+	MeanQ16 uint64  // mean of the deltas in 2⁻¹⁶ ns
+	M2      Uint128 // sum of squared deviations from the mean in ns²
+}
+
+// Mean returns the mean of the deltas in nanoseconds.
+func (s State) Mean() float64 {
+	return math.Ldexp(float64(s.MeanQ16), -meanShift)
+}
+
+// Variance returns the sample variance in ns², at least the 1/12 ns² of a clock that counts whole nanoseconds.
+// It is NaN below two samples.
+func (s State) Variance() float64 {
+	if s.N < 2 {
+		return math.NaN()
+	}
+	return math.Max(s.M2.Float64()/float64(s.N-1), 1.0/12)
+}
+
+// Score returns the t-score of a delta in nanoseconds against the baseline s, which must not contain it yet: the
+// studentised prediction residual (x − mean)/(s·√(1+1/n)), distributed as Student's t with n−1 degrees of freedom for
+// independent normal deltas. It is negative for a packet that came early, and NaN below two samples.
+func Score(deltaNs uint64, s State) float64 {
+	n := float64(s.N)
+	return (float64(deltaNs) - s.Mean()) / math.Sqrt(s.Variance()*(1+1/n))
+}
+
+// Decision is what a baseline says of one delta.
+type Decision uint8
+
+// The decisions.
+const (
+	TooFewSamples Decision = iota // the delta entered a baseline that does not judge yet
+	Judged                        // |t| is below the threshold
+	Early                         // |t| reaches the threshold, the delta is below the mean
+	Late                          // |t| reaches the threshold, the delta is not below the mean
+)
+
+// Params are the constants of a baseline.
+type Params struct {
+	Threshold  float64 // |t| at which a delta is flagged
+	MinSamples uint64  // samples that a baseline needs before it judges
+	Window     uint64  // samples to which a baseline is halved when it has twice as many
+}
+
+// Validate returns an error that names the first value outside its range.
+func (p Params) Validate() error {
+	switch {
+	case math.IsNaN(p.Threshold) || p.Threshold < 2 || p.Threshold > 1e6:
+		return fmt.Errorf("threshold %v is not between 2 and 1e6: below 2 ordinary traffic is flagged; 4 is the usual mark", p.Threshold)
+	case p.MinSamples < MinMinSamples || p.MinSamples > MaxWindow:
+		return fmt.Errorf("minimum of %d samples is not between %d and %d", p.MinSamples, MinMinSamples, MaxWindow)
+	case p.Window < p.MinSamples || p.Window > MaxWindow:
+		return fmt.Errorf("window of %d samples is not between the minimum of samples (%d) and %d", p.Window, p.MinSamples, MaxWindow)
+	}
+	return nil
+}
+
+// ThresholdSquared returns the square of the threshold as mantissa · 2^exponent with a mantissa of 32 bits, as the test
+// uses it; 0, 0 for a threshold of 0, at which everything is flagged.
+func (p Params) ThresholdSquared() (mantissa uint32, exponent int32) {
+	if p.Threshold == 0 {
+		return 0, 0
+	}
+	fraction, exp := math.Frexp(p.Threshold * p.Threshold)
+	return uint32(math.Ldexp(fraction, 32)), int32(exp) - 32
+}
+
+// ShortcutShift returns log2 of the largest power of two that is neither above the square of the threshold nor above
+// the square of the clipping deviation. A deviation whose square is below that many variances is neither flagged nor
+// clipped, which is what the kernel asks first. Below a threshold of 1 there is no such short cut: it returns −1.
+func (p Params) ShortcutShift() int32 {
+	squared := p.Threshold * p.Threshold
+	if squared < 1 {
+		return -1
+	}
+	_, exp := math.Frexp(squared)
+	return int32(min(exp-1, clipShift))
+}
+
+// Observe judges a delta against the samples before it, then lets it enter the baseline: from MinSamples on no further
+// than four standard deviations from the mean, so that an outlier cannot hide the next one, and a new level is learnt
+// all the same. deltaNs must not be above [MaxDelta].
+func (p Params) Observe(s *State, deltaNs uint64) Decision {
+	x := deltaNs << meanShift
+	early := x < s.MeanQ16
+	deviation := x - s.MeanQ16
+	if early {
+		deviation = s.MeanQ16 - x
+	}
+	decision := TooFewSamples
+	if s.N >= p.MinSamples {
+		decision = Judged
+		if p.exceeds(deviation, s.N, s.M2) {
+			decision = Late
+			if early {
+				decision = Early
+			}
+		}
+		if outside(deviation, s.N, s.M2, clipShift) {
+			deviation = min(deviation, clipLimit(s.N, s.M2))
+		}
+	}
+	p.update(s, deviation, early)
+	return decision
+}
+
+// update is one step of Welford's method with a rounded division: mean += d/n, M2 += d·d′, where d and d′ are the
+// deviations from the mean before and after the step, rounded to whole nanoseconds.
+func (p Params) update(s *State, deviation uint64, early bool) {
+	const half = 1 << (meanShift - 1)
+	s.N++
+	step := (deviation + s.N/2) / s.N
+	if early {
+		s.MeanQ16 -= step
+	} else {
+		s.MeanQ16 += step
+	}
+	d := (deviation + half) >> meanShift
+	dNext := (deviation - step + half) >> meanShift
+	s.M2 = s.M2.Add(Uint128{0, d * dNext})
+	if s.N == 2*p.Window {
+		s.N = p.Window
+		s.M2 = s.M2.Rsh(1)
+	}
+}
+
+// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, the deviation rounded up to whole nanoseconds: exact.
+func outside(deviation, n uint64, m2 Uint128, shift uint) bool {
+	d := (deviation + 1<<meanShift - 1) >> meanShift
+	hi, lo := bits.Mul64(d*d, n-1)
+	return Uint128{hi, lo}.Cmp(m2.Lsh(shift)) >= 0
+}
+
+// exceeds reports whether |t| reaches the threshold: 12·d²·n·(n−1) ≥ threshold²·(n+1)·max(12·M2, n−1), the second
+// argument of max being the floor of the variance. The products are rounded down to 32 bits, a relative error of about
+// 2⁻²⁹.
+func (p Params) exceeds(deviation, n uint64, m2 Uint128) bool {
+	mantissa, exponent := p.ThresholdSquared()
+	d := newScaled(Uint128{0, deviation})
+	left := d.mul(d).mul(newScaled(Uint128{0, n})).mul(newScaled(Uint128{0, 12 * (n - 1)}))
+	right := newScaled(floored12M2(n, m2)).mul(newScaled(Uint128{0, n + 1})).mul(scaled{uint64(mantissa), int(exponent)})
+	right.exponent += 2 * meanShift
+	return !left.less(right)
+}
+
+// floored12M2 returns max(12·M2, n−1): twelve times M2, the variance being at least 1/12.
+func floored12M2(n uint64, m2 Uint128) Uint128 {
+	m := m2.Mul64(12)
+	if floor := (Uint128{0, n - 1}); m.Cmp(floor) < 0 {
+		return floor
+	}
+	return m
+}
+
+// clipLimit returns four standard deviations in 2⁻¹⁶ ns, rounded down with a relative error of about 2⁻²² at the
+// default window.
+func clipLimit(n uint64, m2 Uint128) uint64 {
+	m := floored12M2(n, m2)
+	shift := (m.BitLen() - 62) &^ 1 // even, and leaves 62 or 63 bits
+	var significant uint64
+	if shift >= 0 {
+		significant = m.Rsh(uint(shift)).Lo
+	} else {
+		significant = m.Lo << uint(-shift)
+	}
+	root := sqrt64(significant / (12 * (n - 1)))
+	if by := shift/2 + meanShift + clipShift/2; by < 0 {
+		return root >> uint(-by)
+	} else {
+		return root << uint(by)
+	}
+}
+
+// sqrt64 returns ⌊√v⌋.
+func sqrt64(v uint64) uint64 {
+	r := uint64(math.Sqrt(float64(v)))
+	for r*r > v || r >= 1<<32 {
+		r--
+	}
+	for (r+1)*(r+1) <= v && r+1 < 1<<32 {
+		r++
+	}
+	return r
+}
+
+// scaled is mantissa · 2^exponent with a mantissa of exactly 32 bits, or 0.
+type scaled struct {
+	mantissa uint64
+	exponent int
+}
+
+func newScaled(v Uint128) scaled {
+	length := v.BitLen()
+	if length == 0 {
+		return scaled{}
+	}
+	if length <= 32 {
+		return scaled{v.Lo << (32 - length), length - 32}
+	}
+	return scaled{v.Rsh(uint(length - 32)).Lo, length - 32}
+}
+
+func (a scaled) mul(b scaled) scaled {
+	product := a.mantissa * b.mantissa
+	if product == 0 {
+		return scaled{}
+	}
+	if product>>63 != 0 {
+		return scaled{product >> 32, a.exponent + b.exponent + 32}
+	}
+	return scaled{product >> 31, a.exponent + b.exponent + 31}
+}
+
+func (a scaled) less(b scaled) bool {
+	if a.mantissa == 0 || b.mantissa == 0 {
+		return a.mantissa < b.mantissa
+	}
+	if a.exponent != b.exponent {
+		return a.exponent < b.exponent
+	}
+	return a.mantissa < b.mantissa
+}
