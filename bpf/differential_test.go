@@ -79,7 +79,7 @@ func (p *probe) onlySlot(t testing.TB) *programFlowSlot {
 	t.Helper()
 	var found *programFlowSlot
 	for i := range p.sets {
-		for way, tag := range p.sets[i].TagsLow {
+		for way, tag := range p.sets[i].Tags {
 			if tag == 0 {
 				continue
 			}

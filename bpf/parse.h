@@ -194,12 +194,34 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, s
 	return parse_transport(frame, offset + header_len, total_len - header_len, packet);
 }
 
-static __always_inline bool is_ipv6_extension(__u8 header)
-{
-	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING || header == IPPROTO_FRAGMENT ||
-	       header == IPPROTO_AH || header == IPPROTO_DSTOPTS || header == PROTOCOL_MOBILITY ||
-	       header == PROTOCOL_HIP || header == PROTOCOL_SHIM6;
-}
+enum extension_kind {
+	EXTENSION_NONE,
+	EXTENSION_OPTIONS,
+	EXTENSION_AUTHENTICATION,
+	EXTENSION_FRAGMENT,
+	EXTENSION_KINDS,
+};
+
+/* Tables instead of comparisons: each branch in the walk would double the verifier's paths, eight times over. */
+static const __u8 extension_kinds[256] = {
+	[IPPROTO_HOPOPTS] = EXTENSION_OPTIONS,	 [IPPROTO_ROUTING] = EXTENSION_OPTIONS,
+	[IPPROTO_DSTOPTS] = EXTENSION_OPTIONS,	 [PROTOCOL_MOBILITY] = EXTENSION_OPTIONS,
+	[PROTOCOL_HIP] = EXTENSION_OPTIONS,	 [PROTOCOL_SHIM6] = EXTENSION_OPTIONS,
+	[IPPROTO_AH] = EXTENSION_AUTHENTICATION, [IPPROTO_FRAGMENT] = EXTENSION_FRAGMENT,
+};
+
+/* The bytes of an extension header are ((len & mask) + add) << shift. */
+static const struct extension_size {
+	__u8 mask;
+	__u8 add;
+	__u8 shift;
+} extension_sizes[EXTENSION_KINDS] = {
+	[EXTENSION_OPTIONS] = { .mask = 0xff, .add = 1, .shift = 3 },
+	[EXTENSION_AUTHENTICATION] = { .mask = 0xff, .add = 2, .shift = 2 },
+	[EXTENSION_FRAGMENT] = { .mask = 0, .add = 1, .shift = 3 },
+};
+
+#define EXTENSION_SIZE_MASK 0xffc
 
 /* Walks extension headers from *offset up to `end`. Returns the header behind them with its offset in *offset, or -1 if
  * they are cut short or too many. Behind the header of a later fragment there is nothing to walk.
@@ -209,29 +231,26 @@ static __noinline int parse_ipv6_extensions(const struct frame *frame, __u32 *of
 {
 	__u32 at = *offset & OFFSET_MASK;
 
-	for (int i = 0; i < IPV6_EXTENSIONS && is_ipv6_extension(header); i++) {
+	for (int i = 0; i <= IPV6_EXTENSIONS; i++) {
 		const struct ipv6_extension *extension = frame_at(frame, at, 8);
+		__u8 kind = extension_kinds[header] & (EXTENSION_KINDS - 1);
+		const struct extension_size *size = &extension_sizes[kind];
 
+		if (kind == EXTENSION_NONE) {
+			*offset = at;
+			return at > end ? -1 : header;
+		}
 		if (!extension || at + 8 > end)
 			return -1;
-		if (header == IPPROTO_FRAGMENT) {
-			at += 8;
-			if (extension->fragment_offset & bpf_htons(IPV6_FRAGMENT_OFFSET_MASK)) {
-				*is_fragment = true;
-				*offset = at;
-				return extension->next_header;
-			}
-		} else if (header == IPPROTO_AH) {
-			at += (extension->len + 2) * 4;
-		} else {
-			at += (extension->len + 1) * 8;
-		}
 		header = extension->next_header;
+		at += (((extension->len & size->mask) + size->add) << (size->shift & 3)) & EXTENSION_SIZE_MASK;
+		if (kind == EXTENSION_FRAGMENT && extension->fragment_offset & bpf_htons(IPV6_FRAGMENT_OFFSET_MASK)) {
+			*is_fragment = true;
+			*offset = at;
+			return header;
+		}
 	}
-	if (is_ipv6_extension(header) || at > end)
-		return -1;
-	*offset = at;
-	return header;
+	return -1;
 }
 
 static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
@@ -254,7 +273,7 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 	packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
 	if (end > frame_len(frame))
 		return -1;
-	if (is_ipv6_extension(header)) {
+	if (extension_kinds[header & 0xff]) {
 		header = parse_ipv6_extensions(frame, &offset, end, header, &packet->is_fragment);
 		if (header < 0)
 			return -1;

@@ -17,6 +17,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // Audit is a running audit: the programs attached to the devices, and the maps that they share.
@@ -314,20 +316,25 @@ func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, er
 	if err != nil {
 		return nil, err
 	}
+	return spec, t.configure(spec, config, index)
+}
+
+// configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
+func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	constants := config.constants()
 	constants.Device = uint32(index)
 	constants.Cpus = uint32(t.cpus)
 	constants.HashKeys = t.keys[index]
 	if err := spec.Variables[programVarConfig].Set(constants); err != nil {
-		return nil, fmt.Errorf("configuring the program: %w", err)
+		return fmt.Errorf("configuring the program: %w", err)
 	}
-	if err := spec.Variables[programVarHistogramCuts].Set(histogramCuts()); err != nil {
-		return nil, fmt.Errorf("configuring the histogram: %w", err)
+	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
+		return fmt.Errorf("configuring the histogram: %w", err)
 	}
 	for name, m := range t.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	return spec, nil
+	return nil
 }
 
 func (t *tables) close() error {

@@ -22,8 +22,6 @@ var (
 	_ = [1]struct{}{}[len(programDeviceCounters{}.Histogram)-timing.Cells]
 )
 
-func histogramCuts() *[timing.LinearCells]uint32 { return timing.Cuts() }
-
 // counterReader reads audit_counters through mapped memory, without a system call.
 type counterReader struct {
 	memory []byte

@@ -118,14 +118,15 @@ struct flow_slot {
 	__u32 n;
 };
 
-/* A set of the flow table: one line that finds the slot, and four lines of slots. A tag is 48 bits of the flow's hash;
- * tags_low 0 marks a free slot.
+/* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 48 bits of the flow's
+ * hash; tag 0 marks a free slot.
  */
 struct flow_set {
 	__u32 lock;
-	__u32 tags_low[FLOW_WAYS];
-	__u16 tags_high[FLOW_WAYS];
-	__u32 reserved[3];
+	__u32 reserved;
+	__u16 marks[FLOW_WAYS];
+	__u32 tags[FLOW_WAYS];
+	__u64 reserved2;
 	struct flow_slot slots[FLOW_WAYS];
 };
 

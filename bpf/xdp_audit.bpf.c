@@ -36,8 +36,7 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_tim
 	return outcome;
 }
 
-SEC("xdp")
-int xdp_audit(struct xdp_md *ctx)
+static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
 	struct audit_event event = {};
 	bool is_timed = clock_read(ctx, &event.flag.audit_ns);
@@ -48,6 +47,12 @@ int xdp_audit(struct xdp_md *ctx)
 	if (counters)
 		count_packet(counters, &packet, audit_packet(ctx, is_timed, cpu, counters, &packet, &event));
 	return XDP_PASS;
+}
+
+SEC("xdp")
+int xdp_audit(struct xdp_md *ctx)
+{
+	return xdp_audit_body(ctx);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -95,12 +95,13 @@ type programFlowKey struct {
 }
 
 type programFlowSet struct {
-	_        structs.HostLayout
-	Lock     uint32
-	TagsLow  [8]uint32
-	TagsHigh [8]uint16
-	Reserved [3]uint32
-	Slots    [8]programFlowSlot
+	_         structs.HostLayout
+	Lock      uint32
+	Reserved  uint32
+	Marks     [8]uint16
+	Tags      [8]uint32
+	Reserved2 uint64
+	Slots     [8]programFlowSlot
 }
 
 type programFlowSlot struct {

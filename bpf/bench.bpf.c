@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+//go:build ignore
+
+/* What the audit is measured against, in one object with it. Of each program there is a second one that first rewrites
+ * the source address, which makes many flows out of one test frame.
+ */
+
+#include "xdp_audit.bpf.c"
+
+#define ETHERNET_BYTES 14
+#define LINE_WORDS 8
+
+struct line {
+	__u64 words[LINE_WORDS];
+};
+
+/* Flows to go through in turn, a power of two, − 1. */
+const volatile __u32 bench_flow_mask;
+/* Lines of bench_table. */
+const volatile __u32 bench_lines;
+/* Where the address to rewrite begins, and ends, in the frame. */
+const volatile __u32 bench_address_offset = ETHERNET_BYTES + 12;
+
+__u64 bench_sequence;
+__u64 bench_random = 1;
+
+/* Key: 0. Value: the last time. Writer: bench_floor. Never full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} bench_times SEC(".maps");
+
+/* Key: a line. Value: a line. Writer: bench_floor_table. Never full. As many bytes as flow_sets has. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct line);
+} bench_table SEC(".maps");
+
+static __always_inline void rewrite_source(struct xdp_md *ctx)
+{
+	__u8 *data = (void *)(long)ctx->data;
+	__u32 *address = (__u32 *)(data + (bench_address_offset & 0xff));
+
+	if ((void *)(address + 1) > (void *)(long)ctx->data_end)
+		return;
+	*address = bench_sequence++ & bench_flow_mask;
+}
+
+static __always_inline int floor_body(void)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+	__u32 key = 0;
+	__u64 *time = bpf_map_lookup_elem(&bench_times, &key);
+
+	if (time)
+		*time = now_ns;
+	return XDP_PASS;
+}
+
+static __always_inline int floor_table_body(void)
+{
+	struct line *line;
+	__u32 key;
+
+	bench_random ^= bench_random << 13;
+	bench_random ^= bench_random >> 7;
+	bench_random ^= bench_random << 17;
+	key = (bench_random >> 32) * bench_lines >> 32;
+	line = bpf_map_lookup_elem(&bench_table, &key);
+	if (line)
+		line->words[0]++;
+	return floor_body();
+}
+
+SEC("xdp")
+int bench_null(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int bench_null_many(struct xdp_md *ctx)
+{
+	rewrite_source(ctx);
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int bench_floor(struct xdp_md *ctx)
+{
+	return floor_body();
+}
+
+SEC("xdp")
+int bench_floor_many(struct xdp_md *ctx)
+{
+	rewrite_source(ctx);
+	return floor_body();
+}
+
+SEC("xdp")
+int bench_floor_table(struct xdp_md *ctx)
+{
+	return floor_table_body();
+}
+
+SEC("xdp")
+int bench_floor_table_many(struct xdp_md *ctx)
+{
+	rewrite_source(ctx);
+	return floor_table_body();
+}
+
+SEC("xdp")
+int bench_audit_many(struct xdp_md *ctx)
+{
+	rewrite_source(ctx);
+	return xdp_audit_body(ctx);
+}

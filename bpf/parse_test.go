@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"fmt"
+	"testing"
+	"unsafe"
+)
+
+// cell is where a packet is counted. A test sends every frame once, as the first of its flow.
+type cell struct {
+	family   Family
+	protocol Protocol
+	outcome  Outcome
+}
+
+var frameTable = []struct {
+	about string
+	frame []byte
+	want  cell
+	key   string // source, destination, protocol number and VLAN of the flow; empty where there is none
+}{
+	{"UDP over IPv4", udpFrame(),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1000 10.0.0.2:53 17 0"},
+	{"TCP over IPv4", ethernet(etherIPv4, ipv4(ipTCP, tcp(40000, 443, 5))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
+	{"TCP with options", ethernet(etherIPv4, ipv4(ipTCP, tcp(40000, 443, 15))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
+	{"TCP whose header claims fewer than 5 words", ethernet(etherIPv4, ipv4(ipTCP, tcp(40000, 443, 4))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"TCP whose header claims more than the packet has", ethernet(etherIPv4, ipv4(ipTCP, append(tcp(1, 2, 5)[:12], 15<<4, 0, 0, 0, 0, 0, 0, 0))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"SCTP over IPv4", ethernet(etherIPv4, ipv4(ipSCTP, sctp(5000, 5001))),
+		cell{FamilyIPv4, ProtocolSCTP, OutcomeNewFlow}, "10.0.0.1:5000 10.0.0.2:5001 132 0"},
+	{"ICMP echo request: the identifier is the source port, type and code the destination port", ethernet(etherIPv4, ipv4(ipICMP, icmp(8, 0, 77))),
+		cell{FamilyIPv4, ProtocolICMP, OutcomeNewFlow}, "10.0.0.1:77 10.0.0.2:2048 1 0"},
+	{"ICMP port unreachable", ethernet(etherIPv4, ipv4(ipICMP, icmp(3, 3, 77))),
+		cell{FamilyIPv4, ProtocolICMP, OutcomeNewFlow}, "10.0.0.1:0 10.0.0.2:771 1 0"},
+	{"GRE has no ports", ethernet(etherIPv4, ipv4(ipGRE, make([]byte, 20))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeNewFlow}, "10.0.0.1:0 10.0.0.2:0 47 0"},
+	{"an IP protocol without payload", ethernet(etherIPv4, ipv4(253, nil)),
+		cell{FamilyIPv4, ProtocolOther, OutcomeNewFlow}, "10.0.0.1:0 10.0.0.2:0 253 0"},
+	{"IPv4 with all options", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 15}, udp(1, 2, nil))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 0.0.0.0:2 17 0"},
+	{"IPv4 whose header claims fewer than 5 words", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 4, length: 40}, udp(1, 2, make([]byte, 30)))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+	{"IPv4 whose length is below its header's", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 19}, udp(1, 2, nil))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"IPv4 whose length is beyond the frame", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 29}, udp(1, 2, nil))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"IPv4 with padding behind it", append(ethernet(etherIPv4, ipv4(ipUDP, udp(1, 2, nil))), make([]byte, 18)...),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 10.0.0.2:2 17 0"},
+	{"UDP whose header reaches into the padding", append(ethernet(etherIPv4, ipv4(ipUDP, make([]byte, 7))), make([]byte, 18)...),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"the first fragment has ports", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2000}, udp(1, 2, make([]byte, 8)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 0.0.0.0:2 17 0"},
+	{"a later fragment has none", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2001}, make([]byte, 8))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeFragment}, ""},
+	{"the last fragment has none", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipTCP, ihl: 5, fragment: 1}, make([]byte, 3))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeFragment}, ""},
+	{"an ethertype of IPv4 over another version", ethernet(etherIPv4, ipv6(ipUDP, udp(1, 2, nil))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+
+	{"UDP over IPv6", ethernet(etherIPv6, ipv6(ipUDP, udp(1000, 53, nil))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:1000 [fd00::2]:53 17 0"},
+	{"TCP over IPv6", ethernet(etherIPv6, ipv6(ipTCP, tcp(1000, 80, 8))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:1000 [fd00::2]:80 6 0"},
+	{"ICMPv6 echo reply", ethernet(etherIPv6, ipv6(ipICMPv6, icmp(129, 0, 9))),
+		cell{FamilyIPv6, ProtocolICMP, OutcomeNewFlow}, "[fd00::1]:9 [fd00::2]:33024 58 0"},
+	{"neighbour solicitation", ethernet(etherIPv6, ipv6(ipICMPv6, icmp(135, 0, 9))),
+		cell{FamilyIPv6, ProtocolICMP, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:34560 58 0"},
+	{"ICMP of IPv4 inside IPv6 is another protocol", ethernet(etherIPv6, ipv6(ipICMP, icmp(8, 0, 9))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 1 0"},
+	{"UDP behind hop-by-hop, routing and destination options", ethernet(etherIPv6,
+		ipv6(ipHopOptions, extension(ipRouting, 0, extension(ipDestOptions, 2, extension(ipUDP, 0, udp(5, 6, nil)))))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"TCP behind an authentication header", ethernet(etherIPv6, ipv6(ipAuth, authentication(ipTCP, 4, tcp(5, 6, 5)))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 6 0"},
+	{"TCP behind eight extension headers", ethernet(etherIPv6, ipv6(ipDestOptions, nested(8, tcp(5, 6, 5)))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 6 0"},
+	{"nine extension headers are more than there can be", ethernet(etherIPv6, ipv6(ipDestOptions, nested(9, tcp(5, 6, 5)))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
+	{"UDP behind five extension headers of 512 bytes each", ethernet(etherIPv6, ipv6(ipDestOptions, nestedOf(5, 63, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"ESP hides what it carries", ethernet(etherIPv6, ipv6(ipESP, make([]byte, 24))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 50 0"},
+	{"no next header", ethernet(etherIPv6, ipv6(ipMobility, extension(ipNoNext, 0, nil))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 59 0"},
+	{"an atomic fragment", ethernet(etherIPv6, ipv6(ipFragment, fragment6(ipUDP, 0, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"a later fragment behind hop-by-hop options", ethernet(etherIPv6, ipv6(ipHopOptions, extension(ipFragment, 0, fragment6(ipUDP, 3, make([]byte, 16))))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeFragment}, ""},
+	{"an extension header beyond the payload", ethernet(etherIPv6, ipv6(ipHopOptions, extension(ipUDP, 1, nil)[:8])),
+		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a payload length beyond the frame", ethernet(etherIPv6, ipv6(ipUDP, udp(1, 2, make([]byte, 9))))[:14+40+16],
+		cell{FamilyIPv6, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"a jumbogram has its length in an option", ethernet(etherIPv6, jumbogram(extension(ipUDP, 0, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"an ethertype of IPv6 over another version", ethernet(etherIPv6, make([]byte, 60)),
+		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
+
+	{"UDP in a VLAN", ethernet(tagVLAN, tagged(0xe000|100, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 100"},
+	{"UDP in two VLANs: the outer one counts", ethernet(tagQinQ, tagged(200, tagVLAN, tagged(100, etherIPv6, ipv6(ipUDP, udp(5, 6, nil))))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 200"},
+	{"three tags are more than there can be", ethernet(tagQinQ, tagged(1, tagVLAN, tagged(2, tagVLAN, tagged(3, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"ARP", ethernet(etherARP, make([]byte, 28)),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a bare Ethernet header", ethernet(etherIPv4, nil),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+}
+
+// nested puts n destination options headers in front of a transport payload: TCP.
+func nested(n int, payload []byte) []byte {
+	next := ipTCP
+	for range n {
+		payload = extension(next, 0, payload)
+		next = ipDestOptions
+	}
+	return payload
+}
+
+// nestedOf puts n destination options headers of 8·(1+units) bytes in front of UDP.
+func nestedOf(n, units int, payload []byte) []byte {
+	next := ipUDP
+	for range n {
+		payload = extension(next, units, payload)
+		next = ipDestOptions
+	}
+	return payload
+}
+
+// jumbogram is an IPv6 packet whose length field is 0.
+func jumbogram(payload []byte) []byte {
+	packet := ipv6(ipHopOptions, payload)
+	packet[4], packet[5] = 0, 0
+	return packet
+}
+
+// counts returns the cells and bytes of device 0 on this CPU.
+func (p *probe) counts() (packets Packets, bytes [NumFamilies][NumProtocols]uint64) {
+	for f := range packets {
+		for q := range packets[f] {
+			packets[f][q] = [NumOutcomes]uint64(p.block.Protocols[f][q].Packets[:NumOutcomes])
+			bytes[f][q] = p.block.Protocols[f][q].Bytes
+		}
+	}
+	return packets, bytes
+}
+
+// onlyKey returns the cold part of the only flow, as the table of frames writes it.
+func (p *probe) onlyKey(t *testing.T) string {
+	t.Helper()
+	var key programFlowKey
+	slot := p.onlySlot(t)
+	offset := uintptr(unsafe.Pointer(slot)) - uintptr(unsafe.Pointer(&p.sets[0]))
+	set := offset / unsafe.Sizeof(programFlowSet{})
+	way := (offset - set*unsafe.Sizeof(programFlowSet{}) - unsafe.Offsetof(programFlowSet{}.Slots)) / unsafe.Sizeof(programFlowSlot{})
+	if err := p.tables.maps[programMapFlowKeys].Lookup(uint32(set*flowWays+way), &key); err != nil {
+		t.Fatal(err)
+	}
+	return describeKey(&key)
+}
+
+func describeKey(key *programFlowKey) string {
+	family := Family(key.Family)
+	return fmt.Sprintf("%v %v %d %d", addrPort(family, &key.Source, key.SourcePort),
+		addrPort(family, &key.Destination, key.DestinationPort), key.IpProtocol, key.VlanId)
+}
+
+// Every prefix of every valid frame passes, unchanged, and is counted once. What is cut off is missed: the prefix is
+// unparsed, unless only padding was lost.
+func TestTruncatedFramesAreCountedOnce(t *testing.T) {
+	p := newProbe(t, testConfig())
+	const shortest = 14 // what BPF_PROG_TEST_RUN takes
+	var total uint64
+	for _, test := range frameTable {
+		if test.want.outcome == OutcomeUnparsed {
+			continue
+		}
+		padding := 0
+		if test.about == "IPv4 with padding behind it" {
+			padding = 18
+		}
+		for length := shortest; length <= len(test.frame); length++ {
+			before, _ := p.counts()
+			run(t, p.devices[0].program, test.frame[:length], 1e9, 1)
+			total++
+			after, _ := p.counts()
+			if got := sumOf(&after); got != total {
+				t.Fatalf("%s cut to %d bytes: counted %d times in all, want %d", test.about, length, got, total)
+			}
+			isUnparsed := after.Outcome(OutcomeUnparsed) != before.Outcome(OutcomeUnparsed)
+			wantUnparsed := length < len(test.frame)-padding && !cutIsInvisible(test.about, length)
+			if isUnparsed != wantUnparsed {
+				t.Errorf("%s cut to %d of %d bytes: unparsed %v, want %v", test.about, length, len(test.frame), isUnparsed, wantUnparsed)
+			}
+		}
+	}
+	t.Logf("%d frames", total)
+}
+
+// cutIsInvisible reports whether a frame does not tell its length: a jumbogram does not, once its headers are there.
+func cutIsInvisible(about string, length int) bool {
+	return about == "a jumbogram has its length in an option" && length >= 14+40+8+8
+}
+
+func sumOf(p *Packets) (sum uint64) {
+	for o := range NumOutcomes {
+		sum += p.Outcome(o)
+	}
+	return sum
+}
+
+// Without a timestamp in front of it a packet is counted, but cannot be judged.
+func TestPacketWithoutMetadataIsUntimed(t *testing.T) {
+	p := newProbe(t, testConfig())
+	runRaw(t, p.devices[0].program, udpFrame(), 0, 1)
+	packets, _ := p.counts()
+	if got := packets[FamilyIPv4][ProtocolUDP][OutcomeUntimed]; got != 1 {
+		t.Errorf("untimed packets: got %d, want 1", got)
+	}
+}
+
+func TestFramesAreCountedWhereTheyBelong(t *testing.T) {
+	for _, test := range frameTable {
+		t.Run(test.about, func(t *testing.T) {
+			p := newProbe(t, testConfig())
+			run(t, p.devices[0].program, test.frame, 1e9, 1)
+			var want Packets
+			want[test.want.family][test.want.protocol][test.want.outcome] = 1
+			packets, bytes := p.counts()
+			if packets != want {
+				t.Errorf("cells: got %v, want one packet in %v", packets, test.want)
+			}
+			if got := bytes[test.want.family][test.want.protocol]; got != uint64(len(test.frame)) {
+				t.Errorf("bytes: got %d, want %d", got, len(test.frame))
+			}
+			if test.key == "" {
+				if inserts := p.block.FlowInserts; inserts != 0 {
+					t.Errorf("%d flows were inserted, want none", inserts)
+				}
+				return
+			}
+			if got := p.onlyKey(t); got != test.key {
+				t.Errorf("flow: got %s, want %s", got, test.key)
+			}
+		})
+	}
+}

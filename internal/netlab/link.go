@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package netlab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// End is one end of a veth pair.
+type End struct {
+	Namespace *Namespace
+	Device    string
+	IPv4      netip.Prefix // zero for none
+	IPv6      netip.Prefix // zero for none: then IPv6 is off on the device
+}
+
+// Connect joins two namespaces by a veth pair of the given MTU, 0 for the usual one. Each end knows the other's hardware
+// address and asks nobody for it, so that after the pair is up no packet crosses it but those that somebody sends. The
+// names of the devices must differ.
+func Connect(a, b End, mtu int) error {
+	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: b.Device, PeerNamespace: netlink.NsFd(b.Namespace.handle)}
+	pair.Name = a.Device
+	if mtu > 0 {
+		pair.MTU, pair.PeerMTU = mtu, uint32(mtu)
+	}
+	err := a.Namespace.Do(func() error { return netlink.LinkAdd(pair) })
+	if err != nil {
+		return fmt.Errorf("making the veth pair %s and %s: %w", a.Device, b.Device, err)
+	}
+	macs := make([]net.HardwareAddr, 2)
+	for i, end := range []End{a, b} {
+		if macs[i], err = end.hardwareAddr(); err != nil {
+			return err
+		}
+	}
+	for i, end := range []End{a, b} {
+		peer := []End{b, a}[i]
+		if err := end.Namespace.Do(func() error { return end.configure(peer, macs[1-i]) }); err != nil {
+			return fmt.Errorf("setting up %s: %w", end.Device, err)
+		}
+	}
+	return nil
+}
+
+func (e End) hardwareAddr() (mac net.HardwareAddr, err error) {
+	err = e.Namespace.Do(func() error {
+		device, err := netlink.LinkByName(e.Device)
+		if err != nil {
+			return fmt.Errorf("looking up %s: %w", e.Device, err)
+		}
+		mac = device.Attrs().HardwareAddr
+		return nil
+	})
+	return mac, err
+}
+
+// configure sets up one end on the thread of its namespace.
+func (e End) configure(peer End, peerMAC net.HardwareAddr) error {
+	device, err := netlink.LinkByName(e.Device)
+	if err != nil {
+		return err
+	}
+	if err := silenceIPv6(e.Device, e.IPv6.IsValid()); err != nil {
+		return err
+	}
+	if err := setUp(e.Device); err != nil {
+		return err
+	}
+	for _, pair := range [][2]netip.Prefix{{e.IPv4, peer.IPv4}, {e.IPv6, peer.IPv6}} {
+		own, other := pair[0], pair[1]
+		if !own.IsValid() {
+			continue
+		}
+		address := &netlink.Addr{IPNet: &net.IPNet{
+			IP: own.Addr().AsSlice(), Mask: net.CIDRMask(own.Bits(), own.Addr().BitLen()),
+		}}
+		if own.Addr().Is6() {
+			address.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(device, address); err != nil {
+			return fmt.Errorf("adding the address %s: %w", own, err)
+		}
+		if !other.IsValid() {
+			continue
+		}
+		neighbour := &netlink.Neigh{
+			LinkIndex: device.Attrs().Index, State: netlink.NUD_PERMANENT, IP: other.Addr().AsSlice(), HardwareAddr: peerMAC,
+		}
+		if err := netlink.NeighAdd(neighbour); err != nil {
+			return fmt.Errorf("adding the neighbour %s: %w", other.Addr(), err)
+		}
+	}
+	return nil
+}
+
+// silenceIPv6 keeps a device that is down from sending by itself once it is up: it gets no link-local address and solicits
+// no router. Its reports of multicast groups, which cannot be turned off, are over a few milliseconds after it is up.
+func silenceIPv6(device string, enabled bool) error {
+	settings := [][2]string{
+		{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"router_solicitations", "0"}, {"mldv2_unsolicited_report_interval", "1"},
+	}
+	if !enabled {
+		settings = [][2]string{{"disable_ipv6", "1"}}
+	}
+	for _, setting := range settings {
+		path := "/proc/sys/net/ipv6/conf/" + device + "/" + setting[0]
+		err := os.WriteFile(path, []byte(setting[1]), 0)
+		if os.IsNotExist(err) && !enabled {
+			return nil // a kernel without IPv6 is silent
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setUp(device string) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("looking up %s: %w", device, err)
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// Links returns the devices of the namespace.
+func (n *Namespace) Links() (links []netlink.Link, err error) {
+	err = n.Do(func() error {
+		links, err = netlink.LinkList()
+		return err
+	})
+	return links, err
+}
+
+// Link returns one device of the namespace.
+func (n *Namespace) Link(name string) (link netlink.Link, err error) {
+	err = n.Do(func() error {
+		link, err = netlink.LinkByName(name)
+		return err
+	})
+	return link, err
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package netlab makes small networks to test on: namespaces joined by veth pairs, which nothing but this process holds.
+//
+// A namespace has no name under /run/netns. It is held by a thread, and the commands in it are killed when that thread ends,
+// so that nothing is left of a network however the process ends.
+package netlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network namespace with a thread that lives in it.
+type Namespace struct {
+	handle netns.NsHandle
+	calls  chan func()
+	close  func()
+	ended  chan struct{}
+}
+
+// NewNamespace makes a namespace that is empty but for its loopback device, which is up.
+func NewNamespace() (*Namespace, error) {
+	n := &Namespace{calls: make(chan func()), ended: make(chan struct{})}
+	n.close = sync.OnceFunc(func() { close(n.calls) })
+	entered := make(chan error)
+	go onOwnThread(func() {
+		defer close(n.ended)
+		err := n.enter()
+		entered <- err
+		if err != nil {
+			return
+		}
+		for call := range n.calls {
+			call()
+		}
+		_ = n.handle.Close()
+	})
+	if err := <-entered; err != nil {
+		return nil, fmt.Errorf("making a network namespace: %w", err)
+	}
+	return n, nil
+}
+
+// onOwnThread runs f on a thread that ends with it. Go cannot end the main thread, so that one is kept busy until f has
+// another.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done, locked := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		close(locked)
+		f()
+	}()
+	<-locked
+	runtime.UnlockOSThread()
+	<-done
+}
+
+// enter moves the calling thread to a new namespace.
+func (n *Namespace) enter() (err error) {
+	if n.handle, err = netns.New(); err != nil {
+		return err
+	}
+	return setUp("lo")
+}
+
+// Do calls f on the thread of the namespace. Calls wait for each other. What f opens belongs to the namespace for good;
+// goroutines that it starts do not run there.
+func (n *Namespace) Do(f func() error) error {
+	result := make(chan error, 1)
+	n.calls <- func() { result <- f() }
+	return <-result
+}
+
+// Dial connects from the namespace to a numeric address.
+func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = n.Do(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Start starts a command in the namespace. It is killed when the namespace is closed or this process ends.
+func (n *Namespace) Start(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	// The signal follows the thread that forked, and that is the namespace's.
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	return n.Do(cmd.Start)
+}
+
+// Close ends the thread of the namespace, and with it the commands and the devices in it. Sockets that were opened in it
+// keep it until they are closed. The namespace must not be used any more.
+func (n *Namespace) Close() {
+	n.close()
+	<-n.ended
+}
+
+// pollInterval is how often Poll asks.
+const pollInterval = 10 * time.Millisecond
+
+// Poll calls ready at once and then again and again until it returns nil. It gives up when ctx ends, with the last error
+// of ready.
+func Poll(ctx context.Context, ready func() error) error {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		case <-ticker.C:
+		}
+	}
+}
