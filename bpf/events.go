@@ -107,8 +107,9 @@ func parseCPUList(list string) ([]int, error) {
 	return cpus, nil
 }
 
+// close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
 func (r *eventReader) close() error {
-	if err := r.reader.Close(); err != nil {
+	if err := errors.Join(r.reader.Pause(), r.reader.Close()); err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
 	return nil

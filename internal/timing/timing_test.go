@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package timing
+
+import (
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"testing"
+)
+
+var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192}
+
+// exact is a baseline with exact rational arithmetic: Welford's recurrence, halving and clipping as in Params, but nothing
+// rounded other than the root of the clipping limit.
+type exact struct {
+	n        int64
+	mean, m2 *big.Rat
+}
+
+func newExact() *exact { return &exact{mean: new(big.Rat), m2: new(big.Rat)} }
+
+func ratFloat(r *big.Rat) float64 { f, _ := r.Float64(); return f }
+
+// truncate keeps the fractions from growing without bound: 2⁻²⁰⁰ is nothing here.
+func truncate(r *big.Rat) *big.Rat {
+	scaled := new(big.Rat).Mul(r, new(big.Rat).SetInt(new(big.Int).Lsh(big.NewInt(1), 200)))
+	whole := new(big.Int).Quo(scaled.Num(), scaled.Denom())
+	return new(big.Rat).SetFrac(whole, new(big.Int).Lsh(big.NewInt(1), 200))
+}
+
+func (e *exact) score(delta uint64) float64 {
+	variance := math.Max(ratFloat(e.m2)/float64(e.n-1), 1.0/12)
+	d := ratFloat(new(big.Rat).Sub(new(big.Rat).SetUint64(delta), e.mean))
+	return d / math.Sqrt(variance*(1+1/float64(e.n)))
+}
+
+func (e *exact) observe(p Params, delta uint64) {
+	x := new(big.Rat).SetUint64(delta)
+	d := new(big.Rat).Sub(x, e.mean)
+	if uint64(e.n) >= p.MinSamples {
+		variance := math.Max(ratFloat(e.m2)/float64(e.n-1), 1.0/12)
+		limit := new(big.Rat).SetFloat64(4 * math.Sqrt(variance))
+		if new(big.Rat).Abs(d).Cmp(limit) > 0 {
+			if d.Sign() < 0 {
+				limit.Neg(limit)
+			}
+			d = limit
+		}
+	}
+	e.n++
+	step := new(big.Rat).Quo(d, new(big.Rat).SetInt64(e.n))
+	e.mean = truncate(new(big.Rat).Add(e.mean, step))
+	e.m2 = truncate(new(big.Rat).Add(e.m2, new(big.Rat).Mul(d, new(big.Rat).Sub(d, step))))
+	if uint64(e.n) == 2*p.Window {
+		e.n /= 2
+		e.m2.Quo(e.m2, big.NewRat(2, 1))
+	}
+}
+
+// The fixed-point baseline gives the scores of exact arithmetic: within 0.002 where the standard deviation is at least a
+// microsecond, within 0.05 at 5 ns.
+func TestScoresAgreeWithExactArithmetic(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		next      func(i int, r *rand.Rand) float64
+		tolerance float64
+	}{
+		{"normal, sd 20 µs", func(_ int, r *rand.Rand) float64 { return 1e6 + 20e3*r.NormFloat64() }, 0.002},
+		{"normal, sd 1 µs at a coefficient of variation of 1 %", func(_ int, r *rand.Rand) float64 { return 1e5 + 1e3*r.NormFloat64() }, 0.002},
+		{"exponential, mean 100 µs", func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }, 0.002},
+		{"outliers of 8 sd", func(i int, r *rand.Rand) float64 {
+			if i%100 == 0 {
+				return 1e6 + 160e3
+			}
+			return 1e6 + 20e3*r.NormFloat64()
+		}, 0.002},
+		{"normal, sd 5 ns", func(_ int, r *rand.Rand) float64 { return 1e6 + 5*r.NormFloat64() }, 0.05},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(1, 2))
+			e, s := newExact(), State{}
+			worst, flips := 0.0, 0
+			for i := range 30_000 {
+				delta := uint64(math.Round(max(0, test.next(i, r))))
+				if s.N >= defaults.MinSamples {
+					want := e.score(delta)
+					got := Score(delta, s)
+					// Far out a score is large, and its error in proportion.
+					worst = max(worst, math.Abs(got-want)/max(1, math.Abs(want)/4))
+					if math.Abs(want) >= 4 != (math.Abs(got) >= 4) {
+						flips++
+					}
+				}
+				e.observe(defaults, delta)
+				defaults.Observe(&s, delta)
+			}
+			t.Logf("largest error of a score %.2g, decisions that differ %d", worst, flips)
+			if worst > test.tolerance {
+				t.Errorf("largest error of a score: got %.3g, want at most %v", worst, test.tolerance)
+			}
+			if flips > 0 && test.tolerance < 0.01 {
+				t.Errorf("%d decisions differ from exact arithmetic", flips)
+			}
+		})
+	}
+}
+
+// The decision agrees with the score: the arithmetic of 32-bit mantissas errs by about 2⁻²⁹.
+func TestDecisionAgreesWithScore(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	near := 0
+	for range 200_000 {
+		s := State{
+			N:       100 + r.Uint64N(1<<14),
+			MeanQ16: r.Uint64N(MaxDelta << meanShift),
+			M2:      Uint128{0, 1}.Lsh(uint(r.IntN(85))).Add(Uint128{0, r.Uint64()}),
+		}
+		threshold := defaults.Threshold * math.Sqrt(s.Variance()*(1+1/float64(s.N)))
+		delta := uint64(max(0, math.Round(s.Mean()+threshold*(1+1e-3*r.NormFloat64()))))
+		if delta > MaxDelta {
+			continue
+		}
+		near++
+		score := math.Abs(Score(delta, s))
+		if math.Abs(score-4) < 4e-8 {
+			continue
+		}
+		before := s
+		decision := defaults.Observe(&s, delta)
+		if flagged := decision == Early || decision == Late; flagged != (score >= 4) {
+			t.Fatalf("|t| is %.12g against %+v, but the decision is %d", score, before, decision)
+		}
+	}
+	if near < 50_000 {
+		t.Errorf("only %d cases near the threshold", near)
+	}
+}
+
+func TestObserveAtTheEdges(t *testing.T) {
+	t.Run("no packet is flagged before the minimum of samples", func(t *testing.T) {
+		var s State
+		for i := range defaults.MinSamples {
+			if got := defaults.Observe(&s, i%2*MaxDelta); got != TooFewSamples {
+				t.Fatalf("sample %d: got decision %d", i, got)
+			}
+		}
+		if got := defaults.Observe(&s, 0); got == TooFewSamples {
+			t.Error("the sample after the minimum was not judged")
+		}
+	})
+	t.Run("constant traffic tolerates what rounding to nanoseconds does", func(t *testing.T) {
+		var s State
+		for range 1000 {
+			if got := defaults.Observe(&s, 1_000_000); got != TooFewSamples && got != Judged {
+				t.Fatalf("got decision %d", got)
+			}
+		}
+		for delta, want := range map[uint64]Decision{1_000_001: Judged, 999_999: Judged, 1_000_002: Late, 999_998: Early} {
+			copied := s
+			if got := defaults.Observe(&copied, delta); got != want {
+				t.Errorf("%d ns: got decision %d, want %d", delta, got, want)
+			}
+		}
+	})
+	t.Run("a shift of the level is learnt", func(t *testing.T) {
+		var s State
+		r := rand.New(rand.NewPCG(5, 6))
+		observe := func(level float64, n int) (flags int) {
+			for range n {
+				if defaults.Observe(&s, uint64(level+20e3*r.NormFloat64())) > Judged {
+					flags++
+				}
+			}
+			return flags
+		}
+		observe(1e6, 1_000_000)
+		flags := observe(3e6, 100_000)
+		if flags > 6000 {
+			t.Errorf("%d packets flagged after the shift, want at most 6000", flags)
+		}
+		if math.Abs(s.Mean()-3e6) > 3e4 {
+			t.Errorf("mean %.0f ns, want within 1 %% of 3 ms", s.Mean())
+		}
+	})
+	t.Run("extremes do not overflow", func(t *testing.T) {
+		p := Params{Threshold: 4, MinSamples: 2, Window: MaxWindow}
+		s := State{N: 2*MaxWindow - 2, MeanQ16: MaxDelta << (meanShift - 1), M2: Uint128{1 << 31, 0}}
+		before := s
+		p.Observe(&s, 0)
+		p.Observe(&s, MaxDelta)
+		if s.N != MaxWindow || s.M2.Cmp(before.M2.Rsh(1)) < 0 || s.M2.Cmp(before.M2) > 0 {
+			t.Errorf("got %+v after two more samples than %+v", s, before)
+		}
+	})
+}
+
+func TestParamsRefuseWhatCannotWork(t *testing.T) {
+	for _, p := range []Params{
+		{math.NaN(), 100, 8192}, {math.Inf(1), 100, 8192}, {math.Inf(-1), 100, 8192}, {1.999, 100, 8192}, {0, 100, 8192}, {1e7, 100, 8192},
+		{4, 1, 8192}, {4, 0, 8192}, {4, 100, 99}, {4, 100, MaxWindow + 1}, {4, MaxWindow + 1, MaxWindow + 1},
+	} {
+		if err := p.Validate(); err == nil {
+			t.Errorf("%+v: no error", p)
+		}
+	}
+	for _, p := range []Params{defaults, {2, 2, 2}, {1e6, 100, MaxWindow}} {
+		if err := p.Validate(); err != nil {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+}
+
+// A short cut must not decide anything: what it skips is neither flagged nor clipped.
+func TestShortcutSkipsNothing(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for range 300_000 {
+		p := Params{Threshold: 1 + 6*r.Float64(), MinSamples: 2, Window: 8192}
+		n := 2 + r.Uint64N(1<<14)
+		m2 := Uint128{0, 1}.Lsh(uint(r.IntN(80))).Add(Uint128{0, r.Uint64() >> r.IntN(64)})
+		s := State{N: n, M2: m2}
+		deviation := uint64(p.Threshold * math.Sqrt(s.Variance()) * (0.5 + r.Float64()) * (1 << meanShift))
+		if deviation >= MaxDelta<<meanShift || outside(deviation, n, m2, uint(p.ShortcutShift())) {
+			continue
+		}
+		if p.exceeds(deviation, n, m2) {
+			t.Fatalf("%+v: deviation %d of n %d, M2 %v is flagged, but inside", p, deviation, n, m2)
+		}
+		if outside(deviation, n, m2, clipShift) {
+			t.Fatalf("%+v: deviation %d of n %d, M2 %v is clipped, but inside", p, deviation, n, m2)
+		}
+	}
+}
+
+func TestUint128AgreesWithBig(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	modulus := new(big.Int).Lsh(big.NewInt(1), 128)
+	for range 10_000 {
+		a := Uint128{r.Uint64() >> r.IntN(65), r.Uint64()}
+		b := Uint128{r.Uint64() >> r.IntN(65), r.Uint64()}
+		m, shift := r.Uint64(), uint(r.IntN(128))
+		for name, pair := range map[string][2]*big.Int{
+			"sum":     {a.Add(b).Big(), new(big.Int).Add(a.Big(), b.Big())},
+			"differ":  {a.Sub(b).Big(), new(big.Int).Sub(a.Big(), b.Big())},
+			"product": {a.Mul64(m).Big(), new(big.Int).Mul(a.Big(), new(big.Int).SetUint64(m))},
+			"left":    {a.Lsh(shift).Big(), new(big.Int).Lsh(a.Big(), shift)},
+			"right":   {a.Rsh(shift).Big(), new(big.Int).Rsh(a.Big(), shift)},
+		} {
+			if pair[0].Cmp(pair[1].Mod(pair[1], modulus)) != 0 {
+				t.Fatalf("%s of %v, %v, %d, %d: got %v, want %v", name, a, b, m, shift, pair[0], pair[1])
+			}
+		}
+		if got, want := a.Cmp(b), a.Big().Cmp(b.Big()); got != want {
+			t.Fatalf("comparison of %v and %v: got %d, want %d", a, b, got, want)
+		}
+		if got, want := a.BitLen(), a.Big().BitLen(); got != want {
+			t.Fatalf("bits of %v: got %d, want %d", a, got, want)
+		}
+		want, _ := new(big.Float).SetInt(a.Big()).Float64()
+		if got := a.Float64(); math.Abs(got-want) > want*0x1p-51 {
+			t.Fatalf("%v as float64: got %v, want %v", a, got, want)
+		}
+	}
+}
