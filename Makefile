@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The XDP Audit Exporter Authors
+
+.DEFAULT_GOAL := all
+
+include Makefile.common
+
+# Packages that run without a kernel and with goroutines: the race detector's.
+RACE_PACKAGES := ./collector/... ./trail/... ./internal/...
+
+TEST_FLAGS  ?= -timeout 20m
+BENCH       ?= .
+BENCH_COUNT ?= 6
+
+.PHONY: all
+all: style check_license lint build test-short ## check, build and test what needs neither root nor clang
+
+.PHONY: deps
+deps: ## install the Debian packages that building and testing need
+	@scripts/deps.sh
+
+# The directives name the compiler: another one's objects differ.
+.PHONY: generate
+generate: ## compile the BPF programs and write their Go bindings
+	@echo ">> generating BPF objects"
+	@command -v clang-14 >/dev/null || { echo "generate: clang-14 not found: run make deps" >&2; exit 1; }
+	$(GO) generate ./bpf
+	$(call give_back,bpf/*.o bpf/*_bpfe[lb]*.go)
+
+.PHONY: check-generate
+check-generate: ## check that the committed BPF objects are those of the sources
+	@echo ">> checking that the BPF objects are up to date"
+	@scripts/check-generate.sh $(MAKE) generate
+
+.PHONY: check-config
+check-config: ## check the example configuration with promtool
+	@echo ">> checking the example configuration"
+	promtool check config deploy/prometheus.yml
+
+.PHONY: check-root
+check-root:
+	@[ "$$(id -u)" -eq 0 ] || { echo "test: the tests load BPF programs: run as root" >&2; exit 1; }
+
+# go test stands last, so that its verdict closes the output.
+.PHONY: test
+test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config build tarball ## check everything, then run every test, the kernel's included
+	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
+		echo ">> running tests with the race detector"; \
+		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \
+	else \
+		echo ">> no C compiler: skipping the race detector"; \
+	fi
+	@echo ">> running all tests"
+	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
+
+.PHONY: bench
+bench: $(BENCHSTAT) ## measure the BPF programs against their references (needs root)
+	@echo ">> running benchmarks"
+	@mkdir -p .build
+	REQUIRE_BPF=1 $(GO) test -run '^$$' -bench '$(BENCH)' -count $(BENCH_COUNT) -timeout 1h ./bpf | tee .build/bench.txt
+	$(BENCHSTAT) .build/bench.txt
+	$(call give_back,.build)
+
+.PHONY: demo
+demo: build ## show the exporter at work on network namespaces of its own (needs root)
+	@./scripts/demo.sh ./$(BINARY)
