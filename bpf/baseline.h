@@ -63,14 +63,14 @@ __noinline __u64 baseline_clip_limit(__u64 n, __u64 m2_low, __u64 m2_high)
 }
 
 /* One step of Welford's method; halves the baseline when it has twice the window. */
-static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviation_q16, bool is_early)
+static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviation_q16, __s64 sign)
 {
 	const __u64 half = 1 << (MEAN_SHIFT - 1);
 	__u64 n = (__u64)slot->n + 1;
 	__u64 step = (deviation_q16 + n / 2) / n;
 	__u64 product = ((deviation_q16 + half) >> MEAN_SHIFT) * ((deviation_q16 - step + half) >> MEAN_SHIFT);
 
-	slot->mean_q16 += is_early ? -step : step;
+	slot->mean_q16 += with_sign(step, sign);
 	slot->m2_low += product;
 	slot->m2_high += slot->m2_low < product;
 	if (n == config.window_twice) {
@@ -81,39 +81,59 @@ static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviat
 	slot->n = n;
 }
 
+/* Judges a deviation that may be worth flagging or clipping, and clips it. A flagged one leaves what it was judged by in
+ * *flag. Apart from the rest, because few packets get here.
+ */
+static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *deviation_q16, bool is_early,
+				      struct flag_state *flag)
+{
+	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
+	__u64 n = slot->n, deviation = *deviation_q16;
+	bool is_flagged = baseline_exceeds(deviation, n, m2.low, m2.high);
+
+	if (is_flagged) {
+		flag->mean_q16 = slot->mean_q16;
+		flag->m2_low = m2.low;
+		flag->m2_high = m2.high;
+		flag->n = n;
+		flag->is_late = !is_early;
+	}
+	if (is_outside(deviation, n, m2, CLIP_SHIFT)) {
+		__u64 limit = baseline_clip_limit(n, m2.low, m2.high);
+
+		if (deviation > limit)
+			*deviation_q16 = limit;
+	}
+	return is_flagged;
+}
+
+/* Whether a deviation is so small that it is neither flagged nor clipped. */
+static __always_inline bool is_ordinary(const struct flow_slot *slot, __u64 deviation_q16)
+{
+	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
+	__s32 shift = config.shortcut_shift;
+
+	return shift >= 0 && !is_outside(deviation_q16, slot->n, m2, shift & 63);
+}
+
 /* Judges a delta, of at most 2³¹ ns, against the samples before it, then updates the baseline with it: from min_samples
- * on no further than four standard deviations from the mean. A flagged delta leaves what it was judged by in *flag.
+ * on no further than four standard deviations from the mean.
  */
 static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u64 delta_ns, struct flag_state *flag)
 {
 	enum outcome outcome = OUTCOME_MIN_SAMPLES;
-	__u64 x = delta_ns << MEAN_SHIFT;
-	bool is_early = x < slot->mean_q16;
-	__u64 deviation = is_early ? slot->mean_q16 - x : x - slot->mean_q16;
+	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;
+	__s64 sign = sign_of(difference);
+	__u64 deviation = with_sign(difference, sign);
 
 	if (slot->n >= config.min_samples) {
-		struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
-		__s32 shortcut = config.shortcut_shift;
-
 		outcome = OUTCOME_JUDGED;
-		if ((shortcut < 0 || is_outside(deviation, slot->n, m2, shortcut)) &&
-		    baseline_exceeds(deviation, slot->n, m2.low, m2.high)) {
-			outcome = is_early ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
+		if (!is_ordinary(slot, deviation) && baseline_judge(slot, &deviation, sign < 0, flag)) {
 			flag->delta_ns = delta_ns;
-			flag->mean_q16 = slot->mean_q16;
-			flag->m2_low = slot->m2_low;
-			flag->m2_high = slot->m2_high;
-			flag->n = slot->n;
-			flag->is_late = !is_early;
-		}
-		if (is_outside(deviation, slot->n, m2, CLIP_SHIFT)) {
-			__u64 limit = baseline_clip_limit(slot->n, m2.low, m2.high);
-
-			if (deviation > limit)
-				deviation = limit;
+			outcome = sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
 		}
 	}
-	baseline_update(slot, deviation, is_early);
+	baseline_update(slot, deviation, sign);
 	return outcome;
 }
 

@@ -49,17 +49,16 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 {
 	struct delta_sums *sums = &counters->sums;
 	__u64 reference = sums->reference_ns;
+	__s64 difference, sign;
 	__u64 distance;
 
 	if (!reference)
 		reference = choose_reference(counters, delta_ns);
-	if (delta_ns >= reference) {
-		distance = delta_ns - reference;
-		add_u128(sums->above, distance);
-	} else {
-		distance = reference - delta_ns;
-		add_u128(sums->below, distance);
-	}
+	difference = delta_ns - reference;
+	sign = sign_of(difference);
+	distance = with_sign(difference, sign);
+	add_u128(sums->above, distance & ~sign);
+	add_u128(sums->below, distance & sign);
 	add_u128(sums->squared, distance * distance);
 	counters->histogram[histogram_cell(delta_ns)]++;
 }

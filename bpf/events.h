@@ -49,20 +49,33 @@ static __always_inline void keep_last_flag(struct last_flag *last, const struct 
 	__sync_lock_test_and_set(&last->sequence, sequence);
 }
 
-/* event->flag holds what the packet was judged by. */
-static __noinline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u32 cpu,
-					const struct packet *packet, struct audit_event *event)
+static __noinline int send_event(struct xdp_md *ctx, const struct event_allowance *allowance,
+				 const struct audit_event *event)
 {
-	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
-	enum fate fate = FATE_RATE_LIMIT;
+	return fate_of(bpf_perf_event_output(ctx, &audit_events, allowance->ring, (void *)event, sizeof(*event)));
+}
 
-	event->flag.ktime_ns = clock_ktime(event->flag.audit_ns);
-	event->flag.len_bytes = packet->len_bytes;
-	event->key = packet->key;
-	keep_last_flag(&counters->last_flag, &event->flag);
-	if (allowance && allowance_take(allowance, event->flag.ktime_ns))
-		fate = fate_of(bpf_perf_event_output(ctx, &audit_events, allowance->ring, event, sizeof(*event)));
-	counters->fates[fate]++;
+/* *flag holds what the packet was judged by; the rest of it is filled in here. */
+static __noinline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
+				   const struct packet *packet, struct flag_state *flag)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
+	struct audit_event event = {};
+	__u32 fate = FATE_RATE_LIMIT;
+
+	flag->audit_ns = now_ns;
+	flag->ktime_ns = clock_ktime(now_ns);
+	flag->len_bytes = packet->len_bytes;
+	flag->reserved = 0;
+	keep_last_flag(&counters->last_flag, flag);
+	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
+		event.flag = *flag;
+		event.key = packet->key;
+		fate = send_event(ctx, allowance, &event);
+	}
+	if (fate < FATES)
+		counters->fates[fate]++;
 }
 
 #endif

@@ -43,16 +43,13 @@ static __always_inline __u64 hash_words(const struct flow_key *key, int which)
 /* Spreads the entropy of all bits over the upper ones. */
 static __always_inline __u64 hash_mix(__u64 v)
 {
-	v ^= v >> 32;
-	v *= 0x9e3779b97f4a7c15ULL;
-	v ^= v >> 29;
-	return v * 0xbf58476d1ce4e5b9ULL;
+	return (v ^ v >> 32) * 0x9e3779b97f4a7c15ULL;
 }
 
 static __always_inline struct flow_hash flow_hash(const struct flow_key *key)
 {
 	__u64 a = hash_mix(hash_words(key, 0)), b = hash_mix(hash_words(key, 1));
-	struct flow_hash hash = { .set = a >> 32, .tag = b >> 32, .mark = b >> 16 & 0xffff };
+	struct flow_hash hash = { .set = (a >> 32) & config.set_mask, .tag = b >> 32, .mark = b >> 16 & 0xffff };
 
 	if (!hash.tag)
 		hash.tag = 1;
@@ -78,20 +75,25 @@ static __always_inline __u64 lanes_that_agree(__u64 lanes, __u64 mark)
 	return (difference - 0x0001000100010001ULL) & ~difference & 0x8000800080008000ULL;
 }
 
+static __always_inline bool is_flow_in(const struct flow_set *set, int way, const struct flow_hash *hash)
+{
+	return set->tags[way & (FLOW_WAYS - 1)] == hash->tag && set->marks[way & (FLOW_WAYS - 1)] == hash->mark;
+}
+
 /* Returns the way of the flow in its set, or -1. Looks at all marks at once: a chain of comparisons would be mispredicted
  * whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a multiplication
  * turns into the number of the way.
  */
-static __always_inline int set_find(const struct flow_set *set, struct flow_hash hash)
+static __always_inline int set_find(const struct flow_set *set, const struct flow_hash *hash)
 {
 	const __u64 *marks = (const __u64 *)set->marks;
-	__u64 candidates = lanes_that_agree(marks[0], hash.mark) >> 15 | lanes_that_agree(marks[1], hash.mark) >> 11;
+	__u64 candidates = lanes_that_agree(marks[0], hash->mark) >> 15 | lanes_that_agree(marks[1], hash->mark) >> 11;
 
 	for (int i = 0; i < FLOW_WAYS && candidates; i++) {
 		__u64 first = candidates & -candidates;
 		__u32 way = first * WAY_OF_CANDIDATE >> 61;
 
-		if (set->tags[way] == hash.tag && set->marks[way] == hash.mark)
+		if (is_flow_in(set, way, hash))
 			return way;
 		candidates ^= first;
 	}
@@ -121,36 +123,40 @@ static __always_inline void count_eviction(struct device_counters *counters, __u
 	counters->flow_evictions[is_expired ? EVICTION_EXPIRED : EVICTION_LIVE]++;
 }
 
-static __always_inline void set_insert(struct flow_set *set, __u32 index, struct flow_hash hash,
-				       const struct flow_key *key, __u64 now_ns, struct device_counters *counters)
+/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
+static __noinline void set_insert(struct flow_set *set, const struct flow_hash *hash, const struct flow_key *key,
+				  __u64 now_ns, struct device_counters *counters)
 {
-	__u32 way = set_find_victim(set);
-	struct flow_slot *slot = &set->slots[way];
-	__u32 cold = index * FLOW_WAYS + way;
+	__u32 way = set_find_victim(set), cold = hash->set * FLOW_WAYS + way;
 	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
+	struct flow_slot *slot = &set->slots[way];
 
 	if (set->tags[way])
 		count_eviction(counters, slot->last_ns, now_ns);
 	counters->flow_inserts++;
-	set->marks[way] = hash.mark;
-	set->tags[way] = hash.tag;
+	set->marks[way] = hash->mark;
+	set->tags[way] = hash->tag;
 	__builtin_memset(slot, 0, sizeof(*slot));
 	slot->last_ns = now_ns;
 	if (owner)
 		*owner = *key;
 }
 
-/* Measures the delta since the flow's last packet and judges it. *delta_ns is set for the outcomes that have_delta(). */
-static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 now_ns, __u64 *delta_ns,
+/* Measures the delta since the flow's last packet, counts and judges it. Counting needs no lock, but fills the time in
+ * which the division of the baseline's update is under way.
+ */
+static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 now_ns, struct device_counters *counters,
 						 struct flag_state *flag)
 {
-	if (now_ns < slot->last_ns)
+	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
+
+	if (now_ns < last_ns)
 		return OUTCOME_REORDERED;
-	*delta_ns = now_ns - slot->last_ns;
 	slot->last_ns = now_ns;
-	if (*delta_ns > config.idle_timeout_ns)
+	if (delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
-	return baseline_observe(slot, *delta_ns, flag);
+	count_delta(counters, delta_ns);
+	return baseline_observe(slot, delta_ns, flag);
 }
 
 static __always_inline bool is_flagged(enum outcome outcome)
@@ -158,32 +164,23 @@ static __always_inline bool is_flagged(enum outcome outcome)
 	return outcome == OUTCOME_FLAGGED_EARLY || outcome == OUTCOME_FLAGGED_LATE;
 }
 
-static __always_inline bool has_delta(enum outcome outcome)
-{
-	return outcome == OUTCOME_JUDGED || outcome == OUTCOME_MIN_SAMPLES || is_flagged(outcome);
-}
-
 /* Finds the packet's flow, or makes it one, and judges the packet by it. */
 static __always_inline enum outcome flow_observe(const struct flow_key *key, __u64 now_ns,
 						 struct device_counters *counters, struct flag_state *flag)
 {
 	struct flow_hash hash = flow_hash(key);
-	__u32 index = hash.set & config.set_mask;
-	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &index);
+	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &hash.set);
 	enum outcome outcome = OUTCOME_NEW_FLOW;
-	__u64 delta_ns = 0;
 	int way;
 
 	if (!set || !set_try_lock(set))
 		return OUTCOME_CONTENDED;
-	way = set_find(set, hash);
+	way = set_find(set, &hash);
 	if (way >= 0)
-		outcome = slot_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, &delta_ns, flag);
+		outcome = slot_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, counters, flag);
 	else
-		set_insert(set, index, hash, key, now_ns, counters);
+		set_insert(set, &hash, key, now_ns, counters);
 	set_unlock(set);
-	if (has_delta(outcome))
-		count_delta(counters, delta_ns);
 	return outcome;
 }
 

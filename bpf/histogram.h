@@ -24,7 +24,7 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 		linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> (octave & 31));
 	}
 	linear &= HISTOGRAM_LINEAR_CELLS - 1;
-	return 2 * linear + (delta_ns > histogram_cuts[linear]);
+	return 2 * linear + ((histogram_cuts[linear] - delta_ns) >> 63); /* no branch: 1 if above the cut */
 }
 
 #endif

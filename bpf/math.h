@@ -40,6 +40,20 @@ static __always_inline __u32 log2_u64(__u64 v)
 	return debruijn_log2[((v - (v >> 1)) * 0x07edd5e59a4e28c2ULL) >> 58];
 }
 
+/* −1 for a negative difference, 0 otherwise. Signs of deviations are as random as coin flips: code that branches on them
+ * is mispredicted for every second packet.
+ */
+static __always_inline __s64 sign_of(__s64 difference)
+{
+	return difference >> 63;
+}
+
+/* Negates v if the sign is −1: its absolute value if the sign is its own. */
+static __always_inline __s64 with_sign(__s64 v, __s64 sign)
+{
+	return (v ^ sign) - sign;
+}
+
 static __always_inline void add_u128(__u64 sum[2], __u64 v)
 {
 	sum[0] += v;

@@ -16,11 +16,11 @@
 #include "parse.h"
 
 /* Everything between the clock and the counters. */
-static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_timed, __u32 cpu,
-						 struct device_counters *counters, struct packet *packet,
-						 struct audit_event *event)
+static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_timed, __u64 now_ns,
+						 struct device_counters *counters, struct packet *packet)
 {
 	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
+	struct flag_state flag;
 	enum outcome outcome;
 
 	if (parse_frame(&frame, packet))
@@ -30,22 +30,21 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_tim
 	if (!is_timed)
 		return OUTCOME_UNTIMED;
 	packet->key.device = config.device;
-	outcome = flow_observe(&packet->key, event->flag.audit_ns, counters, &event->flag);
+	outcome = flow_observe(&packet->key, now_ns, counters, &flag);
 	if (is_flagged(outcome))
-		report_flag(ctx, counters, cpu, packet, event);
+		report_flag(ctx, counters, now_ns, packet, &flag);
 	return outcome;
 }
 
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
-	struct audit_event event = {};
-	bool is_timed = clock_read(ctx, &event.flag.audit_ns);
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct device_counters *counters = counters_of_cpu(cpu);
+	__u64 now_ns = 0;
+	bool is_timed = clock_read(ctx, &now_ns);
+	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
 	struct packet packet = {};
 
 	if (counters)
-		count_packet(counters, &packet, audit_packet(ctx, is_timed, cpu, counters, &packet, &event));
+		count_packet(counters, &packet, audit_packet(ctx, is_timed, now_ns, counters, &packet));
 	return XDP_PASS;
 }
 

@@ -26,26 +26,23 @@ import (
 type Namespace struct {
 	handle netns.NsHandle
 	calls  chan func()
+	quit   chan struct{} // closed by Close
 	close  func()
-	ended  chan struct{}
+	ended  chan struct{} // closed when the thread has left
 }
 
 // NewNamespace makes a namespace that is empty but for its loopback device, which is up.
 func NewNamespace() (*Namespace, error) {
-	n := &Namespace{calls: make(chan func()), ended: make(chan struct{})}
-	n.close = sync.OnceFunc(func() { close(n.calls) })
+	n := &Namespace{calls: make(chan func()), quit: make(chan struct{}), ended: make(chan struct{})}
+	n.close = sync.OnceFunc(func() { close(n.quit) })
 	entered := make(chan error)
 	go onOwnThread(func() {
 		defer close(n.ended)
 		err := n.enter()
 		entered <- err
-		if err != nil {
-			return
+		if err == nil {
+			n.serve()
 		}
-		for call := range n.calls {
-			call()
-		}
-		_ = n.handle.Close()
 	})
 	if err := <-entered; err != nil {
 		return nil, fmt.Errorf("making a network namespace: %w", err)
@@ -81,12 +78,29 @@ func (n *Namespace) enter() (err error) {
 	return setUp("lo")
 }
 
+// serve runs calls on the thread of the namespace until Close.
+func (n *Namespace) serve() {
+	defer n.handle.Close()
+	for {
+		select {
+		case call := <-n.calls:
+			call()
+		case <-n.quit:
+			return
+		}
+	}
+}
+
 // Do calls f on the thread of the namespace. Calls wait for each other. What f opens belongs to the namespace for good;
-// goroutines that it starts do not run there.
+// goroutines that it starts do not run there. After Close it returns an error.
 func (n *Namespace) Do(f func() error) error {
 	result := make(chan error, 1)
-	n.calls <- func() { result <- f() }
-	return <-result
+	select {
+	case n.calls <- func() { result <- f() }:
+		return <-result
+	case <-n.ended:
+		return errors.New("the network namespace is closed")
+	}
 }
 
 // Dial connects from the namespace to a numeric address.
@@ -109,7 +123,7 @@ func (n *Namespace) Start(cmd *exec.Cmd) error {
 }
 
 // Close ends the thread of the namespace, and with it the commands and the devices in it. Sockets that were opened in it
-// keep it until they are closed. The namespace must not be used any more.
+// keep it until they are closed.
 func (n *Namespace) Close() {
 	n.close()
 	<-n.ended
