@@ -196,6 +196,7 @@ func (m *model) countDelta(delta uint64) {
 		s.BelowNs = s.BelowNs.Add(Uint128{Lo: distance})
 	}
 	s.SquaredNs2 = s.SquaredNs2.Add(Uint128{Lo: distance * distance})
+	s.TotalNs = s.TotalNs.Add(Uint128{Lo: delta})
 }
 
 // The program and the model of internal/timing agree to the bit, after every packet.

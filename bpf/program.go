@@ -23,13 +23,13 @@ import (
 
 // Audit is a running audit: the programs attached to the devices, and the maps that they share.
 type Audit struct {
-	config  Config
-	logger  *slog.Logger
-	tables  *tables
-	devices []*device
-	events  *eventReader
+	config Config
+	logger *slog.Logger
+	tables *tables
+	events *eventReader
 
-	mu       sync.Mutex // guards counters
+	mu       sync.Mutex // guards what follows
+	devices  []*device
 	counters *counterReader
 }
 
@@ -212,6 +212,8 @@ func (d *device) unload() error {
 
 // Close detaches every device and gives back all that the audit holds in the kernel.
 func (a *Audit) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	var errs []error
 	for _, d := range a.devices {
 		if err := d.unload(); err != nil {
@@ -221,8 +223,6 @@ func (a *Audit) Close() error {
 	if a.events != nil {
 		errs = append(errs, a.events.close())
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.counters != nil {
 		errs = append(errs, a.counters.close())
 		a.counters = nil
@@ -238,6 +238,8 @@ func (a *Audit) Slots() int { return a.config.Slots() }
 
 // Hooks returns the state of every configured device, in the order of the configuration.
 func (a *Audit) Hooks() []Hook {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	hooks := make([]Hook, len(a.devices))
 	for i, d := range a.devices {
 		hooks[i] = Hook{
@@ -254,6 +256,8 @@ func (a *Audit) Runs() ([]Runs, error) {
 	if err != nil || len(enabled) == 0 || enabled[0] != '1' {
 		return nil, nil //nolint:nilerr // a kernel without the setting accounts nothing
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	var runs []Runs
 	for _, d := range a.devices {
 		if d.program == nil {

@@ -27,6 +27,7 @@ type counterReader struct {
 	memory []byte
 	blocks [][]programDeviceCounters // by device and CPU
 	sums   [][]blockSums             // as last read
+	totals []Uint128                 // Σ delta by device, as last read
 }
 
 // blockSums are the sums of 128 bits of one block.
@@ -41,7 +42,7 @@ func newCounterReader(m *ebpf.Map, cpus, devices int) (*counterReader, error) {
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory}
+	r := &counterReader{memory: memory, totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -75,16 +76,17 @@ func (a *Audit) Counters() []Counters {
 	return all
 }
 
+// read adds up the blocks of one device.
 func (r *counterReader) read(device int, c *Counters) {
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
-		for f := range c.Packets {
-			for p := range c.Packets[f] {
-				cells := &block.Protocols[f][p]
-				c.Bytes[f][p] += atomic.LoadUint64(&cells.Bytes)
-				for o := range c.Packets[f][p] {
-					c.Packets[f][p][o] += atomic.LoadUint64(&cells.Packets[o])
-				}
+		sums := r.readDeltas(block, &r.sums[device][cpu], &c.Packets)
+		c.Sums.AboveNs = c.Sums.AboveNs.Add(sums.above)
+		c.Sums.BelowNs = c.Sums.BelowNs.Add(sums.below)
+		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(sums.squared)
+		for f := range c.Bytes {
+			for p := range c.Bytes[f] {
+				c.Bytes[f][p] += atomic.LoadUint64(&block.Protocols[f][p].Bytes)
 			}
 		}
 		for f := range c.Fates {
@@ -97,15 +99,59 @@ func (r *counterReader) read(device int, c *Counters) {
 		for i := range c.Histogram {
 			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
 		}
-		sums := &r.sums[device][cpu]
-		c.Sums.AboveNs = c.Sums.AboveNs.Add(loadUint128(&block.Sums.Above, &sums.above))
-		c.Sums.BelowNs = c.Sums.BelowNs.Add(loadUint128(&block.Sums.Below, &sums.below))
-		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(loadUint128(&block.Sums.Squared, &sums.squared))
 		if flag := loadLastFlag(&block.LastFlag); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
 		}
 	}
 	c.Sums.ReferenceNs = atomic.LoadUint64(&r.blocks[device][0].Sums.ReferenceNs)
+	c.Sums.TotalNs = r.total(device, c)
+}
+
+// readDeltas adds the packets of a block to packets, and returns its sums. Both are of the same packets unless several
+// arrive within each of the few attempts to read them between two; then they differ by those that came between.
+func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums, packets *Packets) blockSums {
+	var before Packets
+	for range 8 {
+		before = loadPackets(block)
+		last.above = loadUint128(&block.Sums.Above, &last.above)
+		last.below = loadUint128(&block.Sums.Below, &last.below)
+		last.squared = loadUint128(&block.Sums.Squared, &last.squared)
+		if loadPackets(block) == before {
+			break
+		}
+	}
+	for f := range packets {
+		for p := range packets[f] {
+			for o := range packets[f][p] {
+				packets[f][p][o] += before[f][p][o]
+			}
+		}
+	}
+	return *last
+}
+
+func loadPackets(block *programDeviceCounters) (packets Packets) {
+	for f := range packets {
+		for p := range packets[f] {
+			for o := range packets[f][p] {
+				packets[f][p][o] = atomic.LoadUint64(&block.Protocols[f][p].Packets[o])
+			}
+		}
+	}
+	return packets
+}
+
+// total returns the sum of the deltas, n · reference + above − below. A packet whose deviation is counted while its cell is
+// not yet may put it a reference off; it never falls.
+func (r *counterReader) total(device int, c *Counters) Uint128 {
+	last := &r.totals[device]
+	with := Uint128{Lo: c.Packets.Deltas()}.Mul64(c.Sums.ReferenceNs).Add(c.Sums.AboveNs)
+	if with.Cmp(c.Sums.BelowNs) >= 0 {
+		if total := with.Sub(c.Sums.BelowNs); total.Cmp(*last) > 0 {
+			*last = total
+		}
+	}
+	return *last
 }
 
 // loadUint128 reads a sum that grows while it is read. The kernel stores the low word first and then the carry, so that
@@ -113,11 +159,9 @@ func (r *counterReader) read(device int, c *Counters) {
 func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 	for range 1 << 20 {
 		high := atomic.LoadUint64(&words[1])
-		low := atomic.LoadUint64(&words[0])
-		sum := Uint128{Hi: high, Lo: low}
+		sum := Uint128{Hi: high, Lo: atomic.LoadUint64(&words[0])}
 		if atomic.LoadUint64(&words[1]) == high && sum.Cmp(*last) >= 0 {
-			*last = sum
-			break
+			return sum
 		}
 	}
 	return *last

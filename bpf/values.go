@@ -120,6 +120,11 @@ func (p *Packets) Outcome(o Outcome) uint64 {
 	return sum
 }
 
+// Deltas returns the packets whose delta was measured: those that were judged, or will be once there are enough samples.
+func (p *Packets) Deltas() uint64 {
+	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeMinSamples) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
+}
+
 // Protocol returns the packets of one family and protocol, over all outcomes.
 func (p *Packets) Protocol(f Family, q Protocol) uint64 {
 	var sum uint64
@@ -135,6 +140,7 @@ type DeltaSums struct {
 	AboveNs     Uint128 // Σ max(delta − reference, 0)
 	BelowNs     Uint128 // Σ max(reference − delta, 0)
 	SquaredNs2  Uint128 // Σ (delta − reference)²
+	TotalNs     Uint128 // Σ delta
 }
 
 // Flag is the state that a packet was judged by: the arguments of the t-score, before the packet entered the baseline.

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestTotalIsExactAndNeverFalls(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		last   Uint128
+		sums   DeltaSums
+		deltas uint64
+		want   Uint128
+	}{
+		{"nothing was measured", Uint128{}, DeltaSums{}, 0, Uint128{}},
+		{"all deltas are the reference", Uint128{}, DeltaSums{ReferenceNs: 1_000_000}, 3000, Uint128{Lo: 3e9}},
+		{"a small difference of large sums is exact", Uint128{},
+			DeltaSums{ReferenceNs: 1 << 31, AboveNs: Uint128{Lo: 5}, BelowNs: Uint128{Hi: 1 << 7}}, 1 << 40, Uint128{Lo: 5}},
+		{"the sums are ahead of the count", Uint128{}, DeltaSums{ReferenceNs: 10, BelowNs: Uint128{Lo: 5}}, 0, Uint128{}},
+		{"what came between would let it fall", Uint128{Lo: 100}, DeltaSums{ReferenceNs: 10, BelowNs: Uint128{Lo: 5}}, 10, Uint128{Lo: 100}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := &counterReader{totals: []Uint128{test.last}}
+			c := &Counters{Sums: test.sums}
+			c.Packets[FamilyIPv4][ProtocolUDP][OutcomeJudged] = test.deltas
+			if got := r.total(0, c); got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// The kernel stores the low word of a sum before it carries into the high one.
+func TestSumReadBeforeItsCarryIsReadAgain(t *testing.T) {
+	last := Uint128{Hi: 1, Lo: 1<<64 - 5}
+	words := [2]uint64{3, 1} // the carry is still to come
+	carried := make(chan struct{})
+	go func() {
+		defer close(carried)
+		time.Sleep(time.Millisecond) // whether the reader has begun by then or not, it must see what follows
+		atomic.StoreUint64(&words[1], 2)
+	}()
+	if got, want := loadUint128(&words, &last), (Uint128{Hi: 2, Lo: 3}); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	<-carried
+}
+
+// Counters are read while the program counts: every identity that the cells give holds at each reading, and no sum falls.
+func TestReadingsUnderTraffic(t *testing.T) {
+	config := DefaultConfig()
+	config.Devices = []string{"test0"}
+	audit := loadTest(t, config)
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := audit.devices[0].program.Benchmark(udpFrame(), 3_000_000, nil)
+		done <- err
+	}()
+	var last Counters
+	readings := 0
+	for running := true; running; readings++ {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			running = false
+		default:
+		}
+		c := audit.Counters()[0]
+		for name, pair := range map[string][2]Uint128{
+			"total": {last.Sums.TotalNs, c.Sums.TotalNs}, "above": {last.Sums.AboveNs, c.Sums.AboveNs},
+			"below": {last.Sums.BelowNs, c.Sums.BelowNs}, "squared": {last.Sums.SquaredNs2, c.Sums.SquaredNs2},
+			"deltas": {{Lo: last.Packets.Deltas()}, {Lo: c.Packets.Deltas()}},
+		} {
+			if pair[1].Cmp(pair[0]) < 0 {
+				t.Fatalf("%s fell from %v to %v", name, pair[0], pair[1])
+			}
+		}
+		last = c
+	}
+	t.Logf("%d readings", readings)
+	if got := sumOf(&last.Packets); got != 3_000_000 {
+		t.Errorf("counted %d packets, want 3,000,000", got)
+	}
+	if sum, want := last.Sums.TotalNs, uint64(0); sum.Lo == want {
+		t.Error("no delta was summed")
+	}
+}

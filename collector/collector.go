@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package collector exports what package bpf counts as Prometheus metrics.
+//
+// A [Set] is made over an attached audit and registered like any other collector:
+//
+//	audit, err := bpf.Open(config, logger)
+//	…
+//	set, err := collector.New(audit, collector.Options{Logger: logger})
+//	…
+//	registry.MustRegister(set)
+//
+// An exporter whose collectors have the Update method of node_exporter's takes a Set as one of them. Either way the
+// metrics of a scrape come from one reading of the counters, so that sums over them agree: packets_total and
+// outcomes_total have the same sum, and leak_flags_total is the sum of the two flagged outcomes.
+//
+// Whoever embeds the package has to call ReadEvents on the audit too, or to configure an event rate of 0: otherwise the
+// rings of events fill up and events_total stays 0. Everything else is counted in the kernel.
+package collector
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+const namespace = "xdp_audit"
+
+var (
+	scrapeDurationDesc = newDesc("scrape_collector_duration_seconds", "Time that a collector took for this scrape.", "collector")
+	scrapeSuccessDesc  = newDesc("scrape_collector_success", "Whether a collector succeeded in this scrape.", "collector")
+)
+
+// Collector sends the metrics of one subject to ch. It is the interface of node_exporter's collectors.
+type Collector interface {
+	Update(ch chan<- prometheus.Metric) error
+}
+
+// Source is what the collectors read; an attached *bpf.Audit is one. Its methods must be safe for concurrent use.
+type Source interface {
+	Counters() []bpf.Counters
+	Hooks() []bpf.Hook
+	Runs() ([]bpf.Runs, error)
+	Slots() int
+	EventCounts() bpf.EventCounts
+}
+
+// Options says which collectors a [Set] has, and what they report on besides a [Source].
+type Options struct {
+	Collectors []string     // by name; nil for [Defaults], empty for none
+	Trail      Trail        // the audit trail that is written; nil for none
+	Logger     *slog.Logger // is told why a collector failed when a registry collects; nil for silence
+}
+
+// Set runs collectors over one reading of their source. It is a [Collector] and a prometheus.Collector, safe for
+// concurrent use.
+type Set struct {
+	source   Source
+	trail    Trail
+	logger   *slog.Logger
+	buckets  *timing.Buckets
+	subjects []subject
+}
+
+var (
+	_ Collector            = (*Set)(nil)
+	_ prometheus.Collector = (*Set)(nil)
+)
+
+// subject is a collector by name.
+type subject struct {
+	name    string
+	enabled bool                               // by default
+	over    func(s *Set, r *reading) Collector // makes the collector of one scrape
+}
+
+// subjects lists all collectors in the order in which they run.
+func subjects() []subject {
+	return []subject{
+		{"packets", true, func(_ *Set, r *reading) Collector { return newPacketsCollector(r) }},
+		{"flags", true, func(_ *Set, r *reading) Collector { return newFlagsCollector(r, bpf.Flag.WallTime) }},
+		{"timing", true, func(s *Set, r *reading) Collector { return newTimingCollector(r, s.buckets) }},
+		{"events", true, func(_ *Set, r *reading) Collector { return newEventsCollector(r) }},
+		{"flows", true, func(_ *Set, r *reading) Collector { return newFlowsCollector(r) }},
+		{"program", true, func(_ *Set, r *reading) Collector { return newProgramCollector(r) }},
+		{"trail", true, func(s *Set, _ *reading) Collector { return newTrailCollector(s.trail) }},
+	}
+}
+
+// reading is a source whose counters are read once, by the first who asks.
+type reading struct {
+	Source
+	counters func() []bpf.Counters
+}
+
+func newReading(source Source) *reading {
+	return &reading{Source: source, counters: sync.OnceValue(source.Counters)}
+}
+
+// Counters returns the same counters to everyone, who must not change them.
+func (r *reading) Counters() []bpf.Counters { return r.counters() }
+
+// Names returns the names of all collectors.
+func Names() []string {
+	return names(subjects())
+}
+
+// Defaults returns the names of the collectors that are enabled by default.
+func Defaults() []string {
+	return names(slices.DeleteFunc(subjects(), func(s subject) bool { return !s.enabled }))
+}
+
+func names(subjects []subject) []string {
+	names := make([]string, 0, len(subjects))
+	for _, s := range subjects {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// New returns a set of collectors over source. It returns an error that names the first collector that does not exist.
+func New(source Source, options Options) (*Set, error) {
+	if options.Collectors == nil {
+		options.Collectors = Defaults()
+	}
+	if err := checkNames(options.Collectors); err != nil {
+		return nil, err
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Set{
+		source:  source,
+		trail:   options.Trail,
+		logger:  options.Logger,
+		buckets: timing.NewBuckets(),
+		subjects: slices.DeleteFunc(subjects(), func(s subject) bool {
+			return !slices.Contains(options.Collectors, s.name)
+		}),
+	}, nil
+}
+
+// Filter returns a set of those collectors of s that are named in collect, or of all but those named in exclude; of all
+// if neither names one. It returns an error when both do, when a collector does not exist, and when one to collect is
+// not in s.
+func (s *Set) Filter(collect, exclude []string) (*Set, error) {
+	if len(collect) > 0 && len(exclude) > 0 {
+		return nil, errors.New("collect and exclude cannot be combined")
+	}
+	if err := checkNames(slices.Concat(collect, exclude)); err != nil {
+		return nil, err
+	}
+	for _, name := range collect {
+		if !slices.Contains(names(s.subjects), name) {
+			return nil, fmt.Errorf("collector %q is disabled", name)
+		}
+	}
+	filtered := *s
+	filtered.subjects = slices.DeleteFunc(slices.Clone(s.subjects), func(c subject) bool {
+		return len(collect) > 0 && !slices.Contains(collect, c.name) || slices.Contains(exclude, c.name)
+	})
+	return &filtered, nil
+}
+
+func checkNames(names []string) error {
+	all := Names()
+	for _, name := range names {
+		if !slices.Contains(all, name) {
+			return fmt.Errorf("unknown collector %q: there are %s", name, strings.Join(all, ", "))
+		}
+	}
+	return nil
+}
+
+// Update runs the collectors of the set and sends their metrics, with how long each took and whether it succeeded. One
+// that fails keeps none of the others from running; the error joins those of all that failed.
+func (s *Set) Update(ch chan<- prometheus.Metric) error {
+	var errs []error
+	r := newReading(s.source)
+	for _, c := range s.subjects {
+		begin := time.Now()
+		err := c.over(s, r).Update(ch)
+		duration := time.Since(begin)
+		success := 1.0
+		if err != nil {
+			success = 0
+			errs = append(errs, fmt.Errorf("collector %s: %w", c.name, err))
+		}
+		ch <- gauge(scrapeDurationDesc, duration.Seconds(), c.name)
+		ch <- gauge(scrapeSuccessDesc, success, c.name)
+	}
+	return errors.Join(errs...)
+}
+
+// Describe sends nothing: which metrics there are depends on what the host offers, so that a registry must not expect
+// any.
+func (s *Set) Describe(chan<- *prometheus.Desc) {}
+
+// Collect is Update for a registry. Failures are logged.
+func (s *Set) Collect(ch chan<- prometheus.Metric) {
+	if err := s.Update(ch); err != nil {
+		s.logger.Error("Scrape is incomplete", "err", err)
+	}
+}
+
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", name), help, labels, nil)
+}
+
+func counter(desc *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
+	return metric(desc, prometheus.CounterValue, value, labels)
+}
+
+func gauge(desc *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
+	return metric(desc, prometheus.GaugeValue, value, labels)
+}
+
+// metric returns a metric that carries an error if a label is not UTF-8, which the kernel does not demand of names.
+func metric(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels []string) prometheus.Metric {
+	m, err := prometheus.NewConstMetric(desc, kind, value, labels...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(desc, err)
+	}
+	return m
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	eventsDesc = newDesc("events_total", "Perf events received.", "device")
+	fatesDesc  = newDesc("event_fates_total",
+		"Flagged packets by what became of their perf event, counted in the kernel.", "device", "fate")
+	lostDesc = newDesc("event_records_lost_total",
+		"Perf events that the kernel reported lost; event_fates_total counts them too, as ring_full.")
+	malformedDesc = newDesc("event_records_malformed_total", "Perf events that could not be decoded.")
+)
+
+type eventsSource interface {
+	Counters() []bpf.Counters
+	EventCounts() bpf.EventCounts
+}
+
+type eventsCollector struct {
+	source eventsSource
+}
+
+func newEventsCollector(source eventsSource) eventsCollector {
+	return eventsCollector{source}
+}
+
+// Update sends the fates of perf events as the kernel counts them, and what arrived of them.
+func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
+	counters, events := c.source.Counters(), c.source.EventCounts()
+	for i := range counters {
+		device := counters[i].Device
+		ch <- counter(eventsDesc, float64(events.Received[device]), device)
+		for fate := range bpf.NumFates {
+			ch <- counter(fatesDesc, float64(counters[i].Fates[fate]), device, fate.String())
+		}
+	}
+	ch <- counter(lostDesc, float64(events.Lost))
+	ch <- counter(malformedDesc, float64(events.Malformed))
+	return nil
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"math"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	leakFlagsDesc     = newDesc("leak_flags_total", "Packets whose |t| reached the threshold.", "device", "direction")
+	lastScoreDesc     = newDesc("last_tscore", "|t| of the last flagged packet; 0 before any.", "device")
+	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet; 0 before any.", "device")
+	lastPacketDesc    = newDesc("last_packet_bytes", "Length of the last flagged packet; 0 before any.", "device")
+	lastTimestampDesc = newDesc("last_flag_timestamp_seconds",
+		"Unix time, to the millisecond, at which a packet was last flagged; 0 before any.", "device")
+)
+
+type flagsSource interface {
+	Counters() []bpf.Counters
+}
+
+type flagsCollector struct {
+	source   flagsSource
+	wallTime func(bpf.Flag) time.Time
+}
+
+// newFlagsCollector takes the clock that dates flags, in the kernel stamped with CLOCK_MONOTONIC.
+func newFlagsCollector(source flagsSource, wallTime func(bpf.Flag) time.Time) flagsCollector {
+	return flagsCollector{source, wallTime}
+}
+
+// Update sends the count of flagged packets by direction, and the last of them.
+func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
+	counters := c.source.Counters()
+	for i := range counters {
+		device, packets := counters[i].Device, &counters[i].Packets
+		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedEarly)), device, "early")
+		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedLate)), device, "late")
+
+		var score, delta, length, timestamp float64
+		if flag := counters[i].LastFlag; flag != nil {
+			score = math.Abs(flag.Score())
+			delta = float64(flag.DeltaNs) / 1e9
+			length = float64(flag.LenBytes)
+			timestamp = float64(c.wallTime(*flag).UnixMilli()) / 1e3 // finer would be noise between the clocks
+		}
+		ch <- gauge(lastScoreDesc, score, device)
+		ch <- gauge(lastDeltaDesc, delta, device)
+		ch <- gauge(lastPacketDesc, length, device)
+		ch <- gauge(lastTimestampDesc, timestamp, device)
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	slotsDesc     = newDesc("flow_table_slots", "Slots of the flow table, which all devices share.")
+	slotsUsedDesc = newDesc("flow_table_slots_used", "Slots of the flow table that hold a flow, live or expired.")
+	insertsDesc   = newDesc("flow_inserts_total", "Flows that were given a slot.", "device")
+	evictionsDesc = newDesc("flow_evictions_total",
+		"Flows that lost their slot to a new one of the device, silent for longer than the idle timeout (expired) or not (live).",
+		"device", "reason")
+)
+
+type flowsSource interface {
+	Counters() []bpf.Counters
+	Slots() int
+}
+
+type flowsCollector struct {
+	source flowsSource
+}
+
+func newFlowsCollector(source flowsSource) flowsCollector {
+	return flowsCollector{source}
+}
+
+// Update sends how full the flow table is, and what went in and out. A slot once taken is never free again, so that those
+// in use are the inserts that evicted nobody.
+func (c flowsCollector) Update(ch chan<- prometheus.Metric) error {
+	var used uint64
+	counters := c.source.Counters()
+	for i := range counters {
+		device := counters[i].Device
+		used += counters[i].Inserts
+		ch <- counter(insertsDesc, float64(counters[i].Inserts), device)
+		for reason, n := range counters[i].Evictions {
+			used -= n
+			ch <- counter(evictionsDesc, float64(n), device, bpf.Eviction(reason).String())
+		}
+	}
+	ch <- gauge(slotsDesc, float64(c.source.Slots()))
+	ch <- gauge(slotsUsedDesc, float64(min(used, uint64(c.source.Slots()))))
+	return nil
+}

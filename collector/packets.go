@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	packetsDesc  = newDesc("packets_total", "Packets that the audit saw.", "device", "family", "protocol")
+	bytesDesc    = newDesc("bytes_total", "Length of the frames that the audit saw.", "device", "family", "protocol")
+	outcomesDesc = newDesc("outcomes_total", "Packets by what became of them in the audit.", "device", "outcome")
+)
+
+type packetsSource interface {
+	Counters() []bpf.Counters
+}
+
+type packetsCollector struct {
+	source packetsSource
+}
+
+func newPacketsCollector(source packetsSource) packetsCollector {
+	return packetsCollector{source}
+}
+
+// Update sends packets and bytes by family and protocol, and packets by outcome.
+func (c packetsCollector) Update(ch chan<- prometheus.Metric) error {
+	counters := c.source.Counters()
+	for i := range counters {
+		device, packets, bytes := counters[i].Device, &counters[i].Packets, &counters[i].Bytes
+		for family := range bpf.NumFamilies {
+			for protocol := range bpf.NumProtocols {
+				n := packets.Protocol(family, protocol)
+				if family == bpf.FamilyOther && protocol != bpf.ProtocolOther && n == 0 {
+					continue // what is not IP has no transport
+				}
+				ch <- counter(packetsDesc, float64(n), device, family.String(), protocol.String())
+				ch <- counter(bytesDesc, float64(bytes[family][protocol]), device, family.String(), protocol.String())
+			}
+		}
+		for outcome := range bpf.NumOutcomes {
+			ch <- counter(outcomesDesc, float64(packets.Outcome(outcome)), device, outcome.String())
+		}
+	}
+	return nil
+}

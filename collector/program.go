@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to a device.", "device")
+	hookInfoDesc = newDesc("hook_info", "How the audit is attached to a device, always 1.",
+		"device", "mode", "driver", "clock", "program_id", "program_tag")
+	runTimeDesc = newDesc("program_run_seconds_total",
+		"Time that the kernel spent in the program, known while kernel.bpf_stats_enabled is 1.", "device")
+	runsDesc = newDesc("program_runs_total",
+		"Runs of the program, known while kernel.bpf_stats_enabled is 1.", "device")
+)
+
+type programSource interface {
+	Hooks() []bpf.Hook
+	Runs() ([]bpf.Runs, error)
+}
+
+type programCollector struct {
+	source programSource
+}
+
+func newProgramCollector(source programSource) programCollector {
+	return programCollector{source}
+}
+
+// Update sends the state of every configured device, and the cost of its program if the kernel accounts for it.
+func (c programCollector) Update(ch chan<- prometheus.Metric) error {
+	for _, hook := range c.source.Hooks() {
+		if !hook.Up {
+			ch <- gauge(hookUpDesc, 0, hook.Device)
+			continue
+		}
+		ch <- gauge(hookUpDesc, 1, hook.Device)
+		ch <- gauge(hookInfoDesc, 1, hook.Device, hook.Mode, hook.Driver, hook.Clock,
+			strconv.FormatUint(uint64(hook.ProgramID), 10), hook.ProgramTag)
+	}
+	runs, err := c.source.Runs()
+	if err != nil {
+		return fmt.Errorf("read the program's run time: %w", err)
+	}
+	for _, run := range runs {
+		ch <- counter(runTimeDesc, float64(run.TimeNs)/1e9, run.Device)
+		ch <- counter(runsDesc, float64(run.Count), run.Device)
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+var (
+	deltaDesc  = newDesc("delta_seconds", "Inter-arrival times of the packets of a flow.", "device")
+	deltasDesc = newDesc("deltas_total", "Inter-arrival times that were measured.", "device")
+	timeDesc   = newDesc("delta_time_seconds_total", "Sum of the inter-arrival times.", "device")
+	aboveDesc  = newDesc("delta_deviation_above_seconds_total",
+		"Sum of what inter-arrival times were longer than the reference.", "device")
+	belowDesc = newDesc("delta_deviation_below_seconds_total",
+		"Sum of what inter-arrival times were shorter than the reference.", "device")
+	squaredDesc = newDesc("delta_deviation_seconds_squared_total",
+		"Sum of the squared deviations of inter-arrival times from the reference.", "device")
+	referenceDesc = newDesc("delta_reference_seconds",
+		"Inter-arrival time that deviations are measured from, the first of the device; 0 before any.", "device")
+)
+
+type timingSource interface {
+	Counters() []bpf.Counters
+}
+
+type timingCollector struct {
+	source  timingSource
+	buckets *timing.Buckets
+}
+
+func newTimingCollector(source timingSource, buckets *timing.Buckets) timingCollector {
+	return timingCollector{source, buckets}
+}
+
+// Update sends the histogram of deltas and their sums around the reference.
+func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
+	counters := c.source.Counters()
+	for i := range counters {
+		device, sums := counters[i].Device, &counters[i].Sums
+		ch <- newDeltaHistogram(&counters[i], c.buckets)
+		ch <- counter(deltasDesc, float64(counters[i].Packets.Deltas()), device)
+		ch <- counter(timeDesc, sums.TotalNs.Float64()/1e9, device)
+		ch <- counter(aboveDesc, sums.AboveNs.Float64()/1e9, device)
+		ch <- counter(belowDesc, sums.BelowNs.Float64()/1e9, device)
+		ch <- counter(squaredDesc, sums.SquaredNs2.Float64()/1e18, device)
+		ch <- gauge(referenceDesc, float64(sums.ReferenceNs)/1e9, device)
+	}
+	return nil
+}
+
+// deltaHistogram adds the native view of a histogram to the classic one. Both count the same deltas exactly, because
+// every classic bound is a native one too.
+type deltaHistogram struct {
+	prometheus.Metric // classic
+	native            []timing.NativeBucket
+	zeros             uint64
+}
+
+func newDeltaHistogram(counters *bpf.Counters, buckets *timing.Buckets) prometheus.Metric {
+	cumulative, count := buckets.Classic(&counters.Histogram)
+	byBound := make(map[float64]uint64, len(cumulative))
+	for i, bound := range buckets.Bounds() {
+		byBound[bound] = cumulative[i]
+	}
+	classic, err := prometheus.NewConstHistogram(deltaDesc, count, counters.Sums.TotalNs.Float64()/1e9, byBound, counters.Device)
+	if err != nil {
+		return prometheus.NewInvalidMetric(deltaDesc, err)
+	}
+	native, zeros := buckets.Native(&counters.Histogram)
+	return deltaHistogram{classic, native, zeros}
+}
+
+// Write encodes both views.
+func (h deltaHistogram) Write(out *dto.Metric) error {
+	if err := h.Metric.Write(out); err != nil {
+		return err
+	}
+	out.Histogram.Schema = new(int32(timing.NativeSchema))
+	out.Histogram.ZeroThreshold = new(float64(prometheus.DefNativeHistogramZeroThreshold))
+	out.Histogram.ZeroCount = new(h.zeros)
+	out.Histogram.PositiveSpan, out.Histogram.PositiveDelta = encodeBuckets(h.native)
+	return nil
+}
+
+// encodeBuckets encodes native buckets: spans of adjacent ones, each span with its distance from the one before, and of
+// each bucket the difference of its count from the one before.
+func encodeBuckets(buckets []timing.NativeBucket) (spans []*dto.BucketSpan, differences []int64) {
+	var next int      // index after the bucket before
+	var before uint64 // its count
+	for _, bucket := range buckets {
+		if len(spans) == 0 || bucket.Index != next {
+			spans = append(spans, &dto.BucketSpan{Offset: new(int32(bucket.Index - next)), Length: new(uint32(0))})
+		}
+		*spans[len(spans)-1].Length++
+		differences = append(differences, int64(bucket.Count-before))
+		next, before = bucket.Index+1, bucket.Count
+	}
+	return spans, differences
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import "github.com/prometheus/client_golang/prometheus"
+
+var (
+	trailRecordsDesc = newDesc("trail_records_total", "Flagged packets written to the audit trail.")
+	trailErrorsDesc  = newDesc("trail_write_errors_total", "Flagged packets that could not be written to the audit trail.")
+)
+
+// Trail is what is reported of an audit trail; a *trail.Trail is one. Its methods must be safe for concurrent use.
+type Trail interface {
+	Records() uint64     // records written
+	WriteErrors() uint64 // records lost
+}
+
+type trailCollector struct {
+	trail Trail
+}
+
+// newTrailCollector takes nil when no trail is written.
+func newTrailCollector(trail Trail) trailCollector {
+	return trailCollector{trail}
+}
+
+// Update sends what was written to the trail, and nothing if there is none.
+func (c trailCollector) Update(ch chan<- prometheus.Metric) error {
+	if c.trail == nil {
+		return nil
+	}
+	ch <- counter(trailRecordsDesc, float64(c.trail.Records()))
+	ch <- counter(trailErrorsDesc, float64(c.trail.WriteErrors()))
+	return nil
+}

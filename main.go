@@ -1,0 +1,678 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Command xdp_audit_exporter audits packet timing with an XDP program, and exports what it finds to Prometheus.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/mdlayher/vsock"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/promslog"
+	promslogflag "github.com/prometheus/common/promslog/flag"
+	"github.com/prometheus/common/version"
+	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/trail"
+)
+
+const (
+	name = "xdp_audit_exporter"
+
+	healthyPath = "/-/healthy"
+	readyPath   = "/-/ready"
+
+	shutdownTimeout = 5 * time.Second // for requests and events under way
+	healthTimeout   = 5 * time.Second
+)
+
+func main() {
+	// The first signal ends the exporter in order, the second at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	// The end of whoever reads the trail or the log is an error of the write, and not the end of the audit.
+	signal.Ignore(syscall.SIGPIPE)
+
+	open := func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr, open); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: error: %s\n", name, oneLine(err))
+		os.Exit(1)
+	}
+}
+
+// oneLine returns the text of an error that may be several, or have a list in it.
+func oneLine(err error) string {
+	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(err.Error())
+}
+
+// audit is what the exporter needs of a *bpf.Audit.
+type audit interface {
+	collector.Source
+	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
+	Close() error
+}
+
+type openFunc func(bpf.Config, *slog.Logger) (audit, error)
+
+// run is the exporter from its arguments to its end, which is a canceled context or an error. Whatever can be wrong with
+// the arguments is found before open attaches anything, and nothing is attached when run returns.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc) (err error) {
+	o, err := parseFlags(args, stdout)
+	if err != nil || o == nil {
+		return err
+	}
+	if o.healthcheck {
+		return checkHealth(ctx, o.web)
+	}
+	config, err := o.auditConfig()
+	if err != nil {
+		return err
+	}
+	if !plainPath(o.telemetryPath) {
+		return fmt.Errorf("--web.telemetry-path: %q is not a plain path such as /metrics", o.telemetryPath)
+	}
+	if err := web.Validate(*o.web.WebConfigFile); err != nil {
+		return fmt.Errorf("--web.config.file: %s: %w", *o.web.WebConfigFile, err)
+	}
+	o.log.Writer = stderr
+	logger := promslog.New(&o.log)
+
+	var records *trail.Trail
+	if o.trailFile != "" {
+		if records, err = trail.Open(o.trailFile); err != nil {
+			return fmt.Errorf("--trail.file: %w", err)
+		}
+		defer func() { err = errors.Join(err, records.Close()) }()
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+
+	listeners, err := listen(o.web)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+
+	attached, err := open(config, logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, attached.Close()) }()
+
+	options := collector.Options{Collectors: o.collectors, Logger: logger}
+	if records != nil {
+		options.Trail = records
+	}
+	set, err := collector.New(attached, options)
+	if err != nil {
+		return err
+	}
+	handler, err := newHandler(set, o, logger)
+	if err != nil {
+		return err
+	}
+	logger.Info("Starting "+name, "version", version.Info(), "build_context", version.BuildContext())
+
+	return serve(ctx, logger, listeners, o.web, handler,
+		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
+		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
+	)
+}
+
+// serve answers requests and runs the tasks until the context ends, or until one of them fails.
+func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, flags *web.FlagConfig, handler http.Handler,
+	tasks ...func(context.Context) error,
+) error {
+	ctx, stop := context.WithCancelCause(parent)
+	defer stop(nil)
+	var running sync.WaitGroup
+	for _, task := range tasks {
+		running.Go(func() {
+			if err := task(ctx); err != nil {
+				stop(err)
+			}
+		})
+	}
+	// Each listener has a server of its own, because web.Serve wraps the handler of the one that it is given.
+	var servers []*http.Server
+	for _, listener := range listeners {
+		server := newServer(handler, logger)
+		servers = append(servers, server)
+		running.Go(func() {
+			if err := web.Serve(listener, server, flags, logger); !errors.Is(err, http.ErrServerClosed) {
+				stop(err)
+			}
+		})
+	}
+
+	<-ctx.Done()
+	failure := context.Cause(ctx)
+	if parent.Err() != nil {
+		logger.Info("Shutting down", "reason", failure)
+		failure = nil
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	for _, server := range servers {
+		if err := server.Shutdown(limit); err != nil {
+			logger.Warn("Cutting off requests that did not end", "err", err)
+			failure = errors.Join(failure, server.Close())
+		}
+	}
+	ended := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-limit.Done(): // a write to the trail hangs
+		logger.Warn("Leaving events behind that could not be written")
+	}
+	return failure
+}
+
+// recorder returns a function that writes events to the trail, and says when it begins and when it ceases to lose them.
+func recorder(records *trail.Trail, logger *slog.Logger) func(*bpf.Event) {
+	if records == nil {
+		return func(*bpf.Event) {}
+	}
+	isLosing := false
+	return func(event *bpf.Event) {
+		err := records.Write(event)
+		switch {
+		case err != nil && !isLosing:
+			logger.Error("Records are being lost", "err", err)
+		case err == nil && isLosing:
+			logger.Info("Records are written again", "lost", records.WriteErrors())
+		}
+		isLosing = err != nil
+	}
+}
+
+// reopenOn reopens the trail on each signal, which is how it is rotated.
+func reopenOn(ctx context.Context, hangup <-chan os.Signal, records *trail.Trail, logger *slog.Logger) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+		}
+		if records == nil {
+			continue
+		}
+		if err := records.Reopen(); err != nil {
+			logger.Error("Records go on in the old file", "err", err)
+			continue
+		}
+		logger.Info("Audit trail reopened")
+	}
+}
+
+// options are the flags.
+type options struct {
+	devices          []string // names and globs, some of them joined by commas
+	audit            bpf.Config
+	baseline, domain string
+
+	trailFile       string
+	collectors      []string
+	telemetryPath   string
+	maxRequests     uint32
+	exporterMetrics bool
+	healthcheck     bool
+	web             *web.FlagConfig
+	log             promslog.Config
+}
+
+// parseFlags returns nil without an error when --help or --version has been answered.
+func parseFlags(args []string, stdout io.Writer) (*options, error) {
+	o := &options{audit: bpf.DefaultConfig(), baseline: "flow", domain: "linear", maxRequests: 40}
+	c := &o.audit
+
+	app := kingpin.New(name, "Audits packet timing with an XDP program, and exports what it finds to Prometheus.")
+	app.HelpFlag.Short('h')
+	app.UsageWriter(stdout)
+	app.Version(version.Print(name))
+	isAnswered := false
+	app.Terminate(func(int) { isAnswered = true })
+
+	app.Flag("audit.device", "Device to audit, by name or as a glob that is expanded at start. Repeatable; several may be joined by commas.").
+		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
+	flagOf(app, "audit.mode", "XDP_MODE",
+		"How to attach: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
+	flagOf(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
+		"|t| at which a packet is flagged, at least 2.", &c.Threshold, number)
+	flagOf(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
+		"Samples that a baseline needs before it judges.", &c.MinSamples, wholeNumber)
+	flagOf(app, "audit.baseline", "XDP_AUDIT_BASELINE",
+		"Whose baseline a packet is scored against: flow.", &o.baseline, text)
+	flagOf(app, "audit.window", "XDP_AUDIT_WINDOW",
+		"Samples after which a baseline starts to forget.", &c.Window, wholeNumber)
+	flagOf(app, "audit.domain", "XDP_AUDIT_DOMAIN",
+		"Scale on which deltas are judged: linear.", &o.domain, text)
+	flagOf(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
+		"Silence of a flow that is a pause rather than a delta.", &c.IdleTimeout, duration)
+	flagOf(app, "audit.flows", "XDP_AUDIT_FLOWS",
+		"Slots of the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
+	flagOf(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
+		"Perf events per second and CPU.", &c.EventRate, wholeNumber)
+	flagOf(app, "audit.clock", "XDP_AUDIT_CLOCK",
+		"Where the time of a packet comes from: ktime, or metadata (nanoseconds that an earlier program put in front of it).", &c.Clock, text)
+
+	app.Flag("trail.file", "File to append flagged packets to, - for standard output. It is reopened on SIGHUP.").
+		PlaceHolder("PATH").StringVar(&o.trailFile)
+
+	chosen := collectorFlags(app)
+
+	app.Flag("web.telemetry-path", "Path under which to expose metrics.").Default("/metrics").StringVar(&o.telemetryPath)
+	flagOf(app, "web.max-requests", "", "Scrapes served at a time, 0 for any number.", &o.maxRequests, wholeNumber)
+	withoutExporterMetrics := app.Flag("web.disable-exporter-metrics",
+		"Leave out metrics about the exporter itself (promhttp_*, process_*, go_*).").Bool()
+	app.Flag("healthcheck", "Ask the exporter that runs on the first listen address whether it is healthy, and exit with 0 or 1. "+
+		"That it wants a password or a client's certificate is healthy.").BoolVar(&o.healthcheck)
+	o.web = kingpinflag.AddFlags(app, ":9400")
+	promslogflag.AddFlags(app, &o.log)
+
+	_, err := app.Parse(args)
+	if isAnswered {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w, try --help", err)
+	}
+	o.collectors = chosen()
+	o.exporterMetrics = !*withoutExporterMetrics
+	return o, nil
+}
+
+// collectorFlags adds the flags that choose collectors. The function that it returns gives the names of those that are
+// enabled, once the flags are parsed.
+func collectorFlags(app *kingpin.Application) (chosen func() []string) {
+	withoutDefaults := app.Flag("collector.disable-defaults", "Disable all collectors that are not enabled by a flag.").Bool()
+	type state struct {
+		enabled *bool
+		isGiven bool
+	}
+	states := map[string]*state{}
+	for _, name := range collector.Names() {
+		byDefault, word := false, "disabled"
+		if slices.Contains(collector.Defaults(), name) {
+			byDefault, word = true, "enabled"
+		}
+		s := &state{}
+		s.enabled = app.Flag("collector."+name, fmt.Sprintf("Enable the %s collector (default: %s).", name, word)).
+			Default(strconv.FormatBool(byDefault)).IsSetByUser(&s.isGiven).Bool()
+		states[name] = s
+	}
+	return func() []string {
+		enabled := []string{}
+		for _, name := range collector.Names() {
+			if s := states[name]; *s.enabled && (s.isGiven || !*withoutDefaults) {
+				enabled = append(enabled, name)
+			}
+		}
+		return enabled
+	}
+}
+
+// flagOf adds a flag whose default is what target holds. envar is empty for a flag without an environment variable.
+func flagOf[T any](app *kingpin.Application, name, envar, help string, target *T, parse func(string) (T, error)) {
+	title := "--" + name
+	if envar != "" {
+		title += " (" + envar + ")"
+	}
+	app.Flag(name, help).Envar(envar).Default(fmt.Sprint(*target)).SetValue(flagValue[T]{title, target, parse})
+}
+
+// flagValue is a kingpin.Value that names its flag when it cannot be parsed.
+type flagValue[T any] struct {
+	title  string
+	target *T
+	parse  func(string) (T, error)
+}
+
+func (v flagValue[T]) String() string { return fmt.Sprint(*v.target) }
+
+func (v flagValue[T]) Set(s string) (err error) {
+	if *v.target, err = v.parse(s); err != nil {
+		return fmt.Errorf("%s: %q %w", v.title, s, err)
+	}
+	return nil
+}
+
+func text[T ~string](s string) (T, error) { return T(s), nil }
+
+func number(s string) (float64, error) {
+	n, err := strconv.ParseFloat(s, 64)
+	if err != nil {
+		return 0, errors.New("is not a number")
+	}
+	return n, nil
+}
+
+func wholeNumber(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0, errors.New("is not a whole number from 0 to 4294967295")
+	}
+	return uint32(n), nil
+}
+
+func duration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, errors.New("is not a duration such as 1s or 250ms")
+	}
+	return d, nil
+}
+
+// auditConfig returns the configuration of the audit, checked as far as that is possible without the kernel.
+func (o *options) auditConfig() (bpf.Config, error) {
+	config := o.audit
+	if err := oneOf("baseline", o.baseline, "flow", "device"); err != nil {
+		return config, err
+	}
+	if err := oneOf("domain", o.domain, "linear", "log2"); err != nil {
+		return config, err
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return config, fmt.Errorf("cannot list the network devices: %w", err)
+	}
+	var existing []string
+	for _, i := range interfaces {
+		existing = append(existing, i.Name)
+	}
+	if config.Devices, err = expandDevices(o.devices, existing); err != nil {
+		return config, err
+	}
+	return config, config.Validate()
+}
+
+// oneOf accepts the first of two choices. The second is planned.
+func oneOf(what, value, built, planned string) error {
+	switch value {
+	case built:
+		return nil
+	case planned:
+		return fmt.Errorf("%s %s is not built yet: use %s", what, planned, built)
+	}
+	return fmt.Errorf("%s %q is not one of %s and %s", what, value, built, planned)
+}
+
+// expandDevices splits values at commas and replaces globs by the names of existing devices that they match and that are
+// not named otherwise.
+func expandDevices(values, existing []string) ([]string, error) {
+	var devices, globs []string
+	for _, value := range values {
+		for device := range strings.SplitSeq(value, ",") {
+			switch device = strings.TrimSpace(device); {
+			case device == "":
+			case strings.ContainsAny(device, "*?["):
+				globs = append(globs, device)
+			default:
+				devices = append(devices, device)
+			}
+		}
+	}
+	for _, glob := range globs {
+		isMatched := false
+		for _, device := range existing {
+			matches, err := path.Match(glob, device)
+			if err != nil {
+				return nil, fmt.Errorf("device %q is no valid glob: a bracket needs its end", glob)
+			}
+			if matches && !slices.Contains(devices, device) {
+				devices = append(devices, device)
+			}
+			isMatched = isMatched || matches
+		}
+		if !isMatched {
+			return nil, fmt.Errorf("no device matches %s: the devices here are %s", glob, strings.Join(existing, ", "))
+		}
+	}
+	if len(devices) == 0 {
+		return nil, errors.New("no device to audit: name at least one with --audit.device or XDP_INTERFACE")
+	}
+	return devices, nil
+}
+
+// plainPath reports whether a path can be served as it is: absolute, clean, not a pattern, and not one of ours.
+func plainPath(p string) bool {
+	return regexp.MustCompile(`^/[\w.~/-]*$`).MatchString(p) && path.Clean(p) == p && p != healthyPath && p != readyPath
+}
+
+// listen opens the sockets to serve on: those of the listen addresses, or those that systemd passes.
+func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
+	if *flags.WebSystemdSocket {
+		listeners, err = activation.Listeners()
+		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
+		if err == nil && len(listeners) == 0 {
+			err = errors.New("systemd passed no socket")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--web.systemd-socket: %w", err)
+		}
+		return listeners, nil
+	}
+	for _, address := range *flags.WebListenAddresses {
+		listener, err := listenOn(address)
+		if err != nil {
+			closeAll(listeners)
+			return nil, fmt.Errorf("--web.listen-address: %w", err)
+		}
+		listeners = append(listeners, listener)
+	}
+	return listeners, nil
+}
+
+func listenOn(address string) (net.Listener, error) {
+	number, isVsock := strings.CutPrefix(address, "vsock://:")
+	if !isVsock {
+		return net.Listen("tcp", address)
+	}
+	port, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("%s has no port", address)
+	}
+	return vsock.Listen(uint32(port), nil)
+}
+
+// closeAll closes listeners, which a server may have closed before.
+func closeAll(listeners []net.Listener) {
+	for _, listener := range listeners {
+		_ = listener.Close()
+	}
+}
+
+// newServer returns a server that a slow or silent client cannot hold up.
+func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}
+}
+
+// newHandler returns the handler of all paths.
+func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handler, error) {
+	mux := http.NewServeMux()
+	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, o.exporterMetrics, logger)))
+	for _, ours := range []string{healthyPath, readyPath} {
+		mux.HandleFunc(ours, func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintln(w, "OK")
+		})
+	}
+	if o.telemetryPath == "/" {
+		return mux, nil
+	}
+	landing, err := web.NewLandingPage(web.LandingConfig{
+		Name:        "XDP Audit Exporter",
+		Description: "Packet timing, audited in the kernel",
+		Version:     version.Info(),
+		Profiling:   "false",
+		Links: []web.LandingLinks{
+			{Address: o.telemetryPath, Text: "Metrics"},
+			{Address: healthyPath, Text: "Health"},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the landing page: %w", err)
+	}
+	mux.Handle("/", landing)
+	return mux, nil
+}
+
+// limitRequests refuses requests beyond n at a time; 0 is no limit.
+func limitRequests(n int, next http.Handler) http.Handler {
+	if n == 0 {
+		return next
+	}
+	slots := make(chan struct{}, n)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			next.ServeHTTP(w, r)
+		default:
+			http.Error(w, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
+		}
+	})
+}
+
+// metricsHandler serves the metrics of a set, or of the part of it that collect[] and exclude[] in the URL leave.
+type metricsHandler struct {
+	set      *collector.Set
+	exporter *prometheus.Registry // metrics about the exporter itself; nil for none
+	errorLog promhttp.Logger
+	whole    http.Handler // for the whole set
+}
+
+func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Logger) *metricsHandler {
+	h := &metricsHandler{set: set, errorLog: slog.NewLogLogger(logger.Handler(), slog.LevelError)}
+	if exporterMetrics {
+		h.exporter = prometheus.NewRegistry()
+		h.exporter.MustRegister(
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			collectors.NewGoCollector(),
+		)
+	}
+	h.whole = h.over(set)
+	return h
+}
+
+func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	collect, exclude := query["collect[]"], query["exclude[]"]
+	if len(collect) == 0 && len(exclude) == 0 {
+		h.whole.ServeHTTP(w, r)
+		return
+	}
+	filtered, err := h.set.Filter(collect, exclude)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	h.over(filtered).ServeHTTP(w, r)
+}
+
+// over returns a handler of the metrics of a set, with those about the exporter.
+func (h *metricsHandler) over(set *collector.Set) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(versioncollector.NewCollector(name), set)
+	options := promhttp.HandlerOpts{ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
+	if h.exporter == nil {
+		return promhttp.HandlerFor(registry, options)
+	}
+	options.Registry = h.exporter
+	return promhttp.InstrumentMetricHandler(h.exporter, promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options))
+}
+
+// checkHealth returns nil if an exporter answers on the first listen address.
+func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
+	address := (*flags.WebListenAddresses)[0]
+	if strings.HasPrefix(address, "vsock://") {
+		return fmt.Errorf("--healthcheck: cannot ask on %s: use an address with a TCP port", address)
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		// Without a host the address is this host's own, and needs no look-up of a name.
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		},
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it is this host, and nothing secret is sent
+		DisableKeepAlives: true,
+	}}
+	scheme := "http"
+	if *flags.WebConfigFile != "" {
+		scheme = "https"
+	}
+	err := askHealth(ctx, client, scheme)
+	if errors.Is(err, http.ErrSchemeMismatch) { // the file has users, but no TLS
+		err = askHealth(ctx, client, "http")
+	}
+	if err != nil {
+		return fmt.Errorf("no healthy exporter on %s: %w", address, err)
+	}
+	return nil
+}
+
+// askHealth returns nil if the exporter is healthy, or guards its health from strangers.
+func askHealth(ctx context.Context, client *http.Client, scheme string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://localhost"+healthyPath, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		var alert *net.OpError
+		if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS: it wants a client's certificate
+			return nil
+		}
+		var wrapper *url.Error
+		if errors.As(err, &wrapper) {
+			return wrapper.Err
+		}
+		return err
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusOK, http.StatusUnauthorized, http.StatusTooManyRequests:
+		return nil
+	}
+	return fmt.Errorf("it answered %s", response.Status)
+}
