@@ -81,17 +81,25 @@ static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviat
 	slot->n = n;
 }
 
+/* The state that the next flagged packet of this CPU leaves. */
+static __always_inline struct flag_state *next_flag(struct last_flag *last)
+{
+	return &last->states[(last->sequence + 1) & 1];
+}
+
 /* Judges a deviation that may be worth flagging or clipping, and clips it. A flagged one leaves what it was judged by in
- * *flag. Apart from the rest, because few packets get here.
+ * the next state of *last. Apart from the rest, because few packets get here.
  */
 static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *deviation_q16, bool is_early,
-				      struct flag_state *flag)
+				      struct last_flag *last)
 {
 	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
 	__u64 n = slot->n, deviation = *deviation_q16;
-	bool is_flagged = baseline_exceeds(deviation, n, m2.low, m2.high);
+	bool is_flagged = !config.threshold2_mantissa || baseline_exceeds(deviation, n, m2.low, m2.high);
 
 	if (is_flagged) {
+		struct flag_state *flag = next_flag(last);
+
 		flag->mean_q16 = slot->mean_q16;
 		flag->m2_low = m2.low;
 		flag->m2_high = m2.high;
@@ -119,7 +127,7 @@ static __always_inline bool is_ordinary(const struct flow_slot *slot, __u64 devi
 /* Judges a delta, of at most 2³¹ ns, against the samples before it, then updates the baseline with it: from min_samples
  * on no further than four standard deviations from the mean.
  */
-static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u64 delta_ns, struct flag_state *flag)
+static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
 {
 	enum outcome outcome = OUTCOME_MIN_SAMPLES;
 	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;
@@ -128,8 +136,8 @@ static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u
 
 	if (slot->n >= config.min_samples) {
 		outcome = OUTCOME_JUDGED;
-		if (!is_ordinary(slot, deviation) && baseline_judge(slot, &deviation, sign < 0, flag)) {
-			flag->delta_ns = delta_ns;
+		if (!is_ordinary(slot, deviation) && baseline_judge(slot, &deviation, sign < 0, last)) {
+			next_flag(last)->delta_ns = delta_ns;
 			outcome = sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
 		}
 	}

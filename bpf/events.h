@@ -6,6 +6,7 @@
 #ifndef XDP_AUDIT_EVENTS_H
 #define XDP_AUDIT_EVENTS_H
 
+#include "baseline.h"
 #include "clock.h"
 #include "counters.h"
 #include "maps.h"
@@ -40,13 +41,9 @@ static __always_inline enum fate fate_of(long error)
 	return FATE_OTHER;
 }
 
-/* The exchange publishes the state after it is written. */
-static __always_inline void keep_last_flag(struct last_flag *last, const struct flag_state *flag)
+static __always_inline bool is_flagged(enum outcome outcome)
 {
-	__u64 sequence = last->sequence + 1;
-
-	last->states[sequence & 1] = *flag;
-	__sync_lock_test_and_set(&last->sequence, sequence);
+	return outcome == OUTCOME_FLAGGED_EARLY || outcome == OUTCOME_FLAGGED_LATE;
 }
 
 static __noinline int send_event(struct xdp_md *ctx, const struct event_allowance *allowance,
@@ -55,25 +52,37 @@ static __noinline int send_event(struct xdp_md *ctx, const struct event_allowanc
 	return fate_of(bpf_perf_event_output(ctx, &audit_events, allowance->ring, (void *)event, sizeof(*event)));
 }
 
-/* *flag holds what the packet was judged by; the rest of it is filled in here. */
+/* Makes the next state the last one, after all of it is written. */
+static __always_inline void publish_flag(struct last_flag *last)
+{
+	__u64 sequence = last->sequence + 1;
+
+	if (config.stores_are_ordered) {
+		barrier();
+		*(volatile __u64 *)&last->sequence = sequence;
+	} else {
+		__sync_lock_test_and_set(&last->sequence, sequence);
+	}
+}
+
+/* Completes and publishes the state that the flagged packet left, and makes an event of it. */
 static __noinline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
-				   const struct packet *packet, struct flag_state *flag)
+				   const struct packet *packet)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
-	struct audit_event event = {};
+	struct flag_state *flag = next_flag(&counters->last_flag);
 	__u32 fate = FATE_RATE_LIMIT;
 
 	flag->audit_ns = now_ns;
 	flag->ktime_ns = clock_ktime(now_ns);
 	flag->len_bytes = packet->len_bytes;
-	flag->reserved = 0;
-	keep_last_flag(&counters->last_flag, flag);
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
-		event.flag = *flag;
-		event.key = packet->key;
+		struct audit_event event = { .flag = *flag, .key = packet->key };
+
 		fate = send_event(ctx, allowance, &event);
 	}
+	publish_flag(&counters->last_flag);
 	if (fate < FATES)
 		counters->fates[fate]++;
 }

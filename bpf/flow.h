@@ -17,8 +17,10 @@
 
 struct flow_hash {
 	__u32 set;
-	__u32 tag;  /* never 0 */
+	__u32 way;  /* where the flow is if that was free when it came */
 	__u64 mark; /* 16 bits */
+	__u32 tag;  /* never 0 */
+	__u32 reserved;
 };
 
 /* The NH family of universal hash functions (Black et al., UMAC, 1999) over the words of a flow: for keys that an attacker
@@ -49,7 +51,12 @@ static __always_inline __u64 hash_mix(__u64 v)
 static __always_inline struct flow_hash flow_hash(const struct flow_key *key)
 {
 	__u64 a = hash_mix(hash_words(key, 0)), b = hash_mix(hash_words(key, 1));
-	struct flow_hash hash = { .set = (a >> 32) & config.set_mask, .tag = b >> 32, .mark = b >> 16 & 0xffff };
+	struct flow_hash hash = {
+		.set = (a >> 32) & config.set_mask,
+		.way = a >> 29 & (FLOW_WAYS - 1),
+		.mark = b >> 16 & 0xffff,
+		.tag = b >> 32,
+	};
 
 	if (!hash.tag)
 		hash.tag = 1;
@@ -61,10 +68,15 @@ static __always_inline bool set_try_lock(struct flow_set *set)
 	return __sync_val_compare_and_swap(&set->lock, 0, 1) == 0;
 }
 
-/* An exchange, because a plain store would not order what came before it on weakly ordered machines. */
+/* Where stores may overtake each other only an exchange orders what came before it. */
 static __always_inline void set_unlock(struct flow_set *set)
 {
-	__sync_lock_test_and_set(&set->lock, 0);
+	if (config.stores_are_ordered) {
+		barrier();
+		*(volatile __u32 *)&set->lock = 0;
+	} else {
+		__sync_lock_test_and_set(&set->lock, 0);
+	}
 }
 
 /* In each 16-bit lane that agrees with the mark sets the highest bit; it may set others, but none below the first. */
@@ -80,14 +92,19 @@ static __always_inline bool is_flow_in(const struct flow_set *set, int way, cons
 	return set->tags[way & (FLOW_WAYS - 1)] == hash->tag && set->marks[way & (FLOW_WAYS - 1)] == hash->mark;
 }
 
-/* Returns the way of the flow in its set, or -1. Looks at all marks at once: a chain of comparisons would be mispredicted
- * whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a multiplication
+/* Returns the way of the flow in its set, or -1. Most flows are where their hash says, so that their slot can be loaded
+ * before it is known to be the right one. For the others it looks at all marks at once: a chain of comparisons would be
+ * mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a multiplication
  * turns into the number of the way.
  */
 static __always_inline int set_find(const struct flow_set *set, const struct flow_hash *hash)
 {
 	const __u64 *marks = (const __u64 *)set->marks;
-	__u64 candidates = lanes_that_agree(marks[0], hash->mark) >> 15 | lanes_that_agree(marks[1], hash->mark) >> 11;
+	__u64 candidates;
+
+	if (is_flow_in(set, hash->way, hash))
+		return hash->way;
+	candidates = lanes_that_agree(marks[0], hash->mark) >> 15 | lanes_that_agree(marks[1], hash->mark) >> 11;
 
 	for (int i = 0; i < FLOW_WAYS && candidates; i++) {
 		__u64 first = candidates & -candidates;
@@ -100,20 +117,20 @@ static __always_inline int set_find(const struct flow_set *set, const struct flo
 	return -1;
 }
 
-/* Returns the way that a new flow shall take: the one whose flow was seen longest ago, to within 8 ns. Free ones were
- * never seen. Without branches, which nothing could predict.
+/* Returns the way that a new flow shall take: the one whose flow was seen longest ago, to within 8 ns, where free ones
+ * were never seen and the flow's own comes first. Without branches, which nothing could predict.
  */
-static __always_inline __u32 set_find_victim(const struct flow_set *set)
+static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 preferred)
 {
-	__u64 oldest = set->slots[0].last_ns & ~(FLOW_WAYS - 1ULL);
+	__u64 oldest = ~0ULL >> 1;
 
 #pragma unroll
-	for (int way = 1; way < FLOW_WAYS; way++) {
-		__s64 behind = ((set->slots[way].last_ns & ~(FLOW_WAYS - 1ULL)) | way) - oldest;
+	for (__u32 way = 0; way < FLOW_WAYS; way++) {
+		__s64 behind = ((set->slots[way].last_ns & ~(FLOW_WAYS - 1ULL)) | (way ^ preferred)) - oldest;
 
-		oldest += behind & (behind >> 63);
+		oldest += behind & sign_of(behind);
 	}
-	return oldest & (FLOW_WAYS - 1);
+	return (oldest ^ preferred) & (FLOW_WAYS - 1);
 }
 
 static __always_inline void count_eviction(struct device_counters *counters, __u64 last_ns, __u64 now_ns)
@@ -127,7 +144,7 @@ static __always_inline void count_eviction(struct device_counters *counters, __u
 static __noinline void set_insert(struct flow_set *set, const struct flow_hash *hash, const struct flow_key *key,
 				  __u64 now_ns, struct device_counters *counters)
 {
-	__u32 way = set_find_victim(set), cold = hash->set * FLOW_WAYS + way;
+	__u32 way = set_find_victim(set, hash->way), cold = hash->set * FLOW_WAYS + way;
 	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
 	struct flow_slot *slot = &set->slots[way];
 
@@ -145,8 +162,7 @@ static __noinline void set_insert(struct flow_set *set, const struct flow_hash *
 /* Measures the delta since the flow's last packet, counts and judges it. Counting needs no lock, but fills the time in
  * which the division of the baseline's update is under way.
  */
-static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 now_ns, struct device_counters *counters,
-						 struct flag_state *flag)
+static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 now_ns, struct device_counters *counters)
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 
@@ -156,17 +172,12 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 	if (delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
 	count_delta(counters, delta_ns);
-	return baseline_observe(slot, delta_ns, flag);
-}
-
-static __always_inline bool is_flagged(enum outcome outcome)
-{
-	return outcome == OUTCOME_FLAGGED_EARLY || outcome == OUTCOME_FLAGGED_LATE;
+	return baseline_observe(slot, delta_ns, &counters->last_flag);
 }
 
 /* Finds the packet's flow, or makes it one, and judges the packet by it. */
 static __always_inline enum outcome flow_observe(const struct flow_key *key, __u64 now_ns,
-						 struct device_counters *counters, struct flag_state *flag)
+						 struct device_counters *counters)
 {
 	struct flow_hash hash = flow_hash(key);
 	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &hash.set);
@@ -177,7 +188,7 @@ static __always_inline enum outcome flow_observe(const struct flow_key *key, __u
 		return OUTCOME_CONTENDED;
 	way = set_find(set, &hash);
 	if (way >= 0)
-		outcome = slot_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, counters, flag);
+		outcome = slot_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, counters);
 	else
 		set_insert(set, &hash, key, now_ns, counters);
 	set_unlock(set);

@@ -223,32 +223,34 @@ static const struct extension_size {
 
 #define EXTENSION_SIZE_MASK 0xffc
 
-/* Walks extension headers from *offset up to `end`. Returns the header behind them with its offset in *offset, or -1 if
- * they are cut short or too many. Behind the header of a later fragment there is nothing to walk.
+/* What the walk over extension headers comes to, in one register: a frame view handed over by pointer would have to live
+ * on the stack for every packet.
  */
-static __noinline int parse_ipv6_extensions(const struct frame *frame, __u32 *offset, __u32 end, __u8 header,
-					    bool *is_fragment)
+#define WALK_HEADER(walk) ((walk) & 0xff)
+#define WALK_IS_FRAGMENT(walk) ((walk) >> 8 & 1)
+#define WALK_OFFSET(walk) ((walk) >> 16)
+
+/* Walks extension headers from `offset` up to `end`. Returns the header behind them, its offset, and whether it is behind
+ * the header of a later fragment, where there is nothing to walk; or -1 if they are cut short or too many.
+ */
+static __noinline int parse_ipv6_extensions(const void *data, const void *data_end, __u32 offset, __u32 end, __u8 header)
 {
-	__u32 at = *offset & OFFSET_MASK;
+	const struct frame frame = { .data = data, .data_end = data_end };
+	__u32 at = offset & OFFSET_MASK;
 
 	for (int i = 0; i <= IPV6_EXTENSIONS; i++) {
-		const struct ipv6_extension *extension = frame_at(frame, at, 8);
+		const struct ipv6_extension *extension = frame_at(&frame, at, 8);
 		__u8 kind = extension_kinds[header] & (EXTENSION_KINDS - 1);
 		const struct extension_size *size = &extension_sizes[kind];
 
-		if (kind == EXTENSION_NONE) {
-			*offset = at;
-			return at > end ? -1 : header;
-		}
+		if (kind == EXTENSION_NONE)
+			return at > end ? -1 : (int)(at << 16 | header);
 		if (!extension || at + 8 > end)
 			return -1;
 		header = extension->next_header;
 		at += (((extension->len & size->mask) + size->add) << (size->shift & 3)) & EXTENSION_SIZE_MASK;
-		if (kind == EXTENSION_FRAGMENT && extension->fragment_offset & bpf_htons(IPV6_FRAGMENT_OFFSET_MASK)) {
-			*is_fragment = true;
-			*offset = at;
-			return header;
-		}
+		if (kind == EXTENSION_FRAGMENT && extension->fragment_offset & bpf_htons(IPV6_FRAGMENT_OFFSET_MASK))
+			return at << 16 | 1 << 8 | header;
 	}
 	return -1;
 }
@@ -274,9 +276,13 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 	if (end > frame_len(frame))
 		return -1;
 	if (extension_kinds[header & 0xff]) {
-		header = parse_ipv6_extensions(frame, &offset, end, header, &packet->is_fragment);
-		if (header < 0)
+		int walk = parse_ipv6_extensions(frame->data, frame->data_end, offset, end, header);
+
+		if (walk < 0)
 			return -1;
+		header = WALK_HEADER(walk);
+		offset = WALK_OFFSET(walk);
+		packet->is_fragment = WALK_IS_FRAGMENT(walk);
 		packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
 	}
 	key->ip_protocol = header;

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -362,6 +363,9 @@ func (c Config) constants() programAuditConfig {
 		Threshold2Mantissa: mantissa,
 		Threshold2Exponent: exponent,
 		ShortcutShift:      c.params().ShortcutShift(),
+	}
+	if runtime.GOARCH == "amd64" {
+		constants.StoresAreOrdered = 1
 	}
 	if c.Clock == ClockMetadata {
 		constants.ClockSource = clockSourceMetadata

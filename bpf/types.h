@@ -83,7 +83,7 @@ struct audit_config {
 	__s32 threshold2_exponent;
 	__s32 shortcut_shift;	    /* a deviation² below M2 << shift, over n − 1, needs no test; < 0: every one does */
 	__u32 hash_keys[2][HASH_WORDS];
-	__u32 reserved;
+	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */

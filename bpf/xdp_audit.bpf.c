@@ -20,7 +20,6 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_tim
 						 struct device_counters *counters, struct packet *packet)
 {
 	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
-	struct flag_state flag;
 	enum outcome outcome;
 
 	if (parse_frame(&frame, packet))
@@ -30,9 +29,9 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_tim
 	if (!is_timed)
 		return OUTCOME_UNTIMED;
 	packet->key.device = config.device;
-	outcome = flow_observe(&packet->key, now_ns, counters, &flag);
+	outcome = flow_observe(&packet->key, now_ns, counters);
 	if (is_flagged(outcome))
-		report_flag(ctx, counters, now_ns, packet, &flag);
+		report_flag(ctx, counters, now_ns, packet);
 	return outcome;
 }
 

@@ -28,7 +28,7 @@ type programAuditConfig struct {
 	Threshold2Exponent int32
 	ShortcutShift      int32
 	HashKeys           [2][10]uint32
-	Reserved           uint32
+	StoresAreOrdered   uint32
 }
 
 type programAuditEvent struct {
