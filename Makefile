@@ -6,7 +6,7 @@
 include Makefile.common
 
 # Packages that run without a kernel and with goroutines: the race detector's.
-RACE_PACKAGES := ./collector/... ./trail/... ./internal/...
+RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/...
 
 TEST_FLAGS  ?= -timeout 20m
 BENCH       ?= .
@@ -24,8 +24,8 @@ deps: ## install the Debian packages that building and testing need
 generate: ## compile the BPF programs and write their Go bindings
 	@echo ">> generating BPF objects"
 	@command -v clang-14 >/dev/null || { echo "generate: clang-14 not found: run make deps" >&2; exit 1; }
-	$(GO) generate ./bpf
-	$(call give_back,bpf/*.o bpf/*_bpfe[lb]*.go)
+	$(GO) generate ./bpf ./e2e
+	$(call give_back,bpf/*_bpfe[lb]* e2e/*_bpfe[lb]*)
 
 .PHONY: check-generate
 check-generate: ## check that the committed BPF objects are those of the sources
@@ -63,4 +63,5 @@ bench: $(BENCHSTAT) ## measure the BPF programs against their references (needs 
 
 .PHONY: demo
 demo: build ## show the exporter at work on network namespaces of its own (needs root)
-	@./scripts/demo.sh ./$(BINARY)
+	@$(GO) build -o $(BIN)/demo ./examples/demo
+	@$(BIN)/demo ./$(BINARY)

@@ -14,15 +14,11 @@
 #define MEAN_SHIFT 16
 #define CLIP_SHIFT 4
 
-/* max(12·M2, n − 1): the variance is at least 1/12 ns². */
-static __always_inline struct u128 floored_12_m2(__u64 n, struct u128 m2)
-{
-	struct u128 eight = shift_left(m2, 3), sum = shift_left(m2, 2), least = { .low = n - 1 };
-
-	sum.low += eight.low;
-	sum.high += eight.high + (sum.low < eight.low);
-	return is_below(sum, least) ? least : sum;
-}
+/* mantissa · 2^exponent ns², with an even exponent. */
+struct variance {
+	__u64 mantissa;
+	__s64 exponent;
+};
 
 /* Whether deviation² · (n − 1) ≥ M2 · 2^shift, exactly, the deviation rounded up to whole nanoseconds. */
 static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128 m2, __u32 shift)
@@ -32,33 +28,54 @@ static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
-/* Whether |t| reaches the threshold. A global function: verified once, by itself. */
-__noinline int baseline_exceeds(__u64 deviation_q16, __u64 n, __u64 m2_low, __u64 m2_high)
+/* max(M2 / (n − 1), 1/12) as 12·M2 / 12·(n − 1). */
+static __always_inline struct variance variance_of(__u64 n, struct u128 m2)
 {
-	struct u128 m2 = { .low = m2_low, .high = m2_high };
-	struct scaled threshold2 = { .mantissa = config.threshold2_mantissa, .exponent = config.threshold2_exponent };
-	struct scaled d = scaled_from_u64(deviation_q16);
-	struct scaled left = scaled_multiply(d, d);
-	struct scaled right = scaled_from_u128(floored_12_m2(n, m2));
+	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), least = { .low = n - 1 };
+	struct variance variance;
 
-	left = scaled_multiply(left, scaled_from_u64(n));
-	left = scaled_multiply(left, scaled_from_u64(12 * (n - 1)));
-	right = scaled_multiply(right, scaled_from_u64(n + 1));
-	right = scaled_multiply(right, threshold2);
-	right.exponent += 2 * MEAN_SHIFT;
-	return !scaled_is_below(left, right);
+	m.low += eight.low;
+	m.high += eight.high + (m.low < eight.low);
+	if (is_below(m, least))
+		m = least;
+	variance.exponent = ((__s64)bits_of(m) - 62) & ~1; /* leaves 62 or 63 bits */
+	if (variance.exponent >= 0)
+		variance.mantissa = shift_right(m, variance.exponent & 127);
+	else
+		variance.mantissa = m.low << (-variance.exponent & 63);
+	variance.mantissa /= 12 * (n - 1);
+	return variance;
 }
 
-/* Four standard deviations in 2⁻¹⁶ ns. A global function: verified once, by itself. */
-__noinline __u64 baseline_clip_limit(__u64 n, __u64 m2_low, __u64 m2_high)
+/* Whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n), in products of 32-bit mantissas. */
+static __always_inline bool reaches_threshold(__u64 deviation_q16, struct variance variance, __u64 n)
 {
-	struct u128 m2 = { .low = m2_low, .high = m2_high };
-	struct u128 m = floored_12_m2(n, m2);
-	__s32 shift = ((__s32)bits_of(m) - 62) & ~1; /* even, and leaves 62 or 63 bits */
-	__u64 significant = shift >= 0 ? shift_right(m, shift & 127) : m.low << (-shift & 63);
-	__u64 root = square_root(significant / (12 * (n - 1)));
+	__u64 squared = variance.mantissa + variance.mantissa / n;
+	__u32 deviation_log2 = log2_u64(deviation_q16), squared_log2 = log2_u64(squared);
+	__u64 d = top_32(deviation_q16, deviation_log2), left = d * d;
+	__u64 right = top_32(squared, squared_log2) * config.threshold2_mantissa;
+	__s64 shift = squared_log2 - 31 + variance.exponent + config.threshold2_exponent;
 
-	shift = (shift >> 1) + MEAN_SHIFT + CLIP_SHIFT / 2;
+	if (!config.threshold2_mantissa)
+		return true;
+	if (!deviation_q16)
+		return false;
+	shift -= 2 * ((__s64)deviation_log2 - 31 - MEAN_SHIFT);
+	if (shift == 0)
+		return left >= right;
+	if (shift == 1)
+		return left >> 1 >= right;
+	if (shift == -1)
+		return left >= (right >> 1) + (right & 1);
+	return shift < 0;
+}
+
+/* Four standard deviations in 2⁻¹⁶ ns. */
+static __always_inline __u64 clip_limit(struct variance variance)
+{
+	__u64 root = square_root(variance.mantissa);
+	__s64 shift = (variance.exponent >> 1) + MEAN_SHIFT + CLIP_SHIFT / 2;
+
 	return shift < 0 ? root >> (-shift & 63) : root << (shift & 63);
 }
 
@@ -95,8 +112,19 @@ static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *devia
 {
 	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
 	__u64 n = slot->n, deviation = *deviation_q16;
-	bool is_flagged = !config.threshold2_mantissa || baseline_exceeds(deviation, n, m2.low, m2.high);
+	bool is_flagged = true, is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
 
+	if (is_far || config.threshold2_mantissa) {
+		struct variance variance = variance_of(n, m2);
+
+		is_flagged = reaches_threshold(deviation, variance, n);
+		if (is_far) {
+			__u64 limit = clip_limit(variance);
+
+			if (deviation > limit)
+				*deviation_q16 = limit;
+		}
+	}
 	if (is_flagged) {
 		struct flag_state *flag = next_flag(last);
 
@@ -105,12 +133,6 @@ static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *devia
 		flag->m2_high = m2.high;
 		flag->n = n;
 		flag->is_late = !is_early;
-	}
-	if (is_outside(deviation, n, m2, CLIP_SHIFT)) {
-		__u64 limit = baseline_clip_limit(n, m2.low, m2.high);
-
-		if (deviation > limit)
-			*deviation_q16 = limit;
 	}
 	return is_flagged;
 }

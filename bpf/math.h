@@ -15,12 +15,6 @@ struct u128 {
 	__u64 high;
 };
 
-/* mantissa · 2^exponent; the mantissa has exactly 32 bits, or is 0. */
-struct scaled {
-	__u64 mantissa;
-	__s64 exponent;
-};
-
 static const __u8 debruijn_log2[64] = {
 	63, 0, 58, 1, 59, 47, 53, 2, 60, 39, 48, 27, 54, 33, 42, 3,
 	61, 51, 37, 40, 49, 18, 28, 20, 55, 30, 34, 11, 43, 14, 22, 4,
@@ -102,54 +96,24 @@ static __always_inline __u32 bits_of(struct u128 v)
 	return v.low ? 1 + log2_u64(v.low) : 0;
 }
 
-static __always_inline struct scaled scaled_from_u128(struct u128 v)
+/* v > 0 rounded down to 32 bits: the mantissa of mantissa · 2^(log2 v − 31). */
+static __always_inline __u64 top_32(__u64 v, __u32 log2_v)
 {
-	__u32 bits = bits_of(v);
-	struct scaled s = { .mantissa = v.low << ((32 - bits) & 63), .exponent = (__s64)bits - 32 };
-
-	if (bits > 32)
-		s.mantissa = shift_right(v, bits - 32);
-	return s;
+	return v << (63 - log2_v) >> 32;
 }
 
-static __always_inline struct scaled scaled_from_u64(__u64 v)
+/* ⌊√v⌋ for 0 < v < 2⁶³. The line through √1 and √4 is off by 6 % at most, so that three steps of Newton's method give all
+ * 32 bits, or one too many.
+ */
+static __always_inline __u64 square_root(__u64 v)
 {
-	struct u128 wide = { .low = v };
+	__u32 half = log2_u64(v) >> 1;
+	__u64 root = (((2ULL << half) + (v >> half)) * 85 >> 8) + 1;
 
-	return scaled_from_u128(wide);
-}
-
-static __always_inline struct scaled scaled_multiply(struct scaled a, struct scaled b)
-{
-	__u64 product = a.mantissa * b.mantissa;
-	__u32 shift = 31 + (product >> 63);
-	struct scaled s = { .mantissa = product >> shift, .exponent = a.exponent + b.exponent + shift };
-
-	return s;
-}
-
-static __always_inline bool scaled_is_below(struct scaled a, struct scaled b)
-{
-	if (!a.mantissa || !b.mantissa || a.exponent == b.exponent)
-		return a.mantissa < b.mantissa;
-	return a.exponent < b.exponent;
-}
-
-/* ⌊√v⌋ by Newton's method from above: the start is off by a factor below 2, so five steps reach 32 bits. */
-__noinline __u64 square_root(__u64 v)
-{
-	__u64 root, next;
-
-	if (v < 2)
-		return v;
-	root = 1ULL << (log2_u64(v) / 2 + 1);
-	for (int i = 0; i < 8; i++) {
-		next = (root + v / root) >> 1;
-		if (next >= root)
-			break;
-		root = next;
-	}
-	return root;
+	root = (root + v / root) >> 1;
+	root = (root + v / root) >> 1;
+	root = (root + v / root) >> 1;
+	return root - (root * root > v);
 }
 
 #endif

@@ -9,24 +9,26 @@ shopt -s nullglob
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+generated() {
+	printf '%s\n' {bpf,e2e}/*_bpfe[lb]*
+}
+
 before=$(mktemp -d)
 trap 'rm -rf "$before"' EXIT
 
-old=(bpf/*.o bpf/*_bpfe[lb]*.go)
-if ((${#old[@]})); then
-	cp -- "${old[@]}" "$before"
-fi
+mapfile -t old < <(generated)
+cp --parents -- "${old[@]}" "$before"
 
 if ! "$@"; then
 	# A failed compilation removes the object, and with it every build.
-	((${#old[@]} == 0)) || cp -- "$before"/* bpf/
+	cp -r -- "$before"/. .
 	exit 1
 fi
 
 changed=()
-for file in bpf/*.o bpf/*_bpfe[lb]*.go; do
-	cmp -s "$file" "$before/${file#bpf/}" || changed+=("$file")
-done
+while read -r file; do
+	cmp -s "$file" "$before/$file" || changed+=("$file")
+done < <(generated)
 if ((${#changed[@]})); then
 	printf '%s: was not up to date\n' "${changed[@]}" >&2
 	echo "check-generate: commit the files that were generated just now" >&2

@@ -119,14 +119,15 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	decision := TooFewSamples
 	if s.N >= p.MinSamples {
 		decision = Judged
-		if p.exceeds(deviation, s.N, s.M2) {
+		variance := newVariance(s.N, s.M2)
+		if p.reaches(deviation, variance, s.N) {
 			decision = Late
 			if early {
 				decision = Early
 			}
 		}
 		if outside(deviation, s.N, s.M2, clipShift) {
-			deviation = min(deviation, clipLimit(s.N, s.M2))
+			deviation = min(deviation, variance.clipLimit())
 		}
 	}
 	p.update(s, deviation, early)
@@ -160,92 +161,80 @@ func outside(deviation, n uint64, m2 Uint128, shift uint) bool {
 	return Uint128{hi, lo}.Cmp(m2.Lsh(shift)) >= 0
 }
 
-// exceeds reports whether |t| reaches the threshold: 12·d²·n·(n−1) ≥ threshold²·(n+1)·max(12·M2, n−1), the second
-// argument of max being the floor of the variance. The products are rounded down to 32 bits, a relative error of about
-// 2⁻²⁹.
-func (p Params) exceeds(deviation, n uint64, m2 Uint128) bool {
-	mantissa, exponent := p.ThresholdSquared()
-	d := newScaled(Uint128{0, deviation})
-	left := d.mul(d).mul(newScaled(Uint128{0, n})).mul(newScaled(Uint128{0, 12 * (n - 1)}))
-	right := newScaled(floored12M2(n, m2)).mul(newScaled(Uint128{0, n + 1})).mul(scaled{uint64(mantissa), int(exponent)})
-	right.exponent += 2 * meanShift
-	return !left.less(right)
-}
-
-// floored12M2 returns max(12·M2, n−1): twelve times M2, the variance being at least 1/12.
-func floored12M2(n uint64, m2 Uint128) Uint128 {
-	m := m2.Mul64(12)
-	if floor := (Uint128{0, n - 1}); m.Cmp(floor) < 0 {
-		return floor
-	}
-	return m
-}
-
-// clipLimit returns four standard deviations in 2⁻¹⁶ ns, rounded down with a relative error of about 2⁻²² at the
-// default window.
-func clipLimit(n uint64, m2 Uint128) uint64 {
-	m := floored12M2(n, m2)
-	shift := (m.BitLen() - 62) &^ 1 // even, and leaves 62 or 63 bits
-	var significant uint64
-	if shift >= 0 {
-		significant = m.Rsh(uint(shift)).Lo
-	} else {
-		significant = m.Lo << uint(-shift)
-	}
-	root := sqrt64(significant / (12 * (n - 1)))
-	if by := shift/2 + meanShift + clipShift/2; by < 0 {
-		return root >> uint(-by)
-	} else {
-		return root << uint(by)
-	}
-}
-
-// sqrt64 returns ⌊√v⌋.
-func sqrt64(v uint64) uint64 {
-	r := uint64(math.Sqrt(float64(v)))
-	for r*r > v || r >= 1<<32 {
-		r--
-	}
-	for (r+1)*(r+1) <= v && r+1 < 1<<32 {
-		r++
-	}
-	return r
-}
-
-// scaled is mantissa · 2^exponent with a mantissa of exactly 32 bits, or 0.
-type scaled struct {
+// variance is a sample variance in ns²: mantissa · 2^exponent, with a mantissa of at least 32 bits and an even exponent.
+type variance struct {
 	mantissa uint64
 	exponent int
 }
 
-func newScaled(v Uint128) scaled {
-	length := v.BitLen()
-	if length == 0 {
-		return scaled{}
+// newVariance returns max(M2/(n−1), 1/12), rounded down with a relative error of at most 2⁻³² — at the default window 2⁻⁴³.
+func newVariance(n uint64, m2 Uint128) variance {
+	// 12·M2 / 12·(n−1), so that the floor is a whole number too.
+	m := m2.Mul64(12)
+	if floor := (Uint128{0, n - 1}); m.Cmp(floor) < 0 {
+		m = floor
 	}
-	if length <= 32 {
-		return scaled{v.Lo << (32 - length), length - 32}
+	exponent := (m.BitLen() - 62) &^ 1 // leaves 62 or 63 bits
+	var significant uint64
+	if exponent >= 0 {
+		significant = m.Rsh(uint(exponent)).Lo
+	} else {
+		significant = m.Lo << uint(-exponent)
 	}
-	return scaled{v.Rsh(uint(length - 32)).Lo, length - 32}
+	return variance{significant / (12 * (n - 1)), exponent}
 }
 
-func (a scaled) mul(b scaled) scaled {
-	product := a.mantissa * b.mantissa
-	if product == 0 {
-		return scaled{}
+// reaches reports whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n). Both sides are products of two
+// mantissas that are rounded down to 32 bits, a relative error of about 2⁻²⁹.
+func (p Params) reaches(deviation uint64, v variance, n uint64) bool {
+	threshold2, threshold2Exponent := p.ThresholdSquared()
+	if threshold2 == 0 {
+		return true
 	}
-	if product>>63 != 0 {
-		return scaled{product >> 32, a.exponent + b.exponent + 32}
+	if deviation == 0 {
+		return false
 	}
-	return scaled{product >> 31, a.exponent + b.exponent + 31}
+	d, dExponent := top32(deviation)
+	s, sExponent := top32(v.mantissa + v.mantissa/n)
+	left, leftExponent := d*d, 2*dExponent-2*meanShift
+	right, rightExponent := s*uint64(threshold2), sExponent+v.exponent+int(threshold2Exponent)
+	// Each product has 63 or 64 bits.
+	switch rightExponent - leftExponent {
+	case 0:
+		return left >= right
+	case 1:
+		return left>>1 >= right
+	case -1:
+		return left >= right>>1+right&1
+	}
+	return rightExponent < leftExponent
 }
 
-func (a scaled) less(b scaled) bool {
-	if a.mantissa == 0 || b.mantissa == 0 {
-		return a.mantissa < b.mantissa
+// top32 returns v > 0, rounded down to 32 bits, as mantissa · 2^exponent.
+func top32(v uint64) (mantissa uint64, exponent int) {
+	zeros := bits.LeadingZeros64(v)
+	return v << zeros >> 32, 32 - zeros
+}
+
+// clipLimit returns four standard deviations in 2⁻¹⁶ ns, rounded down: at the default window with a relative error of
+// about 2⁻²².
+func (v variance) clipLimit() uint64 {
+	root := sqrt64(v.mantissa)
+	if by := v.exponent/2 + meanShift + clipShift/2; by >= 0 {
+		return root << uint(by)
+	} else {
+		return root >> uint(-by)
 	}
-	if a.exponent != b.exponent {
-		return a.exponent < b.exponent
+}
+
+// sqrt64 returns ⌊√v⌋ for v below 2⁶³.
+func sqrt64(v uint64) uint64 {
+	r := uint64(math.Sqrt(float64(v)))
+	for r*r > v {
+		r--
 	}
-	return a.mantissa < b.mantissa
+	for (r+1)*(r+1) <= v {
+		r++
+	}
+	return r
 }

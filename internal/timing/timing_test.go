@@ -224,7 +224,7 @@ func TestShortcutSkipsNothing(t *testing.T) {
 		if deviation >= MaxDelta<<meanShift || outside(deviation, n, m2, uint(p.ShortcutShift())) {
 			continue
 		}
-		if p.exceeds(deviation, n, m2) {
+		if p.reaches(deviation, newVariance(n, m2), n) {
 			t.Fatalf("%+v: deviation %d of n %d, M2 %v is flagged, but inside", p, deviation, n, m2)
 		}
 		if outside(deviation, n, m2, clipShift) {
