@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// testFlow is a flow by its frame, and by the words that the program hashes.
+type testFlow struct {
+	frame []byte
+	words []uint32
+}
+
+// raw is a port as the program loads it: the bytes of the network in the order of the machine.
+func raw(port int) uint32 { return uint32(binary.NativeEndian.Uint16(be16(port))) }
+
+func rawWords(address []byte) (words []uint32) {
+	for ; len(address) > 0; address = address[4:] {
+		words = append(words, binary.NativeEndian.Uint32(address))
+	}
+	return words
+}
+
+// newTestFlow makes the i-th of many flows, of all families, with and without tags.
+func newTestFlow(i int) testFlow {
+	sourcePort, destinationPort, vlan := 1000+i%7, i/7%65536, 0
+	payload := udp(sourcePort, destinationPort, nil)
+	protocol := ipUDP
+	if i%3 == 0 {
+		payload, protocol = tcp(sourcePort, destinationPort, 5), ipTCP
+	}
+	destination := [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
+	frame, ethertype := ipv4With(ipv4Header{protocol: protocol, ihl: 5, destination: destination}, payload), etherIPv4
+	family := FamilyIPv4
+	addresses := concat([]byte{10, 0, 0, 1}, destination[:])
+	if i%4 == 0 {
+		frame, ethertype, family = ipv6(protocol, payload), etherIPv6, FamilyIPv6
+		binary.BigEndian.PutUint32(frame[8+16:], uint32(i)) // in the destination
+		addresses = frame[8:40]
+	}
+	if i%5 == 0 {
+		vlan = i % 4096
+		frame, ethertype = tagged(vlan, ethertype, frame), tagVLAN
+	}
+	words := []uint32{raw(sourcePort)<<16 | raw(destinationPort), uint32(vlan)<<16 | uint32(family)<<8 | uint32(protocol)}
+	source, target := rawWords(addresses[:len(addresses)/2]), rawWords(addresses[len(addresses)/2:])
+	for w := range source {
+		words = append(words, source[w], target[w])
+	}
+	return testFlow{ethernet(ethertype, frame), words}
+}
+
+// tableModel is what the program should make of many flows.
+type tableModel struct {
+	*model
+	table     *flowtable.Table
+	states    map[*flowtable.Slot]timing.State
+	inserts   uint64
+	evictions [NumEvictions]uint64
+	flags     []Flag
+}
+
+func newTableModel(config Config) *tableModel {
+	return &tableModel{
+		model: newModel(config), table: flowtable.New(int(config.sets()), flowtable.Ways), states: map[*flowtable.Slot]timing.State{},
+	}
+}
+
+func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) {
+	way := m.table.Find(hash)
+	if way < 0 {
+		m.insert(hash, nowNs)
+		return
+	}
+	slot := &m.table.Set(hash.Set)[way]
+	before, last := m.states[slot], slot.LastNs
+	m.state, m.lastNs, m.seen = before, last, true
+	outcome := m.model.observe(nowNs)
+	m.states[slot], slot.LastNs = m.state, m.lastNs
+	if outcome == OutcomeFlaggedEarly || outcome == OutcomeFlaggedLate {
+		m.flags = append(m.flags, Flag{
+			AuditNs: nowNs, DeltaNs: nowNs - last, Samples: before.N, MeanQ16: before.MeanQ16, M2Ns2: before.M2,
+			LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
+		})
+	}
+}
+
+func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
+	way, before := m.table.Insert(hash, nowNs)
+	slot := &m.table.Set(hash.Set)[way]
+	m.states[slot] = timing.State{}
+	m.inserts++
+	m.outcomes[OutcomeNewFlow]++
+	switch {
+	case before.Tag == 0:
+	case nowNs > before.LastNs && nowNs-before.LastNs > m.idleNs:
+		m.evictions[EvictionExpired]++
+	default:
+		m.evictions[EvictionLive]++
+	}
+}
+
+// Thousands of flows that fight for the slots of a small table, at random times, on a clock that steps back now and then:
+// every slot, cell, bucket, sum and event is that of the model, bit for bit.
+func TestManyFlowsEqualModel(t *testing.T) {
+	for _, test := range []struct {
+		slots   uint32
+		flows   int
+		packets int
+		deltaNs float64
+	}{
+		{8, 12, 60_000, 1e4},       // one set, nearly enough
+		{512, 600, 400_000, 1e4},   // collisions in some sets
+		{512, 5_000, 200_000, 1e6}, // hardly a flow survives
+		{4096, 2_000, 500_000, 5e2},
+	} {
+		t.Run(fmt.Sprintf("%d flows in %d slots", test.flows, test.slots), func(t *testing.T) {
+			config := testConfig()
+			config.Flows, config.MinSamples, config.Window, config.EventRate = test.slots, 10, 64, MaxEventRate
+			p, m := newProbe(t, config), newTableModel(config)
+			r := rand.New(rand.NewPCG(uint64(test.flows), 1))
+			flows, hashes := make([]testFlow, test.flows), make([]flowtable.Hash, test.flows)
+			for i := range flows {
+				flows[i] = newTestFlow(i)
+				hashes[i] = flowtable.HashWords(flows[i].words, &p.tables.keys[0])
+			}
+			now := uint64(1e12)
+			var events []Event
+			for i := range test.packets {
+				// The first flows get most of the packets, as in real traffic.
+				f := int(float64(test.flows) * math.Pow(r.Float64(), 3))
+				now += uint64(test.deltaNs * r.ExpFloat64())
+				at := now
+				switch r.IntN(5000) {
+				case 0:
+					at -= r.Uint64N(1e7)
+				case 1:
+					now += 2 * uint64(config.IdleTimeout)
+				}
+				m.observe(hashes[f], at, flows[f].frame)
+				run(t, p.devices[0].program, flows[f].frame, at, 1)
+				if i%1000 == 999 {
+					events = append(events, p.readAll(t)...)
+				}
+			}
+			p.compare(t, m, append(events, p.readAll(t)...))
+		})
+	}
+}
+
+// compare holds everything in the maps, and the events, against the model.
+func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
+	t.Helper()
+	used := 0
+	for i := range p.sets {
+		for way, want := range m.table.Set(uint64(i)) {
+			slot := &m.table.Set(uint64(i))[way]
+			got := &p.sets[i].Slots[way]
+			if want.Tag != 0 {
+				used++
+			}
+			if p.sets[i].Tags[way] != want.Tag || p.sets[i].Marks[way] != want.Mark || got.LastNs != want.LastNs {
+				t.Fatalf("set %d way %d: got tag %x mark %x last %d, want %+v", i, way, p.sets[i].Tags[way], p.sets[i].Marks[way], got.LastNs, want)
+			}
+			if got.state() != m.states[slot] {
+				t.Fatalf("set %d way %d: got %+v, want %+v", i, way, got.state(), m.states[slot])
+			}
+		}
+		if p.sets[i].Lock != 0 {
+			t.Errorf("set %d is left locked", i)
+		}
+	}
+	c := p.Counters()[0]
+	for o, want := range m.outcomes {
+		if got := c.Packets.Outcome(Outcome(o)); got != want {
+			t.Errorf("outcome %v: got %d, want %d", Outcome(o), got, want)
+		}
+	}
+	if c.Histogram != m.histogram {
+		t.Error("histograms differ")
+	}
+	if c.Sums != m.sums {
+		t.Errorf("sums: got %+v, want %+v", c.Sums, m.sums)
+	}
+	if c.Inserts != m.inserts || c.Evictions != m.evictions {
+		t.Errorf("got %d inserts and evictions %v, want %d and %v", c.Inserts, c.Evictions, m.inserts, m.evictions)
+	}
+	if c.Fates[FateSent] != uint64(len(m.flags)) {
+		t.Fatalf("%d events were sent, want %d; fates %v", c.Fates[FateSent], len(m.flags), c.Fates)
+	}
+	got := make([]Flag, len(events))
+	for i, e := range events {
+		got[i] = e.Flag
+		got[i].KtimeNs = 0 // the kernel's own
+	}
+	if !slices.Equal(got, m.flags) {
+		t.Errorf("got %d events, want %d, or their contents differ", len(got), len(m.flags))
+	}
+	t.Logf("%d slots used, %d inserts, evictions %v, %d events, outcomes %v", used, m.inserts, m.evictions, len(events), m.outcomes)
+}

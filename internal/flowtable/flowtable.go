@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package flowtable models the flow table of bpf/flow.h: which flow has which slot, and who is evicted. For the same hashes
+// and times both come to the same slots. The number of ways, which the program fixes at [Ways], can be varied here.
+package flowtable
+
+// Ways is the number of slots in a set of the program's table.
+const Ways = 8
+
+// Words is the number of 32-bit words of an IPv6 flow that are hashed; an IPv4 flow has the first 4.
+const Words = 10
+
+// Keys are the secret keys of the two hash functions of a device.
+type Keys = [2][Words]uint32
+
+// Hash is where a flow belongs and what it is recognised by.
+type Hash struct {
+	Set  uint64 // more bits than a table has sets
+	Way  uint32 // its way if that is free
+	Mark uint16
+	Tag  uint32 // never 0
+}
+
+// HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order in which the keys are used. Each of the two
+// functions is NH (Black et al., UMAC, 1999): a sum of products of pairs, each word with its key added modulo 2³².
+func HashWords(words []uint32, keys *Keys) Hash {
+	a, b := mix(nh(words, &keys[0])), mix(nh(words, &keys[1]))
+	return Hash{
+		Set:  a >> 32,
+		Way:  uint32(a>>29) % Ways,
+		Mark: uint16(b >> 16),
+		Tag:  max(uint32(b>>32), 1),
+	}
+}
+
+func nh(words []uint32, keys *[Words]uint32) (sum uint64) {
+	for i := 0; i < len(words); i += 2 {
+		sum += uint64(words[i]+keys[i]) * uint64(words[i+1]+keys[i+1])
+	}
+	return sum
+}
+
+func mix(v uint64) uint64 { return (v ^ v>>32) * 0x9e3779b97f4a7c15 }
+
+// Slot is a slot of the table; Tag 0 marks a free one.
+type Slot struct {
+	Tag    uint32
+	Mark   uint16
+	LastNs uint64
+}
+
+// Table is a table of sets of slots.
+type Table struct {
+	ways  int
+	slots []Slot
+}
+
+// New returns an empty table. sets must be a power of two, and ways one up to [Ways].
+func New(sets, ways int) *Table {
+	return &Table{ways: ways, slots: make([]Slot, sets*ways)}
+}
+
+// Set returns the slots of a set.
+func (t *Table) Set(set uint64) []Slot {
+	first := int(set%uint64(len(t.slots)/t.ways)) * t.ways
+	return t.slots[first : first+t.ways]
+}
+
+// Find returns the way of a flow in its set, or −1.
+func (t *Table) Find(h Hash) int {
+	for way, slot := range t.Set(h.Set) {
+		if slot.Tag == h.Tag && slot.Mark == h.Mark {
+			return way
+		}
+	}
+	return -1
+}
+
+// Insert gives a flow a slot, and returns its way and what was in it before: that of the flow seen longest ago, to within
+// 8 ns. Free ones were never seen. Among equals it takes the one nearest to the way of the hash, by exclusive or.
+func (t *Table) Insert(h Hash, nowNs uint64) (way int, before Slot) {
+	set := t.Set(h.Set)
+	oldest := ^uint64(0)
+	preferred := int(h.Way) % t.ways
+	for i, slot := range set {
+		if rank := slot.LastNs&^(Ways-1) | uint64(i^preferred); rank < oldest {
+			way, oldest = i, rank
+		}
+	}
+	before = set[way]
+	set[way] = Slot{Tag: h.Tag, Mark: h.Mark, LastNs: nowNs}
+	return way, before
+}
