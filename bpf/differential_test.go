@@ -28,8 +28,15 @@ func newProbe(t testing.TB, config Config) *probe {
 	t.Helper()
 	audit := loadTest(t, config)
 	cpu := pinToCPU(t)
-	size := int(unsafe.Sizeof(programFlowSet{}))
-	memory, err := unix.Mmap(audit.tables.maps[programMapFlowSets].FD(), 0, size*int(config.sets()), unix.PROT_READ, unix.MAP_SHARED)
+	return &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)}
+}
+
+// mapSets maps the flow table's sets.
+func mapSets(t testing.TB, audit *Audit) []programFlowSet {
+	t.Helper()
+	sets := int(audit.config.sets())
+	memory, err := unix.Mmap(audit.tables.maps[programMapFlowSets].FD(), 0, sets*int(unsafe.Sizeof(programFlowSet{})),
+		unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,11 +45,7 @@ func newProbe(t testing.TB, config Config) *probe {
 			t.Error(err)
 		}
 	})
-	return &probe{
-		Audit: audit,
-		block: &audit.counters.blocks[0][cpu],
-		sets:  unsafe.Slice((*programFlowSet)(unsafe.Pointer(&memory[0])), config.sets()),
-	}
+	return unsafe.Slice((*programFlowSet)(unsafe.Pointer(&memory[0])), sets)
 }
 
 // pinToCPU keeps the test on the CPU that it is on and returns its id.

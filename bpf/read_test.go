@@ -51,6 +51,7 @@ func TestReadingsUnderTraffic(t *testing.T) {
 	config := DefaultConfig()
 	config.Devices = []string{"test0"}
 	audit := loadTest(t, config)
+	countRuns(t)
 	done := make(chan error, 1)
 	go func() {
 		_, _, err := audit.devices[0].program.Benchmark(udpFrame(), 3_000_000, nil)
@@ -80,10 +81,10 @@ func TestReadingsUnderTraffic(t *testing.T) {
 		last = c
 	}
 	t.Logf("%d readings", readings)
-	if got := sumOf(&last.Packets); got != 3_000_000 {
-		t.Errorf("counted %d packets, want 3,000,000", got)
+	if got, want := sumOf(&last.Packets), packetsRun(t, audit.devices[0].program); got != want {
+		t.Errorf("counted %d packets, want %d", got, want)
 	}
-	if sum, want := last.Sums.TotalNs, uint64(0); sum.Lo == want {
+	if last.Sums.TotalNs == (Uint128{}) {
 		t.Error("no delta was summed")
 	}
 }
