@@ -104,7 +104,8 @@ func explainRefusal(d *device, mode Mode, err error) error {
 		return fmt.Errorf("device %s already holds XDP program %d: detach it first (ip link set dev %s xdp off, or end the process that owns it): %w",
 			d.name, programOn(d.ifindex), d.name, err)
 	case mode == ModeHW:
-		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: %w", d.name, driver, err)
+		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: the kernel refused to load the program for it: %w",
+			d.name, driver, rootCause(err))
 	case mode == ModeDriver && errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("device %s (driver %s) has no native XDP: use mode skb: %w", d.name, driver, err)
 	case mode == ModeDriver:
@@ -143,4 +144,13 @@ func inOneLine(errs []error) error {
 		joined = fmt.Errorf("%w; %w", joined, err)
 	}
 	return joined
+}
+
+// rootCause returns the error that the kernel gave.
+func rootCause(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
 }

@@ -123,7 +123,7 @@ func (a *Audit) attach(index int, d *device) (err error) {
 		return a.attachOffloaded(index, d)
 	}
 	if err := a.loadProgram(index, d, 0); err != nil {
-		return err
+		return explainLoad(err)
 	}
 	defer func() {
 		if err != nil {
@@ -176,7 +176,7 @@ func (a *Audit) loadProgram(index int, d *device, ifindex uint32) error {
 	spec.Programs[programProgXdpAudit].Ifindex = ifindex
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: a.tables.maps})
 	if err != nil {
-		return explainLoad(err)
+		return err
 	}
 	defer collection.Close()
 	d.program = collection.DetachProgram(programProgXdpAudit)

@@ -4,10 +4,12 @@
 package netlab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,8 +24,8 @@ type End struct {
 }
 
 // Connect joins two namespaces by a veth pair of the given MTU, 0 for the usual one. Each end knows the other's hardware
-// address and asks nobody for it, so that after the pair is up no packet crosses it but those that somebody sends. The
-// names of the devices must differ.
+// address and asks nobody for it, so that no packet crosses the pair but those that somebody sends. The names of the
+// devices must differ.
 func Connect(a, b End, mtu int) error {
 	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: b.Device, PeerNamespace: netlink.NsFd(b.Namespace.handle)}
 	pair.Name = a.Device
@@ -46,6 +48,28 @@ func Connect(a, b End, mtu int) error {
 			return fmt.Errorf("setting up %s: %w", end.Device, err)
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
+	defer cancel()
+	for _, end := range []End{a, b} {
+		if err := Poll(ctx, end.checkReady); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readyTimeout bounds how long a device takes to carry packets after it was set up. The kernel may put that off for a second.
+const readyTimeout = 10 * time.Second
+
+// checkReady returns an error while the device drops what it is to send: until the kernel has noticed that its peer is up.
+func (e End) checkReady() error {
+	link, err := e.Namespace.Link(e.Device)
+	if err != nil {
+		return err
+	}
+	if state := link.Attrs().OperState; state != netlink.OperUp {
+		return fmt.Errorf("device %s is %s, not up", e.Device, state)
+	}
 	return nil
 }
 
@@ -67,7 +91,7 @@ func (e End) configure(peer End, peerMAC net.HardwareAddr) error {
 	if err != nil {
 		return err
 	}
-	if err := silenceIPv6(e.Device, e.IPv6.IsValid()); err != nil {
+	if err := silence(device, e.IPv6.IsValid()); err != nil {
 		return err
 	}
 	if err := setUp(e.Device); err != nil {
@@ -100,19 +124,20 @@ func (e End) configure(peer End, peerMAC net.HardwareAddr) error {
 	return nil
 }
 
-// silenceIPv6 keeps a device that is down from sending by itself once it is up: it gets no link-local address and solicits
-// no router. Its reports of multicast groups, which cannot be turned off, are over a few milliseconds after it is up.
-func silenceIPv6(device string, enabled bool) error {
-	settings := [][2]string{
-		{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"router_solicitations", "0"}, {"mldv2_unsolicited_report_interval", "1"},
+// silence keeps a device that is down from sending by itself once it is up: it resolves no addresses and so joins no group
+// for that either, gets no link-local address and solicits no router.
+func silence(device netlink.Link, hasIPv6 bool) error {
+	if err := netlink.LinkSetARPOff(device); err != nil {
+		return fmt.Errorf("turning off address resolution: %w", err)
 	}
-	if !enabled {
+	settings := [][2]string{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"router_solicitations", "0"}}
+	if !hasIPv6 {
 		settings = [][2]string{{"disable_ipv6", "1"}}
 	}
 	for _, setting := range settings {
-		path := "/proc/sys/net/ipv6/conf/" + device + "/" + setting[0]
+		path := "/proc/sys/net/ipv6/conf/" + device.Attrs().Name + "/" + setting[0]
 		err := os.WriteFile(path, []byte(setting[1]), 0)
-		if os.IsNotExist(err) && !enabled {
+		if os.IsNotExist(err) && !hasIPv6 {
 			return nil // a kernel without IPv6 is silent
 		}
 		if err != nil {

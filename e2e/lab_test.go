@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+const (
+	device  = "audited0" // on which the exporter is attached
+	address = "127.0.0.1:9400"
+
+	// patience bounds whatever is waited for.
+	patience = 20 * time.Second
+)
+
+// lab is a network of two namespaces. The exporter runs in one, the other sends to it.
+type lab struct {
+	t       *testing.T
+	ctx     context.Context
+	audited netlab.End
+	sender  netlab.End
+}
+
+// newLab makes a network for one test, and expects that in the end nothing is attached in it.
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	if err := cannotRun(); err != nil {
+		skip(t, err)
+	}
+	l := &lab{t: t, ctx: t.Context()}
+	l.audited = netlab.End{Namespace: l.newNamespace(), Device: device}
+	l.sender = netlab.End{Namespace: l.newNamespace(), Device: "sender0"}
+	l.audited, l.sender = l.connect(device, "sender0", 0)
+	t.Cleanup(l.expectNothingAttached)
+	return l
+}
+
+func (l *lab) newNamespace() *netlab.Namespace {
+	l.t.Helper()
+	namespace, err := netlab.NewNamespace()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(namespace.Close)
+	return namespace
+}
+
+// connect joins the namespaces by a veth pair, the index-th.
+func (l *lab) connect(audited, sender string, index byte) (a, s netlab.End) {
+	l.t.Helper()
+	end := func(namespace *netlab.Namespace, device string, host byte) netlab.End {
+		return netlab.End{
+			Namespace: namespace, Device: device,
+			IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, 16*index + host}), 28),
+			IPv6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 7: index, 15: host}), 64),
+		}
+	}
+	a, s = end(l.audited.Namespace, audited, 1), end(l.sender.Namespace, sender, 2)
+	if err := netlab.Connect(a, s, 0); err != nil {
+		l.t.Fatal(err)
+	}
+	return a, s
+}
+
+// attached returns the devices of the audited namespace that hold an XDP program, with the mode that the kernel tells.
+func (l *lab) attached() map[string]uint32 {
+	l.t.Helper()
+	links, err := l.audited.Namespace.Links()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	modes := map[string]uint32{}
+	for _, link := range links {
+		if xdp := link.Attrs().Xdp; xdp != nil && xdp.Attached {
+			modes[link.Attrs().Name] = xdp.AttachMode
+		}
+	}
+	return modes
+}
+
+// The modes that the kernel tells: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
+const (
+	attachedDriver  = 1
+	attachedGeneric = 2
+)
+
+func (l *lab) expectNothingAttached() {
+	l.t.Helper()
+	if modes := l.attached(); len(modes) > 0 {
+		l.t.Errorf("XDP programs are left attached: %v", modes)
+	}
+}
+
+func (l *lab) statistics(end netlab.End) netlink.LinkStatistics64 {
+	l.t.Helper()
+	link, err := end.Namespace.Link(end.Device)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return netlink.LinkStatistics64(*link.Attrs().Statistics)
+}
+
+// poll waits until ready returns nil, and fails the test if that takes too long.
+func (l *lab) poll(ready func() error) {
+	l.t.Helper()
+	if err := l.tryPoll(ready); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) tryPoll(ready func() error) error {
+	ctx, cancel := context.WithTimeout(l.ctx, patience)
+	defer cancel()
+	return netlab.Poll(ctx, ready)
+}
+
+// process is a command in the audited namespace.
+type process struct {
+	lab            *lab
+	cmd            *exec.Cmd
+	stdout, stderr output
+	ended          chan struct{}
+}
+
+// output collects what a process writes while it runs.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// start starts a command, which is killed at the end of the test if it still runs. Each edit changes it before.
+func (l *lab) start(path string, args []string, edits ...func(*exec.Cmd)) *process {
+	l.t.Helper()
+	p := &process{lab: l, cmd: exec.Command(path, args...), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{}
+	for _, edit := range edits {
+		edit(p.cmd)
+	}
+	if err := l.audited.Namespace.Start(p.cmd); err != nil {
+		l.t.Fatal(err)
+	}
+	go func() {
+		defer close(p.ended)
+		_ = p.cmd.Wait() // cmd.ProcessState tells
+	}()
+	l.t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+		if l.t.Failed() {
+			l.t.Logf("%s wrote:\n%s%s", path, &p.stdout, &p.stderr)
+		}
+	})
+	return p
+}
+
+// hasEnded reports whether the process has ended.
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait returns the exit code of the process, −1 if a signal ended it.
+func (p *process) wait() int {
+	p.lab.t.Helper()
+	select {
+	case <-p.ended:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(patience):
+		p.lab.t.Fatalf("%s does not end; it wrote:\n%s", p.cmd.Path, &p.stderr)
+		return 0
+	}
+}
+
+func (p *process) signal(signal syscall.Signal) {
+	p.lab.t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		p.lab.t.Fatal(err)
+	}
+}
+
+// expectStopped sends SIGTERM, and expects that the process ends in order and detaches.
+func (p *process) expectStopped() {
+	p.lab.t.Helper()
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(); code != 0 {
+		p.lab.t.Errorf("exit code %d after SIGTERM, want 0", code)
+	}
+	p.lab.expectNothingAttached()
+}
+
+// exporter is a running exporter, and the client that asks it.
+type exporter struct {
+	*process
+	client *http.Client
+	scheme string
+}
+
+// startExporter starts the exporter on the lab's address and waits until it is ready.
+func (l *lab) startExporter(args ...string) *exporter {
+	l.t.Helper()
+	e := l.launch(binaries.exporter, append([]string{"--web.listen-address=" + address}, args...))
+	e.awaitReady("/-/ready")
+	return e
+}
+
+// launch starts a program that serves on the lab's address.
+func (l *lab) launch(path string, args []string, edits ...func(*exec.Cmd)) *exporter {
+	l.t.Helper()
+	return &exporter{l.start(path, args, edits...), l.client(), "http"}
+}
+
+// client returns a client of HTTP in the audited namespace.
+func (l *lab) client() *http.Client {
+	transport := &http.Transport{DialContext: l.audited.Namespace.Dial}
+	l.t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: patience}
+}
+
+func (e *exporter) awaitReady(path string) {
+	e.lab.t.Helper()
+	e.lab.poll(func() error {
+		if e.hasEnded() {
+			e.lab.t.Fatalf("%s ended: %s", e.cmd.Path, &e.stderr)
+		}
+		status, _, err := e.ask(path)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%s answers %d", path, status)
+		}
+		return err
+	})
+}
+
+func (e *exporter) ask(path string) (status int, body string, err error) {
+	request, err := http.NewRequestWithContext(e.lab.ctx, http.MethodGet, e.scheme+"://"+address+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	return do(e.client, request)
+}
+
+func do(client *http.Client, request *http.Request) (status int, body string, err error) {
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(content), err
+}
+
+// get asks for a path and expects a status.
+func (e *exporter) get(path string, want int) string {
+	e.lab.t.Helper()
+	status, body, err := e.ask(path)
+	if err != nil {
+		e.lab.t.Fatal(err)
+	}
+	if status != want {
+		e.lab.t.Errorf("GET %s: status %d, want %d: %s", path, status, want, body)
+	}
+	return body
+}
+
+// expectLog expects exactly one line of the log that contains every part.
+func (p *process) expectLog(parts ...string) {
+	p.lab.t.Helper()
+	count := 0
+	for line := range strings.Lines(p.stderr.String()) {
+		contains := true
+		for _, part := range parts {
+			contains = contains && strings.Contains(line, part)
+		}
+		if contains {
+			count++
+		}
+	}
+	if count != 1 {
+		p.lab.t.Errorf("%d lines of the log contain %q, want 1:\n%s", count, parts, &p.stderr)
+	}
+}
+
+// flow is a UDP flow from the sender's side of a veth pair to the audited one, with its receiver.
+type flow struct {
+	client net.Conn
+	server net.PacketConn
+}
+
+// newFlow opens a flow to an address of the audited namespace.
+func (l *lab) newFlow(to netip.Addr) *flow {
+	l.t.Helper()
+	f := &flow{}
+	err := l.audited.Namespace.Do(func() (err error) {
+		f.server, err = net.ListenPacket("udp", netip.AddrPortFrom(to, 0).String())
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { f.server.Close() })
+	if f.client, err = l.sender.Namespace.Dial(l.ctx, "udp", f.server.LocalAddr().String()); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { f.client.Close() })
+	return f
+}
+
+const payloadBytes = 100
+
+// send sends packets and receives every one of them. It sends no more at a time than the ring of a veth and the buffer of a
+// socket hold, so that none is lost on the way.
+func (f *flow) send(packets int) error {
+	const atATime = 64
+	payload, buffer := make([]byte, payloadBytes), make([]byte, payloadBytes+1)
+	if err := f.server.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	for sent := 0; sent < packets; sent += atATime {
+		n := min(atATime, packets-sent)
+		for range n {
+			if _, err := f.client.Write(payload); err != nil {
+				return err
+			}
+		}
+		for range n {
+			got, _, err := f.server.ReadFrom(buffer)
+			if err != nil {
+				return fmt.Errorf("a packet was lost: %w", err)
+			}
+			if got != payloadBytes {
+				return errors.New("a packet was changed")
+			}
+		}
+	}
+	return nil
+}
+
+func (l *lab) send(f *flow, packets int) {
+	l.t.Helper()
+	if err := f.send(packets); err != nil {
+		l.t.Fatal(err)
+	}
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// What is wrong ends in one line that names the value and what would help, with exit code 1 and nothing attached.
+func TestRefusals(t *testing.T) {
+	audit := "--audit.device=" + device
+	for _, test := range []struct {
+		description string
+		args        []string
+		want        []string // parts of the line
+	}{
+		{"no device", []string{}, []string{"no device", "--audit.device"}},
+		{"a device that does not exist", []string{"--audit.device=absent0"}, []string{"absent0", "does not exist", device}},
+		{"several devices, none of which exists", []string{"--audit.device=absent0,absent1"}, []string{"absent0", "absent1"}},
+		{"a glob that matches nothing", []string{"--audit.device=absent*"}, []string{"absent*", device}},
+		{"a device that is named twice", []string{audit, audit}, []string{device, "twice"}},
+		{"a device name that cannot be", []string{"--audit.device=sixteen-letters-"}, []string{"sixteen-letters-"}},
+		{"an unknown mode", []string{audit, "--audit.mode=native"}, []string{"native", "drv"}},
+		{"native mode on a device without it", []string{"--audit.device=lo", "--audit.mode=drv"}, []string{"lo", "skb"}},
+		{"hardware mode on a device without it", []string{audit, "--audit.mode=hw"}, []string{device, "drv"}},
+		{"a threshold of zero", []string{audit, "--audit.threshold=0"}, []string{"threshold", "0", "2"}},
+		{"a threshold that is not a number", []string{audit, "--audit.threshold=NaN"}, []string{"threshold", "NaN"}},
+		{"an infinite threshold", []string{audit, "--audit.threshold=+Inf"}, []string{"threshold", "Inf"}},
+		{"a threshold in words", []string{audit, "--audit.threshold=high"}, []string{"--audit.threshold", "high"}},
+		{"fewer than two samples", []string{audit, "--audit.min-samples=1"}, []string{"minimum", "1", "2"}},
+		{"a negative number of samples", []string{audit, "--audit.min-samples=-1"}, []string{"--audit.min-samples", "-1"}},
+		{"a window below the samples", []string{audit, "--audit.window=50"}, []string{"window", "50", "100"}},
+		{"an idle timeout that overflows", []string{audit, "--audit.idle-timeout=1h"}, []string{"idle timeout", "1h"}},
+		{"too many flows", []string{audit, "--audit.flows=4000000000"}, []string{"4000000000"}},
+		{"an unknown clock", []string{audit, "--audit.clock=sundial"}, []string{"sundial", "ktime"}},
+		{"a flag that does not exist", []string{audit, "--audit.nosuch"}, []string{"--audit.nosuch"}},
+		{"an argument too many", []string{audit, "eth0"}, []string{"eth0"}},
+		{"an unknown collector", []string{audit, "--collector.nosuch"}, []string{"--collector.nosuch"}},
+		{"a trail that cannot be written", []string{audit, "--trail.file=/nonexistent/trail"}, []string{"/nonexistent/trail", "no such file"}},
+		{"a trail that is a folder", []string{audit, "--trail.file=/"}, []string{"--trail.file", "is a directory"}},
+		{"a web configuration that does not exist", []string{audit, "--web.config.file=/nonexistent.yml"}, []string{"/nonexistent.yml"}},
+		{"a web configuration that is not one", []string{audit, "--web.config.file={file}"}, []string{"web.yml"}},
+		{"a listen address that is none", []string{audit, "--web.listen-address=nowhere"}, []string{"--web.listen-address", "nowhere"}},
+		{"no socket from systemd", []string{audit, "--web.systemd-socket"}, []string{"--web.systemd-socket"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			file := filepath.Join(t.TempDir(), "web.yml")
+			if err := os.WriteFile(file, []byte("tls_server_config:\n  cert_file: [\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var args []string
+			for _, arg := range test.args {
+				args = append(args, strings.ReplaceAll(arg, "{file}", file))
+			}
+			l.start(binaries.exporter, args).expectRefusal(test.want...)
+		})
+	}
+}
+
+// expectRefusal expects that the exporter ends with exit code 1 and one line on standard error that contains every part.
+func (p *process) expectRefusal(parts ...string) {
+	p.lab.t.Helper()
+	if code := p.wait(); code != 1 {
+		p.lab.t.Errorf("exit code %d, want 1", code)
+	}
+	line := p.stderr.String()
+	if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || p.stdout.String() != "" {
+		p.lab.t.Errorf("want one line on standard error and nothing else, got:\n%s%s", line, &p.stdout)
+	}
+	for _, part := range parts {
+		if !strings.Contains(line, part) {
+			p.lab.t.Errorf("the line does not contain %q: %s", part, line)
+		}
+	}
+	p.lab.t.Logf("%s", strings.TrimSpace(line))
+}
+
+func TestADeviceThatIsTakenIsRefused(t *testing.T) {
+	for _, mode := range []string{"drv", "skb", "auto"} {
+		t.Run(mode, func(t *testing.T) {
+			l := newLab(t)
+			other := l.occupy(link.XDPDriverMode)
+			args := []string{"--web.listen-address=" + address, "--audit.device=" + device, "--audit.mode=" + mode}
+			l.start(binaries.exporter, args).expectRefusal(device, fmt.Sprintf("XDP program %d", programID(t, other)))
+			if modes := l.attached(); modes[device] != attachedDriver {
+				t.Errorf("the other program is no longer attached: %v", modes)
+			}
+		})
+	}
+}
+
+// occupy attaches a program that passes all packets to the audited device until the end of the test.
+func (l *lab) occupy(mode link.XDPAttachFlags) *ebpf.Program {
+	l.t.Helper()
+	const xdpPass = 2
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()},
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { program.Close() })
+	index, err := l.audited.Namespace.Link(device)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	var attached link.Link
+	err = l.audited.Namespace.Do(func() error {
+		attached, err = link.AttachXDP(link.XDPOptions{Program: program, Interface: index.Attrs().Index, Flags: mode})
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { attached.Close() })
+	return program
+}
+
+func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := program.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
+func TestMissingPrivilegeIsRefused(t *testing.T) {
+	const nobody = 65534
+	for _, test := range []struct {
+		description string
+		has         []uintptr
+		want        []string
+	}{
+		{"no capability", nil, []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}},
+		{"only for the network", []uintptr{unix.CAP_NET_ADMIN}, []string{"missing privilege: CAP_BPF, CAP_PERFMON"}},
+		{"all but for the network", []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, []string{"missing privilege: CAP_NET_ADMIN"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
+			l.start(binaries.exporter, args, func(cmd *exec.Cmd) {
+				cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}
+				cmd.SysProcAttr.AmbientCaps = test.has
+				cmd.Dir = "/"
+			}).expectRefusal(test.want...)
+		})
+	}
+}
+
+// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN.
+func TestThreeCapabilitiesAreEnough(t *testing.T) {
+	const nobody = 65534
+	l := newLab(t)
+	e := l.launch(binaries.exporter, []string{"--web.listen-address=" + address, "--audit.device=" + device}, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
+		cmd.Dir = "/"
+	})
+	e.awaitReady("/-/ready")
+	l.send(l.newFlow(l.audited.IPv4.Addr()), 1000)
+	s := e.atRest()
+	if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != 1000 {
+		t.Errorf("%v packets were counted, want 1000", got)
+	}
+	if got := s.series("scrape_collector_success"); len(got) == 0 || s.sum("scrape_collector_success") != float64(len(got)) {
+		t.Errorf("not all collectors succeed: %v", got)
+	}
+	e.expectStopped()
+}
+
+func TestAnAddressInUseIsRefused(t *testing.T) {
+	l := newLab(t)
+	var taken net.Listener
+	err := l.audited.Namespace.Do(func() (err error) {
+		taken, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
+	l.start(binaries.exporter, args).expectRefusal("--web.listen-address", address, "address already in use")
+}

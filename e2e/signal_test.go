@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestSignalsEndInOrder(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			l := newLab(t)
+			e := l.startExporter("--audit.device=" + device)
+			l.send(l.newFlow(l.audited.IPv4.Addr()), 100)
+			if modes := l.attached(); modes[device] != attachedDriver {
+				t.Errorf("attached are %v", modes)
+			}
+			e.signal(signal)
+			if code := e.wait(); code != 0 {
+				t.Errorf("exit code %d, want 0", code)
+			}
+			l.expectNothingAttached()
+			if log := e.stderr.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "level=WARN") {
+				t.Errorf("the log complains:\n%s", log)
+			}
+		})
+	}
+}
+
+// A program is attached by a link that the kernel gives up with the last file descriptor.
+func TestKillLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=" + device)
+	if modes := l.attached(); modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	e.signal(syscall.SIGKILL)
+	e.wait()
+	l.expectNothingAttached()
+}
+
+func TestHangupReopensTheTrail(t *testing.T) {
+	l := newLab(t)
+	folder := t.TempDir()
+	path, moved := filepath.Join(folder, "trail"), filepath.Join(folder, "trail.1")
+	e := l.startExporter("--audit.device="+device, "--audit.min-samples=10", "--audit.threshold=2",
+		"--audit.event-rate=1000000", "--trail.file="+path)
+	f := l.newFlow(l.audited.IPv4.Addr())
+
+	// awaitRecords sends until the exporter has written records beyond the n that there are, and returns how many.
+	awaitRecords := func(n float64) float64 {
+		var records float64
+		l.poll(func() error {
+			l.send(f, 1000)
+			if records = e.atRest().sum("trail_records_total"); records <= n {
+				return fmt.Errorf("%v records, want more than %v", records, n)
+			}
+			return nil
+		})
+		return records
+	}
+
+	first := awaitRecords(0)
+	if err := os.Rename(path, moved); err != nil {
+		t.Fatal(err)
+	}
+	second := awaitRecords(first)
+	if got := countLines(t, moved); got != second {
+		t.Errorf("%v records in the file that was moved, want all %v", got, second)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a new file is there before SIGHUP: %v", err)
+	}
+
+	e.signal(syscall.SIGHUP)
+	l.poll(func() error {
+		_, err := os.Stat(path)
+		return err
+	})
+	l.poll(func() error {
+		if !strings.Contains(e.stderr.String(), "Audit trail reopened") {
+			return fmt.Errorf("the log does not say that the trail is reopened")
+		}
+		return nil
+	})
+	third := awaitRecords(second)
+	if got, want := countLines(t, path), third-second; got != want {
+		t.Errorf("%v records in the new file, want %v", got, want)
+	}
+	if got := countLines(t, moved); got != second {
+		t.Errorf("%v records in the old file, want still %v", got, second)
+	}
+	if got := e.scrape().sum("trail_write_errors_total"); got != 0 {
+		t.Errorf("%v records were lost", got)
+	}
+	e.expectStopped()
+}
+
+func countLines(t *testing.T, path string) float64 {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return float64(strings.Count(string(text), "\n"))
+}

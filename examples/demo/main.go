@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Command demo shows the exporter at work. It sends steady packets from one network namespace to another, some of them late
+// on purpose, and reports which of them the exporter flags. Its argument is the exporter's path.
+//
+// DEMO_SECONDS in the environment ends it by itself, DEMO_LISTEN is where the exporter serves its metrics. Nothing is left
+// when it has ended, however it did.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+const (
+	interval    = time.Millisecond
+	spread      = 100 * time.Microsecond // standard deviation of the interval
+	lateness    = 10 * time.Millisecond
+	firstLate   = 1000 // packets before the first late one, in which the baseline is learnt
+	latePeriod  = 200  // packets from one late one to the next
+	reportEvery = 5 * time.Second
+
+	defaultListen = "127.0.0.1:9400"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo: error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: demo PATH-OF-THE-EXPORTER")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("only root may make network namespaces and load BPF programs: run sudo make demo")
+	}
+	ctx, cancel, err := limited(ctx, os.Getenv("DEMO_SECONDS"))
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	listener, err := listen(os.Getenv("DEMO_LISTEN"))
+	if err != nil {
+		return err
+	}
+	stage, err := newStage(args[0], listener)
+	if err != nil {
+		return err
+	}
+	defer stage.close()
+	fmt.Printf(`One network namespace sends another a UDP packet every %v, give or take %v, and the exporter audits them where they
+arrive. From packet %d on, every %dth is sent %v late on purpose. Other packets are flagged when this machine itself is
+late, as it is when it is busy: that is real, too.
+
+  metrics  %s
+  end      Ctrl-C
+
+`, interval, spread, firstLate, latePeriod, lateness, stage.url)
+	return stage.play(ctx)
+}
+
+// limited ends the context after that many seconds; none is no limit.
+func limited(ctx context.Context, seconds string) (context.Context, context.CancelFunc, error) {
+	if seconds == "" {
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, cancel, nil
+	}
+	n, err := strconv.ParseUint(seconds, 10, 16)
+	if err != nil || n == 0 {
+		return nil, nil, fmt.Errorf("DEMO_SECONDS=%s is not a number of seconds from 1 to 65535", seconds)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*time.Second)
+	return ctx, cancel, nil
+}
+
+// listen opens the socket that the exporter will serve on. It is opened here, outside of the exporter's namespace, so that
+// a browser on this machine reaches it.
+func listen(address string) (*net.TCPListener, error) {
+	if address == "" {
+		address = defaultListen
+	}
+	listener, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("something listens on %s already: choose another address, as in DEMO_LISTEN=127.0.0.1:9401", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("DEMO_LISTEN=%s: %w", address, err)
+	}
+	tcp, ok := listener.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("DEMO_LISTEN=%s is not an address of TCP", address)
+	}
+	return tcp, nil
+}

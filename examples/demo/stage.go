@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+const (
+	device = "audited0"
+
+	// patience is how long the exporter may take to start, to answer and to end.
+	patience = 20 * time.Second
+)
+
+// stage is the network with the exporter in it, and the socket that the sender sends from.
+type stage struct {
+	url      string
+	audited  netlab.End
+	sender   netlab.End
+	conn     net.Conn
+	receiver net.PacketConn
+	exporter *exec.Cmd
+	trail    io.Reader    // the exporter's standard output
+	log      bytes.Buffer // to be read when the exporter has ended
+	ended    chan struct{}
+	endErr   error // how the exporter ended
+}
+
+// newStage makes the network and starts the exporter in it, on a socket that it takes over.
+func newStage(exporter string, listener *net.TCPListener) (s *stage, err error) {
+	s = &stage{
+		url:     "http://" + listener.Addr().String() + "/metrics",
+		audited: netlab.End{Device: device, IPv4: netip.MustParsePrefix("192.0.2.1/24")},
+		sender:  netlab.End{Device: "sender0", IPv4: netip.MustParsePrefix("192.0.2.2/24")},
+		ended:   make(chan struct{}),
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for _, end := range []*netlab.End{&s.audited, &s.sender} {
+		if end.Namespace, err = netlab.NewNamespace(); err != nil {
+			return nil, err
+		}
+	}
+	if err := netlab.Connect(s.audited, s.sender, 0); err != nil {
+		return nil, err
+	}
+	if err := s.openSockets(); err != nil {
+		return nil, err
+	}
+	return s, s.start(exporter, listener)
+}
+
+// openSockets opens a socket at either end. Nobody reads what arrives: the kernel drops it once the socket is full.
+func (s *stage) openSockets() error {
+	err := s.audited.Namespace.Do(func() (err error) {
+		s.receiver, err = net.ListenPacket("udp", netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("opening a socket: %w", err)
+	}
+	if s.conn, err = s.sender.Namespace.Dial(context.Background(), "udp", s.receiver.LocalAddr().String()); err != nil {
+		return fmt.Errorf("opening a socket: %w", err)
+	}
+	return nil
+}
+
+// start starts the exporter as systemd would: with the socket as file descriptor 3, and its own process id in LISTEN_PID,
+// which only a shell that becomes the exporter can know.
+func (s *stage) start(exporter string, listener *net.TCPListener) error {
+	socket, err := listener.File()
+	if err != nil {
+		return fmt.Errorf("handing over the socket: %w", err)
+	}
+	defer socket.Close()
+	defer listener.Close()
+
+	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // it is what the user asks for
+		"--audit.device="+device, "--audit.mode=drv", "--audit.min-samples=100", "--audit.event-rate=1000",
+		"--trail.file=-", "--web.systemd-socket")
+	s.exporter.Env = append(os.Environ(), "LISTEN_FDS=1")
+	s.exporter.ExtraFiles = []*os.File{socket}
+	s.exporter.Stderr = &s.log
+	s.exporter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which ends the exporter
+	if s.trail, err = s.exporter.StdoutPipe(); err != nil {
+		return fmt.Errorf("reading the trail: %w", err)
+	}
+	if err := s.audited.Namespace.Start(s.exporter); err != nil {
+		return fmt.Errorf("starting the exporter: %w", err)
+	}
+	return nil
+}
+
+func (s *stage) close() {
+	for _, socket := range []io.Closer{s.conn, s.receiver} {
+		if socket != nil {
+			_ = socket.Close()
+		}
+	}
+	for _, end := range []netlab.End{s.audited, s.sender} {
+		if end.Namespace != nil {
+			end.Namespace.Close()
+		}
+	}
+}
+
+// play sends and reports until the context ends, and then sums up.
+func (s *stage) play(ctx context.Context) error {
+	tally := newTally()
+	go func() {
+		defer close(s.ended)
+		records := bufio.NewScanner(s.trail)
+		for records.Scan() {
+			tally.record(records.Text())
+		}
+		s.endErr = s.exporter.Wait()
+	}()
+	if err := s.awaitExporter(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // it was not wanted for that long
+		}
+		return err
+	}
+
+	sent := make(chan struct{})
+	var sendErr error
+	go func() {
+		defer close(sent)
+		sendErr = s.send(ctx, tally)
+	}()
+
+	ticker := time.NewTicker(reportEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.ended:
+			return s.exporterError()
+		case <-sent:
+			if sendErr != nil {
+				return fmt.Errorf("sending: %w", sendErr)
+			}
+			return s.finish(tally)
+		case <-ticker.C:
+			series, err := s.scrape(context.WithoutCancel(ctx))
+			if err != nil {
+				return err
+			}
+			fmt.Print(tally.report(series))
+		}
+	}
+}
+
+// finish waits until every flag has been reported, ends the exporter and prints the summary.
+func (s *stage) finish(tally *tally) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var last series
+	err := netlab.Poll(ctx, func() (err error) {
+		if last, err = s.scrape(ctx); err != nil {
+			return err
+		}
+		if n := tally.records(); last.flags != float64(n) {
+			return fmt.Errorf("the exporter flagged %v packets, and the trail has %d", last.flags, n)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.exporter.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("ending the exporter: %w", err)
+	}
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		return errors.New("the exporter does not end")
+	}
+	if s.endErr != nil {
+		return s.exporterError()
+	}
+	fmt.Print(tally.summary(last))
+	return nil
+}
+
+// awaitExporter waits until the exporter answers.
+func (s *stage) awaitExporter(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("the exporter does not answer"))
+	defer cancel()
+	answers := make(chan error, 1)
+	go func() {
+		answers <- netlab.Poll(ctx, func() error {
+			_, err := s.scrape(ctx)
+			return err
+		})
+	}()
+	select {
+	case err := <-answers:
+		return err
+	case <-s.ended:
+		return s.exporterError()
+	}
+}
+
+// exporterError is why the exporter ended by itself, in its own words.
+func (s *stage) exporterError() error {
+	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+	if s.endErr == nil {
+		return fmt.Errorf("the exporter ended: %s", lines[len(lines)-1])
+	}
+	return fmt.Errorf("the exporter ended: %w: %s", s.endErr, lines[len(lines)-1])
+}
+
+// send sends steady packets until the context ends.
+func (s *stage) send(ctx context.Context, tally *tally) error {
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // nothing secret
+	payload := []byte("steady as she goes")
+	gap := func(i int) time.Duration {
+		wait := interval + time.Duration(random.NormFloat64()*float64(spread))
+		if isPlanted(i) {
+			wait += lateness
+		}
+		return max(wait, 0)
+	}
+	return netlab.Pace(ctx, gap, func(i int) error {
+		before := time.Now()
+		if _, err := s.conn.Write(payload); err != nil {
+			return err
+		}
+		tally.sent(isPlanted(i), before, time.Now())
+		return nil
+	})
+}
+
+// isPlanted reports whether the i-th packet, from 0, is sent late on purpose.
+func isPlanted(i int) bool {
+	n := i + 1
+	return n >= firstLate && (n-firstLate)%latePeriod == 0
+}
+
+// series are the metrics that the report shows.
+type series struct {
+	events, flags, lastScore float64
+}
+
+// scrape asks the exporter as Prometheus does.
+func (s *stage) scrape(ctx context.Context) (series, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil) //nolint:gosec // the address is what the user asks for
+	if err != nil {
+		return series{}, fmt.Errorf("asking the exporter: %w", err)
+	}
+	response, err := http.DefaultClient.Do(request) //nolint:gosec // as above
+	if err != nil {
+		return series{}, fmt.Errorf("asking the exporter: %w", err)
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		return series{}, fmt.Errorf("asking the exporter: %s: %w", response.Status, err)
+	}
+	text := string(page)
+	return series{
+		events:    sum(text, "xdp_audit_events_total"),
+		flags:     sum(text, "xdp_audit_leak_flags_total"),
+		lastScore: sum(text, "xdp_audit_last_tscore"),
+	}, nil
+}
+
+// sum adds up the series of one name.
+func sum(page, name string) (total float64) {
+	for line := range strings.Lines(page) {
+		if !strings.HasPrefix(line, name+"{") {
+			continue
+		}
+		if value, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]), 64); err == nil {
+			total += value
+		}
+	}
+	return total
+}
