@@ -3,27 +3,23 @@
 
 //go:build ignore
 
-/* What the audit is measured against, in one object with it. Of each program there is a second one that first rewrites
- * the source address, which makes many flows out of one test frame.
+/* What the audit is measured against. Of each program there is a second one that makes every packet one of the next flow
+ * before it does the same.
  */
 
 #include "xdp_audit.bpf.c"
 
-#define ETHERNET_BYTES 14
+#include "bench_flows.h"
+
 #define LINE_WORDS 8
 
 struct line {
 	__u64 words[LINE_WORDS];
 };
 
-/* Flows to go through in turn, a power of two, − 1. */
-const volatile __u32 bench_flow_mask;
 /* Lines of bench_table. */
 const volatile __u32 bench_lines;
-/* Where the address to rewrite begins, and ends, in the frame. */
-const volatile __u32 bench_address_offset = ETHERNET_BYTES + 12;
 
-__u64 bench_sequence;
 __u64 bench_random = 1;
 
 /* Key: 0. Value: the last time. Writer: bench_floor. Never full. */
@@ -42,16 +38,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct line);
 } bench_table SEC(".maps");
-
-static __always_inline void rewrite_source(struct xdp_md *ctx)
-{
-	__u8 *data = (void *)(long)ctx->data;
-	__u32 *address = (__u32 *)(data + (bench_address_offset & 0xff));
-
-	if ((void *)(address + 1) > (void *)(long)ctx->data_end)
-		return;
-	*address = bench_sequence++ & bench_flow_mask;
-}
 
 static __always_inline int floor_body(void)
 {
@@ -88,7 +74,7 @@ int bench_null(struct xdp_md *ctx)
 SEC("xdp")
 int bench_null_many(struct xdp_md *ctx)
 {
-	rewrite_source(ctx);
+	next_flow(ctx);
 	return XDP_PASS;
 }
 
@@ -101,26 +87,20 @@ int bench_floor(struct xdp_md *ctx)
 SEC("xdp")
 int bench_floor_many(struct xdp_md *ctx)
 {
-	rewrite_source(ctx);
+	next_flow(ctx);
 	return floor_body();
-}
-
-SEC("xdp")
-int bench_floor_table(struct xdp_md *ctx)
-{
-	return floor_table_body();
 }
 
 SEC("xdp")
 int bench_floor_table_many(struct xdp_md *ctx)
 {
-	rewrite_source(ctx);
+	next_flow(ctx);
 	return floor_table_body();
 }
 
 SEC("xdp")
 int bench_audit_many(struct xdp_md *ctx)
 {
-	rewrite_source(ctx);
+	next_flow(ctx);
 	return xdp_audit_body(ctx);
 }

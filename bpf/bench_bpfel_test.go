@@ -127,7 +127,6 @@ const (
 	benchProgBenchAuditMany      = "bench_audit_many"
 	benchProgBenchFloor          = "bench_floor"
 	benchProgBenchFloorMany      = "bench_floor_many"
-	benchProgBenchFloorTable     = "bench_floor_table"
 	benchProgBenchFloorTableMany = "bench_floor_table_many"
 	benchProgBenchNull           = "bench_null"
 	benchProgBenchNullMany       = "bench_null_many"
@@ -186,7 +185,6 @@ type benchProgramSpecs struct {
 	BenchAuditMany      *ebpf.ProgramSpec `ebpf:"bench_audit_many"`
 	BenchFloor          *ebpf.ProgramSpec `ebpf:"bench_floor"`
 	BenchFloorMany      *ebpf.ProgramSpec `ebpf:"bench_floor_many"`
-	BenchFloorTable     *ebpf.ProgramSpec `ebpf:"bench_floor_table"`
 	BenchFloorTableMany *ebpf.ProgramSpec `ebpf:"bench_floor_table_many"`
 	BenchNull           *ebpf.ProgramSpec `ebpf:"bench_null"`
 	BenchNullMany       *ebpf.ProgramSpec `ebpf:"bench_null_many"`
@@ -280,7 +278,6 @@ type benchPrograms struct {
 	BenchAuditMany      *ebpf.Program `ebpf:"bench_audit_many"`
 	BenchFloor          *ebpf.Program `ebpf:"bench_floor"`
 	BenchFloorMany      *ebpf.Program `ebpf:"bench_floor_many"`
-	BenchFloorTable     *ebpf.Program `ebpf:"bench_floor_table"`
 	BenchFloorTableMany *ebpf.Program `ebpf:"bench_floor_table_many"`
 	BenchNull           *ebpf.Program `ebpf:"bench_null"`
 	BenchNullMany       *ebpf.Program `ebpf:"bench_null_many"`
@@ -292,7 +289,6 @@ func (p *benchPrograms) Close() error {
 		p.BenchAuditMany,
 		p.BenchFloor,
 		p.BenchFloorMany,
-		p.BenchFloorTable,
 		p.BenchFloorTableMany,
 		p.BenchNull,
 		p.BenchNullMany,

@@ -4,118 +4,161 @@
 package bpf
 
 import (
-	"slices"
+	"os"
 	"testing"
 	"time"
-	"unsafe"
-
-	"github.com/cilium/ebpf"
 )
 
-// A workload is measured against what it cannot be cheaper than, in turn in the same run: null returns XDP_PASS, floor
-// reads the clock and stores it, floor_table also changes one random line of an array as large as the flow table.
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_lru -output-suffix _test benchLRU bench_lru.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_spinlock -output-suffix _test benchSpinlock bench_spinlock.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+
+const (
+	benchRounds  = 15 // at least
+	benchPackets = 200_000
+	allFlows     = 1 << 31 // more than there are packets
+)
+
+// workload is a kind of traffic that the audit is measured under.
 type workload struct {
-	name      string
-	config    func(*Config)
-	flows     uint32 // in turn; 0: all packets of one flow
-	programs  []string
-	reference string
-	audit     string
+	name   string // of the benchmark: results of different revisions are compared by it
+	title  string // in the report
+	frame  []byte
+	change func(*Config)
+	flows  uint32      // in turn
+	table  *otherTable // measured beside the audit; nil: none
+	must   float64     // the cost may be so many times the reference's; 0: no budget
+	goal   float64
+	check  expectation
 }
 
-var (
-	oneFlow   = []string{benchProgBenchNull, benchProgBenchFloor, benchProgXdpAudit}
-	manyFlows = []string{benchProgBenchNullMany, benchProgBenchFloorMany, benchProgBenchFloorTableMany, benchProgBenchAuditMany}
-)
+func workloads() []workload {
+	udp4 := udp(1000, 53, make([]byte, 18))
+	plain := udpFrame()
+	six := ethernet(etherIPv6, ipv6(ipUDP, udp4))
+	tags := ethernet(tagQinQ, tagged(100, tagVLAN, tagged(7, etherIPv4, ipv4(ipUDP, udp4))))
+	arp := ethernet(etherARP, make([]byte, 46))
+	flagAll := func(c *Config) { c.Threshold = 0 }
+	return []workload{
+		{name: "one-hot-flow", title: "one hot flow", frame: plain, flows: 1, must: 1.6, goal: 1.35, check: isKnown(1)},
+		{name: "8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, must: 1.8, goal: 1.4, check: isKnown(8192)},
+		{name: "65536-flows", title: "65,536 flows in turn, 65,536 slots", frame: plain, flows: 65536, must: 2.5, goal: 1.6, check: isOverfull},
+		{name: "every-packet-new", title: "every packet a new flow", frame: plain, flows: allFlows, must: 2.5, goal: 1.6, check: isNew},
+		{name: "every-packet-flagged", title: "every packet flagged, rate limit reached", frame: plain, change: flagAll, flows: 1,
+			must: 1.8, goal: 1.4, check: isFlagged},
+		{name: "ipv6-one-hot-flow", title: "one hot flow, IPv6", frame: six, flows: 1, check: isKnown(1)},
+		{name: "ipv6-8192-flows", title: "8,192 flows in turn, IPv6", frame: six, flows: 8192, check: isKnown(8192)},
+		{name: "qinq-one-hot-flow", title: "one hot flow, two VLAN tags", frame: tags, flows: 1, check: isKnown(1)},
+		{name: "not-ip", title: "not IP (ARP)", frame: arp, flows: 1, check: isUnparsed},
 
-var workloads = []workload{
-	{"one-hot-flow", nil, 0, oneFlow, benchProgBenchFloor, benchProgXdpAudit},
-	{"8192-flows", nil, 8192, manyFlows, benchProgBenchFloorTableMany, benchProgBenchAuditMany},
-	{"65536-flows", nil, 65536, manyFlows, benchProgBenchFloorTableMany, benchProgBenchAuditMany},
-	{"every-packet-new", nil, 1 << 31, manyFlows, benchProgBenchFloorTableMany, benchProgBenchAuditMany},
-	{"every-packet-flagged", func(c *Config) { c.Threshold = 0 }, 0, oneFlow, benchProgBenchFloor, benchProgXdpAudit},
+		{name: "lru-hash-one-hot-flow", title: "one hot flow", frame: plain, flows: 1, table: &lruHash, check: isKnown(1)},
+		{name: "lru-hash-8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, table: &lruHash, check: isKnown(8192)},
+		{name: "lru-hash-every-packet-new", title: "every packet a new flow", frame: plain, flows: allFlows, table: &lruHash, check: isNew},
+		{name: "spin-lock-one-hot-flow", title: "one hot flow", frame: plain, flows: 1, table: &spinLock, check: isKnown(1)},
+	}
 }
 
-// loadBenchPrograms loads the bench object with the maps of an audit.
-func loadBenchPrograms(b *testing.B, audit *Audit, flows uint32) map[string]*ebpf.Program {
-	b.Helper()
-	spec, err := loadBench()
-	if err != nil {
+func (w workload) config() Config {
+	config := DefaultConfig()
+	config.Devices = []string{"test0"}
+	if w.change != nil {
+		w.change(&config)
+	}
+	return config
+}
+
+// BenchmarkProgram measures what a packet costs; an op is a packet. With BENCH_REPORT=FILE it writes what it found into
+// that file, if it measured everything.
+func BenchmarkProgram(b *testing.B) {
+	r := report{date: time.Now().UTC()}
+	b.Run("load", func(b *testing.B) { r.size = benchmarkLoad(b) })
+	for _, w := range workloads() {
+		result := result{workload: w}
+		b.Run(w.name, func(b *testing.B) { result.add(b, w) })
+		r.results = append(r.results, result)
+	}
+	path := os.Getenv("BENCH_REPORT")
+	if path == "" || b.Failed() || !r.isComplete() {
+		return
+	}
+	if err := r.writeTo(path); err != nil {
 		b.Fatal(err)
 	}
-	if err := audit.tables.configure(spec, audit.config, 0); err != nil {
-		b.Fatal(err)
+}
+
+// add measures a workload and adds what it found: the harness calls it as often as -count says.
+func (r *result) add(b *testing.B, w workload) {
+	m := newMeasurement(b, w)
+	m.warmUp(b)
+	rounds := 0
+	for b.Loop() {
+		m.round(b, benchPackets)
+		rounds++
 	}
-	lines := tableBytes(audit.config) / 64
-	spec.Maps[benchMapBenchTable].MaxEntries = lines
-	for name, value := range map[string]uint32{
-		benchVarBenchFlowMask: max(flows, 1) - 1,
-		benchVarBenchLines:    lines,
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
+	for ; rounds < benchRounds; rounds++ {
+		m.round(b, benchPackets)
+	}
+	m.verify(b)
+	m.report(b)
+	r.merge(m)
+}
+
+// The workloads are what they are named after, which no timing shows.
+func TestWorkloads(t *testing.T) {
+	for _, w := range workloads() {
+		t.Run(w.name, func(t *testing.T) {
+			m := newMeasurement(t, w)
+			m.warmUp(t)
+			for range 2 {
+				m.round(t, benchPackets/10)
+			}
+			m.verify(t)
+		})
+	}
+}
+
+// programSize is what the verifier and the compiler make of the program.
+type programSize struct {
+	verified   uint32 // instructions, those of every path
+	translated int    // instructions
+	jited      uint32 // bytes; 0 without a compiler
+	tag        string
+}
+
+// benchmarkLoad measures how long it takes to load the program; an op is one program.
+func benchmarkLoad(b *testing.B) programSize {
+	audit := loadTest(b, workload{}.config())
+	d := audit.devices[0]
+	for b.Loop() {
+		if err := d.unload(); err != nil {
+			b.Fatal(err)
+		}
+		if err := audit.loadProgram(0, d, 0); err != nil {
 			b.Fatal(err)
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: audit.tables.maps})
+	size := sizeOf(b, d)
+	b.ReportMetric(float64(size.verified), "verified-insns")
+	b.ReportMetric(float64(size.translated), "xlated-insns")
+	b.ReportMetric(float64(size.jited), "jited-bytes")
+	return size
+}
+
+func sizeOf(t testing.TB, d *device) programSize {
+	t.Helper()
+	const instructionBytes = 8
+	info, err := d.program.Info()
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	b.Cleanup(collection.Close)
-	return collection.Programs
-}
-
-// tableBytes returns the bytes of the flow table's hot part.
-func tableBytes(c Config) uint32 { return c.sets() * uint32(unsafe.Sizeof(programFlowSet{})) }
-
-func BenchmarkProgram(b *testing.B) {
-	for _, w := range workloads {
-		b.Run(w.name, func(b *testing.B) { w.measure(b) })
-	}
-}
-
-// measure reports the median cost of a packet of each program, and the ratio of the audit's to its reference's. The
-// programs run in turn, so that a machine that speeds up or slows down does so for all of them.
-func (w workload) measure(b *testing.B) {
-	const rounds, packets = 15, 200_000
-	config := DefaultConfig()
-	config.Devices = []string{"test0"}
-	if w.config != nil {
-		w.config(&config)
-	}
-	needBPF(b)
-	audit, err := load(config, testKeys(), nil)
+	size := programSize{tag: info.Tag}
+	size.verified, _ = info.VerifiedInstructions()
+	translated, err := info.TranslatedSize()
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	b.Cleanup(func() {
-		if err := audit.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	programs := loadBenchPrograms(b, audit, w.flows)
-	pinToCPU(b)
-	frame := udpFrame()
-	costs := map[string][]float64{}
-	for b.Loop() {
-		for range rounds {
-			for _, name := range w.programs {
-				_, cost, err := programs[name].Benchmark(frame, packets, nil)
-				if err != nil {
-					b.Fatal(err)
-				}
-				costs[name] = append(costs[name], float64(cost)/float64(time.Nanosecond))
-			}
-		}
+	size.translated = translated / instructionBytes
+	if size.jited, err = info.JitedSize(); err != nil {
+		t.Fatal(err)
 	}
-	b.ReportMetric(0, "ns/op") // an op is all rounds: meaningless
-	for _, name := range w.programs {
-		b.ReportMetric(median(costs[name]), name+"-ns")
-	}
-	b.ReportMetric(median(costs[w.audit])/median(costs[w.reference]), "x-"+w.reference)
-	b.ReportMetric(float64(tableBytes(config)), "table-bytes")
-}
-
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
+	return size
 }

@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -33,6 +34,9 @@ func twoCPUs(t *testing.T) [2]int {
 		}
 	}
 	if len(cpus) < 2 {
+		if os.Getenv("REQUIRE_BPF") == "1" {
+			t.Fatal("REQUIRE_BPF=1, but there is only one CPU to run on")
+		}
 		t.Skip("only one CPU to run on")
 	}
 	return [2]int(cpus)

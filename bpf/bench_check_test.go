@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import "fmt"
+
+// tally is what the audit counted.
+type tally struct {
+	packets   uint64
+	inserts   uint64
+	evictions uint64
+	limited   uint64 // events that the rate limit held back
+	outcomes  [NumOutcomes]uint64
+}
+
+func tallyOf(audit *Audit) (t tally) {
+	c := audit.Counters()[0]
+	t.inserts = c.Inserts
+	t.limited = c.Fates[FateRateLimit]
+	for _, n := range c.Evictions {
+		t.evictions += n
+	}
+	for o := range t.outcomes {
+		t.outcomes[o] = c.Packets.Outcome(Outcome(o))
+		t.packets += t.outcomes[o]
+	}
+	return t
+}
+
+func (t tally) plus(u tally) tally {
+	t.packets += u.packets
+	t.inserts += u.inserts
+	t.evictions += u.evictions
+	t.limited += u.limited
+	for o := range t.outcomes {
+		t.outcomes[o] += u.outcomes[o]
+	}
+	return t
+}
+
+func (t tally) minus(u tally) tally {
+	t.packets -= u.packets
+	t.inserts -= u.inserts
+	t.evictions -= u.evictions
+	t.limited -= u.limited
+	for o := range t.outcomes {
+		t.outcomes[o] -= u.outcomes[o]
+	}
+	return t
+}
+
+func (t tally) flagged() uint64 {
+	return t.outcomes[OutcomeFlaggedEarly] + t.outcomes[OutcomeFlaggedLate]
+}
+
+// expectation says what an audit must have counted in the warm-up and after it to have done the work that is measured.
+type expectation func(warm, measured tally, config Config) error
+
+// isKnown expects that the warm-up brought so many flows, and that after it every packet was scored. A flow pauses when
+// the machine stands still for longer than the idle timeout.
+func isKnown(flows uint64) expectation {
+	return func(warm, measured tally, _ Config) error {
+		scored := measured.outcomes[OutcomeJudged] + measured.flagged()
+		switch {
+		case warm.inserts != flows || warm.evictions != 0 || measured.inserts != 0:
+			return fmt.Errorf("not %d flows that keep their slots", flows)
+		case !isAlmostAll(scored, measured) || scored+measured.outcomes[OutcomeIdleGap] != measured.packets:
+			return fmt.Errorf("not every packet was scored")
+		case measured.flagged() > scored/2:
+			return fmt.Errorf("most packets were flagged")
+		}
+		return nil
+	}
+}
+
+// isOverfull expects a table that is in use almost everywhere, and in which some flows keep their slots while others lose
+// them to each other: as many flows as slots do not spread over the sets evenly.
+func isOverfull(warm, measured tally, config Config) error {
+	const spread = 0.8 // of the slots are in use at least, since some sets get few flows
+	used := warm.plus(measured).inserts - warm.plus(measured).evictions
+	known := measured.packets - measured.outcomes[OutcomeNewFlow]
+	switch {
+	case float64(used) < spread*float64(config.Slots()):
+		return fmt.Errorf("only %d slots are in use", used)
+	case measured.outcomes[OutcomeNewFlow] != measured.inserts:
+		return fmt.Errorf("not every new flow got a slot")
+	case measured.inserts == 0 || known < measured.packets/4:
+		return fmt.Errorf("not some flows that keep their slots and some that do not")
+	}
+	return nil
+}
+
+// isNew expects that every packet is the first of a flow.
+func isNew(_, measured tally, _ Config) error {
+	if measured.outcomes[OutcomeNewFlow] != measured.packets || measured.inserts != measured.packets {
+		return fmt.Errorf("not every packet was a new flow")
+	}
+	return nil
+}
+
+// isFlagged expects that every packet is flagged, and almost none becomes an event.
+func isFlagged(warm, measured tally, _ Config) error {
+	if warm.inserts != 1 || measured.flagged()+measured.outcomes[OutcomeIdleGap] != measured.packets {
+		return fmt.Errorf("not every packet of one flow was flagged")
+	}
+	if !isAlmostAll(measured.limited, measured) {
+		return fmt.Errorf("the rate limit held back few events")
+	}
+	return nil
+}
+
+// isUnparsed expects that no packet has a flow.
+func isUnparsed(_, measured tally, _ Config) error {
+	if measured.outcomes[OutcomeUnparsed] != measured.packets {
+		return fmt.Errorf("some packets were parsed")
+	}
+	return nil
+}
+
+func isAlmostAll(n uint64, of tally) bool { return n >= of.packets-of.packets/100 }

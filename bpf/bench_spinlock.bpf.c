@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+//go:build ignore
+
+/* The audit with the same flow table under the kernel's spin lock, to compare. Loads from Linux 6.9 on, which allows the
+ * call of a function under the lock.
+ */
+
+#include "flow.h"
+
+/* A flow_set: the lock comes first in both. */
+struct locked_set {
+	struct bpf_spin_lock lock;
+	__u32 rest[sizeof(struct flow_set) / sizeof(__u32) - 1];
+};
+
+/* Key: hash & config.set_mask. Value: a set. Writer: whoever holds the set's lock. As flow_sets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct locked_set);
+} bench_locked_sets SEC(".maps");
+
+/* As set_insert(), which under this lock may not look up the cold part. */
+static __always_inline void locked_insert(struct flow_set *set, const struct flow_hash *hash, __u64 now_ns,
+					  struct device_counters *counters)
+{
+	__u32 way = set_find_victim(set, hash->way);
+	struct flow_slot *slot = &set->slots[way];
+
+	if (set->tags[way])
+		count_eviction(counters, slot->last_ns, now_ns);
+	counters->flow_inserts++;
+	set->marks[way] = hash->mark;
+	set->tags[way] = hash->tag;
+	__builtin_memset(slot, 0, sizeof(*slot));
+	slot->last_ns = now_ns;
+}
+
+/* As slot_observe(), but leaves the delta in *delta_ns to be counted without the lock: counting may call a helper. A
+ * delta beyond the idle timeout is none to count.
+ */
+static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64 now_ns, __u64 *delta_ns,
+						   struct device_counters *counters)
+{
+	__u64 last_ns = slot->last_ns;
+
+	if (now_ns < last_ns)
+		return OUTCOME_REORDERED;
+	slot->last_ns = now_ns;
+	*delta_ns = now_ns - last_ns;
+	if (*delta_ns > config.idle_timeout_ns)
+		return OUTCOME_IDLE_GAP;
+	return baseline_observe(slot, *delta_ns, &counters->last_flag);
+}
+
+static __always_inline enum outcome spinlock_observe(const struct flow_key *key, __u64 now_ns,
+						     struct device_counters *counters)
+{
+	struct flow_hash hash = flow_hash(key);
+	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &hash.set);
+	struct flow_set *set = (struct flow_set *)locked;
+	enum outcome outcome = OUTCOME_NEW_FLOW;
+	__u64 delta_ns = ~0ULL;
+	int way;
+
+	if (!locked)
+		return OUTCOME_CONTENDED;
+	bpf_spin_lock(&locked->lock);
+	way = set_find(set, &hash);
+	if (way >= 0)
+		outcome = locked_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, &delta_ns, counters);
+	else
+		locked_insert(set, &hash, now_ns, counters);
+	bpf_spin_unlock(&locked->lock);
+	if (delta_ns <= config.idle_timeout_ns)
+		count_delta(counters, delta_ns);
+	return outcome;
+}
+
+/* flow.h is behind us: what follows calls this one instead. */
+#define flow_observe spinlock_observe
+
+#include "xdp_audit.bpf.c"
