@@ -2,7 +2,7 @@
 /* Copyright The XDP Audit Exporter Authors */
 
 /* From the bytes of a frame to a struct packet. Bytes are reached through a frame view alone, so that a program that
- * cannot access packets directly needs only another frame_at().
+ * cannot access packets directly needs only another frame_at() and frame_has().
  */
 
 #ifndef XDP_AUDIT_PARSE_H
@@ -65,14 +65,15 @@ struct sctp_header {
 	__be32 checksum;
 };
 
-/* Returns `size` readable bytes at `offset`, or NULL where the frame is too short. */
-static __always_inline const void *frame_at(const struct frame *frame, __u32 offset, __u32 size)
+static __always_inline const void *frame_at(const struct frame *frame, __u32 offset)
 {
-	const void *bytes = frame->data + offset;
+	return frame->data + offset;
+}
 
-	if (bytes + size > frame->data_end)
-		return NULL;
-	return bytes;
+/* Whether the frame has `size` bytes from `bytes` on. */
+static __always_inline bool frame_has(const struct frame *frame, const void *bytes, __u32 size)
+{
+	return bytes + size <= frame->data_end;
 }
 
 static __always_inline __u32 frame_len(const struct frame *frame)
@@ -90,16 +91,16 @@ static __always_inline bool is_vlan_tag(__be16 ethertype)
  */
 static __always_inline int parse_ethernet(const struct frame *frame, struct packet *packet, __be16 *ethertype)
 {
-	const struct ethhdr *eth = frame_at(frame, 0, sizeof(*eth));
+	const struct ethhdr *eth = frame_at(frame, 0);
 	__u32 offset = sizeof(*eth);
 
-	if (!eth)
+	if (!frame_has(frame, eth, sizeof(*eth)))
 		return -1;
 	*ethertype = eth->h_proto;
 	for (int i = 0; i < VLAN_TAGS && is_vlan_tag(*ethertype); i++) {
-		const struct vlan_tag *tag = frame_at(frame, offset, sizeof(*tag));
+		const struct vlan_tag *tag = frame_at(frame, offset);
 
-		if (!tag)
+		if (!frame_has(frame, tag, sizeof(*tag)))
 			return -1;
 		if (i == 0)
 			packet->key.vlan_id = bpf_ntohs(tag->control) & VLAN_ID_MASK;
@@ -124,31 +125,31 @@ static __always_inline int parse_transport(const struct frame *frame, __u32 offs
 	struct flow_key *key = &packet->key;
 
 	if (packet->protocol == PROTOCOL_TCP) {
-		const struct tcphdr *tcp = frame_at(frame, offset, sizeof(*tcp));
+		const struct tcphdr *tcp = frame_at(frame, offset);
 
-		if (!tcp || len < sizeof(*tcp) || tcp->doff < 5 || len < tcp->doff * 4u)
+		if (!frame_has(frame, tcp, sizeof(*tcp)) || len < sizeof(*tcp) || tcp->doff < 5 || len < tcp->doff * 4u)
 			return -1;
 		key->source_port = tcp->source;
 		key->destination_port = tcp->dest;
 	} else if (packet->protocol == PROTOCOL_UDP) {
-		const struct udphdr *udp = frame_at(frame, offset, sizeof(*udp));
+		const struct udphdr *udp = frame_at(frame, offset);
 
-		if (!udp || len < sizeof(*udp))
+		if (!frame_has(frame, udp, sizeof(*udp)) || len < sizeof(*udp))
 			return -1;
 		key->source_port = udp->source;
 		key->destination_port = udp->dest;
 	} else if (packet->protocol == PROTOCOL_SCTP) {
-		const struct sctp_header *sctp = frame_at(frame, offset, sizeof(*sctp));
+		const struct sctp_header *sctp = frame_at(frame, offset);
 
-		if (!sctp || len < sizeof(*sctp))
+		if (!frame_has(frame, sctp, sizeof(*sctp)) || len < sizeof(*sctp))
 			return -1;
 		key->source_port = sctp->source;
 		key->destination_port = sctp->dest;
 	} else if (packet->protocol == PROTOCOL_ICMP) {
 		/* Type and code stand in for a port, as in NetFlow. */
-		const struct icmp_header *icmp = frame_at(frame, offset, sizeof(*icmp));
+		const struct icmp_header *icmp = frame_at(frame, offset);
 
-		if (!icmp || len < sizeof(*icmp))
+		if (!frame_has(frame, icmp, sizeof(*icmp)) || len < sizeof(*icmp))
 			return -1;
 		if (is_icmp_echo(packet, icmp->type))
 			key->source_port = icmp->echo_id;
@@ -172,12 +173,12 @@ static __always_inline __u8 protocol_of(__u8 ip_protocol, __u8 icmp)
 
 static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
 {
-	const struct iphdr *ip = frame_at(frame, offset, sizeof(*ip));
+	const struct iphdr *ip = frame_at(frame, offset);
 	struct flow_key *key = &packet->key;
 	__u32 header_len, total_len;
 
 	packet->family = key->family = FAMILY_IPV4;
-	if (!ip || ip->version != 4 || ip->ihl < 5)
+	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
 		return -1;
 	packet->protocol = protocol_of(ip->protocol, IPPROTO_ICMP);
 	key->ip_protocol = ip->protocol;
@@ -239,13 +240,13 @@ static __noinline int parse_ipv6_extensions(const void *data, const void *data_e
 	__u32 at = offset & OFFSET_MASK;
 
 	for (int i = 0; i <= IPV6_EXTENSIONS; i++) {
-		const struct ipv6_extension *extension = frame_at(&frame, at, 8);
+		const struct ipv6_extension *extension = frame_at(&frame, at);
 		__u8 kind = extension_kinds[header] & (EXTENSION_KINDS - 1);
 		const struct extension_size *size = &extension_sizes[kind];
 
 		if (kind == EXTENSION_NONE)
 			return at > end ? -1 : (int)(at << 16 | header);
-		if (!extension || at + 8 > end)
+		if (!frame_has(&frame, extension, 8) || at + 8 > end)
 			return -1;
 		header = extension->next_header;
 		at += (((extension->len & size->mask) + size->add) << (size->shift & 3)) & EXTENSION_SIZE_MASK;
@@ -257,13 +258,13 @@ static __noinline int parse_ipv6_extensions(const void *data, const void *data_e
 
 static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
 {
-	const struct ipv6hdr *ip = frame_at(frame, offset, sizeof(*ip));
+	const struct ipv6hdr *ip = frame_at(frame, offset);
 	struct flow_key *key = &packet->key;
 	__u32 end;
 	int header;
 
 	packet->family = key->family = FAMILY_IPV6;
-	if (!ip || ip->version != 6)
+	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 6)
 		return -1;
 	__builtin_memcpy(key->source, &ip->saddr, sizeof(key->source));
 	__builtin_memcpy(key->destination, &ip->daddr, sizeof(key->destination));
