@@ -27,7 +27,7 @@ type benchLRUAuditConfig struct {
 	Threshold2Mantissa uint32
 	Threshold2Exponent int32
 	ShortcutShift      int32
-	HashKeys           [2][10]uint32
+	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
 }
 
@@ -36,8 +36,7 @@ type benchLRUDeviceCounters struct {
 	Sums struct {
 		_           structs.HostLayout
 		ReferenceNs uint64
-		Above       [2]uint64
-		Below       [2]uint64
+		Deviation   [2][2]uint64
 		Squared     [2]uint64
 		Reserved    uint64
 	}

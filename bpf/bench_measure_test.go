@@ -48,13 +48,13 @@ type measurement struct {
 }
 
 // newMeasurement loads the programs, and pins the test to one CPU.
-func newMeasurement(t testing.TB, w workload) *measurement {
+func newMeasurement(t testing.TB, w workload, config Config) *measurement {
 	t.Helper()
 	if w.table != nil {
 		w.table.needKernel(t)
 	}
 	m := &measurement{
-		workload: w, audit: loadTest(t, w.config()), programs: map[string]*ebpf.Program{},
+		workload: w, audit: loadTest(t, config), programs: map[string]*ebpf.Program{},
 		costs: map[string][]int{}, warm: map[string]tally{}, counted: map[string]tally{},
 	}
 	m.bytes = tableBytes(m.audit.config)
@@ -62,10 +62,9 @@ func newMeasurement(t testing.TB, w workload) *measurement {
 	if w.flows == 1 {
 		m.programs[progAudit] = m.audit.devices[0].program
 	}
-	m.names = []string{progNull, w.reference(), progAudit}
+	m.names = w.programs()
 	if w.table != nil {
 		m.loadOther(t, w.table)
-		m.names = append(m.names, w.table.name)
 	}
 	pinToCPU(t)
 	return m
@@ -88,6 +87,14 @@ func (w workload) reference() string {
 		return progFloor
 	}
 	return progFloorTable
+}
+
+// programs returns the programs that take turns.
+func (w workload) programs() []string {
+	if w.table != nil {
+		return []string{w.reference(), progAudit, w.table.name}
+	}
+	return []string{progNull, w.reference(), progAudit}
 }
 
 // measured returns the program that the workload is about.
@@ -185,24 +192,25 @@ func sourceOffset(frame []byte) uint32 {
 // tableBytes returns the bytes of the flow table's hot part.
 func tableBytes(c Config) int { return int(c.sets()) * int(unsafe.Sizeof(programFlowSet{})) }
 
-// warmUp sends so many packets that each flow has the samples that it is judged by.
-func (m *measurement) warmUp(t testing.TB) {
+// warmUp sends so many packets through an audit that each flow has the samples that it is judged by, and at least that many
+// through every program.
+func (m *measurement) warmUp(t testing.TB, packets int) {
 	t.Helper()
-	packets := benchPackets
-	if m.flows < allFlows {
-		packets = max(packets, int(m.flows*(m.audit.config.MinSamples+2)))
-	}
 	for _, name := range m.names {
-		_, m.warm[name] = m.turn(t, name, packets)
+		sent := packets
+		if m.isAudit(name) && m.flows < allFlows {
+			sent = max(packets, int(m.flows*(m.audit.config.MinSamples+2)))
+		}
+		_, m.warm[name] = m.turn(t, name, sent)
 	}
 }
 
-// round gives each program its turn. Before it is measured, each flow gets a packet: its silence since the last turn is none
-// of the traffic's.
+// round gives each program its turn. Before that of an audit, each flow gets a packet: its silence since the last turn is
+// none of the traffic's.
 func (m *measurement) round(t testing.TB, packets int) {
 	t.Helper()
 	for _, name := range m.names {
-		if m.flows < allFlows {
+		if m.isAudit(name) && m.flows < allFlows {
 			m.turn(t, name, int(m.flows))
 		}
 		cost, counted := m.turn(t, name, packets)
@@ -210,6 +218,8 @@ func (m *measurement) round(t testing.TB, packets int) {
 		m.counted[name] = m.counted[name].plus(counted)
 	}
 }
+
+func (m *measurement) isAudit(name string) bool { return name != progNull && name != m.reference() }
 
 // turn sends packets through a program, and returns what one of them cost in nanoseconds and what was counted meanwhile.
 func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) {
@@ -223,7 +233,7 @@ func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) 
 		t.Fatalf("%s: verdict %d, want XDP_PASS", name, verdict)
 	}
 	counted := tallyOf(m.audit).minus(before)
-	if name != progNull && name != m.reference() && counted.packets < uint64(packets) {
+	if m.isAudit(name) && counted.packets < uint64(packets) {
 		t.Fatalf("%s: counted %d packets of %d", name, counted.packets, packets)
 	}
 	return int(cost.Nanoseconds()), counted
@@ -232,7 +242,10 @@ func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) 
 // verify fails the test unless what was measured is what the workload is named after.
 func (m *measurement) verify(t testing.TB) {
 	t.Helper()
-	for _, name := range m.names[2:] {
+	for _, name := range m.names {
+		if !m.isAudit(name) {
+			continue
+		}
 		if err := m.check(m.warm[name], m.counted[name], m.audit.config); err != nil {
 			t.Errorf("%s: %v\nwarm-up %+v\nmeasured %+v", name, err, m.warm[name], m.counted[name])
 		}
@@ -243,14 +256,15 @@ func (m *measurement) report(b *testing.B) {
 	measured, reference := median(m.costs[m.measured()]), median(m.costs[m.reference()])
 	b.ReportMetric(measured, "ns/op")
 	b.ReportMetric(reference, "ref-ns")
-	b.ReportMetric(median(m.costs[progNull]), "null-ns")
 	b.ReportMetric(measured/reference, "x-ref")
 	b.ReportMetric(float64(m.bytes), "table-bytes")
-	if m.table != nil {
-		audit := median(m.costs[progAudit])
-		b.ReportMetric(audit, "audit-ns")
-		b.ReportMetric(measured/audit, "x-audit")
+	if m.table == nil {
+		b.ReportMetric(median(m.costs[progNull]), "null-ns")
+		return
 	}
+	audit := median(m.costs[progAudit])
+	b.ReportMetric(audit, "audit-ns")
+	b.ReportMetric(measured/audit, "x-audit")
 }
 
 // median returns the median of costs that the kernel cut to whole nanoseconds, as if those that were cut to the same one

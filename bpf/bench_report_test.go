@@ -1,8 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
 package bpf
-import ("testing";"time")
-type result struct { workload; rounds int }
-func (r *result) merge(m *measurement) {}
-type report struct { date time.Time; size programSize; results []result }
-func (r report) isComplete() bool { return false }
-func (r report) writeTo(path string) error {return nil}
-var _ testing.TB
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The report stands between these lines of a Markdown file.
+const (
+	reportBegin = "<!-- begin measured -->\n"
+	reportEnd   = "<!-- end measured -->\n"
+)
+
+// result is what all measurements of a workload found.
+type result struct {
+	workload
+	costs   map[string][]int // by program: ns a packet in each round
+	counted tally            // by the measured program
+	bytes   int              // of its flow table
+}
+
+func newResult(w workload) *result { return &result{workload: w, costs: map[string][]int{}} }
+
+func (r *result) merge(m *measurement) {
+	for name, costs := range m.costs {
+		r.costs[name] = append(r.costs[name], costs...)
+	}
+	r.counted = r.counted.plus(m.counted[r.measured()])
+	r.bytes = m.bytes
+}
+
+func (r *result) rounds() int { return len(r.costs[r.reference()]) }
+
+// ratio returns how many times the cost of another program the measured one has.
+func (r *result) ratio(to string) float64 { return median(r.costs[r.measured()]) / median(r.costs[to]) }
+
+// ratios returns the least and the greatest ratio to the reference in a round.
+func (r *result) ratios() (least, greatest float64) {
+	const half = 0.5 // of the nanosecond that the kernel cut off
+	var all []float64
+	for i, cost := range r.costs[r.measured()] {
+		all = append(all, (float64(cost)+half)/(float64(r.costs[r.reference()][i])+half))
+	}
+	return slices.Min(all), slices.Max(all)
+}
+
+// verdict says which budget is met.
+func (r *result) verdict() string {
+	switch ratio := r.ratio(r.reference()); {
+	case r.must == 0:
+		return ""
+	case ratio <= r.goal:
+		return "goal"
+	case ratio <= r.must:
+		return "must"
+	}
+	return "**no**"
+}
+
+// share returns n as a percentage of the packets; nothing for none.
+func (r *result) share(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f %%", 100*float64(n)/float64(r.counted.packets))
+}
+
+type report struct {
+	date    time.Time
+	size    programSize
+	results []*result
+}
+
+// isComplete reports whether nothing was left out.
+func (r *report) isComplete() bool {
+	return r.size.translated > 0 && !slices.ContainsFunc(r.results, func(r *result) bool { return r.rounds() == 0 })
+}
+
+// writeTo puts the report into a Markdown file, in the place of the one before.
+func (r *report) writeTo(path string) error {
+	document, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	machine, err := thisMachine()
+	if err != nil {
+		return err
+	}
+	changed, err := replaceReport(string(document), r.markdown(machine))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return os.WriteFile(path, []byte(changed), 0o644)
+}
+
+func replaceReport(document, report string) (string, error) {
+	before, rest, begins := strings.Cut(document, reportBegin)
+	_, after, ends := strings.Cut(rest, reportEnd)
+	if !begins || !ends {
+		return "", fmt.Errorf("no line %q with a line %q below it", strings.TrimSpace(reportBegin), strings.TrimSpace(reportEnd))
+	}
+	return before + reportBegin + "\n" + report + "\n" + reportEnd + after, nil
+}
+
+func (r *report) markdown(machine machine) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n%s, %d rounds of %d packets.\n\n", machine, r.date.Format(time.DateOnly), r.leastRounds(), benchPackets)
+	r.writeBudgets(&b)
+	b.WriteString("\n")
+	r.writeOthers(&b)
+	b.WriteString("\n")
+	fmt.Fprintf(&b, "The program with tag `%s` has %d instructions, of which the verifier followed %d, and\n%d bytes of machine code.\n",
+		r.size.tag, r.size.translated, r.size.verified, r.size.jited)
+	b.WriteString("\n")
+	r.writeNoise(&b)
+	return b.String()
+}
+
+// leastRounds returns the rounds that every workload had.
+func (r *report) leastRounds() int {
+	return slices.MinFunc(r.results, func(a, b *result) int { return cmp.Compare(a.rounds(), b.rounds()) }).rounds()
+}
+
+func (r *report) writeBudgets(b *strings.Builder) {
+	b.WriteString("| work | null ns | reference ns | audit ns | ratio | min–max | new | flagged | table | must | goal | met |\n")
+	b.WriteString("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |\n")
+	for _, r := range r.results {
+		if r.table != nil {
+			continue
+		}
+		least, greatest := r.ratios()
+		fmt.Fprintf(b, "| %s | %.1f | %s %.1f | %.1f | **%.2f** | %.2f–%.2f | %s | %s | %s | %s | %s | %s |\n", r.title,
+			median(r.costs[progNull]), r.reference(), median(r.costs[r.reference()]), median(r.costs[progAudit]),
+			r.ratio(r.reference()), least, greatest, r.share(r.counted.inserts), r.share(r.counted.flagged()), mebibytes(r.bytes),
+			factor(r.must), factor(r.goal), r.verdict())
+	}
+}
+
+func (r *report) writeOthers(b *strings.Builder) {
+	b.WriteString("| other table | work | reference ns | audit ns | with it, ns | ratio | min–max | to the audit | table |\n")
+	b.WriteString("| --- | --- | --: | --: | --: | --: | --: | --: | --: |\n")
+	for _, r := range r.results {
+		if r.table == nil {
+			continue
+		}
+		least, greatest := r.ratios()
+		fmt.Fprintf(b, "| %s | %s | %s %.1f | %.1f | %.1f | %.2f | %.2f–%.2f | **%.2f** | %s |\n", r.table.name, r.title,
+			r.reference(), median(r.costs[r.reference()]), median(r.costs[progAudit]), median(r.costs[r.measured()]),
+			r.ratio(r.reference()), least, greatest, r.ratio(progAudit), mebibytes(r.bytes))
+	}
+}
+
+// writeNoise writes one sentence on how much the references vary, which do the same for every packet of every round.
+func (r *report) writeNoise(b *strings.Builder) {
+	costs := map[string][]int{}
+	for _, r := range r.results {
+		for _, name := range []string{progNull, r.reference()} {
+			costs[name] = append(costs[name], r.costs[name]...)
+		}
+	}
+	var spreads []string
+	for _, name := range []string{progNull, progFloor, progFloorTable} {
+		slices.Sort(costs[name])
+		n := len(costs[name])
+		spreads = append(spreads, fmt.Sprintf("%s %d to %d ns", name, costs[name][n/20], costs[name][n-1-n/20]))
+	}
+	fmt.Fprintf(b, "Noise: nine in ten rounds of %s, of\n%s, of %s.\n", spreads[0], spreads[1], spreads[2])
+}
+
+func mebibytes(bytes int) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+
+func factor(f float64) string {
+	if f == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", f)
+}
+
+// machine says what was measured on.
+type machine struct {
+	cpu      string
+	cores    int
+	kernel   string // its version without the suffix, which may name who built it
+	jit      string
+	goNumber string
+}
+
+func (m machine) String() string {
+	return fmt.Sprintf("%s, %d cores, Linux %s, JIT %s, Go %s.", m.cpu, m.cores, m.kernel, m.jit, m.goNumber)
+}
+
+func thisMachine() (machine, error) {
+	m := machine{cpu: runtime.GOARCH, cores: runtime.NumCPU(), jit: "off", goNumber: strings.TrimPrefix(runtime.Version(), "go")}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return m, fmt.Errorf("asking for the kernel's version: %w", err)
+	}
+	m.kernel = regexp.MustCompile(`^[0-9.]*[0-9]`).FindString(unix.ByteSliceToString(name.Release[:]))
+	cpus, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return m, err
+	}
+	if model := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(cpus); model != nil {
+		m.cpu = string(model[1])
+	}
+	// Without the file the kernel has no other choice than the JIT.
+	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err != nil || jit[0] != '0' {
+		m.jit = "on"
+	}
+	return m, nil
+}
+
+func TestReport(t *testing.T) {
+	hot := newResult(workload{name: "hot", title: "one hot flow", flows: 1, must: 1.6, goal: 1.35})
+	hot.costs = map[string][]int{progNull: {25, 25, 25}, progFloor: {50, 50, 54}, progAudit: {75, 76, 75}}
+	hot.counted, hot.bytes = tally{packets: 1000}, 5<<19
+	hot.counted.outcomes[OutcomeFlaggedLate] = 4
+	hash := newResult(workload{name: "hash", title: "every packet a new flow", flows: allFlows, table: &lruHash})
+	hash.costs = map[string][]int{progFloorTable: {99}, progAudit: {150}, lruHash.name: {300}}
+	hash.counted, hash.bytes = tally{packets: 10, inserts: 10}, 9<<20
+	r := report{
+		date:    time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC),
+		size:    programSize{verified: 30_000, translated: 1500, jited: 7000, tag: "0123456789abcdef"},
+		results: []*result{hot, hash},
+	}
+	const want = `Some CPU, 2 cores, Linux 6.18.1, JIT on, Go 1.26.8.
+2026-11-23, 1 rounds of 100000 packets.
+
+| work | null ns | reference ns | audit ns | ratio | min–max | new | flagged | table | must | goal | met |
+| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --- |
+| one hot flow | 25.5 | floor 50.8 | 75.8 | **1.49** | 1.39–1.51 |  | 0.4 % | 2.5 MiB | 1.60 | 1.35 | must |
+
+| other table | work | reference ns | audit ns | with it, ns | ratio | min–max | to the audit | table |
+| --- | --- | --: | --: | --: | --: | --: | --: | --: |
+| lru_hash | every packet a new flow | floor_table 99.5 | 150.5 | 300.5 | 3.02 | 3.02–3.02 | **2.00** | 9.0 MiB |
+
+The program with tag ` + "`0123456789abcdef`" + ` has 1500 instructions, of which the verifier followed 30000, and
+7000 bytes of machine code.
+
+Noise: nine in ten rounds of null 25 to 25 ns, of
+floor 50 to 54 ns, of floor_table 99 to 99 ns.
+`
+	got := r.markdown(machine{"Some CPU", 2, "6.18.1", "on", "1.26.8"})
+	if got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestReportReplacesTheOneBefore(t *testing.T) {
+	const before = "# Title\n\n<!-- begin measured -->\n\nold\n\n<!-- end measured -->\n\n## Next\n"
+	const want = "# Title\n\n<!-- begin measured -->\n\nnew\n\n<!-- end measured -->\n\n## Next\n"
+	got, err := replaceReport(before, "new\n")
+	if err != nil || got != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	for _, broken := range []string{"", reportBegin, reportEnd, reportEnd + reportBegin} {
+		if got, err := replaceReport(broken, "new\n"); err == nil {
+			t.Errorf("%q: got %q, want an error", broken, got)
+		}
+	}
+}

@@ -14,7 +14,7 @@ import (
 
 const (
 	benchRounds  = 15 // at least
-	benchPackets = 200_000
+	benchPackets = 100_000
 	allFlows     = 1 << 31 // more than there are packets
 )
 
@@ -72,8 +72,8 @@ func BenchmarkProgram(b *testing.B) {
 	r := report{date: time.Now().UTC()}
 	b.Run("load", func(b *testing.B) { r.size = benchmarkLoad(b) })
 	for _, w := range workloads() {
-		result := result{workload: w}
-		b.Run(w.name, func(b *testing.B) { result.add(b, w) })
+		result := newResult(w)
+		b.Run(w.name, result.add)
 		r.results = append(r.results, result)
 	}
 	path := os.Getenv("BENCH_REPORT")
@@ -85,10 +85,10 @@ func BenchmarkProgram(b *testing.B) {
 	}
 }
 
-// add measures a workload and adds what it found: the harness calls it as often as -count says.
-func (r *result) add(b *testing.B, w workload) {
-	m := newMeasurement(b, w)
-	m.warmUp(b)
+// add measures the workload and adds what it found. -count says how often that is.
+func (r *result) add(b *testing.B) {
+	m := newMeasurement(b, r.workload, r.config())
+	m.warmUp(b, benchPackets)
 	rounds := 0
 	for b.Loop() {
 		m.round(b, benchPackets)
@@ -104,13 +104,15 @@ func (r *result) add(b *testing.B, w workload) {
 
 // The workloads are what they are named after, which no timing shows.
 func TestWorkloads(t *testing.T) {
+	const packets = 10_000
 	for _, w := range workloads() {
 		t.Run(w.name, func(t *testing.T) {
-			m := newMeasurement(t, w)
-			m.warmUp(t)
-			for range 2 {
-				m.round(t, benchPackets/10)
-			}
+			config := w.config()
+			config.MinSamples = 2
+			m := newMeasurement(t, w, config)
+			m.warmUp(t, packets)
+			m.round(t, packets)
+			m.round(t, packets)
 			m.verify(t)
 		})
 	}

@@ -57,8 +57,7 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	difference = delta_ns - reference;
 	sign = sign_of(difference);
 	distance = with_sign(difference, sign);
-	add_u128(sums->above, distance & ~sign);
-	add_u128(sums->below, distance & sign);
+	add_u128(sums->deviation[sign & 1], distance);
 	add_u128(sums->squared, distance * distance);
 	counters->histogram[histogram_cell(delta_ns)]++;
 }

@@ -26,9 +26,9 @@ struct flow_hash {
 /* The NH family of universal hash functions (Black et al., UMAC, 1999) over the words of a flow: for keys that an attacker
  * does not know, two flows agree with probability 2⁻³², whatever they are. Each device has keys of its own.
  */
-static __always_inline __u64 hash_words(const struct flow_key *key, int which)
+static __always_inline __u64 hash_words(const struct flow_key *key)
 {
-	const volatile __u32 *keys = config.hash_keys[which];
+	const volatile __u32 *keys = config.hash_keys;
 	__u32 ports = (__u32)key->source_port << 16 | key->destination_port;
 	__u32 kind = (__u32)key->vlan_id << 16 | key->family << 8 | key->ip_protocol;
 	__u64 sum = (__u64)(ports + keys[0]) * (kind + keys[1]);
@@ -42,20 +42,22 @@ static __always_inline __u64 hash_words(const struct flow_key *key, int which)
 	return sum;
 }
 
-/* Spreads the entropy of all bits over the upper ones. */
+/* A permutation that lets every bit depend on all: a product's bits depend on the lower ones alone. */
 static __always_inline __u64 hash_mix(__u64 v)
 {
-	return (v ^ v >> 32) * 0x9e3779b97f4a7c15ULL;
+	v = (v ^ v >> 32) * 0x9e3779b97f4a7c15ULL;
+	return (v ^ v >> 32) * 0xbf58476d1ce4e5b9ULL;
 }
 
+/* No bit is used twice, but those of the set and the way where a table has more than 2¹³ sets. */
 static __always_inline struct flow_hash flow_hash(const struct flow_key *key)
 {
-	__u64 a = hash_mix(hash_words(key, 0)), b = hash_mix(hash_words(key, 1));
+	__u64 mixed = hash_mix(hash_words(key));
 	struct flow_hash hash = {
-		.set = (a >> 32) & config.set_mask,
-		.way = a >> 29 & (FLOW_WAYS - 1),
-		.mark = b >> 16 & 0xffff,
-		.tag = b >> 32,
+		.set = mixed >> 32 & config.set_mask,
+		.way = mixed >> 61,
+		.mark = mixed >> 45 & 0xffff,
+		.tag = mixed,
 	};
 
 	if (!hash.tag)

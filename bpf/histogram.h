@@ -19,7 +19,7 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 	__u32 linear = delta_ns;
 
 	if (delta_ns >> HISTOGRAM_CELL_BITS) {
-		__u32 octave = log2_u64(delta_ns) - HISTOGRAM_CELL_BITS;
+		__u32 octave = log2_u32(delta_ns) - HISTOGRAM_CELL_BITS;
 
 		linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> (octave & 31));
 	}

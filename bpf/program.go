@@ -276,8 +276,8 @@ func (a *Audit) Runs() ([]Runs, error) {
 // tables are the maps that the programs of all devices share.
 type tables struct {
 	maps map[string]*ebpf.Map
-	keys [][2][10]uint32 // of the hash of flows, by device
-	cpus int             // possible CPUs, and so blocks of counters of a device
+	keys [][10]uint32 // of the hash of flows, by device
+	cpus int          // possible CPUs, and so blocks of counters of a device
 }
 
 func newTables(config Config, keys io.Reader) (t *tables, err error) {
@@ -289,7 +289,7 @@ func newTables(config Config, keys io.Reader) (t *tables, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t = &tables{maps: map[string]*ebpf.Map{}, keys: make([][2][10]uint32, len(config.Devices)), cpus: cpus}
+	t = &tables{maps: map[string]*ebpf.Map{}, keys: make([][10]uint32, len(config.Devices)), cpus: cpus}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())

@@ -113,8 +113,8 @@ func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums
 	var before Packets
 	for range 8 {
 		before = loadPackets(block)
-		last.above = loadUint128(&block.Sums.Above, &last.above)
-		last.below = loadUint128(&block.Sums.Below, &last.below)
+		last.above = loadUint128(&block.Sums.Deviation[0], &last.above)
+		last.below = loadUint128(&block.Sums.Deviation[1], &last.below)
 		last.squared = loadUint128(&block.Sums.Squared, &last.squared)
 		if loadPackets(block) == before {
 			break

@@ -82,7 +82,7 @@ struct audit_config {
 	__u32 threshold2_mantissa;  /* threshold² = mantissa · 2^exponent; mantissa 0: everything is flagged */
 	__s32 threshold2_exponent;
 	__s32 shortcut_shift;	    /* a deviation² below M2 << shift, over n − 1, needs no test; < 0: every one does */
-	__u32 hash_keys[2][HASH_WORDS];
+	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
 };
 
@@ -159,11 +159,12 @@ struct last_flag {
 	struct flag_state states[2];
 };
 
-/* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns², each of 128 bits: low, high. */
+/* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns², each of 128 bits: low, high. Deviations are
+ * summed up by side: those above the reference, those below.
+ */
 struct delta_sums {
 	__u64 reference_ns;
-	__u64 above[2];
-	__u64 below[2];
+	__u64 deviation[2][2];
 	__u64 squared[2];
 	__u64 reserved;
 };

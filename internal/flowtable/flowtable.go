@@ -11,8 +11,8 @@ const Ways = 8
 // Words is the number of 32-bit words of an IPv6 flow that are hashed; an IPv4 flow has the first 4.
 const Words = 10
 
-// Keys are the secret keys of the two hash functions of a device.
-type Keys = [2][Words]uint32
+// Keys are the secret keys of the hash function of a device.
+type Keys = [Words]uint32
 
 // Hash is where a flow belongs and what it is recognised by.
 type Hash struct {
@@ -22,26 +22,29 @@ type Hash struct {
 	Tag  uint32 // never 0
 }
 
-// HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order in which the keys are used. Each of the two
-// functions is NH (Black et al., UMAC, 1999): a sum of products of pairs, each word with its key added modulo 2³².
+// HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order in which the keys are used. The function is
+// NH (Black et al., UMAC, 1999), a sum of products of pairs, each word with its key added modulo 2³², and then a permutation.
 func HashWords(words []uint32, keys *Keys) Hash {
-	a, b := mix(nh(words, &keys[0])), mix(nh(words, &keys[1]))
+	mixed := mix(nh(words, keys))
 	return Hash{
-		Set:  a >> 32,
-		Way:  uint32(a>>29) % Ways,
-		Mark: uint16(b >> 16),
-		Tag:  max(uint32(b>>32), 1),
+		Set:  mixed >> 32,
+		Way:  uint32(mixed >> 61),
+		Mark: uint16(mixed >> 45),
+		Tag:  max(uint32(mixed), 1),
 	}
 }
 
-func nh(words []uint32, keys *[Words]uint32) (sum uint64) {
+func nh(words []uint32, keys *Keys) (sum uint64) {
 	for i := 0; i < len(words); i += 2 {
 		sum += uint64(words[i]+keys[i]) * uint64(words[i+1]+keys[i+1])
 	}
 	return sum
 }
 
-func mix(v uint64) uint64 { return (v ^ v>>32) * 0x9e3779b97f4a7c15 }
+func mix(v uint64) uint64 {
+	v = (v ^ v>>32) * 0x9e3779b97f4a7c15
+	return (v ^ v>>32) * 0xbf58476d1ce4e5b9
+}
 
 // Slot is a slot of the table; Tag 0 marks a free one.
 type Slot struct {
