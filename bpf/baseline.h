@@ -20,11 +20,15 @@ struct variance {
 	__s64 exponent;
 };
 
-/* Whether deviation² · (n − 1) ≥ M2 · 2^shift, exactly, the deviation rounded up to whole nanoseconds. */
+/* Whether deviation² · (n − 1) ≥ M2 · 2^shift for a shift of at most 4, exactly, the deviation rounded up to whole
+ * nanoseconds. In 64 bits where that is enough: for deviations below 2²⁰ ns, n below 2²⁴ and an M2 below 2⁶⁰.
+ */
 static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128 m2, __u32 shift)
 {
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
+	if (!(d >> 20 | n >> 24 | m2.low >> 60 | m2.high))
+		return d * d * (n - 1) >= m2.low << shift;
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
@@ -105,10 +109,10 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 }
 
 /* Judges a deviation that may be worth flagging or clipping, and clips it. A flagged one leaves what it was judged by in
- * the next state of *last. Apart from the rest, because few packets get here.
+ * the next state of *last.
  */
-static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *deviation_q16, bool is_early,
-				      struct last_flag *last)
+static __always_inline bool baseline_judge(const struct flow_slot *slot, __u64 *deviation_q16, __s64 sign,
+					   struct last_flag *last)
 {
 	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
 	__u64 n = slot->n, deviation = *deviation_q16;
@@ -132,29 +136,14 @@ static __noinline bool baseline_judge(const struct flow_slot *slot, __u64 *devia
 		flag->m2_low = m2.low;
 		flag->m2_high = m2.high;
 		flag->n = n;
-		flag->is_late = !is_early;
+		flag->is_late = sign + 1;
 	}
 	return is_flagged;
 }
 
-/* Whether a deviation is so small that it is neither flagged nor clipped. In 64 bits where that is enough: for deviations
- * below 2²⁰ ns, n below 2²⁴ and an M2 below 2⁶⁰.
- */
-static __always_inline bool is_ordinary(const struct flow_slot *slot, __u64 deviation_q16)
-{
-	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
-	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
-	__s32 shift = config.shortcut_shift;
-
-	if (shift < 0)
-		return false;
-	if (!(d >> 20 | m2.low >> 60 | m2.high | slot->n >> 24))
-		return d * d * (slot->n - 1) < m2.low << (shift & 63);
-	return !is_outside(deviation_q16, slot->n, m2, shift & 63);
-}
-
 /* Judges a delta, of at most 2³¹ ns, against the samples before it, then updates the baseline with it: from min_samples
- * on no further than four standard deviations from the mean.
+ * on no further than four standard deviations from the mean. Most deviations are so small that they are neither flagged
+ * nor clipped.
  */
 static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
 {
@@ -164,8 +153,12 @@ static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u
 	__u64 deviation = with_sign(difference, sign);
 
 	if (slot->n >= config.min_samples) {
+		struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
+		__s32 shift = config.shortcut_shift;
+
 		outcome = OUTCOME_JUDGED;
-		if (!is_ordinary(slot, deviation) && baseline_judge(slot, &deviation, sign < 0, last)) {
+		if (__builtin_expect(shift < 0 || is_outside(deviation, slot->n, m2, shift & 7), 0) &&
+		    baseline_judge(slot, &deviation, sign, last)) {
 			next_flag(last)->delta_ns = delta_ns;
 			outcome = sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
 		}
