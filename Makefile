@@ -10,7 +10,10 @@ RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/...
 
 TEST_FLAGS  ?= -timeout 20m
 BENCH       ?= .
-BENCH_COUNT ?= 6
+BENCH_COUNT ?= 5
+BENCH_TIME  ?= 50ms
+LIVE_ROUNDS ?= 31
+SOAK        ?= 10m
 
 .PHONY: all
 all: style check_license lint build test-short ## check, build and test what needs neither root nor clang
@@ -54,12 +57,31 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
 
 .PHONY: bench
-bench: $(BENCHSTAT) ## measure the BPF programs against their references (needs root)
+bench: $(BENCHSTAT) ## measure the BPF programs against their references, for docs/performance.md (needs root)
 	@echo ">> running benchmarks"
 	@mkdir -p .build
-	REQUIRE_BPF=1 $(GO) test -run '^$$' -bench '$(BENCH)' -count $(BENCH_COUNT) -timeout 1h ./bpf | tee .build/bench.txt
-	$(BENCHSTAT) .build/bench.txt
+	REQUIRE_BPF=1 BENCH_REPORT="$(CURDIR)/docs/performance.md" $(GO) test -run '^$$' -bench '$(BENCH)' \
+		-benchtime $(BENCH_TIME) -count $(BENCH_COUNT) -timeout 1h ./bpf | tee .build/bench.txt
+	$(BENCHSTAT) -confidence 0.9 .build/bench.txt
 	$(call give_back,.build)
+
+.PHONY: bench-compare
+bench-compare: $(BENCHSTAT) ## measure the BPF programs of the commits BASE and HEAD in turn and compare (needs root)
+	@echo ">> comparing benchmarks"
+	@GO="$(GO)" BENCH="$(BENCH)" BENCH_COUNT="$(BENCH_COUNT)" BENCH_TIME="$(BENCH_TIME)" \
+		scripts/bench-compare.sh "$(BASE)" "$(or $(HEAD),HEAD)"
+	$(call give_back,.build)
+
+.PHONY: bench-live
+bench-live: check-root ## measure the audit on a device under real frames, for docs/performance.md (needs root)
+	@echo ">> measuring on a live device"
+	REQUIRE_BPF=1 LIVE_ROUNDS=$(LIVE_ROUNDS) LIVE_REPORT="$(CURDIR)/docs/performance.md" \
+		$(GO) test -v -count=1 -timeout 1h -run '^TestLiveDevice$$' ./e2e
+
+.PHONY: soak
+soak: check-root ## load the exporter for a time, SOAK=10m, and check that it takes no more and more (needs root)
+	@echo ">> soaking for $(SOAK)"
+	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
 
 .PHONY: demo
 demo: build ## show the exporter at work on network namespaces of its own (needs root)

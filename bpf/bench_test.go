@@ -13,7 +13,8 @@ import (
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_spinlock -output-suffix _test benchSpinlock bench_spinlock.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 const (
-	benchRounds  = 15 // at least
+	benchRounds = 15 // at least
+	// Of one turn. Whatever their number, the kernel spends some 20 ms beside, on a dispatcher that it patches before and after.
 	benchPackets = 100_000
 	allFlows     = 1 << 31 // more than there are packets
 )
@@ -77,7 +78,11 @@ func BenchmarkProgram(b *testing.B) {
 		r.results = append(r.results, result)
 	}
 	path := os.Getenv("BENCH_REPORT")
-	if path == "" || b.Failed() || !r.isComplete() {
+	if path == "" || b.Failed() {
+		return
+	}
+	if !r.isComplete() {
+		b.Logf("%s is left as it is: not everything was measured", path)
 		return
 	}
 	if err := r.writeTo(path); err != nil {
