@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,10 +51,17 @@ const (
 	readyPath   = "/-/ready"
 
 	shutdownTimeout = 5 * time.Second // for requests and events under way
+
+	// memoryLimit is the soft limit of Go's memory unless GOMEMLIMIT sets one: several times what is in use, and short of
+	// what the compressors of many scrapes at a time would let the heap grow to before it is collected.
+	memoryLimit = 20 << 20
 	healthTimeout   = 5 * time.Second
 )
 
 func main() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 	// The first signal ends the exporter in order, the second at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

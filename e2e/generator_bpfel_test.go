@@ -18,9 +18,15 @@ import (
 const (
 	generatorMapTimes         = "times"
 	generatorProgGenerate     = "generate"
-	generatorVarFlowMask      = "flow_mask"
+	generatorVarBaseNs        = "base_ns"
+	generatorVarFirstNs       = "first_ns"
+	generatorVarFlowBits      = "flow_bits"
 	generatorVarHasTimes      = "has_times"
+	generatorVarIsRandom      = "is_random"
+	generatorVarLastNs        = "last_ns"
+	generatorVarNumber        = "number"
 	generatorVarOutputIfindex = "output_ifindex"
+	generatorVarRandomState   = "random_state"
 	generatorVarSent          = "sent"
 )
 
@@ -80,9 +86,15 @@ type generatorMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type generatorVariableSpecs struct {
-	FlowMask      *ebpf.VariableSpec `ebpf:"flow_mask"`
+	BaseNs        *ebpf.VariableSpec `ebpf:"base_ns"`
+	FirstNs       *ebpf.VariableSpec `ebpf:"first_ns"`
+	FlowBits      *ebpf.VariableSpec `ebpf:"flow_bits"`
 	HasTimes      *ebpf.VariableSpec `ebpf:"has_times"`
+	IsRandom      *ebpf.VariableSpec `ebpf:"is_random"`
+	LastNs        *ebpf.VariableSpec `ebpf:"last_ns"`
+	Number        *ebpf.VariableSpec `ebpf:"number"`
 	OutputIfindex *ebpf.VariableSpec `ebpf:"output_ifindex"`
+	RandomState   *ebpf.VariableSpec `ebpf:"random_state"`
 	Sent          *ebpf.VariableSpec `ebpf:"sent"`
 }
 
@@ -119,9 +131,15 @@ func (m *generatorMaps) Close() error {
 //
 // It can be passed to loadGeneratorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type generatorVariables struct {
-	FlowMask      *ebpf.Variable `ebpf:"flow_mask"`
+	BaseNs        *ebpf.Variable `ebpf:"base_ns"`
+	FirstNs       *ebpf.Variable `ebpf:"first_ns"`
+	FlowBits      *ebpf.Variable `ebpf:"flow_bits"`
 	HasTimes      *ebpf.Variable `ebpf:"has_times"`
+	IsRandom      *ebpf.Variable `ebpf:"is_random"`
+	LastNs        *ebpf.Variable `ebpf:"last_ns"`
+	Number        *ebpf.Variable `ebpf:"number"`
 	OutputIfindex *ebpf.Variable `ebpf:"output_ifindex"`
+	RandomState   *ebpf.Variable `ebpf:"random_state"`
 	Sent          *ebpf.Variable `ebpf:"sent"`
 }
 

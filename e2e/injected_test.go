@@ -38,7 +38,9 @@ func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 	l := newLab(t)
 	path := filepath.Join(t.TempDir(), "trail")
 	e := l.startExporter("--audit.device="+device, "--audit.clock=metadata", "--audit.event-rate=1000000", "--trail.file="+path)
-	l.generate(times, 1, packets)
+	if err := newGenerator(t, l.sender, generatorOptions{times: times}).send(generatedFrame(), packets); err != nil {
+		t.Fatal(err)
+	}
 
 	s := e.atRest()
 	if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != packets {
@@ -81,26 +83,4 @@ func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 		t.Errorf("%.2g of the other packets were flagged, want at most 2e-4", falseRate)
 	}
 	e.expectStopped()
-}
-
-// generate sends UDP frames from the sender's side inside the kernel.
-func (l *lab) generate(times []uint64, flows uint32, packets int) {
-	l.t.Helper()
-	link, err := l.sender.Namespace.Link(l.sender.Device)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	g := newGenerator(l.t, link.Attrs().Index, times, flows)
-	if err := l.sender.Namespace.Do(func() error { return g.send(generatedFrame(), packets) }); err != nil {
-		l.t.Fatal(err)
-	}
-}
-
-// generatedFrame is a UDP frame of 60 bytes between addresses that nobody has.
-func generatedFrame() []byte {
-	frame := make([]byte, 60)
-	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00}) // Ethernet
-	copy(frame[14:], []byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 198, 51, 100, 1, 198, 51, 100, 2})
-	copy(frame[34:], []byte{0x03, 0xe8, 0, 53, 0, 26})
-	return frame
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// scrape is one answer to a scrape, by metric name without the namespace.
+// scrape is one answer to a scrape, by metric name without our namespace.
 type scrape map[string]*dto.MetricFamily
 
 func (e *exporter) scrape() scrape {
@@ -24,18 +24,24 @@ func (e *exporter) scrape() scrape {
 
 func parse(t *testing.T, page string) scrape {
 	t.Helper()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(page))
+	s, err := parsePage(page)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+func parsePage(page string) (scrape, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(page))
+	if err != nil {
+		return nil, err
+	}
 	s := scrape{}
 	for name, family := range families {
-		if short, ok := strings.CutPrefix(name, "xdp_audit_"); ok {
-			s[short] = family
-		}
+		s[strings.TrimPrefix(name, "xdp_audit_")] = family
 	}
-	return s
+	return s, nil
 }
 
 // sum adds up the series of a metric that have the given labels, each as name=value. It is 0 if there are none.

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+// target is a veth pair with a generator on its far side.
+type target struct {
+	lab             *lab
+	audited, sender netlab.End
+	generator       *generator
+}
+
+// newTargets returns n pairs with a generator each, the first of them the lab's own.
+func (l *lab) newTargets(n int, options generatorOptions) (targets []*target) {
+	l.t.Helper()
+	for i := range n {
+		p := &target{lab: l, audited: l.audited, sender: l.sender}
+		if i > 0 {
+			p.audited, p.sender = l.connect(fmt.Sprintf("audited%d", i), fmt.Sprintf("sender%d", i), byte(i))
+		}
+		p.generator = newGenerator(l.t, p.sender, options)
+		targets = append(targets, p)
+	}
+	return targets
+}
+
+// auditFlags returns the flags that audit the devices of targets.
+func auditFlags(targets []*target) (flags []string) {
+	for _, p := range targets {
+		flags = append(flags, "--audit.device="+p.audited.Device)
+	}
+	return flags
+}
+
+// send sends a frame n times, and returns how many frames that were in the end.
+func (p *target) send(frame []byte, n int) (sent uint64) {
+	p.lab.t.Helper()
+	before, err := p.generator.sent()
+	if err == nil {
+		err = p.generator.send(frame, n)
+	}
+	after, err2 := p.generator.sent()
+	if err := errors.Join(err, err2); err != nil {
+		p.lab.t.Fatal(err)
+	}
+	return after - before
+}
+
+// frames is what the drivers of a pair know of the frames that were sent.
+type frames struct {
+	received uint64 // and handed to XDP
+	dropped  uint64 // because the receiver's queue was full
+}
+
+func (f frames) minus(before frames) frames {
+	return frames{f.received - before.received, f.dropped - before.dropped}
+}
+
+func (p *target) frames() frames {
+	p.lab.t.Helper()
+	return frames{received: p.lab.statistics(p.audited).RxPackets, dropped: p.lab.statistics(p.sender).TxDropped}
+}
+
+// settled returns the frames since an earlier time, of which there were so many, once all of them are received or dropped.
+func (p *target) settled(before frames, sent uint64) (now frames) {
+	p.lab.t.Helper()
+	p.lab.poll(func() error {
+		if now = p.frames().minus(before); now.received+now.dropped != sent {
+			return fmt.Errorf("%s: of %d frames %d were received and %d dropped", p.audited.Device, sent, now.received, now.dropped)
+		}
+		return nil
+	})
+	return now
+}
+
+// crowd is a number of clients that scrape an exporter all the time, and check what they get.
+type crowd struct {
+	stop    func()
+	running sync.WaitGroup
+
+	mu        sync.Mutex
+	durations []time.Duration
+	errs      []error
+}
+
+// startCrowd lets clients scrape once per interval each.
+func (e *exporter) startCrowd(clients int, interval time.Duration) *crowd {
+	ctx, stop := context.WithCancel(e.lab.ctx)
+	c := &crowd{stop: stop}
+	for range clients {
+		client := &exporter{e.process, e.lab.client(), e.scheme}
+		c.running.Go(func() {
+			ticker := time.NewTicker(interval)
+			defer ticker.Stop()
+			defer client.client.CloseIdleConnections()
+			var last float64
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-ticker.C:
+				}
+				c.add(client.scrapeUnderLoad(&last))
+			}
+		})
+	}
+	e.lab.t.Cleanup(func() {
+		c.stop()
+		c.running.Wait()
+	})
+	return c
+}
+
+// scrapeUnderLoad scrapes once, and checks what holds at any time. It is told the packets that the scrape before it saw.
+func (e *exporter) scrapeUnderLoad(last *float64) (time.Duration, error) {
+	begin := time.Now()
+	status, page, err := e.ask("/metrics")
+	duration := time.Since(begin)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", status, page)
+	}
+	if err != nil {
+		return duration, err
+	}
+	s, err := parsePage(page)
+	if err != nil {
+		return duration, err
+	}
+	packets, before := s.sum("packets_total"), *last
+	*last = packets
+	if packets < before {
+		return duration, fmt.Errorf("the packets fell from %v to %v", before, packets)
+	}
+	return duration, s.checkIdentities()
+}
+
+func (c *crowd) add(duration time.Duration, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.durations = append(c.durations, duration)
+	if err != nil {
+		c.errs = append(c.errs, err)
+	}
+}
+
+// end ends the crowd, and fails the test if a scrape was wrong or took longer than limit.
+func (c *crowd) end(t *testing.T, limit time.Duration) (scrapes int) {
+	t.Helper()
+	c.stop()
+	c.running.Wait()
+	if len(c.errs) > 0 {
+		t.Errorf("%d of %d scrapes were wrong, the first: %v", len(c.errs), len(c.durations), c.errs[0])
+	}
+	if len(c.durations) == 0 {
+		t.Fatal("nobody scraped")
+	}
+	slices.Sort(c.durations)
+	slowest := c.durations[len(c.durations)-1]
+	if slowest > limit {
+		t.Errorf("a scrape took %v, want at most %v", slowest, limit)
+	}
+	t.Logf("%d scrapes took %v in the median and %v at most", len(c.durations), median(c.durations).Round(time.Microsecond), slowest)
+	return len(c.durations)
+}
+
+// usage is what a process has of the machine.
+type usage struct {
+	peakBytes   uint64 // of resident memory, so far
+	cpu         time.Duration
+	descriptors int
+}
+
+// usage asks /proc.
+func (p *process) usage() (u usage) {
+	p.lab.t.Helper()
+	folder := filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid))
+	status, err1 := os.ReadFile(filepath.Join(folder, "status"))
+	stat, err2 := os.ReadFile(filepath.Join(folder, "stat"))
+	descriptors, err3 := os.ReadDir(filepath.Join(folder, "fd"))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		p.lab.t.Fatal(err)
+	}
+	for line := range bytes.Lines(status) {
+		if value, ok := bytes.CutPrefix(line, []byte("VmHWM:")); ok {
+			kibibytes, err := strconv.ParseUint(string(bytes.TrimSuffix(bytes.TrimSpace(value), []byte(" kB"))), 10, 64)
+			if err != nil {
+				p.lab.t.Fatal(err)
+			}
+			u.peakBytes = kibibytes << 10
+		}
+	}
+	// proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name in parentheses, in USER_HZ.
+	const userHZ = 100
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	for _, field := range fields[11:13] {
+		ticks, err := strconv.Atoi(string(field))
+		if err != nil {
+			p.lab.t.Fatal(err)
+		}
+		u.cpu += time.Duration(ticks) * time.Second / userHZ
+	}
+	u.descriptors = len(descriptors)
+	return u
+}
+
+func median[T ~int64 | ~float64](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}

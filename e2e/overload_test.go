@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// What the exporter may take under any load, with 65,536 slots and 4 devices.
+const (
+	overloadDevices = 4
+	maxResident     = 40 << 20
+	maxScrape       = time.Second
+	maxCPUPerScrape = 20 * time.Millisecond
+	maxCollectors   = 2 * time.Millisecond
+	maxBPFCalls     = 2 + 2*overloadDevices
+
+	clients        = 20
+	clientInterval = 100 * time.Millisecond
+)
+
+// Packets of ever new flows on four devices, as many as one core makes, while twenty clients scrape.
+func TestFloodOfNewFlows(t *testing.T) {
+	const (
+		duration = 3 * time.Second
+		burst    = 200_000
+	)
+	l := newLab(t)
+	targets := l.newTargets(overloadDevices, generatorOptions{random: true, realtime: true})
+	e := l.startExporter(auditFlags(targets)...)
+	before := e.usage()
+	crowd := e.startCrowd(clients, clientInterval)
+
+	protocols := []struct {
+		name   string
+		number byte
+	}{{"udp", unix.IPPROTO_UDP}, {"tcp", unix.IPPROTO_TCP}, {"sctp", unix.IPPROTO_SCTP}}
+	sent := map[string]map[string]uint64{} // by device and protocol
+	begin := time.Now()
+	for i := 0; time.Since(begin) < duration; i++ {
+		p, protocol := targets[i%len(targets)], protocols[i%len(protocols)]
+		if sent[p.audited.Device] == nil {
+			sent[p.audited.Device] = map[string]uint64{}
+		}
+		sent[p.audited.Device][protocol.name] += p.send(makeFrame(protocol.number, 53), burst)
+	}
+	s := e.endLoad(crowd, before)
+
+	for _, p := range targets {
+		var all uint64
+		now := p.frames()
+		for _, protocol := range protocols {
+			n := sent[p.audited.Device][protocol.name]
+			all += n
+			got := s.sum("packets_total", "device="+p.audited.Device, "family=ipv4", "protocol="+protocol.name)
+			if want := float64(n); got != want && now.dropped == 0 {
+				t.Errorf("%v packets of %s were counted on %s, want %v", got, protocol.name, p.audited.Device, want)
+			}
+		}
+		p.expectCounted(s, all)
+	}
+	if slots, used := s.sum("flow_table_slots"), s.sum("flow_table_slots_used"); used != slots || slots != 65536 {
+		t.Errorf("%v of %v slots are used, want all 65536", used, slots)
+	}
+	inserts, evictions := s.sum("flow_inserts_total"), s.sum("flow_evictions_total")
+	if flows := s.sum("outcomes_total", "outcome=new_flow"); inserts != flows || inserts-evictions != 65536 {
+		t.Errorf("%v packets of a new flow, %v flows inserted, %v evicted; want as many inserted as new, and all but 65536 evicted",
+			flows, inserts, evictions)
+	}
+	e.expectCheapScrapes()
+	e.expectStopped()
+}
+
+// Nearly every packet is flagged. A baseline cannot be far off for long, so that flows come, are flagged until they have
+// got used to their new pace, and go: three packets a microsecond apart, and then one a second. The model tells how many
+// of them are flagged, exactly, because nothing else has a hand in their times.
+func TestStormOfFlags(t *testing.T) {
+	const (
+		flows    = 2048 // at a time
+		rounds   = 102  // packets of each
+		storms   = 20
+		interval = uint64(time.Second) // the longest that is no pause
+	)
+	params := timing.Params{Threshold: 4, MinSamples: 2, Window: 8192}
+	times, flagged := make([]uint64, rounds), 0
+	var baseline timing.State
+	for i := 1; i < rounds; i++ {
+		delta := interval
+		if i <= int(params.MinSamples) {
+			delta = 1000
+		}
+		times[i] = times[i-1] + delta
+		if decision := params.Observe(&baseline, delta); decision == timing.Early || decision == timing.Late {
+			flagged++
+		}
+	}
+
+	l := newLab(t)
+	targets := l.newTargets(overloadDevices, generatorOptions{flows: flows, times: times, realtime: true})
+	e := l.startExporter(append(auditFlags(targets), "--audit.clock=metadata",
+		"--audit.threshold=4", "--audit.min-samples=2", "--audit.event-rate=1000000")...)
+	before := e.usage()
+	crowd := e.startCrowd(clients, clientInterval)
+	sent := map[*target]uint64{}
+	for storm := range storms {
+		p := targets[storm%len(targets)]
+		// Later than all before it, so that the flows of the storms before make room.
+		if err := p.generator.restart(uint64(storm+1) * rounds * interval); err != nil {
+			t.Fatal(err)
+		}
+		sent[p] += p.send(makeFrame(unix.IPPROTO_UDP, uint16(storm+1)), flows*rounds)
+	}
+	s := e.endLoad(crowd, before)
+
+	for _, p := range targets {
+		if want := uint64(storms / overloadDevices * flows * rounds); sent[p] != want {
+			t.Errorf("%d frames were sent to %s, want %d", sent[p], p.audited.Device, want)
+		}
+		if dropped := p.frames().dropped; dropped > 0 {
+			t.Errorf("%d frames were lost on the way to %s: nobody can tell what is flagged", dropped, p.audited.Device)
+		}
+		p.expectCounted(s, sent[p])
+		want := float64(sent[p] / rounds * uint64(flagged))
+		if got := s.sum("leak_flags_total", "device="+p.audited.Device); got != want {
+			t.Errorf("%v packets were flagged on %s, want %v", got, p.audited.Device, want)
+		}
+	}
+	flags := s.sum("leak_flags_total")
+	t.Logf("%.1f %% of the packets were flagged: %v events sent and received, %v found their ring full, %v came too often",
+		100*flags/s.sum("packets_total"), s.sum("events_total"),
+		s.sum("event_fates_total", "fate=ring_full"), s.sum("event_fates_total", "fate=rate_limit"))
+	if s.sum("events_total") == 0 {
+		t.Error("no event was received")
+	}
+	e.expectStopped()
+}
+
+// endLoad ends a crowd, checks what the exporter used in the meantime, and returns a scrape at rest.
+func (e *exporter) endLoad(c *crowd, before usage) scrape {
+	t := e.lab.t
+	t.Helper()
+	during := e.usage()
+	scrapes := c.end(t, maxScrape)
+	s := e.atRest()
+	cpu := during.cpu - before.cpu
+	perScrape := cpu / time.Duration(scrapes)
+	t.Logf("%v packets; the exporter had %.1f MiB at most, before %.1f MiB, and took %v of CPU time, %v a scrape",
+		s.sum("packets_total"), mebibytes(during.peakBytes), mebibytes(before.peakBytes), cpu, perScrape)
+	if during.peakBytes > maxResident {
+		t.Errorf("the exporter had %.1f MiB resident, want at most %.1f MiB", mebibytes(during.peakBytes), mebibytes(maxResident))
+	}
+	if perScrape > maxCPUPerScrape {
+		t.Errorf("the exporter took %v of CPU time for a scrape, want at most %v", perScrape, maxCPUPerScrape)
+	}
+	e.lab.poll(func() error {
+		if now := e.usage().descriptors; now > before.descriptors {
+			return fmt.Errorf("the exporter has %d descriptors, and had %d before the load", now, before.descriptors)
+		}
+		return nil
+	})
+	return s
+}
+
+// expectCounted expects that every frame that was sent was either dropped by the driver or counted.
+func (p *target) expectCounted(s scrape, sent uint64) {
+	p.lab.t.Helper()
+	now := p.settled(frames{}, sent)
+	if got := s.sum("packets_total", "device="+p.audited.Device); got != float64(now.received) {
+		p.lab.t.Errorf("%s: %v packets were counted, want %d: of %d frames %d found the queue full",
+			p.audited.Device, got, now.received, sent, now.dropped)
+	}
+}
+
+// expectCheapScrapes measures scrapes at rest.
+func (e *exporter) expectCheapScrapes() {
+	const scrapes = 51
+	t := e.lab.t
+	t.Helper()
+	calls := countBPFCalls(t, e.process)
+	var seconds []float64
+	for range scrapes {
+		seconds = append(seconds, e.scrape().sum("scrape_collector_duration_seconds"))
+	}
+	n := calls()
+	duration := time.Duration(median(seconds) * float64(time.Second))
+	t.Logf("a scrape makes %.2f calls of bpf(2), and its collectors take %v", float64(n)/scrapes, duration)
+	if n > scrapes*maxBPFCalls {
+		t.Errorf("%d calls of bpf(2) in %d scrapes, want at most %d each", n, scrapes, maxBPFCalls)
+	}
+	if duration > maxCollectors {
+		t.Errorf("the collectors take %v in the median, want at most %v", duration, maxCollectors)
+	}
+}
+
+func mebibytes(bytes uint64) float64 { return float64(bytes) / (1 << 20) }
