@@ -54,8 +54,8 @@ const (
 
 	// memoryLimit is the soft limit of Go's memory unless GOMEMLIMIT sets one: several times what is in use, and short of
 	// what the compressors of many scrapes at a time would let the heap grow to before it is collected.
-	memoryLimit = 20 << 20
-	healthTimeout   = 5 * time.Second
+	memoryLimit   = 20 << 20
+	healthTimeout = 5 * time.Second
 )
 
 func main() {
