@@ -19,7 +19,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem generator -output-suffix _test generator generator.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem generator -output-suffix _test generator generator.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 // generator sends frames out of a device from inside the kernel, at rates that no socket reaches and at times that it
 // makes up. A receiver with native XDP on the other end of the pair has to be there first.

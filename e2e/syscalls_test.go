@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem syscalls -output-suffix _test syscalls syscalls.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem syscalls -output-suffix _test syscalls syscalls.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 // countBPFCalls counts from now on how often a process enters bpf(2). The function that it returns tells how often that was.
 func countBPFCalls(t *testing.T, p *process) (calls func() uint64) {
