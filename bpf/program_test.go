@@ -7,13 +7,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into a failure.
@@ -120,12 +122,31 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 }
 
 func TestConfigRefusesWhatCannotWork(t *testing.T) {
+	if err := testConfig().Validate(); err != nil {
+		t.Fatalf("the configuration that the cases change is refused: %v", err)
+	}
 	for _, test := range []struct {
 		name   string
 		change func(*Config)
 		want   string
 	}{
 		{"no device", func(c *Config) { c.Devices = nil }, "no device to audit"},
+		{"an empty name", func(c *Config) { c.Devices = []string{""} }, `device "" is no name`},
+		{"a name that is too long", func(c *Config) { c.Devices = []string{"abcdefghijklmnop"} }, `device "abcdefghijklmnop" is no name`},
+		{"a name with a slash", func(c *Config) { c.Devices = []string{"../eth0"} }, `device "../eth0" is no name`},
+		{"a device named twice", func(c *Config) { c.Devices = []string{"a", "b", "a"} }, "device a is named twice"},
+		{"an unknown mode", func(c *Config) { c.Mode = "native" }, `mode "native" is not one of drv, hw, skb and auto`},
+		{"an unknown clock", func(c *Config) { c.Clock = "tsc" }, `clock "tsc" is not one of`},
+		{"a clock that is not built yet", func(c *Config) { c.Clock = ClockHW }, "use ktime"},
+		{"no idle timeout", func(c *Config) { c.IdleTimeout = 0 }, "idle timeout 0s is not between 1ns and 2.147483648s"},
+		{"an idle timeout beyond the arithmetic", func(c *Config) { c.IdleTimeout = timing.MaxDelta + 1 }, "idle timeout 2.147483649s"},
+		{"fewer slots than a set has", func(c *Config) { c.Flows = 7 }, "flow table of 7 slots"},
+		{"more slots than there may be", func(c *Config) { c.Flows = MaxFlows + 1 }, "flow table of 67108865 slots"},
+		{"more events than nanoseconds", func(c *Config) { c.EventRate = MaxEventRate + 1 }, "event rate 1000000001"},
+		{"a threshold below 2", func(c *Config) { c.Threshold = 1.99 }, "threshold 1.99"},
+		{"a threshold that is no number", func(c *Config) { c.Threshold = math.NaN() }, "threshold NaN"},
+		{"one sample", func(c *Config) { c.MinSamples = 1 }, "minimum of 1 samples"},
+		{"a window below the minimum of samples", func(c *Config) { c.Window = 99 }, "window of 99 samples"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			config := testConfig()
@@ -137,5 +158,3 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 		})
 	}
 }
-
-var _ = unix.CAP_BPF
