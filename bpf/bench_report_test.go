@@ -15,12 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// The report stands between these lines of a Markdown file.
-const (
-	reportBegin = "<!-- begin measured -->\n"
-	reportEnd   = "<!-- end measured -->\n"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
 // result is what all measurements of a workload found.
@@ -90,28 +86,11 @@ func (r *report) isComplete() bool {
 
 // writeTo puts the report into a Markdown file, in the place of the one before.
 func (r *report) writeTo(path string) error {
-	document, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
 	machine, err := thisMachine()
 	if err != nil {
 		return err
 	}
-	changed, err := replaceReport(string(document), r.markdown(machine))
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return os.WriteFile(path, []byte(changed), 0o644)
-}
-
-func replaceReport(document, report string) (string, error) {
-	before, rest, begins := strings.Cut(document, reportBegin)
-	_, after, ends := strings.Cut(rest, reportEnd)
-	if !begins || !ends {
-		return "", fmt.Errorf("no line %q with a line %q below it", strings.TrimSpace(reportBegin), strings.TrimSpace(reportEnd))
-	}
-	return before + reportBegin + "\n" + report + "\n" + reportEnd + after, nil
+	return document.Update(path, "measured", r.markdown(machine))
 }
 
 func (r *report) markdown(machine machine) string {
@@ -255,19 +234,5 @@ floor 50 to 54 ns, of floor_table 99 to 99 ns.
 	got := r.markdown(machine{"Some CPU", 2, "6.18.1", "on", "1.26.8"})
 	if got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
-}
-
-func TestReportReplacesTheOneBefore(t *testing.T) {
-	const before = "# Title\n\n<!-- begin measured -->\n\nold\n\n<!-- end measured -->\n\n## Next\n"
-	const want = "# Title\n\n<!-- begin measured -->\n\nnew\n\n<!-- end measured -->\n\n## Next\n"
-	got, err := replaceReport(before, "new\n")
-	if err != nil || got != want {
-		t.Errorf("got %q, %v, want %q", got, err, want)
-	}
-	for _, broken := range []string{"", reportBegin, reportEnd, reportEnd + reportBegin} {
-		if got, err := replaceReport(broken, "new\n"); err == nil {
-			t.Errorf("%q: got %q, want an error", broken, got)
-		}
 	}
 }

@@ -24,22 +24,6 @@ struct {
 	__type(value, struct locked_set);
 } bench_locked_sets SEC(".maps");
 
-/* As set_insert(), which under this lock may not look up the cold part. */
-static __always_inline void locked_insert(struct flow_set *set, const struct flow_hash *hash, __u64 now_ns,
-					  struct device_counters *counters)
-{
-	__u32 way = set_find_victim(set, hash->way);
-	struct flow_slot *slot = &set->slots[way];
-
-	if (set->tags[way])
-		count_eviction(counters, slot->last_ns, now_ns);
-	counters->flow_inserts++;
-	set->marks[way] = hash->mark;
-	set->tags[way] = hash->tag;
-	__builtin_memset(slot, 0, sizeof(*slot));
-	slot->last_ns = now_ns;
-}
-
 /* As slot_observe(), but leaves the delta in *delta_ns to be counted without the lock: counting may call a helper. A
  * delta beyond the idle timeout is none to count.
  */
@@ -73,8 +57,8 @@ static __always_inline enum outcome spinlock_observe(const struct flow_key *key,
 	way = set_find(set, &hash);
 	if (way >= 0)
 		outcome = locked_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, &delta_ns, counters);
-	else
-		locked_insert(set, &hash, now_ns, counters);
+	else /* set_insert() would look up the cold part, which is not allowed under this lock */
+		set_take(set, set_find_victim(set, hash.way), &hash, now_ns, counters);
 	bpf_spin_unlock(&locked->lock);
 	if (delta_ns <= config.idle_timeout_ns)
 		count_delta(counters, delta_ns);

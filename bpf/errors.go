@@ -23,6 +23,8 @@ var needed = []struct {
 	name string
 }{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}}
 
+const privilegeRemedy = "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+
 // checkCapabilities returns an error that names the capabilities that this process lacks.
 func checkCapabilities() error {
 	status, err := os.ReadFile("/proc/self/status")
@@ -36,8 +38,7 @@ func checkCapabilities() error {
 		return nil //nolint:nilerr // as above
 	}
 	if missing := missingCapabilities(effective); len(missing) > 0 {
-		return fmt.Errorf("missing privilege: %s: run as root, or grant %s",
-			strings.Join(missing, ", "), "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")
+		return fmt.Errorf("missing privilege: %s: %s", strings.Join(missing, ", "), privilegeRemedy)
 	}
 	return nil
 }
@@ -121,7 +122,7 @@ func explainLoad(err error) error {
 		return fmt.Errorf("the kernel's verifier refused the program: %w", err)
 	}
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("the kernel refused to load the program: run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: %w", err)
+		return fmt.Errorf("the kernel refused to load the program: %s: %w", privilegeRemedy, err)
 	}
 	return fmt.Errorf("loading the program: %w", err)
 }
@@ -130,7 +131,7 @@ func explainLoad(err error) error {
 func explainMap(name string, entries int, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("the kernel refused to create the map %s: run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: %w", name, err)
+		return fmt.Errorf("the kernel refused to create the map %s: %s: %w", name, privilegeRemedy, err)
 	case errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("no memory for the map %s of %d entries: use fewer flows: %w", name, entries, err)
 	}

@@ -49,7 +49,7 @@ static __always_inline __u64 hash_mix(__u64 v)
 	return (v ^ v >> 32) * 0xbf58476d1ce4e5b9ULL;
 }
 
-/* No bit is used twice, but those of the set and the way where a table has more than 2¹³ sets. */
+/* No bit is used twice, but those of set and mark where a table has more than 2¹³ sets. */
 static __always_inline struct flow_hash flow_hash(const struct flow_key *key)
 {
 	__u64 mixed = hash_mix(hash_words(key));
@@ -96,8 +96,8 @@ static __always_inline bool is_flow_in(const struct flow_set *set, int way, cons
 
 /* Returns the way of the flow in its set, or -1. Most flows are where their hash says, so that their slot can be loaded
  * before it is known to be the right one. For the others it looks at all marks at once: a chain of comparisons would be
- * mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a multiplication
- * turns into the number of the way.
+ * mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a
+ * multiplication turns into the number of the way.
  */
 static __always_inline int set_find(const struct flow_set *set, const struct flow_hash *hash)
 {
@@ -142,12 +142,10 @@ static __always_inline void count_eviction(struct device_counters *counters, __u
 	counters->flow_evictions[is_expired ? EVICTION_EXPIRED : EVICTION_LIVE]++;
 }
 
-/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
-static __noinline void set_insert(struct flow_set *set, const struct flow_hash *hash, const struct flow_key *key,
-				  __u64 now_ns, struct device_counters *counters)
+/* Makes a way of a set a new flow's. */
+static __always_inline void set_take(struct flow_set *set, __u32 way, const struct flow_hash *hash, __u64 now_ns,
+				     struct device_counters *counters)
 {
-	__u32 way = set_find_victim(set, hash->way), cold = hash->set * FLOW_WAYS + way;
-	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
 	struct flow_slot *slot = &set->slots[way];
 
 	if (set->tags[way])
@@ -157,6 +155,16 @@ static __noinline void set_insert(struct flow_set *set, const struct flow_hash *
 	set->tags[way] = hash->tag;
 	__builtin_memset(slot, 0, sizeof(*slot));
 	slot->last_ns = now_ns;
+}
+
+/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
+static __noinline void set_insert(struct flow_set *set, const struct flow_hash *hash, const struct flow_key *key,
+				  __u64 now_ns, struct device_counters *counters)
+{
+	__u32 way = set_find_victim(set, hash->way), cold = hash->set * FLOW_WAYS + way;
+	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
+
+	set_take(set, way, hash, now_ns, counters);
 	if (owner)
 		*owner = *key;
 }

@@ -14,12 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// The report stands between these lines of a Markdown file.
-const (
-	liveBegin = "<!-- begin live -->\n"
-	liveEnd   = "<!-- end live -->\n"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
 // liveTargets is the least part of null's rate that the audit shall reach, by verdict and flows.
@@ -121,28 +117,11 @@ of the rounds' ratios.
 
 // writeTo puts the report into a Markdown file, in the place of the one before.
 func (r liveReport) writeTo(path string) error {
-	document, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
 	machine, err := thisMachine()
 	if err != nil {
 		return err
 	}
-	changed, err := replaceLiveReport(string(document), r.text(machine, time.Now()))
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return os.WriteFile(path, []byte(changed), 0o644)
-}
-
-func replaceLiveReport(document, report string) (string, error) {
-	before, rest, begins := strings.Cut(document, liveBegin)
-	_, after, ends := strings.Cut(rest, liveEnd)
-	if !begins || !ends {
-		return "", fmt.Errorf("no line %q with a line %q below it", strings.TrimSpace(liveBegin), strings.TrimSpace(liveEnd))
-	}
-	return before + liveBegin + "\n" + report + "\n" + liveEnd + after, nil
+	return document.Update(path, "live", r.text(machine, time.Now()))
 }
 
 // thisMachine says what was measured on. The suffix of the kernel's version is left out, because it may name who built it.
@@ -196,12 +175,5 @@ audit counted each of the 3.0 million that came to it exactly once.
 	got := liveReport{cases}.text("Some CPU, 2 cores, Linux 6.18.1.", time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
 	if got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
-	document, err := replaceLiveReport("# Title\n\n"+liveBegin+"\nold\n\n"+liveEnd+"\n## Next\n", "new\n")
-	if want := "# Title\n\n" + liveBegin + "\nnew\n\n" + liveEnd + "\n## Next\n"; err != nil || document != want {
-		t.Errorf("got %q, %v, want %q", document, err, want)
-	}
-	if document, err := replaceLiveReport(liveEnd+liveBegin, "new\n"); err == nil {
-		t.Errorf("got %q, want an error", document)
 	}
 }
