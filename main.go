@@ -6,14 +6,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/signal"
 	"path"
@@ -22,17 +19,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
-	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/mdlayher/vsock"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/promslog"
 	promslogflag "github.com/prometheus/common/promslog/flag"
 	"github.com/prometheus/common/version"
@@ -47,15 +37,9 @@ import (
 const (
 	name = "xdp_audit_exporter"
 
-	healthyPath = "/-/healthy"
-	readyPath   = "/-/ready"
-
-	shutdownTimeout = 5 * time.Second // for requests and events under way
-
 	// memoryLimit is the soft limit of Go's memory unless GOMEMLIMIT sets one: several times what is in use, and short of
 	// what the compressors of many scrapes at a time would let the heap grow to before it is collected.
-	memoryLimit   = 20 << 20
-	healthTimeout = 5 * time.Second
+	memoryLimit = 20 << 20
 )
 
 func main() {
@@ -153,59 +137,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
 		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
 	)
-}
-
-// serve answers requests and runs the tasks until the context ends, or until one of them fails.
-func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, flags *web.FlagConfig, handler http.Handler,
-	tasks ...func(context.Context) error,
-) error {
-	ctx, stop := context.WithCancelCause(parent)
-	defer stop(nil)
-	var running sync.WaitGroup
-	for _, task := range tasks {
-		running.Go(func() {
-			if err := task(ctx); err != nil {
-				stop(err)
-			}
-		})
-	}
-	// Each listener has a server of its own, because web.Serve wraps the handler of the one that it is given.
-	var servers []*http.Server
-	for _, listener := range listeners {
-		server := newServer(handler, logger)
-		servers = append(servers, server)
-		running.Go(func() {
-			if err := web.Serve(listener, server, flags, logger); !errors.Is(err, http.ErrServerClosed) {
-				stop(err)
-			}
-		})
-	}
-
-	<-ctx.Done()
-	failure := context.Cause(ctx)
-	if parent.Err() != nil {
-		logger.Info("Shutting down", "reason", failure)
-		failure = nil
-	}
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	for _, server := range servers {
-		if err := server.Shutdown(limit); err != nil {
-			logger.Warn("Cutting off requests that did not end", "err", err)
-			failure = errors.Join(failure, server.Close())
-		}
-	}
-	ended := make(chan struct{})
-	go func() {
-		running.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-limit.Done(): // a write to the trail hangs
-		logger.Warn("Leaving events behind that could not be written")
-	}
-	return failure
 }
 
 // recorder returns a function that writes events to the trail, and says when it begins and when it ceases to lose them.
@@ -477,210 +408,4 @@ func expandDevices(values, existing []string) ([]string, error) {
 // plainPath reports whether a path can be served as it is: absolute, clean, not a pattern, and not one of ours.
 func plainPath(p string) bool {
 	return regexp.MustCompile(`^/[\w.~/-]*$`).MatchString(p) && path.Clean(p) == p && p != healthyPath && p != readyPath
-}
-
-// listen opens the sockets to serve on: those of the listen addresses, or those that systemd passes.
-func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
-	if *flags.WebSystemdSocket {
-		listeners, err = activation.Listeners()
-		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
-		if err == nil && len(listeners) == 0 {
-			err = errors.New("systemd passed no socket")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("--web.systemd-socket: %w", err)
-		}
-		return listeners, nil
-	}
-	for _, address := range *flags.WebListenAddresses {
-		listener, err := listenOn(address)
-		if err != nil {
-			closeAll(listeners)
-			return nil, fmt.Errorf("--web.listen-address: %w", err)
-		}
-		listeners = append(listeners, listener)
-	}
-	return listeners, nil
-}
-
-func listenOn(address string) (net.Listener, error) {
-	number, isVsock := strings.CutPrefix(address, "vsock://:")
-	if !isVsock {
-		return net.Listen("tcp", address)
-	}
-	port, err := strconv.ParseUint(number, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("%s has no port", address)
-	}
-	return vsock.Listen(uint32(port), nil)
-}
-
-// closeAll closes listeners, which a server may have closed before.
-func closeAll(listeners []net.Listener) {
-	for _, listener := range listeners {
-		_ = listener.Close()
-	}
-}
-
-// newServer returns a server that a slow or silent client cannot hold up.
-func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      time.Minute,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-	}
-}
-
-// newHandler returns the handler of all paths.
-func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handler, error) {
-	mux := http.NewServeMux()
-	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, o.exporterMetrics, logger)))
-	for _, ours := range []string{healthyPath, readyPath} {
-		mux.HandleFunc(ours, func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintln(w, "OK")
-		})
-	}
-	if o.telemetryPath == "/" {
-		return mux, nil
-	}
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        "XDP Audit Exporter",
-		Description: "Packet timing, audited in the kernel",
-		Version:     version.Info(),
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: o.telemetryPath, Text: "Metrics"},
-			{Address: healthyPath, Text: "Health"},
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot make the landing page: %w", err)
-	}
-	mux.Handle("/", landing)
-	return mux, nil
-}
-
-// limitRequests refuses requests beyond n at a time; 0 is no limit.
-func limitRequests(n int, next http.Handler) http.Handler {
-	if n == 0 {
-		return next
-	}
-	slots := make(chan struct{}, n)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			next.ServeHTTP(w, r)
-		default:
-			http.Error(w, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
-		}
-	})
-}
-
-// metricsHandler serves the metrics of a set, or of the part of it that collect[] and exclude[] in the URL leave.
-type metricsHandler struct {
-	set      *collector.Set
-	exporter *prometheus.Registry // metrics about the exporter itself; nil for none
-	errorLog promhttp.Logger
-	whole    http.Handler // for the whole set
-}
-
-func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Logger) *metricsHandler {
-	h := &metricsHandler{set: set, errorLog: slog.NewLogLogger(logger.Handler(), slog.LevelError)}
-	if exporterMetrics {
-		h.exporter = prometheus.NewRegistry()
-		h.exporter.MustRegister(
-			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-			collectors.NewGoCollector(),
-		)
-	}
-	h.whole = h.over(set)
-	return h
-}
-
-func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	collect, exclude := query["collect[]"], query["exclude[]"]
-	if len(collect) == 0 && len(exclude) == 0 {
-		h.whole.ServeHTTP(w, r)
-		return
-	}
-	filtered, err := h.set.Filter(collect, exclude)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	h.over(filtered).ServeHTTP(w, r)
-}
-
-// over returns a handler of the metrics of a set, with those about the exporter.
-func (h *metricsHandler) over(set *collector.Set) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(versioncollector.NewCollector(name), set)
-	options := promhttp.HandlerOpts{ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
-	if h.exporter == nil {
-		return promhttp.HandlerFor(registry, options)
-	}
-	options.Registry = h.exporter
-	return promhttp.InstrumentMetricHandler(h.exporter, promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options))
-}
-
-// checkHealth returns nil if an exporter answers on the first listen address.
-func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
-	address := (*flags.WebListenAddresses)[0]
-	if strings.HasPrefix(address, "vsock://") {
-		return fmt.Errorf("--healthcheck: cannot ask on %s: use an address with a TCP port", address)
-	}
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{
-		// Without a host the address is this host's own, and needs no look-up of a name.
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		},
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it is this host, and nothing secret is sent
-		DisableKeepAlives: true,
-	}}
-	scheme := "http"
-	if *flags.WebConfigFile != "" {
-		scheme = "https"
-	}
-	err := askHealth(ctx, client, scheme)
-	if errors.Is(err, http.ErrSchemeMismatch) { // the file has users, but no TLS
-		err = askHealth(ctx, client, "http")
-	}
-	if err != nil {
-		return fmt.Errorf("no healthy exporter on %s: %w", address, err)
-	}
-	return nil
-}
-
-// askHealth returns nil if the exporter is healthy, or guards its health from strangers.
-func askHealth(ctx context.Context, client *http.Client, scheme string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://localhost"+healthyPath, nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		var alert *net.OpError
-		if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS: it wants a client's certificate
-			return nil
-		}
-		var wrapper *url.Error
-		if errors.As(err, &wrapper) {
-			return wrapper.Err
-		}
-		return err
-	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK, http.StatusUnauthorized, http.StatusTooManyRequests:
-		return nil
-	}
-	return fmt.Errorf("it answered %s", response.Status)
 }
