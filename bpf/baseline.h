@@ -21,14 +21,12 @@ struct variance {
 };
 
 /* Whether deviation² · (n − 1) ≥ M2 · 2^shift for a shift of at most 4, exactly, the deviation rounded up to whole
- * nanoseconds. In 64 bits where that is enough: for deviations below 2²⁰ ns, n below 2²⁴ and an M2 below 2⁶⁰.
+ * nanoseconds.
  */
 static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128 m2, __u32 shift)
 {
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
-	if (!(d >> 20 | n >> 24 | m2.low >> 60 | m2.high))
-		return d * d * (n - 1) >= m2.low << shift;
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
@@ -90,10 +88,14 @@ static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviat
 	__u64 n = (__u64)slot->n + 1;
 	__u64 step = (deviation_q16 + n / 2) / n;
 	__u64 product = ((deviation_q16 + half) >> MEAN_SHIFT) * ((deviation_q16 - step + half) >> MEAN_SHIFT);
+	__u64 m2_low;
 
 	slot->mean_q16 += with_sign(step, sign);
-	slot->m2_low += product;
-	slot->m2_high += slot->m2_low < product;
+	m2_low = slot->m2_low + product;
+	barrier_var(m2_low); /* as in add_u128() */
+	slot->m2_low = m2_low;
+	if (m2_low < product)
+		slot->m2_high++;
 	if (n == config.window_twice) {
 		n >>= 1;
 		slot->m2_low = slot->m2_low >> 1 | (__u64)slot->m2_high << 63;
@@ -108,16 +110,36 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 	return &last->states[(last->sequence + 1) & 1];
 }
 
-/* Judges a deviation that may be worth flagging or clipping, and clips it. A flagged one leaves what it was judged by in
- * the next state of *last.
+/* Whether a deviation is so small that it is neither flagged nor clipped: d² · (n − 1) < M2 · 2^shortcut, exactly, the
+ * deviation rounded up to whole nanoseconds. Only where 64 bits are enough for that: for deviations below 2¹⁹ ns and an M2
+ * below 2⁶⁰; n is below 2²⁵ always.
  */
-static __always_inline bool baseline_judge(const struct flow_slot *slot, __u64 *deviation_q16, __s64 sign,
-					   struct last_flag *last)
+static __always_inline bool is_near(const struct flow_slot *slot, __u64 deviation_q16)
+{
+	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
+
+	return !(d >> 19 | slot->m2_low >> 60 | slot->m2_high) &&
+	       d * d * (slot->n - 1) < slot->m2_low * config.shortcut_factor;
+}
+
+/* Judges a delta that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
+ * what it was judged by in the next state of *last. Apart from the rest: the many values that it needs at a time would
+ * push those of every packet out of the registers.
+ */
+static __noinline enum outcome baseline_judge(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
 {
 	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
-	__u64 n = slot->n, deviation = *deviation_q16;
-	bool is_flagged = true, is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
+	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;
+	__s64 sign = sign_of(difference);
+	__u64 deviation = with_sign(difference, sign), n = slot->n;
+	__u64 clipped = deviation;
+	bool is_flagged = true, is_far;
 
+	if (config.shortcut_shift >= 0 && !is_outside(deviation, n, m2, config.shortcut_shift & 7)) {
+		baseline_update(slot, deviation, sign);
+		return OUTCOME_JUDGED;
+	}
+	is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
 	if (is_far || config.threshold2_mantissa) {
 		struct variance variance = variance_of(n, m2);
 
@@ -126,19 +148,23 @@ static __always_inline bool baseline_judge(const struct flow_slot *slot, __u64 *
 			__u64 limit = clip_limit(variance);
 
 			if (deviation > limit)
-				*deviation_q16 = limit;
+				clipped = limit;
 		}
 	}
 	if (is_flagged) {
 		struct flag_state *flag = next_flag(last);
 
+		flag->delta_ns = delta_ns;
 		flag->mean_q16 = slot->mean_q16;
 		flag->m2_low = m2.low;
 		flag->m2_high = m2.high;
 		flag->n = n;
 		flag->is_late = sign + 1;
 	}
-	return is_flagged;
+	baseline_update(slot, clipped, sign);
+	if (!is_flagged)
+		return OUTCOME_JUDGED;
+	return sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
 }
 
 /* Judges a delta, of at most 2³¹ ns, against the samples before it, then updates the baseline with it: from min_samples
@@ -153,15 +179,9 @@ static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u
 	__u64 deviation = with_sign(difference, sign);
 
 	if (slot->n >= config.min_samples) {
-		struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
-		__s32 shift = config.shortcut_shift;
-
+		if (__builtin_expect(!is_near(slot, deviation), 0))
+			return baseline_judge(slot, delta_ns, last);
 		outcome = OUTCOME_JUDGED;
-		if (__builtin_expect(shift < 0 || is_outside(deviation, slot->n, m2, shift & 7), 0) &&
-		    baseline_judge(slot, &deviation, sign, last)) {
-			next_flag(last)->delta_ns = delta_ns;
-			outcome = sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
-		}
 	}
 	baseline_update(slot, deviation, sign);
 	return outcome;

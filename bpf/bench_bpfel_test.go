@@ -19,7 +19,7 @@ type benchAuditConfig struct {
 	EventIntervalNs    uint64
 	EventBurstNs       uint64
 	Device             uint32
-	Cpus               uint32
+	FirstBlock         uint32
 	SetMask            uint32
 	ClockSource        uint32
 	MinSamples         uint32
@@ -27,8 +27,10 @@ type benchAuditConfig struct {
 	Threshold2Mantissa uint32
 	Threshold2Exponent int32
 	ShortcutShift      int32
+	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
+	Reserved           uint32
 }
 
 type benchDeviceCounters struct {
@@ -40,7 +42,7 @@ type benchDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Protocols [3][5]struct {
+	Protocols [4][8]struct {
 		_       structs.HostLayout
 		Bytes   uint64
 		Packets [15]uint64
@@ -137,6 +139,7 @@ const (
 	benchVarBenchSequence        = "bench_sequence"
 	benchVarConfig               = "config"
 	benchVarHistogramCuts        = "histogram_cuts"
+	benchVarLog2Table            = "log2_table"
 )
 
 // loadBench returns the embedded CollectionSpec for bench.
@@ -214,6 +217,7 @@ type benchVariableSpecs struct {
 	BenchSequence      *ebpf.VariableSpec `ebpf:"bench_sequence"`
 	Config             *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts      *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Table          *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
 // benchObjects contains all objects after they have been loaded into the kernel.
@@ -268,6 +272,7 @@ type benchVariables struct {
 	BenchSequence      *ebpf.Variable `ebpf:"bench_sequence"`
 	Config             *ebpf.Variable `ebpf:"config"`
 	HistogramCuts      *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Table          *ebpf.Variable `ebpf:"log2_table"`
 }
 
 // benchPrograms contains all programs after they have been loaded into the kernel.

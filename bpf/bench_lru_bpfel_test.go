@@ -19,7 +19,7 @@ type benchLRUAuditConfig struct {
 	EventIntervalNs    uint64
 	EventBurstNs       uint64
 	Device             uint32
-	Cpus               uint32
+	FirstBlock         uint32
 	SetMask            uint32
 	ClockSource        uint32
 	MinSamples         uint32
@@ -27,8 +27,10 @@ type benchLRUAuditConfig struct {
 	Threshold2Mantissa uint32
 	Threshold2Exponent int32
 	ShortcutShift      int32
+	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
+	Reserved           uint32
 }
 
 type benchLRUDeviceCounters struct {
@@ -40,7 +42,7 @@ type benchLRUDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Protocols [3][5]struct {
+	Protocols [4][8]struct {
 		_       structs.HostLayout
 		Bytes   uint64
 		Packets [15]uint64
@@ -126,6 +128,7 @@ const (
 	benchLRUVarBenchSequence      = "bench_sequence"
 	benchLRUVarConfig             = "config"
 	benchLRUVarHistogramCuts      = "histogram_cuts"
+	benchLRUVarLog2Table          = "log2_table"
 )
 
 // loadBenchLRU returns the embedded CollectionSpec for benchLRU.
@@ -195,6 +198,7 @@ type benchLRUVariableSpecs struct {
 	BenchSequence      *ebpf.VariableSpec `ebpf:"bench_sequence"`
 	Config             *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts      *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Table          *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
 // benchLRUObjects contains all objects after they have been loaded into the kernel.
@@ -245,6 +249,7 @@ type benchLRUVariables struct {
 	BenchSequence      *ebpf.Variable `ebpf:"bench_sequence"`
 	Config             *ebpf.Variable `ebpf:"config"`
 	HistogramCuts      *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Table          *ebpf.Variable `ebpf:"log2_table"`
 }
 
 // benchLRUPrograms contains all programs after they have been loaded into the kernel.

@@ -44,7 +44,7 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 static __always_inline enum outcome spinlock_observe(const struct flow_key *key, __u64 now_ns,
 						     struct device_counters *counters)
 {
-	struct flow_hash hash = flow_hash(key);
+	struct flow_hash hash = hash_of(hash_mix(hash_words(key)));
 	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &hash.set);
 	struct flow_set *set = (struct flow_set *)locked;
 	enum outcome outcome = OUTCOME_NEW_FLOW;

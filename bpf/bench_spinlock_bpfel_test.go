@@ -19,7 +19,7 @@ type benchSpinlockAuditConfig struct {
 	EventIntervalNs    uint64
 	EventBurstNs       uint64
 	Device             uint32
-	Cpus               uint32
+	FirstBlock         uint32
 	SetMask            uint32
 	ClockSource        uint32
 	MinSamples         uint32
@@ -27,8 +27,10 @@ type benchSpinlockAuditConfig struct {
 	Threshold2Mantissa uint32
 	Threshold2Exponent int32
 	ShortcutShift      int32
+	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
+	Reserved           uint32
 }
 
 type benchSpinlockDeviceCounters struct {
@@ -40,7 +42,7 @@ type benchSpinlockDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Protocols [3][5]struct {
+	Protocols [4][8]struct {
 		_       structs.HostLayout
 		Bytes   uint64
 		Packets [15]uint64
@@ -129,6 +131,7 @@ const (
 	benchSpinlockProgXdpAudit       = "xdp_audit"
 	benchSpinlockVarConfig          = "config"
 	benchSpinlockVarHistogramCuts   = "histogram_cuts"
+	benchSpinlockVarLog2Table       = "log2_table"
 )
 
 // loadBenchSpinlock returns the embedded CollectionSpec for benchSpinlock.
@@ -194,6 +197,7 @@ type benchSpinlockMapSpecs struct {
 type benchSpinlockVariableSpecs struct {
 	Config        *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Table     *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
 // benchSpinlockObjects contains all objects after they have been loaded into the kernel.
@@ -241,6 +245,7 @@ func (m *benchSpinlockMaps) Close() error {
 type benchSpinlockVariables struct {
 	Config        *ebpf.Variable `ebpf:"config"`
 	HistogramCuts *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Table     *ebpf.Variable `ebpf:"log2_table"`
 }
 
 // benchSpinlockPrograms contains all programs after they have been loaded into the kernel.

@@ -8,24 +8,24 @@
 
 #include "maps.h"
 
-/* Reads 8 bytes of nanoseconds in front of the packet. False where there are none. */
-static __always_inline bool clock_read_metadata(const struct xdp_md *ctx, __u64 *now_ns)
+#define CLOCK_NONE (~0ULL)
+
+/* Reads 8 bytes of nanoseconds in front of the packet. */
+static __always_inline __u64 clock_read_metadata(const struct xdp_md *ctx)
 {
 	const __u64 *metadata = (void *)(long)ctx->data_meta;
 
 	if ((void *)(metadata + 1) > (void *)(long)ctx->data)
-		return false;
-	*now_ns = *metadata;
-	return true;
+		return CLOCK_NONE;
+	return *metadata;
 }
 
-/* False if the clock has no time for this packet. */
-static __always_inline bool clock_read(const struct xdp_md *ctx, __u64 *now_ns)
+/* The audit clock, in ns, or CLOCK_NONE if it has no time for this packet. */
+static __always_inline __u64 clock_read(const struct xdp_md *ctx)
 {
 	if (config.clock_source == CLOCK_SOURCE_METADATA)
-		return clock_read_metadata(ctx, now_ns);
-	*now_ns = bpf_ktime_get_ns();
-	return true;
+		return clock_read_metadata(ctx);
+	return bpf_ktime_get_ns();
 }
 
 /* CLOCK_MONOTONIC for a packet that the audit clock put at audit_ns. */

@@ -13,7 +13,7 @@
 /* NULL only if the map is smaller than user space promised. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 {
-	__u32 key = config.device * config.cpus + cpu;
+	__u32 key = config.first_block + cpu;
 
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
@@ -21,11 +21,8 @@ static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 static __always_inline void count_packet(struct device_counters *counters, const struct packet *packet,
 					 enum outcome outcome)
 {
-	struct protocol_counters *cells;
+	struct protocol_counters *cells = &counters->protocols[0][0] + (packet->cell & (PROTOCOL_CELLS - 1));
 
-	if (packet->family >= FAMILIES || packet->protocol >= PROTOCOLS)
-		return; /* never: for the verifier */
-	cells = &counters->protocols[packet->family][packet->protocol];
 	cells->bytes += packet->len_bytes;
 	cells->packets[outcome]++;
 }

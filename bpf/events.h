@@ -66,9 +66,10 @@ static __always_inline void publish_flag(struct last_flag *last)
 }
 
 /* Completes and publishes the state that the flagged packet left, and makes an event of it. */
-static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u32 cpu, __u64 now_ns,
+static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
 					const struct packet *packet)
 {
+	__u32 cpu = bpf_get_smp_processor_id();
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
 	struct flag_state *flag = next_flag(&counters->last_flag);
 	__u32 fate = FATE_RATE_LIMIT;
@@ -79,6 +80,7 @@ static __always_inline void report_flag(struct xdp_md *ctx, struct device_counte
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
 		struct audit_event event = { .flag = *flag, .key = packet->key };
 
+		event.key.device = config.device;
 		fate = send_event(ctx, allowance, &event);
 	}
 	publish_flag(&counters->last_flag);

@@ -50,24 +50,24 @@ static __always_inline __u64 hash_mix(__u64 v)
 }
 
 /* No bit is used twice, but those of set and mark where a table has more than 2¹³ sets. */
-static __always_inline struct flow_hash flow_hash(const struct flow_key *key)
+static __always_inline struct flow_hash hash_of(__u64 mixed)
 {
-	__u64 mixed = hash_mix(hash_words(key));
 	struct flow_hash hash = {
 		.set = mixed >> 32 & config.set_mask,
 		.way = mixed >> 61,
 		.mark = mixed >> 45 & 0xffff,
-		.tag = mixed,
+		.tag = mixed | 1,
 	};
 
-	if (!hash.tag)
-		hash.tag = 1;
 	return hash;
 }
 
 static __always_inline bool set_try_lock(struct flow_set *set)
 {
-	return __sync_val_compare_and_swap(&set->lock, 0, 1) == 0;
+	__u32 held = __sync_val_compare_and_swap(&set->lock, 0, 1);
+
+	barrier_var(held); /* else it is turned into a truth value, and then tested */
+	return !held;
 }
 
 /* Where stores may overtake each other only an exchange orders what came before it. */
@@ -157,16 +157,28 @@ static __always_inline void set_take(struct flow_set *set, __u32 way, const stru
 	slot->last_ns = now_ns;
 }
 
-/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
-static __noinline void set_insert(struct flow_set *set, const struct flow_hash *hash, const struct flow_key *key,
-				  __u64 now_ns, struct device_counters *counters)
+/* The compiler shall keep the address, and not work it out again for each access. */
+static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
 {
-	__u32 way = set_find_victim(set, hash->way), cold = hash->set * FLOW_WAYS + way;
+	struct flow_slot *slot = &set->slots[way & (FLOW_WAYS - 1)];
+
+	barrier_var(slot);
+	return slot;
+}
+
+/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
+static __noinline void set_insert(struct flow_set *set, __u64 mixed, const struct flow_key *key, __u64 now_ns,
+				  struct device_counters *counters)
+{
+	struct flow_hash hash = hash_of(mixed);
+	__u32 way = set_find_victim(set, hash.way), cold = hash.set * FLOW_WAYS + way;
 	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
 
-	set_take(set, way, hash, now_ns, counters);
-	if (owner)
+	set_take(set, way, &hash, now_ns, counters);
+	if (owner) {
 		*owner = *key;
+		owner->device = config.device;
+	}
 }
 
 /* Measures the delta since the flow's last packet, counts and judges it. Counting needs no lock, but fills the time in
@@ -189,8 +201,10 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 static __always_inline enum outcome flow_observe(const struct flow_key *key, __u64 now_ns,
 						 struct device_counters *counters)
 {
-	struct flow_hash hash = flow_hash(key);
-	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &hash.set);
+	__u64 mixed = hash_mix(hash_words(key));
+	struct flow_hash hash = hash_of(mixed);
+	__u32 map_key = hash.set; /* a copy: what a helper reads cannot stay in registers */
+	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
 	enum outcome outcome = OUTCOME_NEW_FLOW;
 	int way;
 
@@ -198,9 +212,9 @@ static __always_inline enum outcome flow_observe(const struct flow_key *key, __u
 		return OUTCOME_CONTENDED;
 	way = set_find(set, &hash);
 	if (way >= 0)
-		outcome = slot_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, counters);
+		outcome = slot_observe(slot_at(set, way), now_ns, counters);
 	else
-		set_insert(set, &hash, key, now_ns, counters);
+		set_insert(set, mixed, key, now_ns, counters);
 	set_unlock(set);
 	return outcome;
 }

@@ -19,7 +19,10 @@ const volatile struct audit_config config;
 /* For each linear cell of the histogram the largest delta that belongs below the native boundary inside it. */
 const volatile __u32 histogram_cuts[HISTOGRAM_LINEAR_CELLS];
 
-/* Key: device · config.cpus + CPU. Value: the counters of that device on that CPU. Writer: that CPU. Never full. */
+/* ⌊log2 v⌋ for 0 < v < LOG2_TABLE_SIZE. */
+const volatile __u8 log2_table[LOG2_TABLE_SIZE];
+
+/* Key: config.first_block + CPU. Value: the counters of that device on that CPU. Writer: that CPU. Never full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

@@ -22,18 +22,7 @@ static const __u8 debruijn_log2[64] = {
 	56, 45, 25, 31, 35, 16, 9, 12, 44, 24, 15, 8, 23, 7, 6, 5,
 };
 
-/* ⌊log2 v⌋ for 0 < v < 2³². A table instead of a chain of branches, each of which would double the verifier's paths. */
-static __always_inline __u32 log2_u32(__u64 v)
-{
-	v |= v >> 1;
-	v |= v >> 2;
-	v |= v >> 4;
-	v |= v >> 8;
-	v |= v >> 16;
-	return debruijn_log2[((v - (v >> 1)) * 0x07edd5e59a4e28c2ULL) >> 58];
-}
-
-/* ⌊log2 v⌋ for v > 0. */
+/* ⌊log2 v⌋ for v > 0. A table instead of a chain of branches, each of which would double the verifier's paths. */
 static __always_inline __u32 log2_u64(__u64 v)
 {
 	v |= v >> 1;
@@ -62,8 +51,11 @@ static __always_inline __s64 with_sign(__s64 v, __s64 sign)
 /* The carry is a branch because it is rare: the high word is seldom touched. */
 static __always_inline void add_u128(__u64 sum[2], __u64 v)
 {
-	sum[0] += v;
-	if (sum[0] < v)
+	__u64 low = sum[0] + v;
+
+	barrier_var(low); /* else the carry is computed first, and kept */
+	sum[0] = low;
+	if (low < v)
 		sum[1]++;
 }
 

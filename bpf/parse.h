@@ -29,9 +29,16 @@
 #define IPV4_ECHO_REQUEST 8
 #define IPV6_ECHO_REQUEST 128
 #define IPV6_ECHO_REPLY 129
+#define LEAST_TRANSPORT_HEADER 8
 #define PROTOCOL_MOBILITY 135
 #define PROTOCOL_HIP 139
 #define PROTOCOL_SHIM6 140
+
+/* For bytes of a packet and of a key, which the compiler takes to be aligned to less than they are. */
+static __always_inline __be16 load_be16(const void *bytes)
+{
+	return *(const __be16 *)bytes;
+}
 
 struct frame {
 	const void *data;
@@ -96,7 +103,7 @@ static __always_inline int parse_ethernet(const struct frame *frame, struct pack
 
 	if (!frame_has(frame, eth, sizeof(*eth)))
 		return -1;
-	*ethertype = eth->h_proto;
+	*ethertype = load_be16(&eth->h_proto);
 	for (int i = 0; i < VLAN_TAGS && is_vlan_tag(*ethertype); i++) {
 		const struct vlan_tag *tag = frame_at(frame, offset);
 
@@ -110,9 +117,9 @@ static __always_inline int parse_ethernet(const struct frame *frame, struct pack
 	return offset;
 }
 
-static __always_inline bool is_icmp_echo(const struct packet *packet, __u8 type)
+static __always_inline bool is_icmp_echo(enum family family, __u8 type)
 {
-	if (packet->family == FAMILY_IPV4)
+	if (family == FAMILY_IPV4)
 		return type == IPV4_ECHO_REQUEST || type == IPV4_ECHO_REPLY;
 	return type == IPV6_ECHO_REQUEST || type == IPV6_ECHO_REPLY;
 }
@@ -120,55 +127,53 @@ static __always_inline bool is_icmp_echo(const struct packet *packet, __u8 type)
 /* Reads the ports. The `len` bytes from `offset` on are the packet's transport header and payload, all inside the frame.
  * Returns 0, or -1 if the header is cut short or malformed.
  */
-static __always_inline int parse_transport(const struct frame *frame, __u32 offset, __u32 len, struct packet *packet)
+static __always_inline int parse_transport(const struct frame *frame, __u32 offset, __u32 len, enum family family,
+					   __u8 protocol, struct packet *packet)
 {
+	const void *header = frame_at(frame, offset);
 	struct flow_key *key = &packet->key;
 
-	if (packet->protocol == PROTOCOL_TCP) {
-		const struct tcphdr *tcp = frame_at(frame, offset);
-
-		if (!frame_has(frame, tcp, sizeof(*tcp)) || len < sizeof(*tcp) || tcp->doff < 5 || len < tcp->doff * 4u)
-			return -1;
-		key->source_port = tcp->source;
-		key->destination_port = tcp->dest;
-	} else if (packet->protocol == PROTOCOL_UDP) {
-		const struct udphdr *udp = frame_at(frame, offset);
-
-		if (!frame_has(frame, udp, sizeof(*udp)) || len < sizeof(*udp))
-			return -1;
-		key->source_port = udp->source;
-		key->destination_port = udp->dest;
-	} else if (packet->protocol == PROTOCOL_SCTP) {
-		const struct sctp_header *sctp = frame_at(frame, offset);
-
-		if (!frame_has(frame, sctp, sizeof(*sctp)) || len < sizeof(*sctp))
-			return -1;
-		key->source_port = sctp->source;
-		key->destination_port = sctp->dest;
-	} else if (packet->protocol == PROTOCOL_ICMP) {
+	packet->cell = protocol_cell(family, protocol);
+	if (protocol == PROTOCOL_OTHER)
+		return 0;
+	if (!frame_has(frame, header, LEAST_TRANSPORT_HEADER) || len < LEAST_TRANSPORT_HEADER)
+		return -1;
+	if (protocol == PROTOCOL_ICMP) {
 		/* Type and code stand in for a port, as in NetFlow. */
-		const struct icmp_header *icmp = frame_at(frame, offset);
+		const struct icmp_header *icmp = header;
 
-		if (!frame_has(frame, icmp, sizeof(*icmp)) || len < sizeof(*icmp))
-			return -1;
-		if (is_icmp_echo(packet, icmp->type))
+		if (is_icmp_echo(family, icmp->type))
 			key->source_port = icmp->echo_id;
 		key->destination_port = bpf_htons(icmp->type << 8 | icmp->code);
+		return 0;
 	}
+	if (protocol == PROTOCOL_TCP) {
+		const struct tcphdr *tcp = header;
+
+		if (!frame_has(frame, tcp, sizeof(*tcp)) || tcp->doff < 5 || len < tcp->doff * 4u)
+			return -1;
+	} else if (protocol == PROTOCOL_SCTP && (!frame_has(frame, header, sizeof(struct sctp_header)) ||
+						 len < sizeof(struct sctp_header))) {
+		return -1;
+	}
+	key->source_port = ((const struct udphdr *)header)->source;
+	key->destination_port = ((const struct udphdr *)header)->dest;
 	return 0;
 }
 
-static __always_inline __u8 protocol_of(__u8 ip_protocol, __u8 icmp)
+/* By the protocol of IPv4, and of IPv6 but for ICMPv6. */
+static const __u8 protocols[256] = {
+	[IPPROTO_TCP] = PROTOCOL_TCP,	[IPPROTO_UDP] = PROTOCOL_UDP,
+	[IPPROTO_SCTP] = PROTOCOL_SCTP, [IPPROTO_ICMP] = PROTOCOL_ICMP,
+};
+
+static __always_inline __u8 protocol_of_ipv6(int header)
 {
-	if (ip_protocol == IPPROTO_TCP)
-		return PROTOCOL_TCP;
-	if (ip_protocol == IPPROTO_UDP)
-		return PROTOCOL_UDP;
-	if (ip_protocol == IPPROTO_SCTP)
-		return PROTOCOL_SCTP;
-	if (ip_protocol == icmp)
+	if (header == IPPROTO_ICMPV6)
 		return PROTOCOL_ICMP;
-	return PROTOCOL_OTHER;
+	if (header == IPPROTO_ICMP)
+		return PROTOCOL_OTHER;
+	return protocols[header & 0xff];
 }
 
 static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
@@ -176,11 +181,14 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, s
 	const struct iphdr *ip = frame_at(frame, offset);
 	struct flow_key *key = &packet->key;
 	__u32 header_len, total_len;
+	__u8 protocol;
 
-	packet->family = key->family = FAMILY_IPV4;
+	packet->cell = protocol_cell(FAMILY_IPV4, PROTOCOL_OTHER);
+	key->family = FAMILY_IPV4;
 	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
 		return -1;
-	packet->protocol = protocol_of(ip->protocol, IPPROTO_ICMP);
+	protocol = protocols[ip->protocol];
+	packet->cell = protocol_cell(FAMILY_IPV4, protocol);
 	key->ip_protocol = ip->protocol;
 	header_len = ip->ihl * 4;
 	total_len = bpf_ntohs(ip->tot_len);
@@ -192,7 +200,7 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, s
 		packet->is_fragment = true;
 		return 0;
 	}
-	return parse_transport(frame, offset + header_len, total_len - header_len, packet);
+	return parse_transport(frame, offset + header_len, total_len - header_len, FAMILY_IPV4, protocol, packet);
 }
 
 enum extension_kind {
@@ -263,7 +271,8 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 	__u32 end;
 	int header;
 
-	packet->family = key->family = FAMILY_IPV6;
+	packet->cell = protocol_cell(FAMILY_IPV6, PROTOCOL_OTHER);
+	key->family = FAMILY_IPV6;
 	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 6)
 		return -1;
 	__builtin_memcpy(key->source, &ip->saddr, sizeof(key->source));
@@ -273,7 +282,7 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 	end = offset + bpf_ntohs(ip->payload_len);
 	if (!ip->payload_len && header == IPPROTO_HOPOPTS)
 		end = frame_len(frame); /* a jumbogram, RFC 2675 */
-	packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
+	packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
 	if (end > frame_len(frame))
 		return -1;
 	if (extension_kinds[header & 0xff]) {
@@ -284,12 +293,12 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 		header = WALK_HEADER(walk);
 		offset = WALK_OFFSET(walk);
 		packet->is_fragment = WALK_IS_FRAGMENT(walk);
-		packet->protocol = protocol_of(header, IPPROTO_ICMPV6);
+		packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
 	}
 	key->ip_protocol = header;
 	if (packet->is_fragment)
 		return 0;
-	return parse_transport(frame, offset & OFFSET_MASK, end - offset, packet);
+	return parse_transport(frame, offset & OFFSET_MASK, end - offset, FAMILY_IPV6, protocol_of_ipv6(header), packet);
 }
 
 /* Parses a frame into a zeroed packet. Returns 0, or -1 if it is not IP, truncated or malformed; then family and protocol

@@ -16,8 +16,7 @@ import (
 
 // The counters in the maps and the values that leave the package have the same shape.
 var (
-	_ = [1]struct{}{}[len(programDeviceCounters{}.Protocols)-int(NumFamilies)]
-	_ = [1]struct{}{}[len(programDeviceCounters{}.Protocols[0])-int(NumProtocols)]
+	_ = programDeviceCounters{}.Protocols[NumFamilies-1][NumProtocols-1]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.FlowEvictions)-int(NumEvictions)]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.Histogram)-timing.Cells]
 )

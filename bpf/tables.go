@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"runtime"
 	"time"
 
@@ -71,7 +72,7 @@ func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, er
 func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	constants := config.constants()
 	constants.Device = uint32(index)
-	constants.Cpus = uint32(t.cpus)
+	constants.FirstBlock = uint32(index * t.cpus)
 	constants.HashKeys = t.keys[index]
 	if err := spec.Variables[programVarConfig].Set(constants); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
@@ -79,10 +80,21 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
 		return fmt.Errorf("configuring the histogram: %w", err)
 	}
+	if err := spec.Variables[programVarLog2Table].Set(log2Table()); err != nil {
+		return fmt.Errorf("configuring the logarithm: %w", err)
+	}
 	for name, m := range t.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
 	return nil
+}
+
+// log2Table returns ⌊log2 v⌋ by v, with 0 for 0.
+func log2Table() (table [1 << 11]uint8) {
+	for v := range table {
+		table[v] = uint8(max(bits.Len(uint(v)), 1) - 1)
+	}
+	return table
 }
 
 func (t *tables) close() error {
@@ -106,6 +118,7 @@ func (c Config) constants() programAuditConfig {
 		Threshold2Mantissa: mantissa,
 		Threshold2Exponent: exponent,
 		ShortcutShift:      c.params().ShortcutShift(),
+		ShortcutFactor:     c.params().ShortcutFactor(),
 	}
 	if runtime.GOARCH == "amd64" {
 		constants.StoresAreOrdered = 1

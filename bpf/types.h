@@ -9,9 +9,13 @@
 #include <linux/types.h>
 #include <stdbool.h>
 
+#include <bpf/bpf_helpers.h>
+
 #define FLOW_WAYS 8
 #define HISTOGRAM_LINEAR_CELLS 512
 #define HISTOGRAM_CELLS (2 * HISTOGRAM_LINEAR_CELLS)
+#define LOG2_TABLE_BITS 11
+#define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
 
 /* The enumerations number the cells of the counters; their twins are in values.go. */
@@ -31,6 +35,14 @@ enum protocol {
 	PROTOCOL_ICMP,
 	PROTOCOLS,
 };
+
+/* The number of the cells of a family and a protocol, below PROTOCOL_CELLS. */
+#define PROTOCOL_CELLS 32
+
+static __always_inline __u8 protocol_cell(enum family family, __u8 protocol)
+{
+	return family << 3 | protocol;
+}
 
 enum outcome {
 	OUTCOME_JUDGED,
@@ -74,7 +86,7 @@ struct audit_config {
 	__u64 event_interval_ns; /* what one perf event costs of a CPU's allowance */
 	__u64 event_burst_ns;	 /* how far the allowance may be overdrawn */
 	__u32 device;		 /* index of the device */
-	__u32 cpus;		 /* blocks of counters that each device has */
+	__u32 first_block;	 /* of the device's counters, one for each CPU */
 	__u32 set_mask;		 /* sets of the flow table − 1 */
 	__u32 clock_source;
 	__u32 min_samples;
@@ -82,8 +94,10 @@ struct audit_config {
 	__u32 threshold2_mantissa;  /* threshold² = mantissa · 2^exponent; mantissa 0: everything is flagged */
 	__s32 threshold2_exponent;
 	__s32 shortcut_shift;	    /* a deviation² below M2 << shift, over n − 1, needs no test; < 0: every one does */
+	__u32 shortcut_factor;	    /* 1 << shift, or 0 */
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
+	__u32 reserved;
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */
@@ -99,14 +113,13 @@ struct flow_key {
 	__u32 reserved;
 };
 
-/* A frame after parsing. */
+/* A frame after parsing. The device in the key is left to whoever keeps the key. */
 struct packet {
 	struct flow_key key;
 	__u32 len_bytes;
-	__u8 family;	/* enum family */
-	__u8 protocol;	/* enum protocol */
+	__u8 cell;	  /* of the counters: see protocol_cell() */
 	bool is_fragment; /* and not the first of its packet */
-	__u8 reserved;
+	__u16 reserved;
 };
 
 /* What a baseline knows of a flow, and when the flow was last seen. Half a cache line. */
@@ -179,7 +192,7 @@ struct protocol_counters {
  */
 struct device_counters {
 	struct delta_sums sums;
-	struct protocol_counters protocols[FAMILIES][PROTOCOLS];
+	struct protocol_counters protocols[PROTOCOL_CELLS / 8][8]; /* by family and protocol: more than there are, which makes shifts of products */
 	__u64 fates[8];
 	__u64 flow_inserts;
 	__u64 flow_evictions[EVICTIONS];

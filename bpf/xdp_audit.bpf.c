@@ -16,8 +16,8 @@
 #include "parse.h"
 
 /* Everything between the clock and the counters. */
-static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_timed, __u64 now_ns, __u32 cpu,
-						 struct device_counters *counters, struct packet *packet)
+static __always_inline enum outcome audit_packet(struct xdp_md *ctx, __u64 now_ns, struct device_counters *counters,
+						 struct packet *packet)
 {
 	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
 	enum outcome outcome;
@@ -26,25 +26,22 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, bool is_tim
 		return OUTCOME_UNPARSED;
 	if (packet->is_fragment)
 		return OUTCOME_FRAGMENT;
-	if (!is_timed)
+	if (now_ns == CLOCK_NONE)
 		return OUTCOME_UNTIMED;
-	packet->key.device = config.device;
 	outcome = flow_observe(&packet->key, now_ns, counters);
 	if (is_flagged(outcome))
-		report_flag(ctx, counters, cpu, now_ns, packet);
+		report_flag(ctx, counters, now_ns, packet);
 	return outcome;
 }
 
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
-	__u64 now_ns = 0;
-	bool is_timed = clock_read(ctx, &now_ns);
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct device_counters *counters = counters_of_cpu(cpu);
+	__u64 now_ns = clock_read(ctx);
+	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
 	struct packet packet = {};
 
 	if (counters)
-		count_packet(counters, &packet, audit_packet(ctx, is_timed, now_ns, cpu, counters, &packet));
+		count_packet(counters, &packet, audit_packet(ctx, now_ns, counters, &packet));
 	return XDP_PASS;
 }
 

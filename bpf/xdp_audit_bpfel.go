@@ -19,7 +19,7 @@ type programAuditConfig struct {
 	EventIntervalNs    uint64
 	EventBurstNs       uint64
 	Device             uint32
-	Cpus               uint32
+	FirstBlock         uint32
 	SetMask            uint32
 	ClockSource        uint32
 	MinSamples         uint32
@@ -27,8 +27,10 @@ type programAuditConfig struct {
 	Threshold2Mantissa uint32
 	Threshold2Exponent int32
 	ShortcutShift      int32
+	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
+	Reserved           uint32
 }
 
 type programAuditEvent struct {
@@ -46,7 +48,7 @@ type programDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Protocols [3][5]struct {
+	Protocols [4][8]struct {
 		_       structs.HostLayout
 		Bytes   uint64
 		Packets [15]uint64
@@ -131,6 +133,7 @@ const (
 	programProgXdpAudit       = "xdp_audit"
 	programVarConfig          = "config"
 	programVarHistogramCuts   = "histogram_cuts"
+	programVarLog2Table       = "log2_table"
 )
 
 // loadProgram returns the embedded CollectionSpec for program.
@@ -195,6 +198,7 @@ type programMapSpecs struct {
 type programVariableSpecs struct {
 	Config        *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Table     *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
 // programObjects contains all objects after they have been loaded into the kernel.
@@ -240,6 +244,7 @@ func (m *programMaps) Close() error {
 type programVariables struct {
 	Config        *ebpf.Variable `ebpf:"config"`
 	HistogramCuts *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Table     *ebpf.Variable `ebpf:"log2_table"`
 }
 
 // programPrograms contains all programs after they have been loaded into the kernel.

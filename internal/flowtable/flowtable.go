@@ -30,7 +30,7 @@ func HashWords(words []uint32, keys *Keys) Hash {
 		Set:  mixed >> 32,
 		Way:  uint32(mixed >> 61),
 		Mark: uint16(mixed >> 45),
-		Tag:  max(uint32(mixed), 1),
+		Tag:  uint32(mixed) | 1,
 	}
 }
 

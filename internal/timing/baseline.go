@@ -106,6 +106,14 @@ func (p Params) ShortcutShift() int32 {
 	return int32(min(exp-1, clipShift))
 }
 
+// ShortcutFactor returns 2 to the power of ShortcutShift, or 0 where there is no short cut.
+func (p Params) ShortcutFactor() uint32 {
+	if shift := p.ShortcutShift(); shift >= 0 {
+		return 1 << shift
+	}
+	return 0
+}
+
 // Observe judges a delta against the samples before it, then lets it enter the baseline: from MinSamples on no further
 // than four standard deviations from the mean, so that an outlier cannot hide the next one, and a new level is learnt
 // all the same. deltaNs must not be above [MaxDelta].
