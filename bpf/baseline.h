@@ -20,6 +20,12 @@ struct variance {
 	__s64 exponent;
 };
 
+/* Whether d² · (n − 1) and M2 · 2⁴ have 64 bits; n is below 2²⁵ always. */
+static __always_inline bool fits_64(__u64 d, struct u128 m2)
+{
+	return !(d >> 19 | m2.low >> 60 | m2.high);
+}
+
 /* Whether deviation² · (n − 1) ≥ M2 · 2^shift for a shift of at most 4, exactly, the deviation rounded up to whole
  * nanoseconds.
  */
@@ -27,6 +33,8 @@ static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128
 {
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
+	if (fits_64(d, m2))
+		return d * d * (n - 1) >= m2.low << shift;
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
@@ -111,22 +119,21 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 }
 
 /* Whether a deviation is so small that it is neither flagged nor clipped: d² · (n − 1) < M2 · 2^shortcut, exactly, the
- * deviation rounded up to whole nanoseconds. Only where 64 bits are enough for that: for deviations below 2¹⁹ ns and an M2
- * below 2⁶⁰; n is below 2²⁵ always.
+ * deviation rounded up to whole nanoseconds, where 64 bits are enough for that.
  */
 static __always_inline bool is_near(const struct flow_slot *slot, __u64 deviation_q16)
 {
+	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
-	return !(d >> 19 | slot->m2_low >> 60 | slot->m2_high) &&
-	       d * d * (slot->n - 1) < slot->m2_low * config.shortcut_factor;
+	return fits_64(d, m2) && d * d * (slot->n - 1) < m2.low * config.shortcut_factor;
 }
 
 /* Judges a delta that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
- * what it was judged by in the next state of *last. Apart from the rest: the many values that it needs at a time would
- * push those of every packet out of the registers.
+ * what it was judged by in the next state of *last. It does not come back to the code of other packets, whose values
+ * would give up their registers for that.
  */
-static __noinline enum outcome baseline_judge(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
+static __always_inline enum outcome baseline_judge(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
 {
 	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
 	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;

@@ -131,7 +131,7 @@ struct flow_slot {
 	__u32 n;
 };
 
-/* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 48 bits of the flow's
+/* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 47 bits of the flow's
  * hash; tag 0 marks a free slot.
  */
 struct flow_set {
