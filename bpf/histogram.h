@@ -27,7 +27,7 @@ static __always_inline __u32 log2_delta(__u64 v)
 /* The cell of a delta below 2³² ns. */
 static __always_inline __u32 histogram_cell(__u64 delta_ns)
 {
-	__u32 linear = delta_ns;
+	__u32 linear = delta_ns, above, cell;
 
 	if (delta_ns >> HISTOGRAM_CELL_BITS) {
 		__u32 octave = log2_delta(delta_ns) - HISTOGRAM_CELL_BITS;
@@ -35,7 +35,10 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 		linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> octave);
 	}
 	linear &= HISTOGRAM_LINEAR_CELLS - 1;
-	return 2 * linear + ((histogram_cuts[linear] - delta_ns) >> 63); /* no branch: 1 if above the cut */
+	above = (histogram_cuts[linear] - delta_ns) >> 63; /* no branch: 1 if above the cut */
+	cell = 2 * linear;
+	barrier_var(cell); /* else the sum becomes an OR, whose bounds Linux 6.1 does not know */
+	return cell + above;
 }
 
 #endif
