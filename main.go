@@ -31,6 +31,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 	"github.com/xdp-audit/xdp_audit_exporter/trail"
 )
 
@@ -53,7 +54,7 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 
 	open := func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr, open); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr, open, privilege.Drop); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: error: %s\n", name, oneLine(err))
 		os.Exit(1)
 	}
@@ -74,8 +75,9 @@ type audit interface {
 type openFunc func(bpf.Config, *slog.Logger) (audit, error)
 
 // run is the exporter from its arguments to its end, which is a canceled context or an error. Whatever can be wrong with
-// the arguments is found before open attaches anything, and nothing is attached when run returns.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc) (err error) {
+// the arguments is found before open attaches anything, and nothing is attached when run returns. What the exporter then no
+// longer needs is given up with drop, before it serves.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc, drop dropFunc) (err error) {
 	o, err := parseFlags(args, stdout)
 	if err != nil || o == nil {
 		return err
@@ -119,7 +121,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	}
 	defer func() { err = errors.Join(err, attached.Close()) }()
 
-	options := collector.Options{Collectors: o.collectors, Logger: logger}
+	held, err := o.dropPrivileges(drop, records, logger)
+	if err != nil {
+		return err
+	}
+	options := collector.Options{Collectors: o.collectors, Privileges: held, Logger: logger}
 	if records != nil {
 		options.Trail = records
 	}
@@ -188,6 +194,7 @@ type options struct {
 	maxRequests     uint32
 	exporterMetrics bool
 	healthcheck     bool
+	keepPrivileges  bool
 	web             *web.FlagConfig
 	log             promslog.Config
 }
@@ -238,6 +245,8 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		"Leave out metrics about the exporter itself (promhttp_*, process_*, go_*).").Bool()
 	app.Flag("healthcheck", "Ask the exporter that runs on the first listen address whether it is healthy, and exit with 0 or 1. "+
 		"That it wants a password or a client's certificate is healthy.").BoolVar(&o.healthcheck)
+	app.Flag("privileges.keep", "Keep all privileges after the start, for when dropping them or confining file access stands in the way.").
+		BoolVar(&o.keepPrivileges)
 	o.web = kingpinflag.AddFlags(app, ":9400")
 	promslogflag.AddFlags(app, &o.log)
 

@@ -36,6 +36,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
 // TestMain is the exporter itself in the processes that TestExit starts.
@@ -99,6 +100,11 @@ func mustNotOpen(t *testing.T) openFunc {
 	}
 }
 
+// dropNothing leaves the process of the tests as it is.
+func dropNothing(privilege.Needs, *slog.Logger) (privilege.Held, error) {
+	return privilege.Held{}, nil
+}
+
 // logLines passes on what is logged, line by line.
 type logLines chan string
 
@@ -147,7 +153,7 @@ func start(t *testing.T, args ...string) *exporter {
 	open := func(bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
 	go func() {
 		defer close(e.ended)
-		e.err = run(ctx, args, io.Discard, e.log, open)
+		e.err = run(ctx, args, io.Discard, e.log, open, dropNothing)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -259,7 +265,7 @@ func TestBadInput(t *testing.T) {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			args := append([]string{"--web.listen-address=127.0.0.1:0"}, test.args...)
-			err := run(context.Background(), args, &stdout, &stderr, mustNotOpen(t))
+			err := run(context.Background(), args, &stdout, &stderr, mustNotOpen(t), dropNothing)
 			if err == nil || oneLine(err) != test.want {
 				t.Errorf("got  %v\nwant %s", err, test.want)
 			}
@@ -369,7 +375,7 @@ func TestConfig(t *testing.T) {
 				return nil, errors.New("far enough")
 			}
 			args := append([]string{"--web.listen-address=127.0.0.1:0"}, test.args...)
-			if err := run(context.Background(), args, io.Discard, io.Discard, open); err == nil || err.Error() != "far enough" {
+			if err := run(context.Background(), args, io.Discard, io.Discard, open, dropNothing); err == nil || err.Error() != "far enough" {
 				t.Fatal(err)
 			}
 			if fmt.Sprint(got) != fmt.Sprint(test.want) {
@@ -381,7 +387,7 @@ func TestConfig(t *testing.T) {
 
 func TestBadEnvironment(t *testing.T) {
 	t.Setenv("XDP_AUDIT_FLOWS", "many")
-	err := run(context.Background(), []string{"--audit.device=eth0"}, io.Discard, io.Discard, mustNotOpen(t))
+	err := run(context.Background(), []string{"--audit.device=eth0"}, io.Discard, io.Discard, mustNotOpen(t), dropNothing)
 	if want := `--audit.flows (XDP_AUDIT_FLOWS): "many" is not a whole number from 0 to 4294967295, try --help`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -426,7 +432,7 @@ func TestCollectorFlags(t *testing.T) {
 		want []string
 	}{
 		{nil, collector.Defaults()},
-		{[]string{"--no-collector.timing", "--no-collector.trail"}, []string{"packets", "flags", "events", "flows", "program"}},
+		{[]string{"--no-collector.timing", "--no-collector.trail"}, []string{"packets", "flags", "events", "flows", "program", "privileges"}},
 		{[]string{"--collector.disable-defaults"}, []string{}},
 		{[]string{"--collector.disable-defaults", "--collector.flags", "--collector.packets"}, []string{"packets", "flags"}},
 		{[]string{"--collector.packets", "--collector.disable-defaults"}, []string{"packets"}},
@@ -455,7 +461,7 @@ func TestFailureToOpen(t *testing.T) {
 	failure := errors.New("device eth0 does not exist")
 	open := func(bpf.Config, *slog.Logger) (audit, error) { return nil, failure }
 	var stderr bytes.Buffer
-	err = run(context.Background(), []string{"--audit.device=eth0", "--web.listen-address=" + address}, io.Discard, &stderr, open)
+	err = run(context.Background(), []string{"--audit.device=eth0", "--web.listen-address=" + address}, io.Discard, &stderr, open, dropNothing)
 	if !errors.Is(err, failure) || oneLine(err) != failure.Error() {
 		t.Errorf("got %v, want %v", err, failure)
 	}
@@ -471,7 +477,7 @@ func TestFailureToOpen(t *testing.T) {
 
 func TestPages(t *testing.T) {
 	e := start(t, "--no-collector.flows")
-	const unknown = ": there are packets, flags, timing, events, flows, program, trail\n"
+	const unknown = ": there are packets, flags, timing, events, flows, program, trail, privileges\n"
 	tests := []struct {
 		path  string
 		code  int
@@ -779,7 +785,7 @@ func TestHealthcheck(t *testing.T) {
 		"users":  "basic_auth_users:\n  alice: $2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi\n",
 	}
 	ask := func(args ...string) error {
-		return run(context.Background(), append([]string{"--healthcheck"}, args...), io.Discard, io.Discard, mustNotOpen(t))
+		return run(context.Background(), append([]string{"--healthcheck"}, args...), io.Discard, io.Discard, mustNotOpen(t), dropNothing)
 	}
 
 	t.Run("plain", func(t *testing.T) {

@@ -156,6 +156,9 @@ func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handl
 			fmt.Fprintln(w, "OK")
 		})
 	}
+	for path, probe := range probes() {
+		mux.Handle(path, probe)
+	}
 	if o.telemetryPath == "/" {
 		return mux, nil
 	}

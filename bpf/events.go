@@ -108,8 +108,13 @@ func parseCPUList(list string) ([]int, error) {
 }
 
 // close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
+// Without privilege a kernel before 5.19 does not let it, and takes them out with the map.
 func (r *eventReader) close() error {
-	if err := errors.Join(r.reader.Pause(), r.reader.Close()); err != nil {
+	paused := r.reader.Pause()
+	if errors.Is(paused, unix.EPERM) {
+		paused = nil
+	}
+	if err := errors.Join(paused, r.reader.Close()); err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 )
 
 // Audit is a running audit: the programs attached to the devices, and the maps that they share.
@@ -185,11 +186,15 @@ func (a *Audit) loadProgram(index int, d *device, ifindex uint32) error {
 }
 
 // isUp reports whether the kernel still runs the program on the device: a link outlives its device, but not its index.
+// A kernel before 5.19 tells of a link to the privileged only, and of the device to everyone.
 func (d *device) isUp() bool {
 	if d.link == nil {
 		return false
 	}
 	info, err := d.link.Info()
+	if errors.Is(err, unix.EPERM) {
+		return d.id != 0 && programOn(d.ifindex) == uint32(d.id)
+	}
 	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == d.ifindex
 }
 
@@ -260,6 +265,9 @@ func (a *Audit) Runs() ([]Runs, error) {
 			continue
 		}
 		stats, err := d.program.Stats()
+		if errors.Is(err, unix.EPERM) { // before 5.19 it is told to the privileged only
+			return nil, nil
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the run time of the program on %s: %w", d.name, err)
 		}

@@ -59,17 +59,19 @@ type Source interface {
 type Options struct {
 	Collectors []string     // by name; nil for [Defaults], empty for none
 	Trail      Trail        // the audit trail that is written; nil for none
+	Privileges *Privileges  // what the process holds; nil if that is not to be told
 	Logger     *slog.Logger // is told why a collector failed when a registry collects; nil for silence
 }
 
 // Set runs collectors over one reading of their source. It is a [Collector] and a prometheus.Collector, safe for
 // concurrent use.
 type Set struct {
-	source   Source
-	trail    Trail
-	logger   *slog.Logger
-	buckets  *timing.Buckets
-	subjects []subject
+	source     Source
+	trail      Trail
+	privileges *Privileges
+	logger     *slog.Logger
+	buckets    *timing.Buckets
+	subjects   []subject
 }
 
 var (
@@ -94,6 +96,7 @@ func subjects() []subject {
 		{"flows", true, func(_ *Set, r *reading) Collector { return newFlowsCollector(r) }},
 		{"program", true, func(_ *Set, r *reading) Collector { return newProgramCollector(r) }},
 		{"trail", true, func(s *Set, _ *reading) Collector { return newTrailCollector(s.trail) }},
+		{"privileges", true, func(s *Set, _ *reading) Collector { return newPrivilegesCollector(s.privileges) }},
 	}
 }
 
@@ -140,10 +143,11 @@ func New(source Source, options Options) (*Set, error) {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Set{
-		source:  source,
-		trail:   options.Trail,
-		logger:  options.Logger,
-		buckets: timing.NewBuckets(),
+		source:     source,
+		trail:      options.Trail,
+		privileges: options.Privileges,
+		logger:     options.Logger,
+		buckets:    timing.NewBuckets(),
 		subjects: slices.DeleteFunc(subjects(), func(s subject) bool {
 			return !slices.Contains(options.Collectors, s.name)
 		}),

@@ -199,11 +199,11 @@ func TestFilter(t *testing.T) {
 		{description: "collect what is disabled", collect: []string{"flows"}, err: `collector "flows" is disabled`},
 		{
 			description: "collect what does not exist", collect: []string{"flags", "cpu\n"},
-			err: `unknown collector "cpu\n": there are packets, flags, timing, events, flows, program, trail`,
+			err: `unknown collector "cpu\n": there are packets, flags, timing, events, flows, program, trail, privileges`,
 		},
 		{
 			description: "exclude what does not exist", exclude: []string{""},
-			err: `unknown collector "": there are packets, flags, timing, events, flows, program, trail`,
+			err: `unknown collector "": there are packets, flags, timing, events, flows, program, trail, privileges`,
 		},
 		{
 			description: "collect and exclude", collect: []string{"flags"}, exclude: []string{"timing"},

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import "github.com/prometheus/client_golang/prometheus"
+
+var (
+	capabilitiesDesc = newDesc("privileges_capabilities", "Number of capabilities that the process holds; 0 once they are dropped.")
+	capabilityDesc   = newDesc("privileges_capability_held", "A capability that the process holds, always 1.", "capability")
+	noNewDesc        = newDesc("privileges_no_new_privileges", "Whether what the process executes can gain no privilege.")
+	landlockDesc     = newDesc("privileges_landlock_abi", "Version of Landlock that confines the process to its files; 0 if none does.")
+)
+
+// Privileges is what the process can still do.
+type Privileges struct {
+	Capabilities    []string // by name, such as CAP_BPF
+	NoNewPrivileges bool
+	LandlockABI     int
+}
+
+type privilegesCollector struct {
+	held *Privileges
+}
+
+// newPrivilegesCollector takes nil when nobody knows what the process holds.
+func newPrivilegesCollector(held *Privileges) privilegesCollector {
+	return privilegesCollector{held}
+}
+
+// Update sends what the process holds, and nothing if that is not known.
+func (c privilegesCollector) Update(ch chan<- prometheus.Metric) error {
+	if c.held == nil {
+		return nil
+	}
+	ch <- gauge(capabilitiesDesc, float64(len(c.held.Capabilities)))
+	for _, name := range c.held.Capabilities {
+		ch <- gauge(capabilityDesc, 1, name)
+	}
+	noNew := 0.0
+	if c.held.NoNewPrivileges {
+		noNew = 1
+	}
+	ch <- gauge(noNewDesc, noNew)
+	ch <- gauge(landlockDesc, float64(c.held.LandlockABI))
+	return nil
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package privilege
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	readFiles   landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSReadDir
+	appendFiles landlock.AccessFSSet = ll.AccessFSWriteFile | ll.AccessFSMakeReg
+	manageFiles landlock.AccessFSSet = readFiles | appendFiles | ll.AccessFSTruncate |
+		ll.AccessFSMakeDir | ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
+
+	// ofFile are the rights that a rule on a file may grant.
+	ofFile landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
+
+	// threadsMaySignal is erratum 2 of Landlock, fixed in 6.15 and later versions of 6.12: before, the scope of signals
+	// holds between the threads of a process too, which Go's runtime cannot live with.
+	threadsMaySignal = 1 << 1
+)
+
+// grant is access to a file, or to all that is beneath a directory.
+type grant struct {
+	path   string
+	access landlock.AccessFSSet
+}
+
+// confine lets the process use no other files than those of needs, no TCP but what is open, and signal no other process.
+// It returns the version of Landlock, 0 if the kernel has none.
+func confine(needs Needs, logger *slog.Logger) (abi int, err error) {
+	abi, err = ll.LandlockGetABIVersion()
+	if err != nil || abi < 1 {
+		logger.Warn("Files and network are not confined: the kernel has no Landlock, or it is disabled", "err", err)
+		return 0, nil
+	}
+	grants, unfollowed := needs.grants()
+	for _, path := range unfollowed {
+		logger.Warn("File is lost when another is put in its place: keep it in a directory of its own", "path", path)
+	}
+	rules := make([]landlock.Rule, 0, len(grants))
+	for _, g := range grants {
+		if err := holdInode(g.path); err != nil {
+			return 0, err
+		}
+		logger.Debug("File access is granted", "path", g.path, "rights", g.access)
+		rules = append(rules, landlock.PathAccess(g.access, g.path))
+	}
+	config := landlock.V11.BestEffort()
+	if errata, err := ll.LandlockGetErrata(); err != nil || errata&threadsMaySignal == 0 {
+		config.Scoped &^= ll.ScopeSignal
+	}
+	if err := config.Restrict(rules...); err != nil {
+		return 0, err
+	}
+	if root, err := os.Open("/"); !errors.Is(err, unix.EACCES) {
+		root.Close()
+		return 0, fmt.Errorf("the root directory can still be read: %w", err)
+	}
+	return abi, nil
+}
+
+// holdInode keeps a file of /proc in the kernel's cache until the process ends: a rule is bound to an inode, and /proc
+// makes a new one for a file that nobody held when memory was short.
+func holdInode(path string) error {
+	if !isBeneath(path, "/proc") {
+		return nil
+	}
+	if _, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("holding %s: %w", path, err)
+	}
+	return nil
+}
+
+// grants returns what Landlock has to allow, and those files that cannot be followed when they are replaced.
+func (n Needs) grants() (grants []grant, unfollowed []string) {
+	// What the metrics about the process and the program's run time are read from.
+	grants = existing([]grant{
+		{"/proc/self", readFiles},
+		{"/proc/stat", readFiles},
+		{"/proc/sys/kernel/bpf_stats_enabled", readFiles},
+	})
+	if n.Attach {
+		grants = append(grants, existing([]grant{{"/sys", readFiles}, {"/proc/sys/kernel", readFiles}})...)
+	}
+	follow := func(paths []string, access landlock.AccessFSSet) {
+		for _, path := range paths {
+			directories, files := places(path)
+			for _, directory := range directories {
+				grants = append(grants, grant{directory, access})
+			}
+			for _, file := range files {
+				grants = append(grants, grant{file, access & ofFile})
+				if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+					unfollowed = append(unfollowed, file)
+				}
+			}
+		}
+	}
+	follow(n.Read, readFiles)
+	follow(n.Append, appendFiles)
+	for _, directory := range n.Manage {
+		grants = append(grants, grant{directory, manageFiles})
+	}
+	return grants, unfollowed
+}
+
+// existing returns the grants on files that there are, with no rights on them that only directories have.
+func existing(grants []grant) (found []grant) {
+	for _, g := range grants {
+		info, err := os.Stat(g.path)
+		if err != nil {
+			continue
+		}
+		if !info.IsDir() {
+			g.access &= ofFile
+		}
+		found = append(found, g)
+	}
+	return found
+}
+
+// places returns where a file is found now and when it is replaced: the directories of its path and of what that is a link
+// to, or the file itself where the directory is shared. There are none for what has no path, such as a pipe on standard
+// output, which Landlock does not confine.
+func places(path string) (directories, files []string) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, nil
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, nil
+	}
+	for _, p := range []string{path, target} {
+		directory, err := filepath.EvalSymlinks(filepath.Dir(p))
+		if err != nil {
+			continue
+		}
+		if isShared(directory) {
+			files = append(files, target)
+		} else {
+			directories = append(directories, directory)
+		}
+	}
+	slices.Sort(directories)
+	slices.Sort(files)
+	return slices.Compact(directories), slices.Compact(files)
+}
+
+// isShared reports whether a directory holds too much to be granted for the sake of one file: the root directory, those in
+// it, such as /etc and /tmp, and the home of a user.
+func isShared(directory string) bool {
+	parent := filepath.Dir(directory)
+	return parent == "/" || parent == "/home"
+}
+
+// isBeneath reports whether a clean path is a directory or in it.
+func isBeneath(path, directory string) bool {
+	return path == directory || strings.HasPrefix(path, directory+"/")
+}
