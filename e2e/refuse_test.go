@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,7 +166,8 @@ func TestMissingPrivilegeIsRefused(t *testing.T) {
 	}
 }
 
-// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN.
+// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN. They are dropped as well; the
+// bounding set cannot be.
 func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	const nobody = 65534
 	l := newLab(t)
@@ -174,6 +177,10 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 		cmd.Dir = "/"
 	})
 	e.awaitReady("/-/ready")
+	held := nothing()
+	delete(held, "CapBnd")
+	held["Uid"] = strings.Join(slices.Repeat([]string{strconv.Itoa(nobody)}, 4), "\t")
+	e.expectThreads(held)
 	l.send(l.newFlow(l.audited.IPv4.Addr()), 1000)
 	s := e.atRest()
 	if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != 1000 {

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+)
+
+// buildVariant builds the exporter without cgo, as it is released, with further build tags.
+func buildVariant(t *testing.T, tags string) (binary string) {
+	t.Helper()
+	binary = filepath.Join(t.TempDir(), "xdp_audit_exporter")
+	cmd := exec.Command("go", "build", "-tags", strings.Trim("netgo,osusergo,"+tags, ","), "-o", binary, "..")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", tags, err, output)
+	}
+	return binary
+}
+
+// needLandlock skips a test where the kernel has no Landlock, or one that does not confine what is needed yet.
+func needLandlock(t *testing.T, abi int) {
+	t.Helper()
+	if got, err := ll.LandlockGetABIVersion(); err != nil || got < abi {
+		skip(t, fmt.Errorf("the kernel has version %d of Landlock, not %d: %w", got, abi, err))
+	}
+}
+
+// threads returns what the status of every thread of the process says, by the names of lines.
+func (p *process) threads() (statuses []map[string]string, err error) {
+	tasks := fmt.Sprintf("/proc/%d/task", p.cmd.Process.Pid)
+	entries, err := os.ReadDir(tasks)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		text, err := os.ReadFile(filepath.Join(tasks, entry.Name(), "status"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		status := map[string]string{}
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(line, ":")
+			status[name] = strings.TrimSpace(value)
+		}
+		statuses = append(statuses, status)
+	}
+	return statuses, nil
+}
+
+// expectThreads expects of every thread of the process that the named lines of its status are as given.
+func (p *process) expectThreads(want map[string]string) {
+	p.lab.t.Helper()
+	statuses, err := p.threads()
+	if err != nil {
+		p.lab.t.Fatal(err)
+	}
+	if len(statuses) < 3 {
+		p.lab.t.Errorf("there are %d threads, want several", len(statuses))
+	}
+	for _, status := range statuses {
+		for name, value := range want {
+			if status[name] != value {
+				p.lab.t.Errorf("thread %s has %s %s, want %s", status["Pid"], name, status[name], value)
+			}
+		}
+	}
+}
+
+const noCapability = "0000000000000000"
+
+// nothing is what the threads of an exporter hold that was started by root.
+func nothing() map[string]string {
+	return map[string]string{
+		"CapInh": noCapability, "CapPrm": noCapability, "CapEff": noCapability, "CapBnd": noCapability, "CapAmb": noCapability,
+		"NoNewPrivs": "1",
+	}
+}
+
+// Everything works that has to work without privilege: packets are counted, events arrive and are written, the state of the
+// hook is known, and SIGTERM detaches.
+func TestNoPrivilegeAfterStart(t *testing.T) {
+	for _, test := range []struct {
+		description string
+		binary      func() string
+	}{
+		{"with cgo where there is a compiler", func() string { return binaries.exporter }},
+		{"static, as released", func() string { return buildVariant(t, "") }},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			needLandlock(t, 1)
+			path := filepath.Join(t.TempDir(), "trail")
+			e := l.launch(test.binary(), []string{
+				"--web.listen-address=" + address, "--audit.device=" + device, "--audit.min-samples=10", "--audit.threshold=2",
+				"--audit.event-rate=1000000", "--trail.file=" + path,
+			})
+			e.awaitReady("/-/ready")
+			e.expectThreads(nothing())
+
+			const packets = 20000
+			l.send(l.newFlow(l.audited.IPv4.Addr()), packets)
+			s := e.atRest()
+			if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != packets {
+				t.Errorf("%v packets were counted, want %d", got, packets)
+			}
+			if events := s.sum("events_total"); events == 0 || countLines(t, path) != events {
+				t.Errorf("%v events and %v records, want the same number, and not 0", events, countLines(t, path))
+			}
+			for name, want := range map[string]float64{
+				"hook_up": 1, "privileges_capabilities": 0, "privileges_no_new_privileges": 1, "trail_write_errors_total": 0,
+			} {
+				if got := s.sum(name); got != want || len(s.series(name)) != 1 {
+					t.Errorf("%s is %v, want %v", name, got, want)
+				}
+			}
+			if s.sum("privileges_landlock_abi") < 1 || len(s.series("privileges_capability_held")) != 0 {
+				t.Errorf("Landlock has version %v, held are %v", s.sum("privileges_landlock_abi"), s.series("privileges_capability_held"))
+			}
+			if got := s.series("scrape_collector_success"); s.sum("scrape_collector_success") != float64(len(got)) {
+				t.Errorf("not all collectors succeed: %v", got)
+			}
+			for _, name := range []string{"process_open_fds", "process_start_time_seconds", "process_max_fds", "process_resident_memory_bytes"} {
+				if s.sum(name) == 0 {
+					t.Errorf("%s is missing", name)
+				}
+			}
+			e.expectThreads(nothing()) // those that came since included
+			e.expectLog("level=INFO", "Privileges dropped", `capabilities_kept=""`)
+			e.expectStopped()
+			if log := e.stderr.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "level=WARN") {
+				t.Errorf("the log complains:\n%s", log)
+			}
+		})
+	}
+}
+
+// What an attacker inside the process would try is refused, and would not be if privileges were kept.
+func TestAttacksFromInside(t *testing.T) {
+	l := newLab(t)
+	needLandlock(t, 6)
+	binary := buildVariant(t, "privtest")
+	folder := t.TempDir()
+	config, trail := filepath.Join(folder, "web", "web.yml"), filepath.Join(folder, "log", "trail")
+	for _, path := range []string{config, trail} {
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(config, []byte("basic_auth_users: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self := strconv.Itoa(os.Getpid())
+	const denied, notPermitted = "permission denied", "operation not permitted"
+	attacks := []struct{ do, with, want string }{
+		{"read", "/etc/shadow", "open /etc/shadow: " + denied},
+		{"read", "/proc/" + self + "/environ", "open /proc/" + self + "/environ: " + denied},
+		{"create", filepath.Join(folder, "new"), "open " + filepath.Join(folder, "new") + ": " + denied},
+		{"create", filepath.Join(folder, "web", "new"), "open " + filepath.Join(folder, "web", "new") + ": " + denied},
+		{"run", "/bin/true", "fork/exec /bin/true: " + denied},
+		{"signal", self, notPermitted},
+		{"load a program", "", notPermitted},
+		{"create a map", "", notPermitted},
+		{"open a program", "{program}", notPermitted},
+		{"change a device", "lo", notPermitted},
+		{"sniff", "", notPermitted},
+		{"become a user", "65534", notPermitted},
+		{"connect", address, denied},
+		{"bind", "127.0.0.1:0", denied},
+		// What it needs, it can do.
+		{"read", config, "ok"},
+		{"create", filepath.Join(folder, "log", "new"), "ok"},
+	}
+	for _, test := range []struct {
+		description string
+		args        []string
+		isKept      bool
+	}{
+		{"dropped", nil, false},
+		{"kept", []string{"--privileges.keep"}, true},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			args := []string{
+				"--web.listen-address=" + address, "--audit.device=" + device, "--web.config.file=" + config, "--trail.file=" + trail,
+			}
+			e := l.launch(binary, append(args, test.args...))
+			e.awaitReady("/-/ready")
+			s := e.scrape()
+			for _, attack := range attacks {
+				with := strings.ReplaceAll(attack.with, "{program}", s.label(t, "hook_info", "program_id"))
+				want := attack.want
+				if test.isKept {
+					want = "ok"
+				}
+				answer := strings.TrimSpace(e.get("/-/probe?"+url.Values{"do": {attack.do}, "with": {with}}.Encode(), http.StatusOK))
+				if answer != want {
+					t.Errorf("%s %s: %q, want %q", attack.do, with, answer, want)
+				}
+			}
+			if held := s.sum("privileges_capabilities"); (held > 0) != test.isKept || float64(len(s.series("privileges_capability_held"))) != held {
+				t.Errorf("%v capabilities are held: %v", held, s.series("privileges_capability_held"))
+			}
+			if test.isKept {
+				e.expectLog("level=WARN", "Privileges are kept")
+			}
+			e.expectStopped()
+			for _, name := range []string{"new", "web/new", "log/new"} {
+				if err := os.Remove(filepath.Join(folder, name)); err != nil && (test.isKept || name == "log/new") {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// The paths of the tests are not in the exporter.
+func TestNoProbesInTheExporter(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=" + device)
+	e.get("/-/probe?do=sniff", http.StatusNotFound)
+	e.expectStopped()
+}
+
+// A certificate and a configuration that others are put in place of, by a rename as every tool does it, are followed.
+func TestWebConfigIsReplaced(t *testing.T) {
+	l := newLab(t)
+	needLandlock(t, 1)
+	first, second := secure(t), secure(t)
+	e := l.startSecured(first, "--audit.device="+device)
+	e.expectThreads(nothing())
+
+	for _, name := range []string{"tls.crt", "tls.key"} {
+		if err := os.Rename(filepath.Join(filepath.Dir(second.config), name), filepath.Join(filepath.Dir(first.config), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	withRoots := func(roots *x509.CertPool) *http.Client {
+		transport := &http.Transport{DialContext: l.audited.Namespace.Dial, TLSClientConfig: &tls.Config{RootCAs: roots}}
+		t.Cleanup(transport.CloseIdleConnections)
+		return &http.Client{Transport: transport, Timeout: patience}
+	}
+	e.client = withRoots(second.roots)
+	e.get("/metrics", http.StatusUnauthorized)
+	e.client = withRoots(first.roots)
+	var unknown x509.UnknownAuthorityError
+	if _, _, err := e.ask("/metrics"); !errors.As(err, &unknown) {
+		t.Errorf("the old certificate is still served: %v", err)
+	}
+
+	config := filepath.Join(filepath.Dir(first.config), "new.yml")
+	if err := os.WriteFile(config, []byte("tls_server_config:\n  cert_file: tls.crt\n  key_file: tls.key\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(config, first.config); err != nil {
+		t.Fatal(err)
+	}
+	e.client = withRoots(second.roots)
+	if body := e.get("/metrics", http.StatusOK); !strings.Contains(body, "xdp_audit_hook_up") {
+		t.Errorf("no metrics without the password that is no longer asked for: %s", body)
+	}
+	e.expectStopped()
+}
+
+// Files that only root's capabilities let it read are missed when the exporter starts, and not at the first scrape.
+func TestFilesOfOthersAreMissedAtOnce(t *testing.T) {
+	const nobody = 65534
+	l := newLab(t)
+	s := secure(t)
+	key := filepath.Join(filepath.Dir(s.config), "tls.key")
+	if err := os.Chown(key, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--web.listen-address=" + address, "--audit.device=" + device, "--web.config.file=" + s.config}
+	p := l.start(binaries.exporter, args)
+	if code := p.wait(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	p.expectLog("error: --web.config.file: ", "cannot be used without privileges", "user 0", key, "permission denied", "--privileges.keep")
+
+	e := l.startSecured(s, "--audit.device="+device, "--privileges.keep")
+	e.get("/metrics", http.StatusOK)
+	statuses, err := e.threads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(statuses, func(status map[string]string) bool { return status["CapEff"] != noCapability }) {
+		t.Error("no thread holds a capability that was to be kept")
+	}
+	e.expectStopped()
+}

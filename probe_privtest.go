@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+//go:build privtest
+
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// probes returns a path that does what an attacker inside the process would try: the attempt of the parameter do, with the
+// parameter with. The answer is ok, or the errors, each in a line; the attempt is made on several threads at once.
+func probes() map[string]http.Handler {
+	return map[string]http.Handler{"/-/probe": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		attempt, ok := attempts[r.FormValue("do")]
+		if !ok {
+			http.Error(w, "no such attempt", http.StatusBadRequest)
+			return
+		}
+		for _, answer := range onThreads(func() error { return attempt(r.FormValue("with")) }) {
+			fmt.Fprintln(w, answer)
+		}
+	})}
+}
+
+// onThreads calls f on threads that end afterwards, because it may change them, and returns the distinct answers.
+func onThreads(f func() error) []string {
+	const threads = 8
+	answers := make([]string, threads)
+	var together, ended sync.WaitGroup
+	together.Add(threads)
+	for i := range threads {
+		ended.Go(func() {
+			runtime.LockOSThread()
+			together.Done()
+			together.Wait()
+			answers[i] = "ok"
+			if err := f(); err != nil {
+				answers[i] = err.Error()
+			}
+		})
+	}
+	ended.Wait()
+	slices.Sort(answers)
+	return slices.Compact(answers)
+}
+
+var attempts = map[string]func(with string) error{
+	"read": func(path string) error {
+		_, err := os.ReadFile(path)
+		return err
+	},
+	"create": func(path string) error {
+		file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		return file.Close()
+	},
+	"run": func(path string) error {
+		process, err := os.StartProcess(path, []string{path}, &os.ProcAttr{})
+		if err != nil {
+			return err
+		}
+		_, err = process.Wait()
+		return err
+	},
+	"signal": func(pid string) error {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			return err
+		}
+		return unix.Kill(n, 0)
+	},
+	"load a program": func(string) error {
+		pass := [...]uint64{0x00000002_000000b7, 0x95} // r0 = XDP_PASS; exit
+		license := [...]byte{'G', 'P', 'L', 0}
+		attributes := struct {
+			kind, instructions  uint32
+			code, license       uint64
+			logLevel, logLength uint32
+			log                 uint64
+			version, flags      uint32
+		}{
+			kind: unix.BPF_PROG_TYPE_XDP, instructions: uint32(len(pass)),
+			code: uint64(uintptr(unsafe.Pointer(&pass))), license: uint64(uintptr(unsafe.Pointer(&license))),
+		}
+		err := callBPF(unix.BPF_PROG_LOAD, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+		runtime.KeepAlive(&pass)
+		runtime.KeepAlive(&license)
+		return err
+	},
+	"create a map": func(string) error {
+		attributes := struct{ kind, key, value, entries, flags uint32 }{unix.BPF_MAP_TYPE_HASH, 4, 4, 1, 0}
+		return callBPF(unix.BPF_MAP_CREATE, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+	},
+	"open a program": func(id string) error {
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			return err
+		}
+		attributes := struct{ id, next, flags uint32 }{id: uint32(n)}
+		return callBPF(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+	},
+	"change a device": func(device string) error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		request, err := unix.NewIfreq(device)
+		if err != nil {
+			return err
+		}
+		request.SetUint32(1400)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, request)
+	},
+	"sniff": func(string) error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Close(fd)
+	},
+	"become a user": func(uid string) error {
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil {
+			return err
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETUID, uintptr(n), 0, 0); errno != 0 { // of this thread alone
+			return errno
+		}
+		return nil
+	},
+	"connect": func(address string) error { return onSocket(address, unix.Connect) },
+	"bind":    func(address string) error { return onSocket(address, unix.Bind) },
+}
+
+// callBPF makes a call of bpf(2), and closes what it opens.
+func callBPF(command int, attributes unsafe.Pointer, size uintptr) error {
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attributes), size)
+	if errno != 0 {
+		return errno
+	}
+	return unix.Close(int(fd))
+}
+
+// onSocket calls f with a TCP socket and an address.
+func onSocket(address string, f func(int, unix.Sockaddr) error) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return f(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+}
