@@ -85,6 +85,28 @@ func (p *process) expectThreads(want map[string]string) {
 	}
 }
 
+// expectHeldOpen expects that the process has files open. What Landlock grants of /proc is lost when the kernel, short of
+// memory, forgets an inode that nobody holds: process_* would cease without a word.
+func (p *process) expectHeldOpen(paths ...string) {
+	p.lab.t.Helper()
+	descriptors := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
+	entries, err := os.ReadDir(descriptors)
+	if err != nil {
+		p.lab.t.Fatal(err)
+	}
+	var open []string
+	for _, entry := range entries {
+		if target, err := os.Readlink(filepath.Join(descriptors, entry.Name())); err == nil {
+			open = append(open, target)
+		}
+	}
+	for _, path := range paths {
+		if !slices.Contains(open, path) {
+			p.lab.t.Errorf("%s is not held open, but %q", path, open)
+		}
+	}
+}
+
 const noCapability = "0000000000000000"
 
 // nothing is what the threads of an exporter hold that was started by root.
@@ -144,6 +166,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 				}
 			}
 			e.expectThreads(nothing()) // those that came since included
+			e.expectHeldOpen(fmt.Sprintf("/proc/%d", e.cmd.Process.Pid), "/proc/stat", "/proc/sys/kernel/bpf_stats_enabled")
 			e.expectLog("level=INFO", "Privileges dropped", `capabilities_kept=""`)
 			e.expectStopped()
 			if log := e.stderr.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "level=WARN") {
