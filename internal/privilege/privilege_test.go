@@ -247,7 +247,7 @@ func TestDrop(t *testing.T) {
 		t.Fatal(err)
 	}
 	shared.Close()
-	defer os.Remove(shared.Name())
+	t.Cleanup(func() { _ = os.Remove(shared.Name()) })
 
 	none := []string{
 		"CapAmb: 0000000000000000", "CapBnd: 0000000000000000", "CapEff: 0000000000000000", "CapInh: 0000000000000000", "CapPrm: 0000000000000000",
