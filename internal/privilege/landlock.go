@@ -47,7 +47,7 @@ func confine(needs Needs, logger *slog.Logger) (abi int, err error) {
 	}
 	grants, unfollowed := needs.grants()
 	for _, path := range unfollowed {
-		logger.Warn("File is lost when another is put in its place: keep it in a directory of its own", "path", path)
+		logger.Warn("File cannot be opened again once it is moved or replaced: keep it in a directory of its own", "path", path)
 	}
 	rules := make([]landlock.Rule, 0, len(grants))
 	for _, g := range grants {

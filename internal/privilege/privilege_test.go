@@ -179,7 +179,9 @@ func capabilitySets() (sets []string, err error) {
 	return slices.Compact(sets), nil
 }
 
-func run(t *testing.T, task task) result {
+// run performs a task in a process of its own, which has the capabilities that setpriv(1) is told to leave in the bounding
+// set; all of them if that is empty.
+func run(t *testing.T, task task, bounding string) result {
 	t.Helper()
 	text, err := json.Marshal(task)
 	if err != nil {
@@ -187,6 +189,9 @@ func run(t *testing.T, task task) result {
 	}
 	var stdout, stderr bytes.Buffer
 	command := exec.Command(os.Args[0])
+	if bounding != "" {
+		command = exec.Command("setpriv", "--bounding-set="+bounding, os.Args[0])
+	}
 	command.Env = append(os.Environ(), taskVariable+"="+string(text))
 	command.Stdout, command.Stderr = &stdout, &stderr
 	if err := command.Run(); err != nil {
@@ -199,14 +204,15 @@ func run(t *testing.T, task task) result {
 	return r
 }
 
-// need skips without root or Landlock; REQUIRE_BPF=1 turns that into a failure.
-func need(t *testing.T) {
+// needLandlock returns the version of Landlock. It skips without root or Landlock; REQUIRE_BPF=1 turns that into a failure.
+func needLandlock(t *testing.T) (abi int) {
 	t.Helper()
 	reason := ""
 	if os.Geteuid() != 0 {
 		reason = "only root has privileges to drop"
 	}
-	if abi, err := ll.LandlockGetABIVersion(); err != nil || abi < 1 {
+	abi, err := ll.LandlockGetABIVersion()
+	if err != nil || abi < 1 {
 		reason = fmt.Sprintf("the kernel has no Landlock: %v", err)
 	}
 	if reason != "" && os.Getenv("REQUIRE_BPF") == "1" {
@@ -215,6 +221,7 @@ func need(t *testing.T) {
 	if reason != "" {
 		t.Skip(reason)
 	}
+	return abi
 }
 
 const (
@@ -224,7 +231,10 @@ const (
 )
 
 func TestDrop(t *testing.T) {
-	need(t)
+	emptied := refused
+	if needLandlock(t) < 3 {
+		emptied = ok
+	}
 	folder := t.TempDir()
 	for path, text := range map[string]string{
 		"web/web.yml": "", "web/other": "", "store/v1/tls.crt": "", "store/v1/tls.key": "", "elsewhere/file": "",
@@ -258,6 +268,7 @@ func TestDrop(t *testing.T) {
 		want        []string // parts of the errors
 		held, sets  []string
 		log         string // part of it
+		bounding    string // before
 	}{
 		{
 			"what needs nothing can do nothing",
@@ -266,7 +277,7 @@ func TestDrop(t *testing.T) {
 				{"append", in("log/new")}, {"remove", in("log/trail")}, {"run", "/bin/true"}, {"read", "/proc/self/limits"}, {"read", "/proc/stat"},
 			}},
 			[]string{unable, refused, refused, refused, refused, refused, refused, ok, ok},
-			nil, none, "",
+			nil, none, "", "",
 		},
 		{
 			"files that are read may be replaced, and so may those that they are links to",
@@ -275,7 +286,7 @@ func TestDrop(t *testing.T) {
 				{"read", in("elsewhere/file")}, {"append", in("web/web.yml")}, {"append", in("web/new")}, {"remove", in("web/other")},
 			}},
 			[]string{ok, ok, ok, ok, refused, refused, refused, refused},
-			nil, none, "",
+			nil, none, "", "",
 		},
 		{
 			"a file that is appended to can be created again, but neither read, emptied nor removed",
@@ -283,8 +294,8 @@ func TestDrop(t *testing.T) {
 				{"append", in("log/trail")}, {"append", in("log/new")}, {"read", in("log/trail")}, {"truncate", in("log/trail")},
 				{"remove", in("log/trail")}, {"append", in("elsewhere/new")},
 			}},
-			[]string{ok, ok, refused, refused, refused, refused},
-			nil, none, "",
+			[]string{ok, ok, refused, emptied, refused, refused},
+			nil, none, "", "",
 		},
 		{
 			"directories that are managed",
@@ -293,19 +304,19 @@ func TestDrop(t *testing.T) {
 				{"remove", in("elsewhere/file")}, {"attach", device},
 			}},
 			[]string{ok, ok, ok, ok, refused, unable},
-			nil, none, "",
+			nil, none, "", "",
 		},
 		{
 			"of a shared directory the file alone is granted, with a warning",
 			task{privilege.Needs{Read: []string{shared.Name()}}, false, []attempt{{"read", shared.Name()}, {"read", in("web/web.yml")}}},
 			[]string{ok, refused},
-			nil, none, `level=WARN msg="File is lost when another is put in its place: keep it in a directory of its own" path=` + shared.Name(),
+			nil, none, `level=WARN msg="File cannot be opened again once it is moved or replaced: keep it in a directory of its own" path=` + shared.Name(), "",
 		},
 		{
 			"a device has no directory to be granted, and no warning",
 			task{privilege.Needs{Append: []string{"/dev/null"}}, false, []attempt{{"append", "/dev/null"}, {"read", "/dev/null"}, {"append", "/dev/zero"}}},
 			[]string{ok, refused, refused},
-			nil, none, "",
+			nil, none, "", "",
 		},
 		{
 			"what attaches keeps three capabilities, and confined files",
@@ -315,17 +326,27 @@ func TestDrop(t *testing.T) {
 			[]string{
 				"CapAmb: 0000000000000000", "CapBnd: 000000c000001000", "CapEff: 000000c000001000", "CapInh: 0000000000000000", "CapPrm: 000000c000001000",
 			},
-			"capabilities_kept=CAP_NET_ADMIN,CAP_PERFMON,CAP_BPF",
+			"capabilities_kept=CAP_NET_ADMIN,CAP_PERFMON,CAP_BPF", "",
+		},
+		{
+			"CAP_SYS_ADMIN is kept where it stands for two of them, and the bounding set where it cannot be changed",
+			task{privilege.Needs{Attach: true}, false, []attempt{{"attach", device}, {"read", "/etc/shadow"}}},
+			[]string{ok, refused},
+			[]string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN"},
+			[]string{
+				"CapAmb: 0000000000000000", "CapBnd: 0000000000201000", "CapEff: 0000000000201000", "CapInh: 0000000000000000", "CapPrm: 0000000000201000",
+			},
+			"capabilities_kept=CAP_NET_ADMIN,CAP_SYS_ADMIN", "-all,+net_admin,+sys_admin",
 		},
 		{
 			"a kernel without Landlock costs a line in the log",
 			task{privilege.Needs{Read: []string{in("web/web.yml")}}, true, []attempt{{"read", in("elsewhere/file")}, {"attach", device}}},
 			[]string{ok, unable},
-			nil, none, `level=WARN msg="Files and network are not confined: the kernel has no Landlock, or it is disabled" err="function not implemented"`,
+			nil, none, `level=WARN msg="Files and network are not confined: the kernel has no Landlock, or it is disabled" err="function not implemented"`, "",
 		},
 	} {
 		t.Run(test.description, func(t *testing.T) {
-			got := run(t, test.task)
+			got := run(t, test.task, test.bounding)
 			for i, a := range test.task.Attempts {
 				if isOK := got.Errors[i] == ok; isOK != (test.want[i] == ok) || !strings.Contains(got.Errors[i], test.want[i]) {
 					t.Errorf("to %s %s: got %q, want %q", a.Do, a.Path, got.Errors[i], test.want[i])
