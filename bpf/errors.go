@@ -138,6 +138,16 @@ func explainMap(name string, entries int, err error) error {
 	return fmt.Errorf("creating the map %s: %w", name, err)
 }
 
+// explainRings says why the kernel refused the rings of the events. Debian's kernels have a setting above 2, by default,
+// at which CAP_PERFMON does not suffice.
+func explainRings(err error) error {
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("opening the rings of %s: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: %w",
+			programMapAuditEvents, err)
+	}
+	return fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
+}
+
 // inOneLine joins errors of several devices.
 func inOneLine(errs []error) error {
 	joined := errs[0]

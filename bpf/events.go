@@ -63,7 +63,7 @@ func newEventReader(t *tables, devices []string) (*eventReader, error) {
 	}
 	reader, err := perf.NewReaderWithOptions(t.maps[programMapAuditEvents], ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
 	if err != nil {
-		return nil, fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
+		return nil, explainRings(err)
 	}
 	return &eventReader{
 		reader: reader, devices: devices, clock: newMonotonicAnchor(), received: make([]atomic.Uint64, len(devices)),

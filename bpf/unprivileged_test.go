@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"fmt"
 	"log/slog"
 	"testing"
 
@@ -12,6 +13,20 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
+
+// Only some kernels refuse rings to CAP_PERFMON, so that the refusal itself cannot be had everywhere.
+func TestRefusedRingsNameTheRemedy(t *testing.T) {
+	err := explainRings(fmt.Errorf("can't create perf event: %w", unix.EACCES))
+	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: " +
+		"can't create perf event: permission denied"
+	if err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	err = explainRings(unix.ENOMEM)
+	if want := "opening the rings of audit_events: cannot allocate memory"; err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
 
 // secretLink is a link of a kernel before 5.19, which tells nothing of it without privilege.
 type secretLink struct{ link.Link }
