@@ -36,9 +36,11 @@ check-generate: ## check that the committed BPF objects are those of the sources
 	@scripts/check-generate.sh $(MAKE) generate
 
 .PHONY: check-config
-check-config: ## check the example configuration with promtool
-	@echo ">> checking the example configuration"
+check-config: ## check the example configuration and the rules with promtool
+	@echo ">> checking the example configuration and the rules"
 	promtool check config deploy/prometheus.yml
+	promtool check rules deploy/rules/*.yml
+	promtool test rules deploy/rules/tests/*.yml
 
 .PHONY: check-root
 check-root:
