@@ -16,8 +16,11 @@ import (
 	"testing"
 )
 
-// recordingRules is the file of rules, as seen from this folder.
-const recordingRules = "../xdp_audit_recording.yml"
+// The rules, as seen from this folder.
+const (
+	recordingRules = "../xdp_audit_recording.yml"
+	alertingRules  = "../xdp_audit_alerts.yml"
+)
 
 // promtool runs promtool, and returns what it said and whether it found anything wrong.
 func promtool(t *testing.T, args ...string) (output string, err error) {
