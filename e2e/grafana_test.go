@@ -77,6 +77,7 @@ func readDashboards(t *testing.T) map[string]grafanaDashboard {
 var (
 	grafanaReference = regexp.MustCompile(`\$\{?(\w+)\}?`)
 	grafanaLegend    = regexp.MustCompile(`\{\{(\w+)\}\}`)
+	grafanaMetric    = regexp.MustCompile(`(?:^|[^:\w])xdp_audit_(\w+)\{`)
 	labelValues      = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
 )
 
@@ -152,8 +153,18 @@ func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
 	if len(p.Targets) == 0 {
 		t.Errorf("%q asks for nothing", p.Title)
 	}
+	documented, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	refs := map[string]bool{}
 	for _, q := range p.Targets {
+		// Also of a panel that may be empty. Recorded series have a colon in their names.
+		for _, name := range grafanaMetric.FindAllStringSubmatch(q.Expr, -1) {
+			if !strings.Contains(string(documented), "| `"+name[1]+"` |") {
+				t.Errorf("%q asks for xdp_audit_%s, which docs/metrics.md does not know", p.Title, name[1])
+			}
+		}
 		if refs[q.RefID] || q.RefID == "" || q.Expr == "" || q.Instant == q.Range {
 			t.Errorf("%q has the query %+v", p.Title, q)
 		}
