@@ -15,17 +15,17 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, false)
 
 	b.row("State")
-	b.number(4, "Hook", "none", "1 if the kernel runs the program on the device.", []step{{color: "red"}, {1, "green"}}, false,
+	b.number("Hook", "none", "1 if the kernel runs the program on the device.", []step{{color: "red"}, {1, "green"}}, false,
 		query{`xdp_audit_hook_up{` + ofDevice + `}`, ""})
-	b.number(4, "Attached as", "none", "Mode, driver and clock of the hook.", plain(), true,
+	b.number("Attached as", "none", "Mode, driver and clock of the hook.", plain(), true,
 		query{`xdp_audit_hook_info{` + ofDevice + `}`, "{{mode}} {{driver}} {{clock}}"})
-	b.number(4, "Packets", "pps", "Packets that the audit sees.", plain(), false,
+	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
-	b.number(4, "Flagged", "percentunit", "Share of the judged packets of 15 minutes whose |t| reached the threshold.", plain(), false,
+	b.number("Flagged", "percentunit", "Share of the judged packets of 15 minutes whose |t| reached the threshold.", plain(), false,
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, ""})
-	b.number(4, "Last |t|", "short", "Score of the last flagged packet; 0 before any.", plain(), false,
+	b.number("Last |t|", "short", "Score of the last flagged packet; 0 before any.", plain(), false,
 		query{`xdp_audit_last_tscore{` + ofDevice + `}`, ""})
-	b.number(4, "Last flag", "s", "Time since the last flagged packet.", plain(), false,
+	b.number("Last flag", "s", "Time since the last flagged packet.", plain(), false,
 		query{`time() - (xdp_audit_last_flag_timestamp_seconds{` + ofDevice + `} > 0)`, ""})
 
 	b.row("Packets")

@@ -25,17 +25,17 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, true)
 
 	b.row("State")
-	b.number(4, "Exporters down", "none", "Targets of the job xdp_audit that do not answer.", bad(1), false,
+	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer.", none(), false,
 		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or vector(0)`, ""})
-	b.number(4, "Devices without hook", "none", "Devices that are configured and not audited.", bad(1), false,
+	b.number("Devices without hook", "none", "Devices that are configured and not audited.", none(), false,
 		query{`count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)`, ""})
-	b.number(4, "Alerts", "none", "Alerts of deploy/rules/xdp_audit_alerts.yml that fire.", bad(1), false,
+	b.number("Alerts", "none", "Alerts of deploy/rules/xdp_audit_alerts.yml that fire.", none(), false,
 		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})
-	b.number(4, "Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, refused.", bad(1), false,
+	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, refused.", none(), false,
 		query{`sum(increase(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[15m]))`, ""})
-	b.number(4, "Packets", "pps", "Packets that the audit sees.", plain(), false,
+	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
-	b.number(4, "Flagged", "percentunit", "Share of the judged packets whose |t| reached the threshold, in 15 minutes. Usual shares differ by kind of traffic.", plain(), false,
+	b.number("Flagged", "percentunit", "Share of the judged packets whose |t| reached the threshold, in 15 minutes. Usual shares differ by kind of traffic.", plain(), false,
 		query{`sum(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} * instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) / (sum(instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) > 0)`, ""})
 
 	b.row("Packets and flags")

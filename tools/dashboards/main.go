@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command dashboards writes the dashboards of deploy/grafana/dashboards, in the types of Grafana's own schema.
+// Command dashboards writes the dashboards of deploy/grafana/dashboards, in the types of Grafana's own schema: the first
+// version of it, and not the second, which the SDK prefers and only the newest Grafana knows.
 package main
 
 import (

@@ -73,10 +73,10 @@ func target(i int, q query, isInstant bool, format prometheus.PromQueryFormat) c
 	return t.Range()
 }
 
-const graphHeight, statHeight = 8, 4
+const graphHeight, statHeight, statWidth = 8, 4, 4
 
 // graph adds curves over time.
-func (b *board) graph(width uint32, title, unit, description string, queries ...query) *timeseries.PanelBuilder {
+func (b *board) graph(width uint32, title, unit, description string, queries ...query) {
 	p := timeseries.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(width).Height(graphHeight).
 		Datasource(source()).FillOpacity(8).ShowPoints(common.VisibilityModeNever).
 		Legend(common.NewVizLegendOptionsBuilder().DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).ShowLegend(true)).
@@ -85,7 +85,6 @@ func (b *board) graph(width uint32, title, unit, description string, queries ...
 		p.WithTarget(target(i, q, false, prometheus.PromQueryFormatTimeSeries))
 	}
 	b.WithPanel(p)
-	return p
 }
 
 // step is a colour from a value on; the first step's value does not count.
@@ -109,12 +108,12 @@ func thresholds(steps []step) cog.Builder[dashboard.ThresholdsConfig] {
 // plain is for figures of which none is bad.
 func plain() []step { return []step{{color: "blue"}} }
 
-// bad is red from a value on, and green below.
-func bad(from float64) []step { return []step{{color: "green"}, {from, "red"}} }
+// none is for figures that should be 0.
+func none() []step { return []step{{color: "green"}, {1, "red"}} }
 
 // number adds the newest value of a query; of the name of its series if isName.
-func (b *board) number(width uint32, title, unit, description string, steps []step, isName bool, q query) {
-	p := stat.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(width).Height(statHeight).
+func (b *board) number(title, unit, description string, steps []step, isName bool, q query) {
+	p := stat.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(statWidth).Height(statHeight).
 		Datasource(source()).Thresholds(thresholds(steps)).ColorMode(common.BigValueColorModeValue).GraphMode(common.BigValueGraphModeNone).
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
 		WithTarget(target(0, q, true, prometheus.PromQueryFormatTimeSeries))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -44,14 +45,14 @@ func readRules(t *testing.T, path string) (rules ruleFile) {
 	return rules
 }
 
-// alerts returns the alerts, to be changed in place.
-func (f *ruleFile) alerts() (alerts []*rule) {
+// all returns the rules, to be changed in place.
+func (f *ruleFile) all() (rules []*rule) {
 	for g := range f.Groups {
 		for r := range f.Groups[g].Rules {
-			alerts = append(alerts, &f.Groups[g].Rules[r])
+			rules = append(rules, &f.Groups[g].Rules[r])
 		}
 	}
-	return alerts
+	return rules
 }
 
 // testAlerts runs the literal cases against changed alerts.
@@ -101,7 +102,7 @@ func TestTheCasesTellEveryAlert(t *testing.T) {
 		t.Run(test.description, func(t *testing.T) {
 			rules := readRules(t, alertingRules)
 			var changed []string
-			for _, alert := range rules.alerts() {
+			for _, alert := range rules.all() {
 				before := *alert
 				if test.change(alert); alert.Expr != before.Expr || alert.For != before.For {
 					changed = append(changed, alert.Alert)
@@ -130,7 +131,7 @@ func TestAlertsAreExplained(t *testing.T) {
 		}
 	}
 	rules := readRules(t, alertingRules)
-	for _, alert := range rules.alerts() {
+	for _, alert := range rules.all() {
 		names = append(names, alert.Alert)
 		for _, annotation := range []string{"summary", "runbook"} {
 			if alert.Annotations[annotation] == "" {
@@ -143,5 +144,36 @@ func TestAlertsAreExplained(t *testing.T) {
 	}
 	if !slices.Equal(names, headings) {
 		t.Errorf("docs/runbooks.md has the headings %v, want the alerts %v", headings, names)
+	}
+}
+
+// A metric that is renamed would leave a rule that never has a value.
+func TestRulesAskForMetricsThatExist(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := map[string]bool{}
+	metric, series := regexp.MustCompile(`(?:^|[^:\w])xdp_audit_(\w+)`), regexp.MustCompile(`\w+:\w+:\w+`)
+	for _, path := range []string{recordingRules, alertingRules} {
+		rules := readRules(t, path)
+		for _, r := range rules.all() {
+			names := metric.FindAllStringSubmatch(r.Expr, -1)
+			for _, name := range names {
+				if !strings.Contains(string(text), "| `"+name[1]+"` |") {
+					t.Errorf("%s%s: docs/metrics.md does not know xdp_audit_%s", r.Record, r.Alert, name[1])
+				}
+			}
+			uses := series.FindAllString(r.Expr, -1)
+			for _, name := range uses {
+				if !recorded[name] {
+					t.Errorf("%s%s: no rule before it records %s", r.Record, r.Alert, name)
+				}
+			}
+			if len(names)+len(uses) == 0 && !strings.Contains(r.Expr, `up{job="xdp_audit"}`) {
+				t.Errorf("%s%s asks for nothing: %s", r.Record, r.Alert, r.Expr)
+			}
+			recorded[r.Record] = true
+		}
 	}
 }
