@@ -36,9 +36,11 @@ check-generate: ## check that the committed BPF objects are those of the sources
 	@scripts/check-generate.sh $(MAKE) generate
 
 .PHONY: check-config
-check-config: ## check the example configuration with promtool
-	@echo ">> checking the example configuration"
-	promtool check config deploy/prometheus.yml
+check-config: ## check the example configuration and the rules with promtool
+	@echo ">> checking the example configuration and the rules"
+	promtool check config deploy/prometheus.yml deploy/prometheus/*.yml
+	promtool check rules deploy/rules/*.yml
+	promtool test rules deploy/rules/tests/*.yml
 
 .PHONY: check-root
 check-root:
@@ -46,7 +48,7 @@ check-root:
 
 # go test stands last, so that its verdict closes the output.
 .PHONY: test
-test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config build tarball ## check everything, then run every test, the kernel's included
+test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## check everything, then run every test, the kernel's included
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo ">> running tests with the race detector"; \
 		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \
@@ -87,3 +89,16 @@ soak: check-root ## load the exporter for a time, SOAK=10m, and check that it ta
 demo: build ## show the exporter at work on network namespaces of its own (needs root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
+
+.PHONY: dashboards
+dashboards: ## write Grafana's dashboards
+	@echo ">> writing the dashboards"
+	$(GO) -C tools/dashboards run . ../../deploy/grafana/dashboards
+	$(call give_back,deploy/grafana/dashboards)
+
+.PHONY: check-dashboards
+check-dashboards: ## check that the dashboards are those of tools/dashboards
+	@echo ">> checking that the dashboards are up to date"
+	@folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
+	$(GO) -C tools/dashboards run . "$$folder"; \
+	diff -r "$$folder" deploy/grafana/dashboards || { echo "check-dashboards: run make dashboards" >&2; exit 1; }

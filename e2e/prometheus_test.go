@@ -49,23 +49,7 @@ func TestPromtoolFindsNothingToSay(t *testing.T) {
 
 const prometheusAddress = "127.0.0.1:9090"
 
-const prometheusConfig = `
-global:
-  scrape_interval: 500ms
-  scrape_timeout: 500ms
-scrape_configs:
-  - job_name: xdp_audit
-    scheme: https
-    tls_config:
-      ca_file: %s
-    basic_auth:
-      username: %s
-      password: %s
-    static_configs:
-      - targets: [%q]
-`
-
-// A Prometheus server scrapes over TLS, with a user, and answers questions on steady traffic of a packet a millisecond.
+// A Prometheus server with the configuration of deploy scrapes over TLS, with a user, and answers questions on steady traffic of a packet a millisecond.
 func TestPrometheus(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")
@@ -92,10 +76,25 @@ func TestPrometheus(t *testing.T) {
 	})
 
 	folder := t.TempDir()
-	config := filepath.Join(folder, "prometheus.yml")
-	text := fmt.Sprintf(prometheusConfig, secured.certificate, user, strconv.Quote(password), address)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	config, passwordFile := filepath.Join(folder, "prometheus.yml"), filepath.Join(folder, "password")
+	example, err := os.ReadFile("../deploy/prometheus/tls.yml")
+	if err != nil {
 		t.Fatal(err)
+	}
+	text := string(example)
+	for _, change := range [][2]string{
+		{": 15s", ": 500ms"},
+		{"/etc/prometheus/xdp_audit_ca.crt", secured.certificate},
+		{"/etc/prometheus/xdp_audit_password", passwordFile},
+		{"username: prometheus", "username: " + user},
+		{"audited1.example.org:9400", address},
+	} {
+		text = replaceAll(t, text, change[0], change[1])
+	}
+	for path, content := range map[string]string{config: text, passwordFile: password} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	p := l.start(server, []string{
 		"--config.file=" + config, "--storage.tsdb.path=" + filepath.Join(folder, "data"),

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package tests
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+)
+
+// ruleFile is a file of rules, as far as the tests read or change it.
+type ruleFile struct {
+	Groups []struct {
+		Name     string
+		Interval string `yaml:",omitempty"`
+		Rules    []rule
+	}
+}
+
+type rule struct {
+	Record      string `yaml:",omitempty"`
+	Alert       string `yaml:",omitempty"`
+	Expr        string
+	For         string            `yaml:",omitempty"`
+	Labels      map[string]string `yaml:",omitempty"`
+	Annotations map[string]string `yaml:",omitempty"`
+}
+
+func readRules(t *testing.T, path string) (rules ruleFile) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.UnmarshalStrict(text, &rules); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return rules
+}
+
+// all returns the rules, to be changed in place.
+func (f *ruleFile) all() (rules []*rule) {
+	for g := range f.Groups {
+		for r := range f.Groups[g].Rules {
+			rules = append(rules, &f.Groups[g].Rules[r])
+		}
+	}
+	return rules
+}
+
+// testAlerts runs the literal cases against changed alerts.
+func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
+	t.Helper()
+	folder := t.TempDir()
+	changed, err := yaml.Marshal(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The statistics of deltas take most of the time, and no alert is on them.
+	recorded := readRules(t, recordingRules)
+	group := &recorded.Groups[0]
+	group.Rules = slices.DeleteFunc(group.Rules, func(r rule) bool { return strings.Contains(r.Record, "delta") })
+	recording, err1 := yaml.Marshal(recorded)
+	cases, err2 := os.ReadFile("alerts.yml")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(folder, "tests"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{
+		"xdp_audit_alerts.yml": changed, "xdp_audit_recording.yml": recording, "tests/alerts.yml": cases,
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return promtool(t, "test", "rules", filepath.Join(folder, "tests", "alerts.yml"))
+}
+
+// Of every alert there are cases in which it fires and cases in which it does not: one that always fires fails them, and so
+// does one that never fires, and one that does not wait where it should.
+func TestTheCasesTellEveryAlert(t *testing.T) {
+	if output, err := testAlerts(t, readRules(t, alertingRules)); err != nil {
+		t.Fatalf("the alerts as they are: %v:\n%s", err, output)
+	}
+	for _, test := range []struct {
+		description string
+		change      func(r *rule)
+	}{
+		{"always fire", func(r *rule) { r.Expr, r.For = "vector(1)", "" }},
+		{"never fire", func(r *rule) { r.Expr = "vector(1) > 2" }},
+		{"do not wait", func(r *rule) { r.For = "" }},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			rules := readRules(t, alertingRules)
+			var changed []string
+			for _, alert := range rules.all() {
+				before := *alert
+				if test.change(alert); alert.Expr != before.Expr || alert.For != before.For {
+					changed = append(changed, alert.Alert)
+				}
+			}
+			output, err := testAlerts(t, rules)
+			for _, name := range changed {
+				if err == nil || !strings.Contains(output, name) {
+					t.Errorf("no case notices that of %s: %v:\n%s", name, err, output)
+				}
+			}
+		})
+	}
+}
+
+// Whoever is woken up finds what to do, in the alert and in docs/runbooks.md.
+func TestAlertsAreExplained(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/runbooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var headings, names []string
+	for line := range strings.Lines(string(text)) {
+		if name, isHeading := strings.CutPrefix(line, "## XDP"); isHeading {
+			headings = append(headings, "XDP"+strings.TrimSpace(name))
+		}
+	}
+	rules := readRules(t, alertingRules)
+	for _, alert := range rules.all() {
+		names = append(names, alert.Alert)
+		for _, annotation := range []string{"summary", "runbook"} {
+			if alert.Annotations[annotation] == "" {
+				t.Errorf("%s has no %s", alert.Alert, annotation)
+			}
+		}
+		if !slices.Contains([]string{"critical", "warning"}, alert.Labels["severity"]) {
+			t.Errorf("%s has the severity %q", alert.Alert, alert.Labels["severity"])
+		}
+	}
+	if !slices.Equal(names, headings) {
+		t.Errorf("docs/runbooks.md has the headings %v, want the alerts %v", headings, names)
+	}
+}
+
+// A metric that is renamed would leave a rule that never has a value.
+func TestRulesAskForMetricsThatExist(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := map[string]bool{}
+	metric, series := regexp.MustCompile(`(?:^|[^:\w])xdp_audit_(\w+)`), regexp.MustCompile(`\w+:\w+:\w+`)
+	for _, path := range []string{recordingRules, alertingRules} {
+		rules := readRules(t, path)
+		for _, r := range rules.all() {
+			names := metric.FindAllStringSubmatch(r.Expr, -1)
+			for _, name := range names {
+				if !strings.Contains(string(text), "| `"+name[1]+"` |") {
+					t.Errorf("%s%s: docs/metrics.md does not know xdp_audit_%s", r.Record, r.Alert, name[1])
+				}
+			}
+			uses := series.FindAllString(r.Expr, -1)
+			for _, name := range uses {
+				if !recorded[name] {
+					t.Errorf("%s%s: no rule before it records %s", r.Record, r.Alert, name)
+				}
+			}
+			if len(names)+len(uses) == 0 && !strings.Contains(r.Expr, `up{job="xdp_audit"}`) {
+				t.Errorf("%s%s asks for nothing: %s", r.Record, r.Alert, r.Expr)
+			}
+			recorded[r.Record] = true
+		}
+	}
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package tests
+
+import (
+	"errors"
+	"math"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/collector"
+)
+
+// simulated is a device whose deltas are made up. Its counters are those of the kernel, exported by the collector itself,
+// and scraped once a minute.
+type simulated struct {
+	t        *testing.T
+	instance string
+	deltas   [][]float64 // ns, by the minute after which they were scraped
+	values   map[string][]string
+	counters bpf.Counters
+}
+
+func newSimulated(t *testing.T, instance string) *simulated {
+	return &simulated{t: t, instance: instance, values: map[string][]string{}, counters: bpf.Counters{Device: "eth0"}}
+}
+
+// source is what the collector reads.
+type source struct {
+	collector.Source
+	counters []bpf.Counters
+}
+
+func (s source) Counters() []bpf.Counters { return s.counters }
+
+// observe counts deltas as bpf/counters.h does, each so many times.
+func (s *simulated) observe(times uint64, deltas ...float64) {
+	c := &s.counters
+	for _, delta := range deltas {
+		ns := uint64(delta)
+		if c.Sums.ReferenceNs == 0 {
+			c.Sums.ReferenceNs = max(ns, 1)
+		}
+		distance, sum := ns-c.Sums.ReferenceNs, &c.Sums.AboveNs
+		if ns < c.Sums.ReferenceNs {
+			distance, sum = c.Sums.ReferenceNs-ns, &c.Sums.BelowNs
+		}
+		*sum = sum.Add(bpf.Uint128{Lo: distance}.Mul64(times))
+		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(bpf.Uint128{Lo: distance * distance}.Mul64(times))
+		c.Sums.TotalNs = c.Sums.TotalNs.Add(bpf.Uint128{Lo: ns}.Mul64(times))
+		c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][bpf.OutcomeJudged] += times
+	}
+}
+
+// scrape counts the deltas of a minute and scrapes.
+func (s *simulated) scrape(deltas []float64) {
+	s.t.Helper()
+	s.observe(1, deltas...)
+	s.deltas = append(s.deltas, deltas)
+	set, err := collector.New(source{counters: []bpf.Counters{s.counters}}, collector.Options{Collectors: []string{"timing"}})
+	registry := prometheus.NewRegistry()
+	if err := errors.Join(err, registry.Register(set)); err != nil {
+		s.t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, family := range families {
+		m := family.GetMetric()[0]
+		value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		if m.Histogram == nil && !strings.HasPrefix(family.GetName(), "xdp_audit_scrape_") {
+			s.values[family.GetName()] = append(s.values[family.GetName()], strconv.FormatFloat(value, 'g', -1, 64))
+		}
+	}
+}
+
+// miss is a minute whose scrape fails, or stores a marker that the series ended.
+func (s *simulated) miss(marker string, deltas []float64) {
+	s.observe(1, deltas...)
+	s.deltas = append(s.deltas, deltas)
+	for name := range s.values {
+		s.values[name] = append(s.values[name], marker)
+	}
+}
+
+// restart begins the counters anew.
+func (s *simulated) restart() { s.counters = bpf.Counters{Device: "eth0"} }
+
+func (s *simulated) labels() string {
+	return `{job="xdp_audit",instance="` + s.instance + `",device="eth0"}`
+}
+
+// series returns a recorded series of the device.
+func (s *simulated) series(name string) string {
+	return "instance_device:xdp_audit_" + name + s.labels()
+}
+
+func (s *simulated) addTo(c *ruleCase) {
+	for name, values := range s.values {
+		c.InputSeries = append(c.InputSeries, ruleSeries{name + s.labels(), strings.Join(values, " ")})
+	}
+}
+
+// window returns the deltas of a window of so many minutes, as the rules see it at a minute: scrapes are stored in full
+// minutes, and a window ends at the last one that is half a minute old.
+func (s *simulated) window(at, minutes int) (deltas []float64) {
+	for _, minute := range s.deltas[at-minutes : at] {
+		deltas = append(deltas, minute...)
+	}
+	return deltas
+}
+
+// rounded returns n values rounded to whole nanoseconds, none below 0.
+func rounded(n int, next func() float64) []float64 {
+	deltas := make([]float64, n)
+	for i := range deltas {
+		deltas[i] = math.Max(0, math.Round(next()))
+	}
+	return deltas
+}

@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+// grafanaDashboard is a dashboard as far as the tests read it.
+type grafanaDashboard struct {
+	UID, Title, Description string
+	Panels                  []grafanaPanel
+	Templating              struct{ List []grafanaVariable }
+}
+
+type grafanaPanel struct {
+	ID                       int
+	Type, Title, Description string
+	GridPos                  struct{ X, Y, W, H int }
+	Datasource               struct{ Type, UID string }
+	FieldConfig              struct{ Defaults struct{ Unit string } }
+	Targets                  []grafanaTarget
+	Panels                   []grafanaPanel
+}
+
+type grafanaTarget struct {
+	RefID, Expr, LegendFormat, Format string
+	Instant, Range                    bool
+}
+
+type grafanaVariable struct {
+	Type, Name string
+	Query      string
+	Datasource struct{ UID string }
+}
+
+// readDashboards returns the dashboards by file.
+func readDashboards(t *testing.T) map[string]grafanaDashboard {
+	t.Helper()
+	files, err := filepath.Glob("../deploy/grafana/dashboards/*.json")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("found %v, want the dashboards: %v", files, err)
+	}
+	dashboards := map[string]grafanaDashboard{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d grafanaDashboard
+		if err := json.Unmarshal(text, &d); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		dashboards[filepath.Base(file)] = d
+	}
+	return dashboards
+}
+
+var (
+	grafanaReference = regexp.MustCompile(`\$\{?(\w+)\}?`)
+	grafanaLegend    = regexp.MustCompile(`\{\{(\w+)\}\}`)
+	grafanaMetric    = regexp.MustCompile(`(?:^|[^:\w])xdp_audit_(\w+)\{`)
+	labelValues      = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
+)
+
+// What Grafana would show wrongly, or not at all.
+func TestDashboardsAreSound(t *testing.T) {
+	uids := map[string]string{}
+	for file, d := range readDashboards(t) {
+		t.Run(file, func(t *testing.T) {
+			if other, isTaken := uids[d.UID]; d.UID == "" || isTaken {
+				t.Errorf("its uid %q is that of %q too", d.UID, other)
+			}
+			uids[d.UID] = file
+			if d.Title == "" || d.Description == "" {
+				t.Error("it has no title or no description")
+			}
+			known := map[string]bool{"__rate_interval": true}
+			for _, v := range d.Templating.List {
+				known[v.Name] = true
+				if v.Type == "query" && v.Datasource.UID != "${datasource}" {
+					t.Errorf("the variable %s asks the data source %q", v.Name, v.Datasource.UID)
+				}
+			}
+			for _, name := range []string{"datasource", "instance", "device"} {
+				if !known[name] {
+					t.Errorf("it has no variable %s", name)
+				}
+			}
+			ids, cells := map[int]string{}, map[[2]int]string{}
+			for _, p := range d.Panels {
+				if other, isTaken := ids[p.ID]; p.ID <= 0 || isTaken {
+					t.Errorf("%q has the id %d, as %q", p.Title, p.ID, other)
+				}
+				ids[p.ID] = p.Title
+				p.checkPlace(t, cells)
+				if p.Title == "" || len(p.Panels) > 0 {
+					t.Errorf("panel %d has no title, or panels of its own, which no test reads", p.ID)
+				}
+				if p.Type != "row" {
+					p.check(t, known)
+				}
+			}
+		})
+	}
+}
+
+// checkPlace expects that a panel is on the grid of 24 columns, where no other is.
+func (p grafanaPanel) checkPlace(t *testing.T, cells map[[2]int]string) {
+	t.Helper()
+	g := p.GridPos
+	if g.W < 1 || g.H < 1 || g.X < 0 || g.Y < 0 || g.X+g.W > 24 {
+		t.Errorf("%q is at %+v, outside of the grid", p.Title, g)
+	}
+	for x := g.X; x < g.X+g.W; x++ {
+		for y := g.Y; y < g.Y+g.H; y++ {
+			if other, isTaken := cells[[2]int{x, y}]; isTaken {
+				t.Errorf("%q lies on %q", p.Title, other)
+				return
+			}
+			cells[[2]int{x, y}] = p.Title
+		}
+	}
+}
+
+// check expects that a panel says what it shows, and asks a data source for it.
+func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
+	t.Helper()
+	if p.Description == "" || p.FieldConfig.Defaults.Unit == "" {
+		t.Errorf("%q has no description or no unit", p.Title)
+	}
+	if p.Datasource.Type != "prometheus" || p.Datasource.UID != "${datasource}" {
+		t.Errorf("%q asks the data source %+v", p.Title, p.Datasource)
+	}
+	if len(p.Targets) == 0 {
+		t.Errorf("%q asks for nothing", p.Title)
+	}
+	documented, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs := map[string]bool{}
+	for _, q := range p.Targets {
+		// Also of a panel that may be empty. Recorded series have a colon in their names.
+		for _, name := range grafanaMetric.FindAllStringSubmatch(q.Expr, -1) {
+			if !strings.Contains(string(documented), "| `"+name[1]+"` |") {
+				t.Errorf("%q asks for xdp_audit_%s, which docs/metrics.md does not know", p.Title, name[1])
+			}
+		}
+		if refs[q.RefID] || q.RefID == "" || q.Expr == "" || q.Instant == q.Range {
+			t.Errorf("%q has the query %+v", p.Title, q)
+		}
+		refs[q.RefID] = true
+		for _, reference := range grafanaReference.FindAllStringSubmatch(q.Expr, -1) {
+			if !known[reference[1]] {
+				t.Errorf("%q refers to %s, which is no variable", p.Title, reference[0])
+			}
+		}
+	}
+}
+
+// mayBeEmpty are the panels that need something which is not the test's to change.
+func mayBeEmpty() map[string]string {
+	const runtime = "the kernel accounts for run time only while kernel.bpf_stats_enabled is 1, a setting of the whole host"
+	return map[string]string{"Program, per run": runtime, "Program, cores": runtime}
+}
+
+// shortened replaces the windows of rules and dashboards by some that a test can wait for, in the same order.
+func shortened(t *testing.T, text string) string {
+	t.Helper()
+	windows := map[string]string{
+		"30s": "1s", "5m": "2s", "5m30s": "3s", "6m": "3s", "15m": "3s", "30m": "2s",
+		"1h": "4s", "1h30s": "5s", "61m": "5s", "1d": "8s", "1d30s": "9s", "1441m": "9s",
+	}
+	return regexp.MustCompile(`(offset |\[)((?:\d+[smhd])+)`).ReplaceAllStringFunc(text, func(match string) string {
+		digits := strings.IndexFunc(match, func(r rune) bool { return r >= '0' && r <= '9' })
+		window, isKnown := windows[match[digits:]]
+		if !isKnown {
+			t.Fatalf("%q is a window that the test does not shorten", match)
+		}
+		return match[:digits] + window
+	})
+}
+
+// replaceAll replaces what must be there.
+func replaceAll(t *testing.T, text, before, after string) string {
+	t.Helper()
+	if !strings.Contains(text, before) {
+		t.Fatalf("there is no %q", before)
+	}
+	return strings.ReplaceAll(text, before, after)
+}
+
+// startShortened starts a Prometheus with the configuration and the rules of deploy, at intervals that a test can wait for.
+func (l *lab) startShortened(server string) *process {
+	l.t.Helper()
+	folder := l.t.TempDir()
+	if err := os.Mkdir(filepath.Join(folder, "rules"), 0o700); err != nil {
+		l.t.Fatal(err)
+	}
+	for name, edit := range map[string]func(string) string{
+		"prometheus.yml":                func(text string) string { return replaceAll(l.t, text, ": 15s", ": 250ms") },
+		"rules/xdp_audit_recording.yml": func(text string) string { return replaceAll(l.t, shortened(l.t, text), "interval: 1m", "interval: 1s") },
+		"rules/xdp_audit_alerts.yml":    func(text string) string { return shortened(l.t, text) },
+	} {
+		text, err := os.ReadFile(filepath.Join("../deploy", name))
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(edit(string(text))), 0o600); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	return l.start(server, []string{
+		"--config.file=" + filepath.Join(folder, "prometheus.yml"), "--storage.tsdb.path=" + filepath.Join(folder, "data"),
+		"--web.listen-address=" + prometheusAddress, "--enable-feature=native-histograms", "--log.level=warn",
+	})
+}
+
+// keepSending sends a packet a millisecond until the test ends, every fiftieth of them late, and now and then one of a new
+// flow.
+func (l *lab) keepSending(to netip.Addr) {
+	l.t.Helper()
+	f := l.newFlow(to)
+	random := rand.New(rand.NewPCG(1, 2))
+	ctx, stop := context.WithCancel(l.ctx)
+	sent := make(chan error, 1)
+	go func() {
+		sent <- netlab.Pace(ctx, func(i int) time.Duration {
+			gap := time.Millisecond + time.Duration(random.NormFloat64()*50e3)
+			if i%50 == 49 {
+				gap += 5 * time.Millisecond
+			}
+			return gap
+		}, func(i int) error {
+			_, err := f.client.Write(make([]byte, payloadBytes))
+			if err == nil && i%100 == 0 {
+				err = l.sendOnce(f.server.LocalAddr().String())
+			}
+			return err
+		})
+	}()
+	l.t.Cleanup(func() {
+		stop()
+		if err := <-sent; err != nil {
+			l.t.Error(err)
+		}
+	})
+}
+
+// sendOnce sends the only packet of a flow.
+func (l *lab) sendOnce(to string) error {
+	conn, err := l.sender.Namespace.Dial(l.ctx, "udp", to)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write(make([]byte, payloadBytes))
+	return errors.Join(err, conn.Close())
+}
+
+// answer is what Prometheus returns of a query.
+type answer struct {
+	Status, Error string
+	Data          struct{ Result []answerSeries }
+}
+
+type answerSeries struct {
+	Metric     map[string]string
+	Value      []any
+	Values     [][]any
+	Histogram  []any
+	Histograms [][]any
+}
+
+// hasValue reports whether a series has a number or a histogram anywhere.
+func (s answerSeries) hasValue() bool {
+	for _, v := range append(s.Values, s.Value) {
+		if len(v) < 2 {
+			continue
+		}
+		text, _ := v[1].(string)
+		if number, err := strconv.ParseFloat(text, 64); err == nil && !math.IsNaN(number) && !math.IsInf(number, 0) {
+			return true
+		}
+	}
+	return len(s.Histogram) > 0 || len(s.Histograms) > 0
+}
+
+// ask asks the API of Prometheus.
+func (l *lab) ask(client *http.Client, path string, values url.Values, answer any) error {
+	target := "http://" + prometheusAddress + "/api/v1/" + path + "?" + values.Encode()
+	request, err := http.NewRequestWithContext(l.ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	_, body, err := do(client, request)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(body), answer)
+}
+
+// evaluate runs a query now, or over the last seconds.
+func (l *lab) evaluate(client *http.Client, expr string, isRange bool) (series []answerSeries, err error) {
+	var a answer
+	if isRange {
+		now := time.Now()
+		seconds := func(at time.Time) string { return strconv.FormatInt(at.Unix(), 10) }
+		err = l.ask(client, "query_range", url.Values{
+			"query": {expr}, "start": {seconds(now.Add(-3 * time.Second))}, "end": {seconds(now)}, "step": {"1"},
+		}, &a)
+	} else {
+		err = l.ask(client, "query", url.Values{"query": {expr}}, &a)
+	}
+	if err == nil && a.Status != "success" {
+		err = fmt.Errorf("%s: %s", expr, a.Error)
+	}
+	return a.Data.Result, err
+}
+
+// substituted returns a query with the values that Grafana would put into it.
+func substituted(t *testing.T, expr, instance, device string) string {
+	t.Helper()
+	return strings.NewReplacer("$__rate_interval", "3s", "$instance", instance, "$device", device).Replace(shortened(t, expr))
+}
+
+// Every query of every dashboard is asked of a Prometheus that scrapes the exporter under traffic, with the rules of
+// deploy. Where a panel should show something, it does, and its legends name labels that are there.
+func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
+	l := newLab(t)
+	server := findTool(t, "prometheus")
+	second, _ := l.connect("audited1", "sender1", 1)
+	l.startExporter("--audit.device="+device, "--audit.device=audited1", "--trail.file="+filepath.Join(t.TempDir(), "trail"))
+	l.keepSending(l.audited.IPv4.Addr())
+	l.keepSending(second.IPv4.Addr())
+	p := l.startShortened(server)
+	client := l.client()
+
+	// The statistics with the longest windows are the last to appear.
+	ctx, cancel := context.WithTimeout(l.ctx, 3*patience)
+	defer cancel()
+	if err := netlab.Poll(ctx, func() error {
+		if p.hasEnded() {
+			t.Fatalf("Prometheus ended: %s", &p.stderr)
+		}
+		series, err := l.evaluate(client, "job:xdp_audit_delta_seconds:tscore1h_1d", false)
+		if err == nil && len(series) != 1 {
+			err = fmt.Errorf("%d scores of an hour against a day, want 1", len(series))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	empty := mayBeEmpty()
+	for file, d := range readDashboards(t) {
+		for _, v := range d.Templating.List {
+			t.Run(file+" variable "+v.Name, func(t *testing.T) { l.checkVariable(t, client, v) })
+		}
+		for _, panel := range d.Panels {
+			for _, q := range panel.Targets {
+				t.Run(fmt.Sprintf("%s %s %s", file, panel.Title, q.RefID), func(t *testing.T) {
+					l.checkTarget(t, client, q, ".*", ".*", empty[panel.Title])
+					l.checkTarget(t, client, q, address, device, empty[panel.Title])
+				})
+			}
+		}
+	}
+	l.checkRules(client)
+	l.checkRecipes(client)
+}
+
+func (l *lab) checkVariable(t *testing.T, client *http.Client, v grafanaVariable) {
+	t.Helper()
+	if v.Type != "query" {
+		if v.Type != "datasource" || v.Query != "prometheus" {
+			t.Errorf("it is %+v, want a query or a choice of data sources", v)
+		}
+		return
+	}
+	parts := labelValues.FindStringSubmatch(v.Query)
+	if parts == nil {
+		t.Fatalf("%q is not label_values(series, label)", v.Query)
+	}
+	series, err := l.evaluate(client, fmt.Sprintf("count by (%s) (%s)", parts[2], substituted(t, parts[1], ".*", ".*")), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]bool{}
+	for _, s := range series {
+		values[s.Metric[parts[2]]] = true
+	}
+	want := map[string][]string{"instance": {address}, "device": {device, "audited1"}}[v.Name]
+	if len(values) != len(want) {
+		t.Errorf("it offers %v, want %v", values, want)
+	}
+	for _, value := range want {
+		if !values[value] {
+			t.Errorf("it offers %v, want %v", values, want)
+		}
+	}
+}
+
+func (l *lab) checkTarget(t *testing.T, client *http.Client, q grafanaTarget, instance, device, mayBeEmpty string) {
+	t.Helper()
+	expr := substituted(t, q.Expr, instance, device)
+	var series []answerSeries
+	err := l.tryPoll(func() (err error) {
+		if series, err = l.evaluate(client, expr, q.Range); err != nil {
+			t.Fatal(err) // a query that is refused now will always be
+		}
+		for _, s := range series {
+			if s.hasValue() {
+				return nil
+			}
+		}
+		if mayBeEmpty != "" && len(series) == 0 {
+			return nil
+		}
+		return fmt.Errorf("%s: %d series, none with a value", expr, len(series))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(series) == 0 {
+		t.Logf("empty: %s", mayBeEmpty)
+	}
+	for _, s := range series {
+		for _, label := range grafanaLegend.FindAllStringSubmatch(q.LegendFormat, -1) {
+			if s.Metric[label[1]] == "" {
+				t.Errorf("the legend %q has no label in %v", q.LegendFormat, s.Metric)
+			}
+		}
+		if q.Format == "heatmap" && len(s.Histogram) == 0 && len(s.Histograms) == 0 {
+			t.Errorf("a heatmap has no histogram: %v", s.Values)
+		}
+	}
+}
+
+// checkRules expects that every rule was evaluated without an error.
+func (l *lab) checkRules(client *http.Client) {
+	l.t.Helper()
+	var rules struct {
+		Data struct {
+			Groups []struct {
+				Rules []struct{ Name, Health, LastError string }
+			}
+		}
+	}
+	count := 0
+	if err := l.ask(client, "rules", nil, &rules); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, group := range rules.Data.Groups {
+		for _, rule := range group.Rules {
+			count++
+			if rule.Health == "err" || rule.LastError != "" {
+				l.t.Errorf("the rule %s is %s: %s", rule.Name, rule.Health, rule.LastError)
+			}
+		}
+	}
+	if count < 40 {
+		l.t.Errorf("%d rules, want those of deploy/rules", count)
+	}
+}
+
+// checkRecipes expects that Prometheus takes every query of the documents.
+func (l *lab) checkRecipes(client *http.Client) {
+	l.t.Helper()
+	for _, file := range []string{"../README.md", "../docs/metrics.md"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		queries := regexp.MustCompile("(?s)```promql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+		if len(queries) == 0 {
+			l.t.Errorf("%s has no queries", file)
+		}
+		for _, query := range queries {
+			if _, err := l.evaluate(client, query[1], false); err != nil {
+				l.t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+}

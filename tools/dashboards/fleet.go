@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+)
+
+const (
+	ofInstance = `instance=~"$instance"`
+	ofDevice   = `instance=~"$instance",device=~"$device"`
+
+	perDevice   = "{{instance}} {{device}}"
+	perInstance = "{{instance}}"
+
+	lost = `fate=~"ring_full|no_reader|other"`
+)
+
+// fleet is an overview of all exporters that a Prometheus scrapes.
+func fleet() cog.Builder[dashboard.Dashboard] {
+	b := newBoard("xdp-audit-fleet", "XDP audit: fleet", "All devices that are audited: whether the audit sees, what it finds, and what it loses.")
+	b.variable("instance", "Instance", `label_values(up{job="xdp_audit"}, instance)`, true)
+	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, true)
+
+	b.row("State")
+	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer.", none(), false,
+		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or vector(0)`, ""})
+	b.number("Devices without hook", "none", "Devices that are configured and not audited.", none(), false,
+		query{`count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)`, ""})
+	b.number("Alerts", "none", "Alerts of deploy/rules/xdp_audit_alerts.yml that fire.", none(), false,
+		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})
+	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, refused.", none(), false,
+		query{`sum(increase(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[15m]))`, ""})
+	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
+		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
+	b.number("Flagged", "percentunit", "Share of the judged packets whose |t| reached the threshold, in 15 minutes. Usual shares differ by kind of traffic.", plain(), false,
+		query{`sum(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} * instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) / (sum(instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) > 0)`, ""})
+
+	b.row("Packets and flags")
+	b.graph(12, "Packets", "pps", "Packets that the audit sees, by device.",
+		query{`sum by (instance, device) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
+	b.graph(12, "Flagged packets", "pps", "Packets whose |t| reached the threshold, by device.",
+		query{`sum by (instance, device) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
+	b.graph(12, "Share of flagged packets", "percentunit", "Of the judged packets of 15 minutes.",
+		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
+	b.graph(12, "Share of flagged packets against the device's own", "short", "How many times the device's mean of the day before. The alert fires from 3 on.",
+		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} / (avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m) > 0)`, perDevice})
+
+	b.row("Timing")
+	b.graph(12, "Mean delta", "s", "Mean time between two packets of a flow, in windows of 5 minutes.",
+		query{`instance_device:xdp_audit_delta_seconds:mean5m{` + ofDevice + `}`, perDevice})
+	b.graph(12, "Effect", "short", "Difference between the mean of the last 5 minutes and that of the hour before, in standard deviations (Cohen's d).",
+		query{`instance_device:xdp_audit_delta_seconds:effect5m_1h{` + ofDevice + `}`, perDevice})
+	b.graph(12, "Welch's t", "short", "Of the last 5 minutes against the hour before. With many packets it is large for shifts that do not matter: look at the effect too.",
+		query{`instance_device:xdp_audit_delta_seconds:tscore5m_1h{` + ofDevice + `}`, perDevice})
+	b.graph(12, "Welch's t of the fleet", "short", "The differences of all devices, each with its own past, combined: whether all have shifted alike. Not filtered by instance and device.",
+		query{`job:xdp_audit_delta_seconds:tscore5m_1h`, "5 minutes against the hour before"},
+		query{`job:xdp_audit_delta_seconds:tscore1h_1d`, "hour against the day before"})
+
+	b.row("Losses")
+	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost against the configuration, by reason.",
+		query{`sum by (instance, fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[$__rate_interval]))`, "{{instance}} {{fate}}"})
+	b.graph(8, "Contended packets", "percentunit", "Share of the packets that were not judged because two CPUs met in the flow table. The alert fires above 1 %.",
+		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="contended"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"fragment|untimed|unparsed"}[$__rate_interval])) > 0)`, perDevice})
+	b.graph(8, "Flow table", "percentunit", "Slots with a flow, live or expired. A full table is no fault; that live flows lose their slots is (next panel).",
+		query{`xdp_audit_flow_table_slots_used{` + ofInstance + `} / xdp_audit_flow_table_slots{` + ofInstance + `}`, perInstance})
+	b.graph(8, "Live flows that lost their slot", "percentunit", "Share of the new flows that took the slot of an active one. The alert fires above 5 %.",
+		query{`sum by (instance, device) (rate(xdp_audit_flow_evictions_total{` + ofDevice + `,reason="live"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_flow_inserts_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
+	b.graph(8, "CPU of the exporters", "percentunit", "Cores that the exporter uses in user space: reading events, writing the trail, answering scrapes.",
+		query{`rate(process_cpu_seconds_total{job="xdp_audit",` + ofInstance + `}[$__rate_interval])`, perInstance})
+	b.graph(8, "Memory of the exporters", "bytes", "Resident memory of the exporter. The maps are the kernel's and come on top.",
+		query{`process_resident_memory_bytes{job="xdp_audit",` + ofInstance + `}`, perInstance})
+
+	b.row("Devices")
+	b.list(24, "Hooks", "How the program is attached; a device without hook is missing.",
+		query{`xdp_audit_hook_info{` + ofDevice + `}`, ""}, "job")
+	return b
+}
