@@ -53,6 +53,8 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	else \
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
+	@echo ">> running the manifests' tests"
+	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
 	@echo ">> running all tests"
 	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
 
