@@ -89,3 +89,21 @@ soak: check-root ## load the exporter for a time, SOAK=10m, and check that it ta
 demo: build ## show the exporter at work on network namespaces of its own (needs root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
+
+.PHONY: packages
+packages: build $(NFPM) ## pack the binary as deb and rpm, in .build/packages
+	@echo ">> building packages"
+	@rm -rf .build/packages
+	@GO="$(GO)" scripts/packages.sh $(NFPM) ./$(BINARY) .build/packages
+	$(call give_back,.build)
+
+.PHONY: kubernetes-rules
+kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/rules
+	@echo ">> writing deploy/kubernetes/base/prometheusrule.yaml"
+	@$(GO) -C deploy/kubernetes test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' . -update
+	$(call give_back,deploy/kubernetes/base)
+
+.PHONY: fleet-figures
+fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (needs root)
+	@echo ">> counting series"
+	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e
