@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func countSeries(families map[string]*dto.MetricFamily, device string, isNative 
 			switch {
 			case m.GetSummary() != nil:
 				n = len(m.GetSummary().GetQuantile()) + 2
-			case m.GetHistogram() != nil && !(isNative && m.GetHistogram().Schema != nil):
+			case m.GetHistogram() != nil && (!isNative || m.GetHistogram().Schema == nil):
 				n = len(m.GetHistogram().GetBucket()) + 2
 			}
 			of := ""
@@ -215,4 +216,27 @@ func fleetReport(classic, native seriesCount) string {
 		fmt.Fprintf(&b, "| %d | %d | %d | %d | %d |\n", nodes, c, c/interval, n, n/interval)
 	}
 	return b.String()
+}
+
+// Prometheus takes the configurations that docs/fleet.md shows.
+func TestFleetConfigurations(t *testing.T) {
+	promtool := findTool(t, "promtool")
+	text, err := os.ReadFile("../docs/fleet.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	if len(blocks) != 3 {
+		t.Errorf("%d configurations, want 3", len(blocks))
+	}
+	for i, block := range blocks {
+		configuration, _, _ := strings.Cut(block, "```")
+		path := filepath.Join(t.TempDir(), "prometheus.yml")
+		if err := os.WriteFile(path, []byte(configuration), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if output, err := exec.Command(promtool, "check", "config", path).CombinedOutput(); err != nil {
+			t.Errorf("configuration %d: %v\n%s\n%s", i, err, output, configuration)
+		}
+	}
 }
