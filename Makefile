@@ -55,6 +55,8 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	else \
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
+	@echo ">> running the manifests' tests"
+	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
 	@echo ">> running all tests"
 	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
 
@@ -102,3 +104,21 @@ check-dashboards: ## check that the dashboards are those of tools/dashboards
 	@folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
 	$(GO) -C tools/dashboards run . "$$folder"; \
 	diff -r "$$folder" deploy/grafana/dashboards || { echo "check-dashboards: run make dashboards" >&2; exit 1; }
+
+.PHONY: packages
+packages: build $(NFPM) ## pack the binary as deb and rpm, in .build/packages
+	@echo ">> building packages"
+	@rm -rf .build/packages
+	@GO="$(GO)" scripts/packages.sh $(NFPM) ./$(BINARY) .build/packages
+	$(call give_back,.build)
+
+.PHONY: kubernetes-rules
+kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/rules
+	@echo ">> writing deploy/kubernetes/base/prometheusrule.yaml"
+	@$(GO) -C deploy/kubernetes test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' . -update
+	$(call give_back,deploy/kubernetes/base)
+
+.PHONY: fleet-figures
+fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (needs root)
+	@echo ">> counting series"
+	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e

@@ -17,6 +17,8 @@ packages=(
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
+	# the unit and the packages, on a systemd that the tests boot for themselves
+	systemd logrotate rpm
 	# the linters that are not Go
 	yamllint shellcheck
 )

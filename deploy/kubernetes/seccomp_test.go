@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package kubernetes
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	filter "github.com/elastic/go-seccomp-bpf"
+	"github.com/elastic/go-seccomp-bpf/arch"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	apps "k8s.io/api/apps/v1"
+	core "k8s.io/api/core/v1"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+// asContainer in the environment makes the test binary what a container's runtime is: it gives up what the JSON in it does
+// not name, and becomes the program of its arguments.
+const asContainer = "XDP_AUDIT_TEST_CONTAINER"
+
+// confinement is what a container may do.
+type confinement struct {
+	Capabilities []string // as Linux names them
+	Seccomp      *specs.LinuxSeccomp
+}
+
+// numbers of the capabilities in question.
+var capabilityNumbers = map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_BPF": unix.CAP_BPF}
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(asContainer); text != "" {
+		fmt.Fprintln(os.Stderr, becomeContainer(text, os.Args[1:]))
+		os.Exit(125)
+	}
+	os.Exit(m.Run())
+}
+
+// becomeContainer returns only if something fails.
+func becomeContainer(text string, args []string) error {
+	runtime.LockOSThread() // capabilities are the thread's that calls exec
+	var c confinement
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		return err
+	}
+	var keep []int
+	for _, name := range c.Capabilities {
+		number, ok := capabilityNumbers[name]
+		if !ok {
+			return fmt.Errorf("capability %s is not known", name)
+		}
+		keep = append(keep, number)
+	}
+	for number := range unix.CAP_LAST_CAP + 1 {
+		if slices.Contains(keep, number) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(number), 0, 0, 0); err != nil {
+			return fmt.Errorf("dropping capability %d: %w", number, err)
+		}
+	}
+	policy, err := toPolicy(c.Seccomp)
+	if err != nil {
+		return err
+	}
+	if err := filter.LoadFilter(filter.Filter{NoNewPrivs: true, Policy: policy}); err != nil {
+		return err
+	}
+	if err := os.Unsetenv(asContainer); err != nil {
+		return err
+	}
+	return syscall.Exec(args[0], args, os.Environ())
+}
+
+// toPolicy translates a profile of the OCI for this machine's system calls.
+func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
+	policy := filter.Policy{DefaultAction: filter.ActionErrno}
+	if profile.DefaultAction != specs.ActErrno {
+		return policy, fmt.Errorf("the default action is %s, want %s", profile.DefaultAction, specs.ActErrno)
+	}
+	here, err := arch.GetInfo("")
+	if err != nil {
+		return policy, err
+	}
+	unconditional := map[string]bool{}
+	conditional := filter.SyscallGroup{Action: filter.ActionAllow}
+	for _, entry := range profile.Syscalls {
+		if entry.Action == specs.ActErrno && len(entry.Args) == 0 && entry.ErrnoRet != nil {
+			action := filter.ActionErrno | filter.Action(*entry.ErrnoRet)
+			policy.Syscalls = append(policy.Syscalls, filter.SyscallGroup{Action: action, Names: entry.Names})
+			continue
+		}
+		if entry.Action != specs.ActAllow {
+			return policy, fmt.Errorf("action %s of %v is not translated", entry.Action, entry.Names)
+		}
+		var conditions filter.ArgumentConditions
+		for _, arg := range entry.Args {
+			condition := filter.Condition{Argument: uint32(arg.Index), Value: arg.Value}
+			switch {
+			case arg.Op == specs.OpEqualTo:
+				condition.Operation = filter.Equal
+			case arg.Op == specs.OpNotEqual:
+				condition.Operation = filter.NotEqual
+			case arg.Op == specs.OpLessThan:
+				condition.Operation = filter.LessThan
+			case arg.Op == specs.OpGreaterThan:
+				condition.Operation = filter.GreaterThan
+			case arg.Op == specs.OpMaskedEqual && arg.ValueTwo == 0:
+				condition.Operation = filter.BitsNotSet
+			default:
+				return policy, fmt.Errorf("condition %+v of %v is not translated", arg, entry.Names)
+			}
+			conditions = append(conditions, condition)
+		}
+		for _, name := range entry.Names {
+			if _, ok := here.SyscallNames[name]; !ok {
+				continue // of another architecture, or newer than the table: refused, as by an older libseccomp
+			}
+			if conditions == nil {
+				unconditional[name] = true
+				continue
+			}
+			conditional.NamesWithCondtions = append(conditional.NamesWithCondtions, filter.NameWithConditions{Name: name, Conditions: conditions})
+		}
+	}
+	group := filter.SyscallGroup{Action: filter.ActionAllow}
+	for name := range unconditional {
+		group.Names = append(group.Names, name)
+	}
+	slices.Sort(group.Names)
+	policy.Syscalls = append(policy.Syscalls, group, conditional)
+	return policy, nil
+}
+
+// The exporter runs as the manifest says: with its arguments and environment, as uid 0 with no capability but those that it
+// adds, without new privileges, and under the profile that containerd makes of these capabilities.
+func TestRunsAsAContainer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_BPF") == "1" {
+			t.Fatal("REQUIRE_BPF=1, but only root may make network namespaces")
+		}
+		t.Skip("only root may make network namespaces")
+	}
+	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	objects := render(t, base)
+	container := find[*apps.DaemonSet](t, objects).Spec.Template.Spec.Containers[0]
+	environment := find[*core.ConfigMap](t, objects).Data
+	var added []string
+	for _, capability := range container.SecurityContext.Capabilities.Add {
+		added = append(added, "CAP_"+string(capability))
+	}
+
+	for _, test := range []struct {
+		description string
+		missing     string // a capability that the manifest adds
+		want        string // in the log
+	}{
+		{"with what the manifest adds", "", "XDP audit hook attached on eth0 with mode=drv"},
+		{"without CAP_BPF the profile has no bpf(2)", "CAP_BPF", "CAP_BPF"},
+		{"without CAP_PERFMON the profile has no perf_event_open(2)", "CAP_PERFMON", "CAP_PERFMON"},
+		{"without CAP_NET_ADMIN nothing attaches", "CAP_NET_ADMIN", "CAP_NET_ADMIN"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			capabilities := slices.DeleteFunc(slices.Clone(added), func(name string) bool { return name == test.missing })
+			node, client := newNode(t)
+			cmd, log := startContainer(t, node, capabilities, environment, append([]string{binary}, container.Args...))
+			if test.missing != "" {
+				err := cmd.Wait()
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(log.String(), test.want) {
+					t.Errorf("ended with %v and\n%s\nwant exit code 1 and %s", err, log, test.want)
+				}
+				return
+			}
+			url := fmt.Sprintf("http://127.0.0.1:%d", container.Ports[0].ContainerPort)
+			page := ""
+			err := netlab.Poll(deadline(t), func() (err error) {
+				page, err = get(client, url+container.ReadinessProbe.HTTPGet.Path)
+				return err
+			})
+			if err != nil {
+				_ = cmd.Process.Kill()
+				t.Fatalf("%v\n%s", errors.Join(err, cmd.Wait()), log)
+			}
+			if page, err = get(client, url+"/metrics"); err != nil || !strings.Contains(page, `xdp_audit_hook_up{device="eth0"} 1`) {
+				t.Errorf("%v, or no hook in\n%s", err, page)
+			}
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n", "CapBnd:\t000000c000001000\n"} {
+				if !strings.Contains(string(status), want) {
+					t.Errorf("the process has not %q:\n%s", want, status)
+				}
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("ended with %v\n%s", err, log)
+			}
+			if !strings.Contains(log.String(), test.want) {
+				t.Errorf("no %q in\n%s", test.want, log)
+			}
+		})
+	}
+}
+
+// newNode returns a network namespace with an eth0, and a client in it.
+func newNode(t *testing.T) (*netlab.Namespace, *http.Client) {
+	t.Helper()
+	var ends [2]netlab.End
+	for i, device := range []string{"eth0", "peer0"} {
+		namespace, err := netlab.NewNamespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(namespace.Close)
+		ends[i] = netlab.End{Namespace: namespace, Device: device, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 24)}
+	}
+	if err := netlab.Connect(ends[0], ends[1], 0); err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{DialContext: ends[0].Namespace.Dial}
+	t.Cleanup(transport.CloseIdleConnections)
+	return ends[0].Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
+}
+
+// startContainer starts a command confined to capabilities and their default profile.
+func startContainer(t *testing.T, node *netlab.Namespace, capabilities []string, environment map[string]string, args []string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capabilities}}}
+	text, err := json.Marshal(confinement{capabilities, seccomp.DefaultProfile(spec)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &bytes.Buffer{}
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = []string{asContainer + "=" + string(text)}
+	for name, value := range environment {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := node.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd, log
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func get(client *http.Client, url string) (string, error) {
+	response, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %s", url, response.Status)
+	}
+	return string(page), err
+}

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+// host is a systemd that runs in namespaces of its own, on an overlay of this machine's files, with the audited namespace's
+// network.
+type host struct {
+	*lab
+	init *process
+	pid  int // of its process 1, as seen from here
+}
+
+// boot starts a host. Nothing that it does to files is done to this machine's.
+func (l *lab) boot() *host {
+	l.t.Helper()
+	for _, name := range []string{"systemd-analyze", "unshare", "nsenter", "logrotate"} {
+		findTool(l.t, name)
+	}
+	cgroup := l.newCgroup()
+	h := &host{lab: l}
+	// The shell moves itself before the namespace of control groups is made, of which its group is the root then.
+	h.init = l.start("/bin/sh", []string{"-c", `echo $$ >"$1/cgroup.procs" &&
+		exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child=KILL testdata/boot.sh "$2"`, "sh", cgroup, l.t.TempDir()})
+	l.poll(func() error {
+		if h.init.hasEnded() {
+			l.t.Fatalf("systemd ended:\n%s%s", &h.init.stdout, &h.init.stderr)
+		}
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", h.init.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		if h.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
+			return err
+		}
+		if state, err := h.try("systemctl", "is-active", "basic.target"); err != nil {
+			return fmt.Errorf("%w: %s", err, state)
+		}
+		return nil
+	})
+	return h
+}
+
+// newCgroup makes a control group, which is removed with those in it.
+func (l *lab) newCgroup() string {
+	l.t.Helper()
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); fields[2] == "cgroup2" {
+			folder, err := os.MkdirTemp(fields[1], "xdp_audit_test")
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			l.t.Cleanup(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's has ended
+				defer cancel()
+				if err := netlab.Poll(ctx, func() error { return removeCgroup(folder) }); err != nil {
+					l.t.Error(err)
+				}
+			})
+			return folder
+		}
+	}
+	skip(l.t, errors.New("no cgroup2 is mounted"))
+	return ""
+}
+
+// removeCgroup removes a control group whose processes have ended, which the kernel may take a moment to notice.
+func removeCgroup(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			if err := removeCgroup(filepath.Join(folder, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Remove(folder)
+}
+
+// try runs a command on the host.
+func (h *host) try(name string, args ...string) (string, error) {
+	all := append([]string{"--target", strconv.Itoa(h.pid), "--all", "--root", "--wd", "--", name}, args...)
+	output, err := exec.CommandContext(h.ctx, "nsenter", all...).CombinedOutput()
+	return string(output), err
+}
+
+func (h *host) run(name string, args ...string) string {
+	h.t.Helper()
+	output, err := h.try(name, args...)
+	if err != nil {
+		state, _ := h.try("systemctl", "status", "--no-pager", "--full", unit)
+		h.t.Fatalf("%s %v: %v\n%s\n%s", name, args, err, output, state)
+	}
+	return output
+}
+
+// path returns where a file of the host is for this process.
+func (h *host) path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.pid, name) }
+
+// files lists what may be left of a package.
+func (h *host) files() []string {
+	h.t.Helper()
+	return strings.Split(h.run("find", "/etc", "/usr/bin", "/usr/lib/sysusers.d", "/lib/systemd", "/usr/share/doc", "/var/log", "/var/lib"), "\n")
+}
+
+const unit = "xdp_audit_exporter.service"
+
+// packages builds the deb and the rpm of the binary under test, and returns their paths.
+func packages(t *testing.T) (deb, rpm string) {
+	t.Helper()
+	folder := t.TempDir()
+	nfpm := filepath.Join(folder, "nfpm")
+	for _, cmd := range []*exec.Cmd{
+		exec.Command("go", "build", "-C", "../tools/nfpm", "-o", nfpm, "tool"),
+		exec.Command("../scripts/packages.sh", nfpm, binaries.exporter, folder),
+	} {
+		if output, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
+		}
+	}
+	for pattern, path := range map[string]*string{"*.deb": &deb, "*.rpm": &rpm} {
+		matches, err := filepath.Glob(filepath.Join(folder, pattern))
+		if err != nil || len(matches) != 1 {
+			t.Fatalf("%v, %v: want one package %s", matches, err, pattern)
+		}
+		*path = matches[0]
+	}
+	return deb, rpm
+}
+
+func TestPackages(t *testing.T) {
+	if err := cannotRun(); err != nil {
+		skip(t, err)
+	}
+	deb, rpm := packages(t)
+	t.Run("the deb on a running systemd", func(t *testing.T) { testDebianPackage(t, deb) })
+	t.Run("the unit needs what it keeps", func(t *testing.T) { testUnitNeedsWhatItKeeps(t, deb) })
+	t.Run("the rpm", func(t *testing.T) { testRPMPackage(t, rpm) })
+}
+
+// copyIn makes a package known to the host as /package.deb.
+func (h *host) copyIn(deb string) {
+	h.t.Helper()
+	content, err := os.ReadFile(deb)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.WriteFile(h.path("/package.deb"), content, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// testDebianPackage installs the deb with dpkg. It audits a device as the unit confines it, has its trail rotated, is
+// upgraded, removed and purged.
+func testDebianPackage(t *testing.T, deb string) {
+	l := newLab(t)
+	h := l.boot()
+	h.copyIn(deb)
+	before := h.files()
+
+	h.run("dpkg", "--install", "/package.deb")
+	if state, err := h.try("systemctl", "is-active", unit); err == nil || state != "inactive\n" {
+		t.Errorf("after the installation the unit is %s, want inactive: no device is chosen", state)
+	}
+	if output := h.run("systemd-analyze", "verify", "/lib/systemd/system/"+unit); output != "" {
+		t.Errorf("systemd-analyze verify says\n%s", output)
+	}
+	h.run("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", "/lib/systemd/system/"+unit)
+
+	const settings = "XDP_INTERFACE=" + device + "\nARGS=\"--web.listen-address=" + address + " --trail.file=/var/log/xdp_audit/trail.log\"\n"
+	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte(settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.run("systemctl", "enable", "--now", unit)
+	e := &exporter{h.init, l.client(), "http"}
+	e.awaitReady("/-/ready")
+	if hooks := e.scrape().sum("hook_up", "device="+device); hooks != 1 {
+		t.Errorf("hook_up is %v, want 1", hooks)
+	}
+	first := h.expectConfined()
+
+	f := l.newFlow(l.audited.IPv4.Addr())
+	awaitRecords := func() {
+		t.Helper()
+		records := e.scrape().sum("trail_records_total")
+		l.poll(func() error {
+			l.send(f, 1000)
+			if now := e.scrape().sum("trail_records_total"); now <= records {
+				return fmt.Errorf("%v records in the trail, as before", now)
+			}
+			return nil
+		})
+	}
+	awaitRecords()
+	h.run("logrotate", "--force", "/etc/logrotate.d/xdp_audit_exporter")
+	l.poll(func() error {
+		_, err := os.Stat(h.path("/var/log/xdp_audit/trail.log"))
+		return err
+	})
+	awaitRecords()
+	for _, name := range []string{"trail.log", "trail.log.1"} {
+		if got := h.run("stat", "--format=%U %a", "/var/log/xdp_audit/"+name); got != "xdp_audit 600\n" {
+			t.Errorf("%s has owner and mode %q", name, got)
+		}
+		if info, err := os.Stat(h.path("/var/log/xdp_audit/" + name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v, or it is empty", name, err)
+		}
+	}
+	if second := h.expectConfined(); second != first {
+		t.Errorf("the process is %s, and was %s: rotating restarted it", second, first)
+	}
+
+	h.run("dpkg", "--install", "/package.deb")
+	e.awaitReady("/-/ready")
+	if second := h.expectConfined(); second == first {
+		t.Error("the upgrade left the old process running")
+	}
+	if kept, err := os.ReadFile(h.path("/etc/default/xdp_audit_exporter")); err != nil || string(kept) != settings {
+		t.Errorf("the upgrade left %q, %v of the settings", kept, err)
+	}
+
+	h.run("dpkg", "--remove", "xdp-audit-exporter")
+	l.expectNothingAttached()
+	for _, name := range []string{"/etc/default/xdp_audit_exporter", "/var/log/xdp_audit/trail.log"} {
+		if _, err := os.Stat(h.path(name)); err != nil {
+			t.Errorf("removing, and not purging, took a file away: %v", err)
+		}
+	}
+
+	h.run("dpkg", "--purge", "xdp-audit-exporter")
+	if user, err := h.try("getent", "passwd", "xdp_audit"); err == nil {
+		t.Errorf("a user is left: %s", user)
+	}
+	for _, file := range h.files() {
+		if slices.Contains(before, file) {
+			continue
+		}
+		// What dpkg, journald, logrotate and userdel write for themselves.
+		switch filepath.Dir(file) {
+		case "/var/lib/dpkg", "/var/lib/logrotate", "/var/lib/systemd", "/etc":
+			if file != "/etc/systemd" && !strings.Contains(file, "xdp") {
+				continue
+			}
+		}
+		t.Errorf("the purge left %s", file)
+	}
+}
+
+// expectConfined expects that the process of the unit holds what it needs and no more, and returns its number.
+func (h *host) expectConfined() (pid string) {
+	h.t.Helper()
+	pid = strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", unit))
+	status := h.run("cat", "/proc/"+pid+"/status")
+	for _, want := range []string{"CapBnd:\t000000c000001000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
+		if !strings.Contains(status, want) {
+			h.t.Errorf("the process has not %q:\n%s", want, status)
+		}
+	}
+	user := strings.TrimSpace(h.run("id", "--user", "xdp_audit"))
+	if want := "Uid:\t" + strings.Join([]string{user, user, user, user}, "\t") + "\n"; user == "0" || !strings.Contains(status, want) {
+		h.t.Errorf("the process is not user %s:\n%s", user, status)
+	}
+	return pid
+}
+
+// testUnitNeedsWhatItKeeps takes from the unit what it may do, one after the other: it fails, and says why. So its
+// restrictions are in force, and none of what they leave is too much.
+func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
+	l := newLab(t)
+	h := l.boot()
+	h.copyIn(deb)
+	h.run("dpkg", "--install", "/package.deb")
+	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte("XDP_INTERFACE="+device+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dropIns := h.path("/run/systemd/system/" + unit + ".d")
+	if err := os.MkdirAll(dropIns, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		description, dropIn, want string
+	}{
+		{"no bpf(2)", "SystemCallFilter=~bpf", "raising the limit of locked memory"},
+		{"no CAP_PERFMON", "AmbientCapabilities=~CAP_PERFMON", "CAP_PERFMON"},
+		{"no netlink", "RestrictAddressFamilies=~AF_NETLINK", "address family not supported"},
+		{"a trail where nothing can be written", `Environment="ARGS=--trail.file=/var/lib/trail.log"`, "read-only file system"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			text := "[Service]\nRestart=no\nStandardError=truncate:/run/log.txt\n" + test.dropIn + "\n"
+			if err := os.WriteFile(filepath.Join(dropIns, "test.conf"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.run("systemctl", "daemon-reload")
+			_, _ = h.try("systemctl", "start", unit) // it starts, or has ended already
+			l.poll(func() error {
+				if state, _ := h.try("systemctl", "is-failed", unit); state != "failed\n" {
+					return fmt.Errorf("the unit is %s", state)
+				}
+				return nil
+			})
+			if log := h.run("cat", "/run/log.txt"); !strings.Contains(log, test.want) {
+				t.Errorf("no %q in\n%s", test.want, log)
+			}
+		})
+	}
+}
+
+// testRPMPackage lets rpm read what is in the package: a database of rpm is not at hand.
+func testRPMPackage(t *testing.T, path string) {
+	rpm := findTool(t, "rpm")
+	version, err := os.ReadFile("../VERSION")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		description string
+		args        []string
+		want        string
+	}{
+		{"name and version", []string{"--queryformat", "%{NAME} %{VERSION}-%{RELEASE} %{LICENSE}\n"},
+			"xdp-audit-exporter " + strings.TrimSpace(string(version)) + "-1 Apache-2.0 and (GPL-2.0-only or Apache-2.0)\n"},
+		{"files", []string{"--list"}, `/etc/default/xdp_audit_exporter
+/etc/logrotate.d/xdp_audit_exporter
+/usr/bin/xdp_audit_exporter
+/usr/lib/systemd/system/xdp_audit_exporter.service
+/usr/lib/sysusers.d/xdp_audit_exporter.conf
+/usr/share/doc/xdp-audit-exporter/LICENSE
+/usr/share/doc/xdp-audit-exporter/LICENSE.GPL-2.0
+/usr/share/doc/xdp-audit-exporter/NOTICE
+/usr/share/doc/xdp-audit-exporter/README.md
+/usr/share/doc/xdp-audit-exporter/copyright
+/usr/share/doc/xdp-audit-exporter/web-config.example.yml
+`},
+		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
+		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
+			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 8)},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()
+			if err != nil || string(output) != test.want {
+				t.Errorf("%v, got\n%s\nwant\n%s", err, output, test.want)
+			}
+		})
+	}
+	if output, err := exec.Command(rpm, "--checksig", "--nosignature", path).CombinedOutput(); err != nil {
+		t.Errorf("the digests are wrong: %v\n%s", err, output)
+	}
+	scripts, err := exec.Command(rpm, "--query", "--package", "--scripts", path).Output()
+	if err != nil || strings.Count(string(scripts), "#!/bin/sh") != 3 {
+		t.Errorf("%v, want three scripts in\n%s", err, scripts)
+	}
+}
