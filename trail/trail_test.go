@@ -23,7 +23,7 @@ import (
 func lateEvent() *bpf.Event {
 	return &bpf.Event{
 		Flag: bpf.Flag{
-			DeltaNs: 5_000_000, Samples: 101, MeanQ16: 1_000_000 << 16, M2Ns2: bpf.Uint128{Lo: 40_000_000_000}, LenBytes: 1514, Late: true,
+			DeltaNs: 5_000_000, Samples: 101, MeanQ16: 1_000_000 << 16, M2: bpf.Uint128{Lo: 40_000_000_000}, LenBytes: 1514, Late: true,
 		},
 		Device:         "eth0",
 		Time:           time.Date(2026, 11, 23, 17, 4, 5, 120_000_000, time.FixedZone("CET", 3600)),
