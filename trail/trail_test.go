@@ -78,6 +78,16 @@ func TestRecord(t *testing.T) {
 				"protocol=47 vlan=12 length=1514\n",
 		},
 		{
+			"judged by its logarithm: 2²² ns, two octaves above the mean, with a deviation of half an octave",
+			func(e *bpf.Event) {
+				e.Domain, e.DeltaNs = bpf.DomainLog2, 1<<22
+				e.Samples, e.MeanQ16, e.M2 = 101, 20<<36, bpf.Uint128{Lo: 100 << 38}
+			},
+			"time=2026-11-23T16:04:05.120000000Z device=eth0 direction=late tscore=3.980 delta_ns=4194304 mean_ns=1048576.000 " +
+				"stddev_octaves=0.5 n=101 source=192.0.2.1 source_port=40000 destination=198.51.100.7 destination_port=443 " +
+				"protocol=tcp length=1514\n",
+		},
+		{
 			"a device whose name would break the line", func(e *bpf.Event) { e.Device = "a=\"b" },
 			`time=2026-11-23T16:04:05.120000000Z device="a=\"b" direction=late tscore=199.017 delta_ns=5000000 mean_ns=1000000.000 ` +
 				"stddev_ns=20000.000 n=101 source=192.0.2.1 source_port=40000 destination=198.51.100.7 destination_port=443 " +
