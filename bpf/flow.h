@@ -195,7 +195,7 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 	if (delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
 	count_delta(counters, delta_ns);
-	if (config.variants)
+	if (__builtin_expect(config.variants, 0))
 		return variant_observe(slot, delta_ns, counters);
 	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 }
