@@ -184,9 +184,8 @@ func reopenOn(ctx context.Context, hangup <-chan os.Signal, records *trail.Trail
 
 // options are the flags.
 type options struct {
-	devices          []string // names and globs, some of them joined by commas
-	audit            bpf.Config
-	baseline, domain string
+	devices []string // names and globs, some of them joined by commas
+	audit   bpf.Config
 
 	trailFile       string
 	collectors      []string
@@ -201,7 +200,7 @@ type options struct {
 
 // parseFlags returns nil without an error when --help or --version has been answered.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
-	o := &options{audit: bpf.DefaultConfig(), baseline: "flow", domain: "linear", maxRequests: 40}
+	o := &options{audit: bpf.DefaultConfig(), maxRequests: 40}
 	c := &o.audit
 
 	app := kingpin.New(name, "Audits packet timing with an XDP program, and exports what it finds to Prometheus.")
@@ -220,11 +219,11 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	flagOf(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
 		"Samples that a baseline needs before it judges.", &c.MinSamples, wholeNumber)
 	flagOf(app, "audit.baseline", "XDP_AUDIT_BASELINE",
-		"Whose baseline a packet is scored against: flow.", &o.baseline, text)
+		"Whose baseline a packet is scored against: flow, or device (one for each CPU, merged at the scrape).", &c.Baseline, text)
 	flagOf(app, "audit.window", "XDP_AUDIT_WINDOW",
 		"Samples after which a baseline starts to forget.", &c.Window, wholeNumber)
 	flagOf(app, "audit.domain", "XDP_AUDIT_DOMAIN",
-		"Scale on which deltas are judged: linear.", &o.domain, text)
+		"Scale on which deltas are judged: linear, or log2 (their logarithm).", &c.Domain, text)
 	flagOf(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
 		"Silence of a flow that is a pause rather than a delta.", &c.IdleTimeout, duration)
 	flagOf(app, "audit.flows", "XDP_AUDIT_FLOWS",
@@ -346,12 +345,6 @@ func duration(s string) (time.Duration, error) {
 // auditConfig returns the configuration of the audit, checked as far as that is possible without the kernel.
 func (o *options) auditConfig() (bpf.Config, error) {
 	config := o.audit
-	if err := oneOf("baseline", o.baseline, "flow", "device"); err != nil {
-		return config, err
-	}
-	if err := oneOf("domain", o.domain, "linear", "log2"); err != nil {
-		return config, err
-	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return config, fmt.Errorf("cannot list the network devices: %w", err)
@@ -364,17 +357,6 @@ func (o *options) auditConfig() (bpf.Config, error) {
 		return config, err
 	}
 	return config, config.Validate()
-}
-
-// oneOf accepts the first of two choices. The second is planned.
-func oneOf(what, value, built, planned string) error {
-	switch value {
-	case built:
-		return nil
-	case planned:
-		return fmt.Errorf("%s %s is not built yet: use %s", what, planned, built)
-	}
-	return fmt.Errorf("%s %q is not one of %s and %s", what, value, built, planned)
 }
 
 // expandDevices splits values at commas and replaces globs by the names of existing devices that they match and that are

@@ -232,9 +232,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{device, "--audit.min-samples=1"}, "minimum of 1 samples is not between 2 and 16777216"},
 		{[]string{device, "--audit.min-samples=-1"}, `--audit.min-samples (XDP_AUDIT_MIN_SAMPLES): "-1" is not a whole number from 0 to 4294967295, try --help`},
 		{[]string{device, "--audit.window=99"}, "window of 99 samples is not between the minimum of samples (100) and 16777216"},
-		{[]string{device, "--audit.baseline=device"}, "baseline device is not built yet: use flow"},
 		{[]string{device, "--audit.baseline=host"}, `baseline "host" is not one of flow and device`},
-		{[]string{device, "--audit.domain=log2"}, "domain log2 is not built yet: use linear"},
 		{[]string{device, "--audit.domain=log"}, `domain "log" is not one of linear and log2`},
 		{[]string{device, "--audit.clock=hw"}, "clock hw is not built yet: use ktime"},
 		{[]string{device, "--audit.clock=tsc"}, `clock "tsc" is not one of ktime, hw and metadata`},
@@ -331,11 +329,11 @@ func TestConfig(t *testing.T) {
 			[]string{
 				"--audit.device=eth0", "--audit.device=eth1,eth2", "--audit.mode=auto", "--audit.threshold=4.5", "--audit.min-samples=30",
 				"--audit.window=1000", "--audit.idle-timeout=250ms", "--audit.flows=1024", "--audit.event-rate=0", "--audit.clock=metadata",
-				"--audit.baseline=flow", "--audit.domain=linear",
+				"--audit.baseline=device", "--audit.domain=log2",
 			},
 			bpf.Config{
 				Devices: []string{"eth0", "eth1", "eth2"}, Mode: bpf.ModeAuto, Clock: bpf.ClockMetadata, Threshold: 4.5, MinSamples: 30,
-				Window: 1000, IdleTimeout: 250 * time.Millisecond, Flows: 1024, EventRate: 0,
+				Window: 1000, IdleTimeout: 250 * time.Millisecond, Flows: 1024, EventRate: 0, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
 			},
 		},
 		{
@@ -343,12 +341,12 @@ func TestConfig(t *testing.T) {
 			map[string]string{
 				"XDP_INTERFACE": "eth0, eth1,", "XDP_MODE": "skb", "XDP_AUDIT_THRESHOLD": "5", "XDP_AUDIT_MIN_SAMPLES": "50",
 				"XDP_AUDIT_WINDOW": "2000", "XDP_AUDIT_IDLE_TIMEOUT": "2s", "XDP_AUDIT_FLOWS": "64", "XDP_AUDIT_EVENT_RATE": "7",
-				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "flow", "XDP_AUDIT_DOMAIN": "linear",
+				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "device", "XDP_AUDIT_DOMAIN": "log2",
 			},
 			nil,
 			bpf.Config{
 				Devices: []string{"eth0", "eth1"}, Mode: bpf.ModeGeneric, Clock: bpf.ClockMetadata, Threshold: 5, MinSamples: 50,
-				Window: 2000, IdleTimeout: 2 * time.Second, Flows: 64, EventRate: 7,
+				Window: 2000, IdleTimeout: 2 * time.Second, Flows: 64, EventRate: 7, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
 			},
 		},
 		{

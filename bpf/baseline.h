@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* The timing baseline of a flow: test a delta against the samples so far, then let it in. The arithmetic is the same to
+/* A timing baseline: test a delta against the samples so far, then let it in. The arithmetic is the same to
  * the bit as that of internal/timing/baseline.go, which also gives the formulas.
  */
 
 #ifndef XDP_AUDIT_BASELINE_H
 #define XDP_AUDIT_BASELINE_H
 
+#include "log2.h"
 #include "maps.h"
 #include "math.h"
 
 #define MEAN_SHIFT 16
 #define CLIP_SHIFT 4
 
-/* mantissa · 2^exponent ns², with an even exponent. */
+/* mantissa · 2^exponent units², with an even exponent. */
 struct variance {
 	__u64 mantissa;
 	__s64 exponent;
@@ -27,7 +28,7 @@ static __always_inline bool fits_64(__u64 d, struct u128 m2)
 }
 
 /* Whether deviation² · (n − 1) ≥ M2 · 2^shift for a shift of at most 4, exactly, the deviation rounded up to whole
- * nanoseconds.
+ * units.
  */
 static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128 m2, __u32 shift)
 {
@@ -38,12 +39,14 @@ static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
-/* max(M2 / (n − 1), 1/12) as 12·M2 / 12·(n − 1). */
-static __always_inline struct variance variance_of(__u64 n, struct u128 m2)
+/* max(M2 / (n − 1), least / 12) as 12·M2 / 12·(n − 1), where least is 1 on the linear scale. */
+static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u64 mean_q16)
 {
 	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), least = { .low = n - 1 };
 	struct variance variance;
 
+	if (config.variants & VARIANT_LOG2)
+		least = multiply_u32(log2_least_squared(mean_q16), n - 1);
 	m.low += eight.low;
 	m.high += eight.high + (m.low < eight.low);
 	if (is_below(m, least))
@@ -80,7 +83,7 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 	return shift < 0;
 }
 
-/* Four standard deviations in 2⁻¹⁶ ns. */
+/* Four standard deviations in 2⁻¹⁶ units. */
 static __always_inline __u64 clip_limit(struct variance variance)
 {
 	__u64 root = square_root(variance.mantissa);
@@ -90,26 +93,26 @@ static __always_inline __u64 clip_limit(struct variance variance)
 }
 
 /* One step of Welford's method; halves the baseline when it has twice the window. */
-static __always_inline void baseline_update(struct flow_slot *slot, __u64 deviation_q16, __s64 sign)
+static __always_inline void baseline_update(struct baseline *baseline, __u64 deviation_q16, __s64 sign)
 {
 	const __u64 half = 1 << (MEAN_SHIFT - 1);
-	__u64 n = (__u64)slot->n + 1;
+	__u64 n = (__u64)baseline->n + 1;
 	__u64 step = (deviation_q16 + n / 2) / n;
 	__u64 product = ((deviation_q16 + half) >> MEAN_SHIFT) * ((deviation_q16 - step + half) >> MEAN_SHIFT);
 	__u64 m2_low;
 
-	slot->mean_q16 += with_sign(step, sign);
-	m2_low = slot->m2_low + product;
+	baseline->mean_q16 += with_sign(step, sign);
+	m2_low = baseline->m2_low + product;
 	barrier_var(m2_low); /* as in add_u128() */
-	slot->m2_low = m2_low;
+	baseline->m2_low = m2_low;
 	if (m2_low < product)
-		slot->m2_high++;
+		baseline->m2_high++;
 	if (n == config.window_twice) {
 		n >>= 1;
-		slot->m2_low = slot->m2_low >> 1 | (__u64)slot->m2_high << 63;
-		slot->m2_high >>= 1;
+		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
+		baseline->m2_high >>= 1;
 	}
-	slot->n = n;
+	baseline->n = n;
 }
 
 /* The state that the next flagged packet of this CPU leaves. */
@@ -119,36 +122,37 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 }
 
 /* Whether a deviation is so small that it is neither flagged nor clipped: d² · (n − 1) < M2 · 2^shortcut, exactly, the
- * deviation rounded up to whole nanoseconds, where 64 bits are enough for that.
+ * deviation rounded up to whole units, where 64 bits are enough for that.
  */
-static __always_inline bool is_near(const struct flow_slot *slot, __u64 deviation_q16)
+static __always_inline bool is_near(const struct baseline *baseline, __u64 deviation_q16)
 {
-	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
+	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
-	return fits_64(d, m2) && d * d * (slot->n - 1) < m2.low * config.shortcut_factor;
+	return fits_64(d, m2) && d * d * (baseline->n - 1) < m2.low * config.shortcut_factor;
 }
 
-/* Judges a delta that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
+/* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
  * what it was judged by in the next state of *last. It does not come back to the code of other packets, whose values
  * would give up their registers for that.
  */
-static __always_inline enum outcome baseline_judge(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
+static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample, __u64 delta_ns,
+						   struct last_flag *last)
 {
-	struct u128 m2 = { .low = slot->m2_low, .high = slot->m2_high };
-	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;
+	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
+	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
 	__s64 sign = sign_of(difference);
-	__u64 deviation = with_sign(difference, sign), n = slot->n;
+	__u64 deviation = with_sign(difference, sign), n = baseline->n;
 	__u64 clipped = deviation;
 	bool is_flagged = true, is_far;
 
 	if (config.shortcut_shift >= 0 && !is_outside(deviation, n, m2, config.shortcut_shift & 7)) {
-		baseline_update(slot, deviation, sign);
+		baseline_update(baseline, deviation, sign);
 		return OUTCOME_JUDGED;
 	}
 	is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
 	if (is_far || config.threshold2_mantissa) {
-		struct variance variance = variance_of(n, m2);
+		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
 		is_flagged = reaches_threshold(deviation, variance, n);
 		if (is_far) {
@@ -162,35 +166,36 @@ static __always_inline enum outcome baseline_judge(struct flow_slot *slot, __u64
 		struct flag_state *flag = next_flag(last);
 
 		flag->delta_ns = delta_ns;
-		flag->mean_q16 = slot->mean_q16;
+		flag->mean_q16 = baseline->mean_q16;
 		flag->m2_low = m2.low;
 		flag->m2_high = m2.high;
 		flag->n = n;
 		flag->is_late = sign + 1;
 	}
-	baseline_update(slot, clipped, sign);
+	baseline_update(baseline, clipped, sign);
 	if (!is_flagged)
 		return OUTCOME_JUDGED;
 	return sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
 }
 
-/* Judges a delta, of at most 2³¹ ns, against the samples before it, then updates the baseline with it: from min_samples
- * on no further than four standard deviations from the mean. Most deviations are so small that they are neither flagged
- * nor clipped.
+/* Judges a sample, of at most 2³¹ units, against those before it, then updates the baseline with it: from min_samples on
+ * no further than four standard deviations from the mean. Most deviations are so small that they are neither flagged nor
+ * clipped.
  */
-static __always_inline enum outcome baseline_observe(struct flow_slot *slot, __u64 delta_ns, struct last_flag *last)
+static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
+						     struct last_flag *last)
 {
 	enum outcome outcome = OUTCOME_MIN_SAMPLES;
-	__s64 difference = (delta_ns << MEAN_SHIFT) - slot->mean_q16;
+	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
 	__s64 sign = sign_of(difference);
 	__u64 deviation = with_sign(difference, sign);
 
-	if (slot->n >= config.min_samples) {
-		if (__builtin_expect(!is_near(slot, deviation), 0))
-			return baseline_judge(slot, delta_ns, last);
+	if (baseline->n >= config.min_samples) {
+		if (__builtin_expect(!is_near(baseline, deviation), 0))
+			return baseline_judge(baseline, sample, delta_ns, last);
 		outcome = OUTCOME_JUDGED;
 	}
-	baseline_update(slot, deviation, sign);
+	baseline_update(baseline, deviation, sign);
 	return outcome;
 }
 

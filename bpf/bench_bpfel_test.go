@@ -30,7 +30,7 @@ type benchAuditConfig struct {
 	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
-	Reserved           uint32
+	Variants           uint32
 }
 
 type benchDeviceCounters struct {
@@ -51,7 +51,19 @@ type benchDeviceCounters struct {
 	FlowInserts   uint64
 	FlowEvictions [2]uint64
 	Reserved      [5]uint64
-	LastFlag      struct {
+	Device        struct {
+		_        structs.HostLayout
+		Sequence uint64
+		Baseline struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
+		Reserved [4]uint64
+	}
+	LastFlag struct {
 		_        structs.HostLayout
 		Sequence uint64
 		Reserved [7]uint64
@@ -100,12 +112,15 @@ type benchFlowSet struct {
 	Tags      [8]uint32
 	Reserved2 uint64
 	Slots     [8]struct {
-		_       structs.HostLayout
-		LastNs  uint64
-		MeanQ16 uint64
-		M2Low   uint64
-		M2High  uint32
-		N       uint32
+		_        structs.HostLayout
+		LastNs   uint64
+		Baseline struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
 	}
 }
 
@@ -139,6 +154,7 @@ const (
 	benchVarBenchSequence        = "bench_sequence"
 	benchVarConfig               = "config"
 	benchVarHistogramCuts        = "histogram_cuts"
+	benchVarLog2Fractions        = "log2_fractions"
 	benchVarLog2Table            = "log2_table"
 )
 
@@ -217,6 +233,7 @@ type benchVariableSpecs struct {
 	BenchSequence      *ebpf.VariableSpec `ebpf:"bench_sequence"`
 	Config             *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts      *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Fractions      *ebpf.VariableSpec `ebpf:"log2_fractions"`
 	Log2Table          *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
@@ -272,6 +289,7 @@ type benchVariables struct {
 	BenchSequence      *ebpf.Variable `ebpf:"bench_sequence"`
 	Config             *ebpf.Variable `ebpf:"config"`
 	HistogramCuts      *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Fractions      *ebpf.Variable `ebpf:"log2_fractions"`
 	Log2Table          *ebpf.Variable `ebpf:"log2_table"`
 }
 

@@ -30,7 +30,7 @@ type benchLRUAuditConfig struct {
 	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
-	Reserved           uint32
+	Variants           uint32
 }
 
 type benchLRUDeviceCounters struct {
@@ -51,7 +51,19 @@ type benchLRUDeviceCounters struct {
 	FlowInserts   uint64
 	FlowEvictions [2]uint64
 	Reserved      [5]uint64
-	LastFlag      struct {
+	Device        struct {
+		_        structs.HostLayout
+		Sequence uint64
+		Baseline struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
+		Reserved [4]uint64
+	}
+	LastFlag struct {
 		_        structs.HostLayout
 		Sequence uint64
 		Reserved [7]uint64
@@ -103,12 +115,15 @@ type benchLRUFlowSet struct {
 }
 
 type benchLRUFlowSlot struct {
-	_       structs.HostLayout
-	LastNs  uint64
-	MeanQ16 uint64
-	M2Low   uint64
-	M2High  uint32
-	N       uint32
+	_        structs.HostLayout
+	LastNs   uint64
+	Baseline struct {
+		_       structs.HostLayout
+		MeanQ16 uint64
+		M2Low   uint64
+		M2High  uint32
+		N       uint32
+	}
 }
 
 // Names of all BPF objects in the ELF.
@@ -128,6 +143,7 @@ const (
 	benchLRUVarBenchSequence      = "bench_sequence"
 	benchLRUVarConfig             = "config"
 	benchLRUVarHistogramCuts      = "histogram_cuts"
+	benchLRUVarLog2Fractions      = "log2_fractions"
 	benchLRUVarLog2Table          = "log2_table"
 )
 
@@ -198,6 +214,7 @@ type benchLRUVariableSpecs struct {
 	BenchSequence      *ebpf.VariableSpec `ebpf:"bench_sequence"`
 	Config             *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts      *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Fractions      *ebpf.VariableSpec `ebpf:"log2_fractions"`
 	Log2Table          *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
@@ -249,6 +266,7 @@ type benchLRUVariables struct {
 	BenchSequence      *ebpf.Variable `ebpf:"bench_sequence"`
 	Config             *ebpf.Variable `ebpf:"config"`
 	HistogramCuts      *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Fractions      *ebpf.Variable `ebpf:"log2_fractions"`
 	Log2Table          *ebpf.Variable `ebpf:"log2_table"`
 }
 

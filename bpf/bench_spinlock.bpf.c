@@ -38,7 +38,7 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 	*delta_ns = now_ns - last_ns;
 	if (*delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
-	return baseline_observe(slot, *delta_ns, &counters->last_flag);
+	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
 }
 
 static __always_inline enum outcome spinlock_observe(const struct flow_key *key, __u64 now_ns,

@@ -126,8 +126,8 @@ func TestTwoCPUsShareAFlow(t *testing.T) {
 		t.Error("no packet was contended: the CPUs did not meet")
 	}
 	// Each halving takes a window away.
-	if lost := deltas - uint64(slot.N); lost%timing.MaxWindow != 0 {
-		t.Errorf("the slot has %d samples, but %d deltas were counted", slot.N, deltas)
+	if lost := deltas - uint64(slot.Baseline.N); lost%timing.MaxWindow != 0 {
+		t.Errorf("the slot has %d samples, but %d deltas were counted", slot.Baseline.N, deltas)
 	}
 	if gaps := c.Packets.Outcome(OutcomeIdleGap); gaps > 0 {
 		t.Fatalf("%d pauses: the sum says nothing", gaps)
@@ -189,7 +189,7 @@ func TestFlowThatAlternatesBetweenCPUsStaysOne(t *testing.T) {
 		m.observe(now)
 		run(t, p.devices[0].program, udpFrame(), now, 1)
 	}
-	if got := p.onlySlot(t).state(); got != m.state {
+	if got := p.onlySlot(t).Baseline.state(); got != m.state {
 		t.Errorf("got %+v, want %+v", got, m.state)
 	}
 	c := p.Counters()[0]

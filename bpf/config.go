@@ -33,6 +33,24 @@ const (
 	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet, put there by an earlier XDP program
 )
 
+// Domain is the scale on which deltas are judged.
+type Domain = timing.Domain
+
+// The domains.
+const (
+	DomainLinear = timing.Linear // the delta itself
+	DomainLog2   = timing.Log2   // its logarithm
+)
+
+// Scope is whose baseline a packet is scored against. The delta is its flow's in any case.
+type Scope string
+
+// The scopes.
+const (
+	BaselineFlow   Scope = "flow"
+	BaselineDevice Scope = "device" // of the device, on the CPU that has the packet
+)
+
 // The limits of a configuration.
 const (
 	MaxFlows     = 1 << 26
@@ -49,6 +67,8 @@ type Config struct {
 	Threshold   float64       // |t| at which a packet is flagged
 	MinSamples  uint32        // samples that a baseline needs before it judges
 	Window      uint32        // samples after which a baseline starts to forget, by halving
+	Domain      Domain        // scale on which deltas are judged
+	Baseline    Scope         // whose baseline a packet is scored against
 	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
 	Flows       uint32        // slots of the flow table, rounded up to a power of two
 	EventRate   uint32        // perf events per second and CPU; 0 sends none
@@ -57,7 +77,7 @@ type Config struct {
 // DefaultConfig returns the defaults, which name no device.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192,
+		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
 		IdleTimeout: time.Second, Flows: 65536, EventRate: 100,
 	}
 }
@@ -89,6 +109,16 @@ func (c Config) Validate() error {
 	default:
 		return fmt.Errorf("clock %q is not one of ktime, hw and metadata", c.Clock)
 	}
+	switch c.Domain {
+	case DomainLinear, DomainLog2:
+	default:
+		return fmt.Errorf("domain %q is not one of linear and log2", c.Domain)
+	}
+	switch c.Baseline {
+	case BaselineFlow, BaselineDevice:
+	default:
+		return fmt.Errorf("baseline %q is not one of flow and device", c.Baseline)
+	}
 	switch {
 	case c.IdleTimeout <= 0 || c.IdleTimeout > timing.MaxDelta:
 		return fmt.Errorf("idle timeout %v is not between 1ns and %v, the longest delta that the arithmetic holds",
@@ -102,7 +132,7 @@ func (c Config) Validate() error {
 }
 
 func (c Config) params() timing.Params {
-	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window)}
+	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain}
 }
 
 // sets returns the sets of the flow table, a power of two.

@@ -98,10 +98,6 @@ func (p *probe) onlySlot(t testing.TB) *programFlowSlot {
 	return found
 }
 
-func (s *programFlowSlot) state() timing.State {
-	return timing.State{N: uint64(s.N), MeanQ16: s.MeanQ16, M2: Uint128{Hi: uint64(s.M2High), Lo: s.M2Low}}
-}
-
 // deltas is a kind of traffic: each call gives the next delta in nanoseconds.
 type deltas struct {
 	name string
@@ -215,6 +211,28 @@ func TestProgramEqualsModel(t *testing.T) {
 	}
 }
 
+// A variant is another way to judge than by the deltas of each flow.
+var variants = []struct {
+	domain Domain
+	scope  Scope
+}{{DomainLog2, BaselineFlow}, {DomainLinear, BaselineDevice}, {DomainLog2, BaselineDevice}}
+
+// Program and model agree in each variant.
+func TestVariantsEqualModel(t *testing.T) {
+	const perKind = 24_000 // × 13 kinds: more than 300,000 in each variant
+	for _, v := range variants {
+		for seed, kind := range kindsOfTraffic {
+			t.Run(fmt.Sprintf("%s, by %s: %s", v.domain, v.scope, kind.name), func(t *testing.T) {
+				config := testConfig()
+				config.IdleTimeout = timing.MaxDelta
+				config.Window = 1024
+				config.Domain, config.Baseline = v.domain, v.scope
+				compareWithModel(t, config, kind, uint64(seed), perKind)
+			})
+		}
+	}
+}
+
 // The same at other settings.
 func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 	for _, change := range []func(*Config){
@@ -223,15 +241,44 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 		func(c *Config) { c.Threshold = 1000 },
 		func(c *Config) { c.MinSamples, c.Window = 2, 2 },
 		func(c *Config) { c.IdleTimeout = 1_000_000 },
+		func(c *Config) { c.Domain, c.Threshold = DomainLog2, 2 },
+		func(c *Config) { c.Domain, c.Threshold = DomainLog2, 1000 },
+		func(c *Config) { c.Domain, c.MinSamples, c.Window = DomainLog2, 2, 2 },
+		func(c *Config) { c.Domain, c.Baseline, c.MinSamples, c.Window = DomainLog2, BaselineDevice, 2, 2 },
 	} {
 		config := testConfig()
 		change(&config)
-		t.Run(fmt.Sprintf("threshold %v, %d samples, window %d, idle %v", config.Threshold, config.MinSamples, config.Window, config.IdleTimeout),
+		t.Run(fmt.Sprintf("%s, by %s, threshold %v, %d samples, window %d, idle %v", config.Domain, config.Baseline, config.Threshold,
+			config.MinSamples, config.Window, config.IdleTimeout),
 			func(t *testing.T) {
 				for seed, kind := range kindsOfTraffic {
 					compareWithModel(t, config, kind, uint64(seed), 1000)
 				}
 			})
+	}
+}
+
+// baseline returns the baseline that the packets of a flow are judged by.
+func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
+	t.Helper()
+	if p.config.Baseline == BaselineFlow {
+		return slot.Baseline.state()
+	}
+	if slot.Baseline != (programBaseline{}) {
+		t.Fatalf("the flow has a baseline of its own: %+v", slot.Baseline)
+	}
+	return p.block.Device.Baseline.state()
+}
+
+// compareFlag holds the last flag against the baseline before the packet and its delta.
+func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, outcome Outcome) {
+	t.Helper()
+	flag := loadLastFlag(&p.block.LastFlag, p.config.Domain)
+	if flag.baseline() != before || flag.DeltaNs != deltaNs || flag.Late != (outcome == OutcomeFlaggedLate) {
+		t.Fatalf("flag: got %+v, want %v with a delta of %d ns against %+v", flag, outcome, deltaNs, before)
+	}
+	if score := math.Abs(flag.Score()); score < p.config.Threshold*(1-1e-8) {
+		t.Fatalf("flag %+v has |t| = %v, below the threshold", flag, score)
 	}
 }
 
@@ -249,13 +296,17 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		if r.IntN(200) == 0 {
 			at -= min(now, r.Uint64N(1e6)) // a clock that steps back for one packet
 		}
+		before, lastNs := m.state, m.lastNs
 		want := m.observe(at)
 		run(t, p.devices[0].program, frame, at, 1)
 		if slot == nil {
 			slot = p.onlySlot(t)
 		}
-		if got := slot.state(); got != m.state || slot.LastNs != m.lastNs {
+		if got := p.baseline(t, slot); got != m.state || slot.LastNs != m.lastNs {
 			t.Fatalf("packet %d: got %+v last %d, want %+v last %d", i, got, slot.LastNs, m.state, m.lastNs)
+		}
+		if want == OutcomeFlaggedEarly || want == OutcomeFlaggedLate {
+			p.compareFlag(t, before, at-lastNs, want)
 		}
 		got := p.block.Protocols[FamilyIPv4][ProtocolUDP].Packets[:NumOutcomes]
 		if [NumOutcomes]uint64(got) != m.outcomes {

@@ -36,6 +36,7 @@ const (
 type eventReader struct {
 	reader    *perf.Reader
 	devices   []string
+	domain    Domain
 	clock     monotonicAnchor
 	received  []atomic.Uint64 // by device
 	lost      atomic.Uint64
@@ -44,7 +45,7 @@ type eventReader struct {
 
 // newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
 // numbered without a gap.
-func newEventReader(t *tables, devices []string) (*eventReader, error) {
+func newEventReader(t *tables, config Config) (*eventReader, error) {
 	online, err := onlineCPUs()
 	if err != nil {
 		return nil, err
@@ -66,7 +67,8 @@ func newEventReader(t *tables, devices []string) (*eventReader, error) {
 		return nil, explainRings(err)
 	}
 	return &eventReader{
-		reader: reader, devices: devices, clock: newMonotonicAnchor(), received: make([]atomic.Uint64, len(devices)),
+		reader: reader, devices: config.Devices, domain: config.Domain, clock: newMonotonicAnchor(),
+		received: make([]atomic.Uint64, len(config.Devices)),
 	}, nil
 }
 
@@ -159,7 +161,7 @@ func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Even
 		if record.LostSamples > 0 {
 			continue
 		}
-		device, ok := decodeEvent(record.RawSample, event, len(r.devices))
+		device, ok := decodeEvent(record.RawSample, event, r.domain, len(r.devices))
 		if !ok {
 			r.malformed.Add(1)
 			continue
@@ -173,7 +175,7 @@ func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Even
 
 // decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns the index of
 // its device. It leaves the device's name and the wall time to the caller.
-func decodeEvent(record []byte, event *Event, devices int) (device uint32, ok bool) {
+func decodeEvent(record []byte, event *Event, domain Domain, devices int) (device uint32, ok bool) {
 	if len(record) < eventBytes {
 		return 0, false
 	}
@@ -184,7 +186,7 @@ func decodeEvent(record []byte, event *Event, devices int) (device uint32, ok bo
 		return 0, false
 	}
 	*event = Event{
-		Flag:           flagOf(&raw.Flag),
+		Flag:           flagOf(&raw.Flag, domain),
 		Source:         addrPort(Family(key.Family), &key.Source, key.SourcePort),
 		Destination:    addrPort(Family(key.Family), &key.Destination, key.DestinationPort),
 		Protocol:       protocolOf(Family(key.Family), key.IpProtocol),

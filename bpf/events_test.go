@@ -54,7 +54,7 @@ func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			p := newProbe(t, testConfig())
 			now := p.learn(t, test.frame)
-			before := p.onlySlot(t).state()
+			before := p.onlySlot(t).Baseline.state()
 			start := time.Now()
 			const late = 1_500_000
 			run(t, p.devices[0].program, test.frame, now+late, 1)
@@ -68,8 +68,8 @@ func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
 			}
 			want := Event{
 				Flag: Flag{
-					AuditNs: now + late, KtimeNs: e.KtimeNs, DeltaNs: late, Samples: before.N, MeanQ16: before.MeanQ16,
-					M2Ns2: before.M2, LenBytes: uint32(len(test.frame)), Late: true,
+					AuditNs: now + late, KtimeNs: e.KtimeNs, DeltaNs: late, Domain: DomainLinear, Samples: before.N, MeanQ16: before.MeanQ16,
+					M2: before.M2, LenBytes: uint32(len(test.frame)), Late: true,
 				},
 				Device: "test0", Time: e.Time,
 				Source: netip.MustParseAddrPort(test.source), Destination: netip.MustParseAddrPort(test.destination),
@@ -197,11 +197,11 @@ func TestListOfCPUs(t *testing.T) {
 
 func TestDamagedRecordsAreRefused(t *testing.T) {
 	for _, record := range [][]byte{nil, make([]byte, eventBytes-1)} {
-		if _, ok := decodeEvent(record, &Event{}, 1); ok {
+		if _, ok := decodeEvent(record, &Event{}, DomainLinear, 1); ok {
 			t.Errorf("a record of %d bytes was decoded", len(record))
 		}
 	}
-	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, 0); ok {
+	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, DomainLinear, 0); ok {
 		t.Error("a record of a device that does not exist was decoded")
 	}
 }

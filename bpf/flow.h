@@ -11,6 +11,7 @@
 #include "baseline.h"
 #include "counters.h"
 #include "maps.h"
+#include "variant.h"
 
 /* See set_find(). */
 #define WAY_OF_CANDIDATE 0x08002a004c006e00ULL
@@ -194,7 +195,9 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 	if (delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
 	count_delta(counters, delta_ns);
-	return baseline_observe(slot, delta_ns, &counters->last_flag);
+	if (__builtin_expect(config.variants, 0))
+		return variant_observe(slot, delta_ns, counters);
+	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 }
 
 /* Finds the packet's flow, or makes it one, and judges the packet by it. */

@@ -64,7 +64,8 @@ func newTestFlow(i int) testFlow {
 type tableModel struct {
 	*model
 	table     *flowtable.Table
-	states    map[*flowtable.Slot]timing.State
+	states    map[*flowtable.Slot]timing.State // of the flows, none where one baseline is of all
+	scope     Scope
 	inserts   uint64
 	evictions [NumEvictions]uint64
 	flags     []Flag
@@ -73,6 +74,7 @@ type tableModel struct {
 func newTableModel(config Config) *tableModel {
 	return &tableModel{
 		model: newModel(config), table: flowtable.New(int(config.sets()), flowtable.Ways), states: map[*flowtable.Slot]timing.State{},
+		scope: config.Baseline,
 	}
 }
 
@@ -83,13 +85,19 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) {
 		return
 	}
 	slot := &m.table.Set(hash.Set)[way]
-	before, last := m.states[slot], slot.LastNs
-	m.state, m.lastNs, m.seen = before, last, true
+	if m.scope == BaselineFlow {
+		m.state = m.states[slot]
+	}
+	before, last := m.state, slot.LastNs
+	m.lastNs, m.seen = last, true
 	outcome := m.model.observe(nowNs)
-	m.states[slot], slot.LastNs = m.state, m.lastNs
+	slot.LastNs = m.lastNs
+	if m.scope == BaselineFlow {
+		m.states[slot] = m.state
+	}
 	if outcome == OutcomeFlaggedEarly || outcome == OutcomeFlaggedLate {
 		m.flags = append(m.flags, Flag{
-			AuditNs: nowNs, DeltaNs: nowNs - last, Samples: before.N, MeanQ16: before.MeanQ16, M2Ns2: before.M2,
+			AuditNs: nowNs, DeltaNs: nowNs - last, Domain: m.params.Domain, Samples: before.N, MeanQ16: before.MeanQ16, M2: before.M2,
 			LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
 		})
 	}
@@ -118,14 +126,20 @@ func TestManyFlowsEqualModel(t *testing.T) {
 		flows   int
 		packets int
 		deltaNs float64
+		domain  Domain
+		scope   Scope
 	}{
-		{8, 12, 60_000, 1e4},       // one set, nearly enough
-		{512, 600, 400_000, 1e4},   // collisions in some sets
-		{512, 5_000, 200_000, 1e6}, // hardly a flow survives
-		{4096, 2_000, 500_000, 5e2},
+		{8, 12, 60_000, 1e4, DomainLinear, BaselineFlow},       // one set, nearly enough
+		{512, 600, 400_000, 1e4, DomainLinear, BaselineFlow},   // collisions in some sets
+		{512, 5_000, 200_000, 1e6, DomainLinear, BaselineFlow}, // hardly a flow survives
+		{4096, 2_000, 500_000, 5e2, DomainLinear, BaselineFlow},
+		{512, 600, 100_000, 1e4, DomainLog2, BaselineFlow},
+		{512, 600, 100_000, 1e4, DomainLinear, BaselineDevice},
+		{512, 600, 100_000, 1e4, DomainLog2, BaselineDevice},
 	} {
-		t.Run(fmt.Sprintf("%d flows in %d slots", test.flows, test.slots), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d flows in %d slots, %s, by %s", test.flows, test.slots, test.domain, test.scope), func(t *testing.T) {
 			config := testConfig()
+			config.Domain, config.Baseline = test.domain, test.scope
 			config.Flows, config.MinSamples, config.Window, config.EventRate = test.slots, 10, 64, MaxEventRate
 			p, m := newProbe(t, config), newTableModel(config)
 			r := rand.New(rand.NewPCG(uint64(test.flows), 1))
@@ -172,13 +186,16 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 			if p.sets[i].Tags[way] != want.Tag || p.sets[i].Marks[way] != want.Mark || got.LastNs != want.LastNs {
 				t.Fatalf("set %d way %d: got tag %x mark %x last %d, want %+v", i, way, p.sets[i].Tags[way], p.sets[i].Marks[way], got.LastNs, want)
 			}
-			if got.state() != m.states[slot] {
-				t.Fatalf("set %d way %d: got %+v, want %+v", i, way, got.state(), m.states[slot])
+			if got.Baseline.state() != m.states[slot] {
+				t.Fatalf("set %d way %d: got %+v, want %+v", i, way, got.Baseline.state(), m.states[slot])
 			}
 		}
 		if p.sets[i].Lock != 0 {
 			t.Errorf("set %d is left locked", i)
 		}
+	}
+	if m.scope == BaselineDevice && p.block.Device.Baseline.state() != m.state {
+		t.Fatalf("baseline of the device: got %+v, want %+v", p.block.Device.Baseline.state(), m.state)
 	}
 	c := p.Counters()[0]
 	for o, want := range m.outcomes {

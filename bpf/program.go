@@ -76,10 +76,10 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	if a.tables, err = newTables(config, keys); err != nil {
 		return nil, err
 	}
-	if a.counters, err = newCounterReader(a.tables.maps[programMapAuditCounters], a.tables.cpus, len(config.Devices)); err != nil {
+	if a.counters, err = newCounterReader(a.tables.maps[programMapAuditCounters], a.tables.cpus, config); err != nil {
 		return nil, err
 	}
-	if a.events, err = newEventReader(a.tables, config.Devices); err != nil {
+	if a.events, err = newEventReader(a.tables, config); err != nil {
 		return nil, err
 	}
 	for _, name := range config.Devices {

@@ -106,18 +106,27 @@ func runRaw(t testing.TB, program *ebpf.Program, in []byte, metadata, repeat int
 const xdpPass = 2
 
 func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
-	audit := loadTest(t, testConfig())
-	info, err := audit.devices[0].program.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	instructions, ok := info.VerifiedInstructions()
-	if !ok {
-		t.Fatal("the kernel does not tell the verified instructions")
-	}
-	t.Logf("verified instructions: %d", instructions)
-	if instructions == 0 || instructions >= 200_000 {
-		t.Errorf("verified instructions: got %d, want 1 to 199,999", instructions)
+	for _, v := range append(variants, struct {
+		domain Domain
+		scope  Scope
+	}{DomainLinear, BaselineFlow}) {
+		config := testConfig()
+		config.Domain, config.Baseline = v.domain, v.scope
+		audit := loadTest(t, config)
+		info, err := audit.devices[0].program.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		instructions, ok := info.VerifiedInstructions()
+		if !ok {
+			t.Fatal("the kernel does not tell the verified instructions")
+		}
+		translated, _ := info.TranslatedSize()
+		compiled, _ := info.JitedSize()
+		t.Logf("%s, by %s: verified instructions %d, %d after it, %d bytes compiled", v.domain, v.scope, instructions, translated/8, compiled)
+		if instructions == 0 || instructions >= 200_000 {
+			t.Errorf("%s, by %s: verified instructions: got %d, want 1 to 199,999", v.domain, v.scope, instructions)
+		}
 	}
 }
 
@@ -138,6 +147,8 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 		{"an unknown mode", func(c *Config) { c.Mode = "native" }, `mode "native" is not one of drv, hw, skb and auto`},
 		{"an unknown clock", func(c *Config) { c.Clock = "tsc" }, `clock "tsc" is not one of`},
 		{"a clock that is not built yet", func(c *Config) { c.Clock = ClockHW }, "use ktime"},
+		{"an unknown domain", func(c *Config) { c.Domain = "log" }, `domain "log" is not one of linear and log2`},
+		{"an unknown baseline", func(c *Config) { c.Baseline = "host" }, `baseline "host" is not one of flow and device`},
 		{"no idle timeout", func(c *Config) { c.IdleTimeout = 0 }, "idle timeout 0s is not between 1ns and 2.147483648s"},
 		{"an idle timeout beyond the arithmetic", func(c *Config) { c.IdleTimeout = timing.MaxDelta + 1 }, "idle timeout 2.147483649s"},
 		{"fewer slots than a set has", func(c *Config) { c.Flows = 7 }, "flow table of 7 slots"},

@@ -23,10 +23,12 @@ var (
 
 // counterReader reads audit_counters through mapped memory, without a system call.
 type counterReader struct {
-	memory []byte
-	blocks [][]programDeviceCounters // by device and CPU
-	sums   [][]blockSums             // as last read
-	totals []Uint128                 // Σ delta by device, as last read
+	memory    []byte
+	domain    Domain
+	blocks    [][]programDeviceCounters // by device and CPU
+	sums      [][]blockSums             // as last read
+	totals    []Uint128                 // Σ delta by device, as last read
+	baselines [][]timing.State          // by device and CPU, as last read; nil where flows have baselines of their own
 }
 
 // blockSums are the sums of 128 bits of one block.
@@ -34,17 +36,21 @@ type blockSums struct {
 	above, below, squared Uint128
 }
 
-func newCounterReader(m *ebpf.Map, cpus, devices int) (*counterReader, error) {
+func newCounterReader(m *ebpf.Map, cpus int, config Config) (*counterReader, error) {
+	devices := len(config.Devices)
 	size := int(unsafe.Sizeof(programDeviceCounters{}))
 	memory, err := unix.Mmap(m.FD(), 0, size*cpus*devices, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, domain: config.Domain, totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
+		if config.Baseline == BaselineDevice {
+			r.baselines = append(r.baselines, make([]timing.State, cpus))
+		}
 	}
 	return r, nil
 }
@@ -98,9 +104,16 @@ func (r *counterReader) read(device int, c *Counters) {
 		for i := range c.Histogram {
 			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
 		}
-		if flag := loadLastFlag(&block.LastFlag); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+		if flag := loadLastFlag(&block.LastFlag, r.domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
 		}
+		if r.baselines != nil {
+			loadBaseline(&block.Device, &r.baselines[device][cpu])
+		}
+	}
+	if r.baselines != nil {
+		merged := timing.Merge(r.baselines[device])
+		c.Baseline = &Baseline{Domain: r.domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
 	}
 	c.Sums.ReferenceNs = atomic.LoadUint64(&r.blocks[device][0].Sums.ReferenceNs)
 	c.Sums.TotalNs = r.total(device, c)
@@ -167,7 +180,7 @@ func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 }
 
 // loadLastFlag reads the last flag of a CPU, which may be replaced meanwhile; nil if there is none.
-func loadLastFlag(last *programLastFlag) *Flag {
+func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
 	for {
 		sequence := atomic.LoadUint64(&last.Sequence)
 		if sequence == 0 {
@@ -180,18 +193,40 @@ func loadLastFlag(last *programLastFlag) *Flag {
 			to[i] = atomic.LoadUint64(&from[i])
 		}
 		if atomic.LoadUint64(&last.Sequence) == sequence {
-			flag := flagOf(&state)
+			flag := flagOf(&state, domain)
 			return &flag
+		}
+	}
+}
+
+// loadBaseline reads the baseline of a CPU into *last. The CPU writes it for some ten nanoseconds in each packet, unless it
+// is interrupted; where that lasts for as long as a thousand attempts to read, *last remains as it was.
+func loadBaseline(device *programDeviceBaseline, last *timing.State) {
+	for range 1000 {
+		sequence := atomic.LoadUint64(&device.Sequence)
+		b := programBaseline{
+			MeanQ16: atomic.LoadUint64(&device.Baseline.MeanQ16),
+			M2Low:   atomic.LoadUint64(&device.Baseline.M2Low),
+			M2High:  atomic.LoadUint32(&device.Baseline.M2High),
+			N:       atomic.LoadUint32(&device.Baseline.N),
+		}
+		if sequence&1 == 0 && atomic.LoadUint64(&device.Sequence) == sequence {
+			*last = b.state()
+			return
 		}
 	}
 }
 
 const flagWords = unsafe.Sizeof(programFlagState{}) / 8
 
-func flagOf(state *programFlagState) Flag {
+func flagOf(state *programFlagState, domain Domain) Flag {
 	return Flag{
-		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Samples: uint64(state.N),
-		MeanQ16: state.MeanQ16, M2Ns2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low},
+		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Domain: domain, Samples: uint64(state.N),
+		MeanQ16: state.MeanQ16, M2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low},
 		LenBytes: state.LenBytes, Late: state.IsLate != 0,
 	}
+}
+
+func (b *programBaseline) state() timing.State {
+	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
 }

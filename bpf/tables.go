@@ -83,6 +83,9 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 	if err := spec.Variables[programVarLog2Table].Set(log2Table()); err != nil {
 		return fmt.Errorf("configuring the logarithm: %w", err)
 	}
+	if err := spec.Variables[programVarLog2Fractions].Set(timing.LogTable()); err != nil {
+		return fmt.Errorf("configuring the domain log2: %w", err)
+	}
 	for name, m := range t.maps {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
@@ -126,7 +129,19 @@ func (c Config) constants() programAuditConfig {
 	if c.Clock == ClockMetadata {
 		constants.ClockSource = clockSourceMetadata
 	}
+	if c.Domain == DomainLog2 {
+		constants.Variants |= variantLog2
+	}
+	if c.Baseline == BaselineDevice {
+		constants.Variants |= variantDevice
+	}
 	return constants
 }
 
-const clockSourceMetadata = 1 // enum clock_source
+const (
+	clockSourceMetadata = 1 // enum clock_source
+
+	// enum variant
+	variantLog2   = 1
+	variantDevice = 2
+)

@@ -16,6 +16,7 @@
 #define HISTOGRAM_CELLS (2 * HISTOGRAM_LINEAR_CELLS)
 #define LOG2_TABLE_BITS 11
 #define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
+#define LOG2_FRACTIONS 128
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
 
 /* The enumerations number the cells of the counters; their twins are in values.go. */
@@ -80,6 +81,14 @@ enum clock_source {
 	CLOCK_SOURCE_METADATA,
 };
 
+/* What is judged in another way than a delta, in ns, against the baseline of its flow. Bits of config.variants, one word
+ * so that a packet pays for one look at it.
+ */
+enum variant {
+	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
+	VARIANT_DEVICE = 2, /* the baseline is that of the device on this CPU */
+};
+
 /* Constant from load on; one program per device has its own. */
 struct audit_config {
 	__u64 idle_timeout_ns;
@@ -97,7 +106,7 @@ struct audit_config {
 	__u32 shortcut_factor;	    /* 1 << shift, or 0 */
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
-	__u32 reserved;
+	__u32 variants;		  /* enum variant */
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */
@@ -122,13 +131,18 @@ struct packet {
 	__u16 reserved;
 };
 
-/* What a baseline knows of a flow, and when the flow was last seen. Half a cache line. */
+/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
+struct baseline {
+	__u64 mean_q16; /* unit · 2¹⁶ */
+	__u64 m2_low;	/* unit² */
+	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
+	__u32 n;
+};
+
+/* A flow: when it was last seen, and its baseline. Half a cache line. */
 struct flow_slot {
 	__u64 last_ns;
-	__u64 mean_q16; /* ns · 2¹⁶ */
-	__u64 m2_low;	/* ns² */
-	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ ns)² each */
-	__u32 n;
+	struct baseline baseline;
 };
 
 /* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 47 bits of the flow's
@@ -182,6 +196,15 @@ struct delta_sums {
 	__u64 reserved;
 };
 
+/* The baseline of a device on one CPU. While it is written, the sequence is odd; a reader that finds the same even one
+ * before and after has read it whole.
+ */
+struct device_baseline {
+	__u64 sequence;
+	struct baseline baseline;
+	__u64 reserved[4];
+};
+
 struct protocol_counters {
 	__u64 bytes;
 	__u64 packets[15]; /* by outcome, one of them for each packet; padded to two cache lines */
@@ -197,6 +220,7 @@ struct device_counters {
 	__u64 flow_inserts;
 	__u64 flow_evictions[EVICTIONS];
 	__u64 reserved[5];
+	struct device_baseline device;
 	struct last_flag last_flag;
 	__u64 histogram[HISTOGRAM_CELLS];
 };

@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -148,16 +149,54 @@ type Flag struct {
 	AuditNs  uint64  // the packet's time on the audit clock
 	KtimeNs  uint64  // CLOCK_MONOTONIC when it was judged
 	DeltaNs  uint64  // time since the flow's last packet
+	Domain   Domain  // scale that it was judged on: its unit is 1 ns, or 2⁻²⁰ octaves
 	Samples  uint64  // n, the samples in the baseline
-	MeanQ16  uint64  // mean of the baseline in 2⁻¹⁶ ns
-	M2Ns2    Uint128 // sum of squared deviations from the mean in ns²
+	MeanQ16  uint64  // mean of the baseline in 2⁻¹⁶ units
+	M2       Uint128 // sum of squared deviations from the mean in units²
 	LenBytes uint32  // length of the frame
 	Late     bool    // later than the mean, or else earlier
 }
 
+// Baseline is the baseline of a device, its samples on all CPUs together.
+type Baseline struct {
+	Domain  Domain  // scale of the samples: their unit is 1 ns, or 2⁻²⁰ octaves
+	Samples uint64  // halved from time to time, on each CPU by itself
+	MeanQ16 uint64  // mean in 2⁻¹⁶ units
+	M2      Uint128 // sum of squared deviations from the mean in units²
+}
+
+// MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 the geometric one; 0 without samples.
+func (b Baseline) MeanNs() float64 {
+	if b.Samples == 0 {
+		return 0
+	}
+	return b.Domain.MeanNs(b.state())
+}
+
+// StandardDeviation returns that of the deltas, in nanoseconds, or in the domain log2 in octaves. It is 0 below two
+// samples, and otherwise at least that of rounding to whole nanoseconds.
+func (b Baseline) StandardDeviation() float64 {
+	if b.Samples < 2 {
+		return 0
+	}
+	return math.Sqrt(b.Domain.Variance(b.state()))
+}
+
+func (b Baseline) state() timing.State {
+	return timing.State{N: b.Samples, MeanQ16: b.MeanQ16, M2: b.M2}
+}
+
 // Score returns the t-score of the flagged packet, negative when it came early.
-func (f Flag) Score() float64 {
-	return timing.Score(f.DeltaNs, timing.State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2Ns2})
+func (f Flag) Score() float64 { return f.Domain.Score(f.DeltaNs, f.baseline()) }
+
+// MeanNs returns the mean of the deltas in the baseline in nanoseconds, in the domain log2 the geometric one.
+func (f Flag) MeanNs() float64 { return f.Domain.MeanNs(f.baseline()) }
+
+// StandardDeviation returns that of the baseline, in nanoseconds, or in the domain log2 in octaves.
+func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.Domain.Variance(f.baseline())) }
+
+func (f Flag) baseline() timing.State {
+	return timing.State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2}
 }
 
 // Counters are the exact counters of one device since it was attached, summed over the CPUs.
@@ -171,6 +210,7 @@ type Counters struct {
 	Sums      DeltaSums
 	Histogram timing.Histogram // deltas by cell
 	LastFlag  *Flag            // the last flagged packet; nil before any
+	Baseline  *Baseline        // of the device; nil where flows have baselines of their own
 }
 
 // Hook is the state of one audited device.

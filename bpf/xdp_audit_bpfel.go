@@ -30,13 +30,28 @@ type programAuditConfig struct {
 	ShortcutFactor     uint32
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
-	Reserved           uint32
+	Variants           uint32
 }
 
 type programAuditEvent struct {
 	_    structs.HostLayout
 	Flag programFlagState
 	Key  programFlowKey
+}
+
+type programBaseline struct {
+	_       structs.HostLayout
+	MeanQ16 uint64
+	M2Low   uint64
+	M2High  uint32
+	N       uint32
+}
+
+type programDeviceBaseline struct {
+	_        structs.HostLayout
+	Sequence uint64
+	Baseline programBaseline
+	Reserved [4]uint64
 }
 
 type programDeviceCounters struct {
@@ -57,6 +72,7 @@ type programDeviceCounters struct {
 	FlowInserts   uint64
 	FlowEvictions [2]uint64
 	Reserved      [5]uint64
+	Device        programDeviceBaseline
 	LastFlag      programLastFlag
 	Histogram     [1024]uint64
 }
@@ -106,12 +122,9 @@ type programFlowSet struct {
 }
 
 type programFlowSlot struct {
-	_       structs.HostLayout
-	LastNs  uint64
-	MeanQ16 uint64
-	M2Low   uint64
-	M2High  uint32
-	N       uint32
+	_        structs.HostLayout
+	LastNs   uint64
+	Baseline programBaseline
 }
 
 type programLastFlag struct {
@@ -133,6 +146,7 @@ const (
 	programProgXdpAudit       = "xdp_audit"
 	programVarConfig          = "config"
 	programVarHistogramCuts   = "histogram_cuts"
+	programVarLog2Fractions   = "log2_fractions"
 	programVarLog2Table       = "log2_table"
 )
 
@@ -198,6 +212,7 @@ type programMapSpecs struct {
 type programVariableSpecs struct {
 	Config        *ebpf.VariableSpec `ebpf:"config"`
 	HistogramCuts *ebpf.VariableSpec `ebpf:"histogram_cuts"`
+	Log2Fractions *ebpf.VariableSpec `ebpf:"log2_fractions"`
 	Log2Table     *ebpf.VariableSpec `ebpf:"log2_table"`
 }
 
@@ -244,6 +259,7 @@ func (m *programMaps) Close() error {
 type programVariables struct {
 	Config        *ebpf.Variable `ebpf:"config"`
 	HistogramCuts *ebpf.Variable `ebpf:"histogram_cuts"`
+	Log2Fractions *ebpf.Variable `ebpf:"log2_fractions"`
 	Log2Table     *ebpf.Variable `ebpf:"log2_table"`
 }
 

@@ -110,7 +110,7 @@ func randomCounters(device string, r *rand.Rand) bpf.Counters {
 		c.Evictions = [bpf.NumEvictions]uint64{r.Uint64N(1000), r.Uint64N(1000)}
 		c.Inserts = 2000 + r.Uint64N(1000)
 		c.Sums = bpf.DeltaSums{ReferenceNs: 1, AboveNs: bpf.Uint128{Lo: r.Uint64()}, SquaredNs2: bpf.Uint128{Hi: r.Uint64(), Lo: r.Uint64()}}
-		c.LastFlag = &bpf.Flag{DeltaNs: r.Uint64N(1 << 30), Samples: 100, M2Ns2: bpf.Uint128{Lo: r.Uint64()}, LenBytes: 60}
+		c.LastFlag = &bpf.Flag{DeltaNs: r.Uint64N(1 << 30), Samples: 100, M2: bpf.Uint128{Lo: r.Uint64()}, LenBytes: 60}
 	})
 }
 

@@ -38,7 +38,7 @@ func newTimingCollector(source timingSource, buckets *timing.Buckets) timingColl
 	return timingCollector{source, buckets}
 }
 
-// Update sends the histogram of deltas and their sums around the reference.
+// Update sends the histogram of deltas, their sums around the reference, and the baselines of devices.
 func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
@@ -50,6 +50,7 @@ func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 		ch <- counter(belowDesc, sums.BelowNs.Float64()/1e9, device)
 		ch <- counter(squaredDesc, sums.SquaredNs2.Float64()/1e18, device)
 		ch <- gauge(referenceDesc, float64(sums.ReferenceNs)/1e9, device)
+		sendBaseline(ch, device, counters[i].Baseline)
 	}
 	return nil
 }

@@ -48,6 +48,8 @@ func TestRefusals(t *testing.T) {
 		{"an idle timeout that overflows", []string{audit, "--audit.idle-timeout=1h"}, []string{"idle timeout", "1h"}},
 		{"too many flows", []string{audit, "--audit.flows=4000000000"}, []string{"4000000000"}},
 		{"an unknown clock", []string{audit, "--audit.clock=sundial"}, []string{"sundial", "ktime"}},
+		{"an unknown domain", []string{audit, "--audit.domain=log10"}, []string{"log10", "log2"}},
+		{"an unknown baseline", []string{audit, "--audit.baseline=host"}, []string{"host", "device"}},
 		{"a flag that does not exist", []string{audit, "--audit.nosuch"}, []string{"--audit.nosuch"}},
 		{"an argument too many", []string{audit, "eth0"}, []string{"eth0"}},
 		{"an unknown collector", []string{audit, "--collector.nosuch"}, []string{"--collector.nosuch"}},

@@ -9,7 +9,6 @@ package trail
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"strconv"
 	"sync"
@@ -19,7 +18,6 @@ import (
 	"github.com/go-kit/log"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // Stdout is the path that stands for standard output.
@@ -129,7 +127,6 @@ const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 // record returns the keys and values of one record: what was measured, the baseline that it was judged by, and whose
 // packet it was.
 func record(event *bpf.Event) []any {
-	baseline := timing.State{N: event.Samples, MeanQ16: event.MeanQ16, M2: event.M2Ns2}
 	direction := "early"
 	if event.Late {
 		direction = "late"
@@ -140,15 +137,21 @@ func record(event *bpf.Event) []any {
 		"direction", direction,
 		"tscore", decimal(event.Score()),
 		"delta_ns", event.DeltaNs,
-		"mean_ns", decimal(baseline.Mean()),
-		"stddev_ns", decimal(math.Sqrt(baseline.Variance())),
+		"mean_ns", decimal(event.MeanNs()),
+	}
+	if event.Domain == bpf.DomainLog2 {
+		keyvals = append(keyvals, "stddev_octaves", strconv.FormatFloat(event.StandardDeviation(), 'g', 7, 64))
+	} else {
+		keyvals = append(keyvals, "stddev_ns", decimal(event.StandardDeviation()))
+	}
+	keyvals = append(keyvals,
 		"n", event.Samples,
 		"source", event.Source.Addr().String(),
 		"source_port", event.Source.Port(),
 		"destination", event.Destination.Addr().String(),
 		"destination_port", event.Destination.Port(),
 		"protocol", protocol(event),
-	}
+	)
 	if event.VLAN != 0 {
 		keyvals = append(keyvals, "vlan", event.VLAN)
 	}

@@ -23,7 +23,7 @@ import (
 func lateEvent() *bpf.Event {
 	return &bpf.Event{
 		Flag: bpf.Flag{
-			DeltaNs: 5_000_000, Samples: 101, MeanQ16: 1_000_000 << 16, M2Ns2: bpf.Uint128{Lo: 40_000_000_000}, LenBytes: 1514, Late: true,
+			DeltaNs: 5_000_000, Samples: 101, MeanQ16: 1_000_000 << 16, M2: bpf.Uint128{Lo: 40_000_000_000}, LenBytes: 1514, Late: true,
 		},
 		Device:         "eth0",
 		Time:           time.Date(2026, 11, 23, 17, 4, 5, 120_000_000, time.FixedZone("CET", 3600)),
@@ -76,6 +76,16 @@ func TestRecord(t *testing.T) {
 			"time=2026-11-23T16:04:05.120000000Z device=eth0 direction=early tscore=-4.975 delta_ns=900000 mean_ns=1000000.500 " +
 				"stddev_ns=20000.000 n=101 source=2001:db8::1 source_port=0 destination=2001:db8::2 destination_port=0 " +
 				"protocol=47 vlan=12 length=1514\n",
+		},
+		{
+			"judged by its logarithm: 2²² ns, two octaves above the mean, with a deviation of half an octave",
+			func(e *bpf.Event) {
+				e.Domain, e.DeltaNs = bpf.DomainLog2, 1<<22
+				e.Samples, e.MeanQ16, e.M2 = 101, 20<<36, bpf.Uint128{Lo: 100 << 38}
+			},
+			"time=2026-11-23T16:04:05.120000000Z device=eth0 direction=late tscore=3.980 delta_ns=4194304 mean_ns=1048576.000 " +
+				"stddev_octaves=0.5 n=101 source=192.0.2.1 source_port=40000 destination=198.51.100.7 destination_port=443 " +
+				"protocol=tcp length=1514\n",
 		},
 		{
 			"a device whose name would break the line", func(e *bpf.Event) { e.Device = "a=\"b" },

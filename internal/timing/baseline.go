@@ -5,7 +5,7 @@
 // and the histogram of deltas.
 //
 // A delta is an inter-arrival time in integer nanoseconds. The types here are the reference model of the arithmetic in
-// bpf/baseline.h and bpf/histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
+// bpf/baseline.h, bpf/log2.h and bpf/histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
 package timing
 
 import (
@@ -24,33 +24,12 @@ const (
 	clipShift = 4  // log2 of the square of the deviation, in standard deviations, at which a sample is clipped
 )
 
-// State is what a baseline knows of a flow.
+// State is what a baseline knows of a flow, or of a device. The unit is that of its [Domain]: nanoseconds on the linear
+// scale.
 type State struct {
 	N       uint64  // samples, halved from time to time (see Params.Window)
-	MeanQ16 uint64  // mean of the deltas in 2⁻¹⁶ ns
-	M2      Uint128 // sum of squared deviations from the mean in ns²
-}
-
-// Mean returns the mean of the deltas in nanoseconds.
-func (s State) Mean() float64 {
-	return math.Ldexp(float64(s.MeanQ16), -meanShift)
-}
-
-// Variance returns the sample variance in ns², at least the 1/12 ns² of a clock that counts whole nanoseconds.
-// It is NaN below two samples.
-func (s State) Variance() float64 {
-	if s.N < 2 {
-		return math.NaN()
-	}
-	return math.Max(s.M2.Float64()/float64(s.N-1), 1.0/12)
-}
-
-// Score returns the t-score of a delta in nanoseconds against the baseline s, which must not contain it yet: the
-// studentised prediction residual (x − mean)/(s·√(1+1/n)), distributed as Student's t with n−1 degrees of freedom for
-// independent normal deltas. It is negative for a packet that came early, and NaN below two samples.
-func Score(deltaNs uint64, s State) float64 {
-	n := float64(s.N)
-	return (float64(deltaNs) - s.Mean()) / math.Sqrt(s.Variance()*(1+1/n))
+	MeanQ16 uint64  // mean of the samples in 2⁻¹⁶ units
+	M2      Uint128 // sum of squared deviations from the mean in units²
 }
 
 // Decision is what a baseline says of one delta.
@@ -69,6 +48,7 @@ type Params struct {
 	Threshold  float64 // |t| at which a delta is flagged
 	MinSamples uint64  // samples that a baseline needs before it judges
 	Window     uint64  // samples to which a baseline is halved when it has twice as many
+	Domain     Domain  // scale on which deltas are judged
 }
 
 // Validate returns an error that names the first value outside its range.
@@ -118,7 +98,7 @@ func (p Params) ShortcutFactor() uint32 {
 // than four standard deviations from the mean, so that an outlier cannot hide the next one, and a new level is learnt
 // all the same. deltaNs must not be above [MaxDelta].
 func (p Params) Observe(s *State, deltaNs uint64) Decision {
-	x := deltaNs << meanShift
+	x := p.Domain.sample(deltaNs) << meanShift
 	early := x < s.MeanQ16
 	deviation := x - s.MeanQ16
 	if early {
@@ -127,7 +107,7 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	decision := TooFewSamples
 	if s.N >= p.MinSamples {
 		decision = Judged
-		variance := newVariance(s.N, s.M2)
+		variance := newVariance(s.N, s.M2, p.Domain.leastSquared(s.MeanQ16))
 		if p.reaches(deviation, variance, s.N) {
 			decision = Late
 			if early {
@@ -143,7 +123,7 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 }
 
 // update is one step of Welford's method with a rounded division: mean += d/n, M2 += d·d′, where d and d′ are the
-// deviations from the mean before and after the step, rounded to whole nanoseconds.
+// deviations from the mean before and after the step, rounded to whole units.
 func (p Params) update(s *State, deviation uint64, early bool) {
 	const half = 1 << (meanShift - 1)
 	s.N++
@@ -162,24 +142,25 @@ func (p Params) update(s *State, deviation uint64, early bool) {
 	}
 }
 
-// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, the deviation rounded up to whole nanoseconds: exact.
+// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, the deviation rounded up to whole units: exact.
 func outside(deviation, n uint64, m2 Uint128, shift uint) bool {
 	d := (deviation + 1<<meanShift - 1) >> meanShift
 	hi, lo := bits.Mul64(d*d, n-1)
 	return Uint128{hi, lo}.Cmp(m2.Lsh(shift)) >= 0
 }
 
-// variance is a sample variance in ns²: mantissa · 2^exponent, with a mantissa of at least 32 bits and an even exponent.
+// variance is a sample variance in units²: mantissa · 2^exponent, with a mantissa of at least 32 bits and an even exponent.
 type variance struct {
 	mantissa uint64
 	exponent int
 }
 
-// newVariance returns max(M2/(n−1), 1/12), rounded down with a relative error of at most 2⁻³² — at the default window 2⁻⁴³.
-func newVariance(n uint64, m2 Uint128) variance {
+// newVariance returns max(M2/(n−1), least/12), rounded down with a relative error of at most 2⁻³² — at the default window
+// 2⁻⁴³.
+func newVariance(n uint64, m2 Uint128, least uint64) variance {
 	// 12·M2 / 12·(n−1), so that the floor is a whole number too.
 	m := m2.Mul64(12)
-	if floor := (Uint128{0, n - 1}); m.Cmp(floor) < 0 {
+	if floor := (Uint128{0, n - 1}).Mul64(least); m.Cmp(floor) < 0 {
 		m = floor
 	}
 	exponent := (m.BitLen() - 62) &^ 1 // leaves 62 or 63 bits
@@ -224,7 +205,7 @@ func top32(v uint64) (mantissa uint64, exponent int) {
 	return v << zeros >> 32, 32 - zeros
 }
 
-// clipLimit returns four standard deviations in 2⁻¹⁶ ns, rounded down: at the default window with a relative error of
+// clipLimit returns four standard deviations in 2⁻¹⁶ units, rounded down: at the default window with a relative error of
 // about 2⁻²².
 func (v variance) clipLimit() uint64 {
 	root := sqrt64(v.mantissa)

@@ -13,13 +13,33 @@ import (
 var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192}
 
 // exact is a baseline with exact rational arithmetic: Welford's recurrence, halving and clipping as in Params, but nothing
-// rounded other than the root of the clipping limit.
+// rounded other than the root of the clipping limit, and a logarithm to a float64.
 type exact struct {
+	domain   Domain
 	n        int64
 	mean, m2 *big.Rat
 }
 
-func newExact() *exact { return &exact{mean: new(big.Rat), m2: new(big.Rat)} }
+func newExact(domain Domain) *exact {
+	return &exact{domain: domain, mean: new(big.Rat), m2: new(big.Rat)}
+}
+
+// sample returns a delta in nanoseconds, or its logarithm in 2⁻²⁰ octaves.
+func (e *exact) sample(delta uint64) *big.Rat {
+	if e.domain == Log2 {
+		return new(big.Rat).SetFloat64(math.Ldexp(math.Log2(float64(max(delta, 1))), 20))
+	}
+	return new(big.Rat).SetUint64(delta)
+}
+
+func (e *exact) variance() float64 {
+	least := 1.0
+	if e.domain == Log2 {
+		nanosecond := math.Ldexp(1/math.Ln2, 20) / math.Exp2(math.Floor(2*math.Ldexp(ratFloat(e.mean), -20))/2)
+		least = nanosecond*nanosecond + 3
+	}
+	return math.Max(ratFloat(e.m2)/float64(e.n-1), least/12)
+}
 
 func ratFloat(r *big.Rat) float64 { f, _ := r.Float64(); return f }
 
@@ -31,17 +51,14 @@ func truncate(r *big.Rat) *big.Rat {
 }
 
 func (e *exact) score(delta uint64) float64 {
-	variance := math.Max(ratFloat(e.m2)/float64(e.n-1), 1.0/12)
-	d := ratFloat(new(big.Rat).Sub(new(big.Rat).SetUint64(delta), e.mean))
-	return d / math.Sqrt(variance*(1+1/float64(e.n)))
+	d := ratFloat(new(big.Rat).Sub(e.sample(delta), e.mean))
+	return d / math.Sqrt(e.variance()*(1+1/float64(e.n)))
 }
 
 func (e *exact) observe(p Params, delta uint64) {
-	x := new(big.Rat).SetUint64(delta)
-	d := new(big.Rat).Sub(x, e.mean)
+	d := new(big.Rat).Sub(e.sample(delta), e.mean)
 	if uint64(e.n) >= p.MinSamples {
-		variance := math.Max(ratFloat(e.m2)/float64(e.n-1), 1.0/12)
-		limit := new(big.Rat).SetFloat64(4 * math.Sqrt(variance))
+		limit := new(big.Rat).SetFloat64(4 * math.Sqrt(e.variance()))
 		if new(big.Rat).Abs(d).Cmp(limit) > 0 {
 			if d.Sign() < 0 {
 				limit.Neg(limit)
@@ -60,41 +77,49 @@ func (e *exact) observe(p Params, delta uint64) {
 }
 
 // The fixed-point baseline gives the scores of exact arithmetic: within 0.002 where the standard deviation is at least a
-// microsecond, within 0.05 at 5 ns.
+// microsecond, within 0.05 at 5 ns. In the domain log2 the logarithm's own error of 1.2e-5 octaves comes on top of it.
 func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 	for _, test := range []struct {
 		name      string
+		domain    Domain
 		next      func(i int, r *rand.Rand) float64
 		tolerance float64
 	}{
-		{"normal, sd 20 µs", func(_ int, r *rand.Rand) float64 { return 1e6 + 20e3*r.NormFloat64() }, 0.002},
-		{"normal, sd 1 µs at a coefficient of variation of 1 %", func(_ int, r *rand.Rand) float64 { return 1e5 + 1e3*r.NormFloat64() }, 0.002},
-		{"exponential, mean 100 µs", func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }, 0.002},
-		{"outliers of 8 sd", func(i int, r *rand.Rand) float64 {
+		{"normal, sd 20 µs", Linear, func(_ int, r *rand.Rand) float64 { return 1e6 + 20e3*r.NormFloat64() }, 0.002},
+		{"normal, sd 1 µs at a coefficient of variation of 1 %", Linear, func(_ int, r *rand.Rand) float64 { return 1e5 + 1e3*r.NormFloat64() }, 0.002},
+		{"exponential, mean 100 µs", Linear, func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }, 0.002},
+		{"outliers of 8 sd", Linear, func(i int, r *rand.Rand) float64 {
 			if i%100 == 0 {
 				return 1e6 + 160e3
 			}
 			return 1e6 + 20e3*r.NormFloat64()
 		}, 0.002},
-		{"normal, sd 5 ns", func(_ int, r *rand.Rand) float64 { return 1e6 + 5*r.NormFloat64() }, 0.05},
+		{"normal, sd 5 ns", Linear, func(_ int, r *rand.Rand) float64 { return 1e6 + 5*r.NormFloat64() }, 0.05},
+		{"log2: lognormal, σ 0.5", Log2, func(_ int, r *rand.Rand) float64 { return 1e5 * math.Exp(0.5*r.NormFloat64()) }, 0.002},
+		{"log2: lognormal, σ 1.5", Log2, func(_ int, r *rand.Rand) float64 { return 1e5 * math.Exp(1.5*r.NormFloat64()) }, 0.002},
+		{"log2: exponential, mean 100 µs", Log2, func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }, 0.002},
+		{"log2: normal, at a coefficient of variation of 2 %", Log2, func(_ int, r *rand.Rand) float64 { return 1e6 + 20e3*r.NormFloat64() }, 0.002},
+		{"log2: normal, at a coefficient of variation of 1e-4", Log2, func(_ int, r *rand.Rand) float64 { return 1e6 + 100*r.NormFloat64() }, 0.1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
-			e, s := newExact(), State{}
+			p := defaults
+			p.Domain = test.domain
+			e, s := newExact(p.Domain), State{}
 			worst, flips := 0.0, 0
-			for i := range 30_000 {
+			for i := range 20_000 {
 				delta := uint64(math.Round(max(0, test.next(i, r))))
-				if s.N >= defaults.MinSamples {
+				if s.N >= p.MinSamples {
 					want := e.score(delta)
-					got := Score(delta, s)
+					got := p.Domain.Score(delta, s)
 					// Far out a score is large, and its error in proportion.
 					worst = max(worst, math.Abs(got-want)/max(1, math.Abs(want)/4))
 					if math.Abs(want) >= 4 != (math.Abs(got) >= 4) {
 						flips++
 					}
 				}
-				e.observe(defaults, delta)
-				defaults.Observe(&s, delta)
+				e.observe(p, delta)
+				p.Observe(&s, delta)
 			}
 			t.Logf("largest error of a score %.2g, decisions that differ %d", worst, flips)
 			if worst > test.tolerance {
@@ -109,32 +134,49 @@ func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 
 // The decision agrees with the score: the arithmetic of 32-bit mantissas errs by about 2⁻²⁹.
 func TestDecisionAgreesWithScore(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 4))
-	near := 0
-	for range 200_000 {
-		s := State{
-			N:       100 + r.Uint64N(1<<14),
-			MeanQ16: r.Uint64N(MaxDelta << meanShift),
-			M2:      Uint128{0, 1}.Lsh(uint(r.IntN(85))).Add(Uint128{0, r.Uint64()}),
-		}
-		threshold := defaults.Threshold * math.Sqrt(s.Variance()*(1+1/float64(s.N)))
-		delta := uint64(max(0, math.Round(s.Mean()+threshold*(1+1e-3*r.NormFloat64()))))
-		if delta > MaxDelta {
-			continue
-		}
-		near++
-		score := math.Abs(Score(delta, s))
-		if math.Abs(score-4) < 4e-8 {
-			continue
-		}
-		before := s
-		decision := defaults.Observe(&s, delta)
-		if flagged := decision == Early || decision == Late; flagged != (score >= 4) {
-			t.Fatalf("|t| is %.12g against %+v, but the decision is %d", score, before, decision)
-		}
-	}
-	if near < 50_000 {
-		t.Errorf("only %d cases near the threshold", near)
+	for _, domain := range []Domain{Linear, Log2} {
+		t.Run(string(domain), func(t *testing.T) {
+			p := defaults
+			p.Domain = domain
+			meanLimit := uint64(MaxDelta)
+			if domain == Log2 {
+				meanLimit = 31 << log2Shift
+			}
+			r := rand.New(rand.NewPCG(3, 4))
+			near := 0
+			for range 200_000 {
+				s := State{
+					N:       100 + r.Uint64N(1<<14),
+					MeanQ16: r.Uint64N(meanLimit << meanShift),
+					M2:      Uint128{0, 1}.Lsh(uint(r.IntN(85))).Add(Uint128{0, r.Uint64()}),
+				}
+				if domain == Log2 {
+					s.M2 = Uint128{0, r.Uint64() >> (6 + r.IntN(50))}
+				}
+				threshold := p.Threshold * math.Sqrt(domain.Variance(s)*(1+1/float64(s.N))) * (1 + 1e-3*r.NormFloat64())
+				x := domain.MeanNs(s) + threshold
+				if domain == Log2 {
+					x = domain.MeanNs(s) * math.Exp2(threshold)
+				}
+				if x > MaxDelta {
+					continue
+				}
+				delta := uint64(math.Round(x))
+				near++
+				score := math.Abs(domain.Score(delta, s))
+				if math.Abs(score-4) < 4e-8 {
+					continue
+				}
+				before := s
+				decision := p.Observe(&s, delta)
+				if flagged := decision == Early || decision == Late; flagged != (score >= 4) {
+					t.Fatalf("|t| is %.12g against %+v, but the decision is %d", score, before, decision)
+				}
+			}
+			if near < 50_000 {
+				t.Errorf("only %d cases near the threshold", near)
+			}
+		})
 	}
 }
 
@@ -180,8 +222,8 @@ func TestObserveAtTheEdges(t *testing.T) {
 		if flags > 6000 {
 			t.Errorf("%d packets flagged after the shift, want at most 6000", flags)
 		}
-		if math.Abs(s.Mean()-3e6) > 3e4 {
-			t.Errorf("mean %.0f ns, want within 1 %% of 3 ms", s.Mean())
+		if math.Abs(Linear.MeanNs(s)-3e6) > 3e4 {
+			t.Errorf("mean %.0f ns, want within 1 %% of 3 ms", Linear.MeanNs(s))
 		}
 	})
 	t.Run("extremes do not overflow", func(t *testing.T) {
@@ -197,15 +239,19 @@ func TestObserveAtTheEdges(t *testing.T) {
 }
 
 func TestParamsRefuseWhatCannotWork(t *testing.T) {
+	params := func(threshold float64, minSamples, window uint64) Params {
+		return Params{Threshold: threshold, MinSamples: minSamples, Window: window}
+	}
 	for _, p := range []Params{
-		{math.NaN(), 100, 8192}, {math.Inf(1), 100, 8192}, {math.Inf(-1), 100, 8192}, {1.999, 100, 8192}, {0, 100, 8192}, {1e7, 100, 8192},
-		{4, 1, 8192}, {4, 0, 8192}, {4, 100, 99}, {4, 100, MaxWindow + 1}, {4, MaxWindow + 1, MaxWindow + 1},
+		params(math.NaN(), 100, 8192), params(math.Inf(1), 100, 8192), params(math.Inf(-1), 100, 8192), params(1.999, 100, 8192),
+		params(0, 100, 8192), params(1e7, 100, 8192), params(4, 1, 8192), params(4, 0, 8192), params(4, 100, 99),
+		params(4, 100, MaxWindow+1), params(4, MaxWindow+1, MaxWindow+1),
 	} {
 		if err := p.Validate(); err == nil {
 			t.Errorf("%+v: no error", p)
 		}
 	}
-	for _, p := range []Params{defaults, {2, 2, 2}, {1e6, 100, MaxWindow}} {
+	for _, p := range []Params{defaults, params(2, 2, 2), params(1e6, 100, MaxWindow)} {
 		if err := p.Validate(); err != nil {
 			t.Errorf("%+v: %v", p, err)
 		}
@@ -219,12 +265,13 @@ func TestShortcutSkipsNothing(t *testing.T) {
 		p := Params{Threshold: 1 + 6*r.Float64(), MinSamples: 2, Window: 8192}
 		n := 2 + r.Uint64N(1<<14)
 		m2 := Uint128{0, 1}.Lsh(uint(r.IntN(80))).Add(Uint128{0, r.Uint64() >> r.IntN(64)})
-		s := State{N: n, M2: m2}
-		deviation := uint64(p.Threshold * math.Sqrt(s.Variance()) * (0.5 + r.Float64()) * (1 << meanShift))
+		least := []uint64{Linear.leastSquared(0), Log2.leastSquared(r.Uint64N(31 << (log2Shift + meanShift)))}[r.IntN(2)]
+		sd := math.Sqrt(math.Max(m2.Float64()/float64(n-1), float64(least)/12))
+		deviation := uint64(p.Threshold * sd * (0.5 + r.Float64()) * (1 << meanShift))
 		if deviation >= MaxDelta<<meanShift || outside(deviation, n, m2, uint(p.ShortcutShift())) {
 			continue
 		}
-		if p.reaches(deviation, newVariance(n, m2), n) {
+		if p.reaches(deviation, newVariance(n, m2, least), n) {
 			t.Fatalf("%+v: deviation %d of n %d, M2 %v is flagged, but inside", p, deviation, n, m2)
 		}
 		if outside(deviation, n, m2, clipShift) {

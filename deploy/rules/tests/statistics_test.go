@@ -73,7 +73,7 @@ func exporterScore(now, before []float64) float64 {
 		return s
 	}
 	a, b := baseline(now), baseline(before)
-	return (a.Mean() - b.Mean()) / math.Sqrt(a.Variance()/float64(a.N)+b.Variance()/float64(b.N))
+	return (timing.Linear.MeanNs(a) - timing.Linear.MeanNs(b)) / math.Sqrt(timing.Linear.Variance(a)/float64(a.N)+timing.Linear.Variance(b)/float64(b.N))
 }
 
 func normal(seed uint64, mean, deviation float64) func() float64 {

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+var (
+	baselineSamplesDesc = newDesc("baseline_samples", "Samples in the baseline of a device, which forgets by halving them.", "device")
+	baselineMeanDesc    = newDesc("baseline_mean_seconds",
+		"Mean inter-arrival time in the baseline of a device, the geometric one in the domain log2; 0 before any.", "device")
+	baselineStddevDesc = newDesc("baseline_stddev_seconds",
+		"Standard deviation of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
+	baselineOctavesDesc = newDesc("baseline_stddev_octaves",
+		"Standard deviation of the binary logarithms of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
+)
+
+// sendBaseline sends the baseline of a device, if it has one.
+func sendBaseline(ch chan<- prometheus.Metric, device string, baseline *bpf.Baseline) {
+	if baseline == nil {
+		return
+	}
+	ch <- gauge(baselineSamplesDesc, float64(baseline.Samples), device)
+	ch <- gauge(baselineMeanDesc, baseline.MeanNs()/1e9, device)
+	if baseline.Domain == bpf.DomainLog2 {
+		ch <- gauge(baselineOctavesDesc, baseline.StandardDeviation(), device)
+	} else {
+		ch <- gauge(baselineStddevDesc, baseline.StandardDeviation()/1e9, device)
+	}
+}

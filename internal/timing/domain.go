@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package timing
+
+import "math"
+
+// Domain is the scale on which deltas are judged. Whatever the domain, a baseline takes samples that are whole numbers of
+// a unit: nanoseconds, or 2⁻²⁰ octaves. An octave is a factor of two.
+type Domain string
+
+// The domains. The zero value stands for the first.
+const (
+	Linear Domain = "linear" // the delta itself
+	Log2   Domain = "log2"   // its logarithm, for traffic whose deltas differ by factors
+)
+
+// sample returns a delta in units of the domain.
+func (d Domain) sample(deltaNs uint64) uint64 {
+	if d == Log2 {
+		return logarithm(deltaNs)
+	}
+	return deltaNs
+}
+
+// unit returns the unit of the domain in nanoseconds or octaves.
+func (d Domain) unit() float64 {
+	if d == Log2 {
+		return 1.0 / (1 << log2Shift)
+	}
+	return 1
+}
+
+// leastSquared returns twelve times the least variance in units²: 1 for the rounding to whole nanoseconds.
+func (d Domain) leastSquared(meanQ16 uint64) uint64 {
+	if d == Log2 {
+		return leastSquaredLog2(meanQ16)
+	}
+	return 1
+}
+
+// MeanNs returns the mean of a baseline in nanoseconds: the arithmetic mean of the deltas, or in the domain log2 their
+// geometric mean, 2 to the power of the mean logarithm.
+func (d Domain) MeanNs(s State) float64 {
+	if d == Log2 {
+		return math.Exp2(s.mean() * d.unit())
+	}
+	return s.mean()
+}
+
+// mean returns the mean in units.
+func (s State) mean() float64 { return math.Ldexp(float64(s.MeanQ16), -meanShift) }
+
+// Variance returns the sample variance of a baseline in ns², or in the domain log2 in octaves². It is never below that of
+// deltas that are all the same but for their rounding to whole nanoseconds: 1/12 ns², or what that is at the mean. It is
+// NaN below two samples.
+func (d Domain) Variance(s State) float64 {
+	if s.N < 2 {
+		return math.NaN()
+	}
+	least := float64(d.leastSquared(s.MeanQ16)) / 12
+	return math.Max(s.M2.Float64()/float64(s.N-1), least) * d.unit() * d.unit()
+}
+
+// Score returns the t-score of a delta in nanoseconds against the baseline s, which must not contain it yet: the
+// studentised prediction residual (x − mean)/(s·√(1+1/n)), distributed as Student's t with n−1 degrees of freedom for
+// independent normal samples. It is negative for a packet that came early, and NaN below two samples.
+func (d Domain) Score(deltaNs uint64, s State) float64 {
+	n := float64(s.N)
+	return (float64(d.sample(deltaNs)) - s.mean()) * d.unit() / math.Sqrt(d.Variance(s)*(1+1/n))
+}
