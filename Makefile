@@ -87,3 +87,8 @@ soak: check-root ## load the exporter for a time, SOAK=10m, and check that it ta
 demo: build ## show the exporter at work on network namespaces of its own (needs root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
+
+.PHONY: test-deploy
+test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
+	@echo ">> testing the topology"
+	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest

@@ -58,12 +58,14 @@ address_of() {
 in_enclave() { docker exec enclave_agent "$@" 2>&1; }
 
 # reach SERVICE HOST PORT tries to connect from the service's container: open, closed
-# (refused or no way there), or a complaint when it cannot tell.
+# (refused or no way there), or a complaint when it cannot tell. Busybox says alike of a
+# connection and of an answer that they timed out; hence members, too.
 reach() {
 	local output status
 	output=$(docker exec "$(container "$1")" timeout 6 wget -T 3 -O /dev/null "http://$2:$3/" 2>&1)
 	status=$?
 	case $output in
+	*"connected."*) echo open ;;
 	*refused* | *nreachable* | *"No route"* | *"timed out"* | *"resolve"* | *"bad address"*) echo closed ;;
 	*"not found"* | *"is not running"* | *"No such"*) echo "${output##*$'\n'}" ;;
 	*)

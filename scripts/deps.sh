@@ -17,6 +17,8 @@ packages=(
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
+	# the topology, and what its test asks
+	docker.io docker-compose iptables bpftool curl openssl util-linux
 	# the linters that are not Go
 	yamllint shellcheck
 )
