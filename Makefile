@@ -122,3 +122,8 @@ kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/r
 fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (needs root)
 	@echo ">> counting series"
 	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e
+
+.PHONY: test-deploy
+test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
+	@echo ">> testing the topology"
+	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest

@@ -19,6 +19,8 @@ packages=(
 	prometheus
 	# the unit and the packages, on a systemd that the tests boot for themselves
 	systemd logrotate rpm
+	# the topology, and what its test asks
+	docker.io docker-compose iptables bpftool curl openssl util-linux
 	# the linters that are not Go
 	yamllint shellcheck
 )

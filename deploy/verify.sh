@@ -1,0 +1,215 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The XDP Audit Exporter Authors
+#
+# Verifies a topology that docker compose started from this folder: one line for each
+# step, and for a step that failed what to do. Exits with 1 if any failed.
+#
+#   GATEWAY_ADDRESS  address of the host that publishes port 443 (127.0.0.1)
+set -uo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+
+address=${GATEWAY_ADDRESS:-127.0.0.1}
+failures=0
+
+ok() { printf 'ok    %s\n' "$1"; }
+bad() {
+	printf 'FAIL  %s: %s\n      %s\n' "$1" "$2" "$3"
+	failures=$((failures + 1))
+}
+
+# setting NAME DEFAULT prints what compose uses: the environment, then .env.
+setting() {
+	local value=${!1:-}
+	if [[ -z $value && -r .env ]]; then
+		value=$(sed -n "s/^$1=//p" .env | tail -n 1)
+	fi
+	printf '%s' "${value:-$2}"
+}
+
+for tool in docker curl; do
+	if ! command -v "$tool" >/dev/null; then
+		echo "verify: $tool not found: install it" >&2
+		exit 1
+	fi
+done
+if ! problem=$(docker version 2>&1 >/dev/null); then
+	echo "verify: the Docker engine does not answer: ${problem##*$'\n'}" >&2
+	exit 1
+fi
+
+device=$(setting XDP_INTERFACE eth0)
+mode=$(setting XDP_MODE drv)
+project=$(docker inspect -f '{{index .Config.Labels "com.docker.compose.project"}}' enclave_agent 2>/dev/null)
+if [[ -z $project ]]; then
+	echo "verify: no container enclave_agent: run docker compose up -d --build in $PWD" >&2
+	exit 1
+fi
+
+# container SERVICE prints the id of its container.
+container() {
+	docker ps -aq --filter "label=com.docker.compose.project=$project" --filter "label=com.docker.compose.service=$1" | head -n 1
+}
+# address_of SERVICE NETWORK prints its IPv4 address there, or nothing.
+address_of() {
+	docker inspect -f "{{with index .NetworkSettings.Networks \"${project}_$2\"}}{{.IPAddress}}{{end}}" "$(container "$1")" 2>/dev/null
+}
+in_enclave() { docker exec enclave_agent "$@" 2>&1; }
+
+# reach SERVICE HOST PORT tries to connect from the service's container: open, closed
+# (refused or no way there), or a complaint when it cannot tell. Busybox says alike of a
+# connection and of an answer that they timed out; hence members, too.
+reach() {
+	local output status
+	output=$(docker exec "$(container "$1")" timeout 6 wget -T 3 -O /dev/null "http://$2:$3/" 2>&1)
+	status=$?
+	case $output in
+	*"connected."*) echo open ;;
+	*refused* | *nreachable* | *"No route"* | *"timed out"* | *"resolve"* | *"bad address"*) echo closed ;;
+	*"not found"* | *"is not running"* | *"No such"*) echo "${output##*$'\n'}" ;;
+	*)
+		# timeout itself: 124 of coreutils, 143 of busybox.
+		if ((status == 124 || status == 143)); then echo closed; else echo open; fi
+		;;
+	esac
+}
+
+# 1. Every service runs and is healthy.
+for service in enclave xdp-auditor prometheus grafana gateway apache drupal db; do
+	state=$(docker inspect -f '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$(container "$service")" 2>/dev/null)
+	if [[ $state == "running healthy" ]]; then
+		ok "$service is healthy"
+	else
+		bad "$service is healthy" "it is ${state:-missing}" "See docker compose logs $service. Just after a start, wait a minute."
+	fi
+done
+
+# 2. The audited device is the one that port 443 leads to.
+edge=$(address_of enclave edge)
+if [[ $device != eth0 ]]; then
+	ok "$device is chosen by hand, eth0 is not audited"
+elif [[ -n $edge ]] && in_enclave ip -o -4 addr show dev eth0 | grep -qF " $edge/"; then
+	ok "eth0 is the device on edge"
+else
+	bad "eth0 is the device on edge" "eth0 does not have the address ${edge:-(none)}" \
+		"The engine numbered the devices otherwise: set XDP_INTERFACE to the device with that address."
+fi
+
+# 3. The hook.
+link=$(in_enclave ip -d link show dev "$device")
+if [[ $link == *prog/xdp* ]]; then
+	ok "hook attached on $device"
+else
+	bad "hook attached on $device" "ip link shows no XDP program" "See docker logs xdp-auditor --tail=50."
+fi
+line="XDP audit hook attached on $device with mode="
+if [[ $mode == auto ]]; then line+="(drv|skb)"; else line+=$mode; fi
+# Not piped: grep -q would end docker logs early.
+if log=$(docker logs xdp-auditor 2>&1) && grep -qE "$line" <<<"$log"; then
+	ok "log line of the hook"
+else
+	bad "log line of the hook" "no \"$line\"" "A driver without native XDP needs XDP_MODE=skb; docker logs xdp-auditor --tail=50 says why."
+fi
+
+# 4. The metrics, on the way that Prometheus takes.
+metrics=$(in_enclave wget -qO- http://localhost:9400/metrics)
+if [[ $metrics == *xdp_audit_hook_info* ]]; then
+	ok "metrics path"
+else
+	bad "metrics path" "http://localhost:9400/metrics in the enclave: ${metrics:0:80}" \
+		"Is xdp-auditor healthy? After a restart of enclave, run docker compose up -d --force-recreate."
+fi
+if grep -q "^xdp_audit_hook_up{device=\"$device\"} 1" <<<"$metrics"; then
+	ok "hook reported as up"
+else
+	bad "hook reported as up" "xdp_audit_hook_up of $device is not 1" "See docker logs xdp-auditor --tail=50."
+fi
+
+# 5. Prometheus.
+ready=$(in_enclave wget -qO- http://localhost:9090/-/ready)
+if [[ $ready == *Ready* ]]; then
+	ok "Prometheus ready"
+else
+	bad "Prometheus ready" "${ready:-no answer}" "See docker compose logs prometheus."
+fi
+# has_series EXPRESSION asks Prometheus whether the result has anything in it.
+has_series() {
+	local answer
+	answer=$(in_enclave wget -qO- "http://localhost:9090/api/v1/query?query=$1")
+	[[ $answer == *'"status":"success"'* && $answer == *'"metric":{'* ]]
+}
+if has_series 'up%7Bjob%3D%22xdp_audit%22%7D%20%3D%3D%201'; then
+	ok "target up"
+else
+	bad "target up" "Prometheus has not scraped the auditor" "Wait for one scrape interval; then see prometheus.yml."
+fi
+for series in xdp_audit_events_total xdp_audit_leak_flags_total xdp_audit_last_tscore; do
+	if has_series "$series"; then
+		ok "series $series"
+	else
+		bad "series $series" "Prometheus has none" "Wait for one scrape interval; then see the target."
+	fi
+done
+
+# 6. The gateway.
+# gateway NAME PATH prints the status of an answer over TLS that certs/tls.crt vouches for.
+gateway() {
+	curl -sS -o /dev/null -w '%{http_code}' --max-time 20 --cacert certs/tls.crt --resolve "$1:443:$address" "https://$1$2" 2>&1
+}
+status=$(gateway grafana.enclave /api/health)
+if [[ $status == 200 ]]; then
+	ok "gateway TLS for grafana.enclave"
+else
+	bad "gateway TLS for grafana.enclave" "${status//$'\n'/ }" "Does certs/tls.crt name grafana.enclave, and does tls.key fit? See docker compose logs gateway."
+fi
+status=$(gateway drupal.enclave /)
+if [[ $status =~ ^[23][0-9][0-9]$ ]]; then
+	ok "gateway TLS for drupal.enclave"
+else
+	bad "gateway TLS for drupal.enclave" "${status//$'\n'/ }" "See docker compose logs gateway apache drupal; a first visit installs Drupal."
+fi
+
+# 7. Isolation. Each network first by who is on it, then by connecting.
+# members NETWORK SERVICE… compares who is on a network with who should be.
+members() {
+	local network=$1 expected found internal
+	shift
+	expected=$(printf '%s\n' "$@" | sort | tr '\n' ' ')
+	found=$(docker ps -q --filter "network=${project}_$network" | xargs -r docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' | sort | tr '\n' ' ')
+	internal=$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1)
+	if [[ $found == "$expected" && $internal == true ]]; then
+		ok "$network is internal and of $* alone"
+	else
+		bad "$network is internal and of $* alone" "internal: $internal, on it: $found" "Run docker compose up -d, and disconnect whatever else was put there."
+	fi
+}
+members web_net enclave apache
+members app_net apache drupal
+members db_net drupal db
+
+# expect STATE WHAT SERVICE HOST PORT REMEDY
+expect() {
+	local found
+	found=$(reach "$3" "$4" "$5")
+	if [[ -n $4 && $found == "$1" ]]; then
+		ok "$2"
+	else
+		bad "$2" "port $5 of ${4:-(no address)} is ${found:-unknown} from $3" "$6"
+	fi
+}
+database=$(address_of db db_net)
+expect open "Drupal reaches the database" drupal "$database" 3306 "See docker compose logs db."
+expect closed "the enclave's namespace does not reach the database" enclave "$database" 3306 "Something joined db_net to the enclave."
+expect closed "Apache does not reach the database" apache "$database" 3306 "Something joined db_net to Apache."
+# Both an address that shares a network with Apache and one that does not.
+for port in 9400 9090 3000; do
+	expect closed "port $port is closed to Apache" apache "$(address_of enclave web_net)" "$port" "It must listen on 127.0.0.1 alone."
+	expect closed "port $port is closed to Drupal" drupal "$edge" "$port" "Drupal must be on app_net and db_net alone."
+done
+
+if ((failures > 0)); then
+	echo "$failures failed"
+	exit 1
+fi
+echo "all passed"
