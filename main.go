@@ -273,6 +273,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w, try --help", err)
 	}
+	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
 	o.exporterMetrics = !*withoutExporterMetrics
 	return o, nil
