@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
@@ -244,7 +246,7 @@ func TestAbsentDevicesMayCome(t *testing.T) {
 
 // Neither descriptors nor memory grow over a thousand devices, which keep their counters.
 func TestDevicesMadeAnew(t *testing.T) {
-	const rounds, devices, warm = 100, 10, 20
+	const rounds, devices, warm, group = 50, 20, 5, 1
 	l := newLab(t)
 	e := l.startExporter("--audit.device=again*", "--audit.follow")
 	names := make([]string, devices)
@@ -259,7 +261,7 @@ func TestDevicesMadeAnew(t *testing.T) {
 		err := l.audited.Namespace.Do(func() error {
 			for i, name := range names {
 				pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: fmt.Sprintf("peer%d", i)}
-				pair.Name = name
+				pair.Name, pair.Group = name, group
 				if err := netlink.LinkAdd(pair); err != nil {
 					return err
 				}
@@ -270,8 +272,8 @@ func TestDevicesMadeAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.awaitAttached(names...)
-		for _, name := range names {
-			l.delete(name)
+		if err := l.audited.Namespace.Do(func() error { return deleteGroup(group) }); err != nil {
+			t.Fatal(err)
 		}
 	}
 	l.awaitAttached()
@@ -293,6 +295,15 @@ func TestDevicesMadeAnew(t *testing.T) {
 		t.Errorf("%v goroutines, and %v before", after.goroutines, before.goroutines)
 	}
 	e.expectStopped()
+}
+
+// deleteGroup deletes all devices of a group, for which the kernel waits once and not for each.
+func deleteGroup(group uint32) error {
+	request := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // resources are what a process takes.
@@ -483,4 +494,3 @@ func TestFollowingAcrossARestart(t *testing.T) {
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)
 }
-
