@@ -370,7 +370,7 @@ func fieldOf(layout, name string) string {
 
 // Unpin detaches every hook and removes every map that is pinned at path, and says so in one line for each. It is refused
 // while an exporter runs on them.
-func Unpin(path string, logger *slog.Logger) error {
+func Unpin(path string, logger *slog.Logger) (err error) {
 	if err := checkPinPath(path); err != nil {
 		return err
 	}
@@ -382,7 +382,7 @@ func Unpin(path string, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer func() { err = errors.Join(err, p.close()) }()
 	links, err := p.loadLinks()
 	if err != nil {
 		return err

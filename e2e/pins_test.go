@@ -100,7 +100,7 @@ func (l *lab) startStream(f *flow) *stream {
 			}
 		}
 	})
-	l.t.Cleanup(func() { s.end() })
+	l.t.Cleanup(func() { _, _ = s.end() })
 	return s
 }
 
