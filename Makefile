@@ -122,3 +122,8 @@ kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/r
 fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (needs root)
 	@echo ">> counting series"
 	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e
+
+.PHONY: faults
+faults: check-root ## kill the exporter at random moments, FAULTS=1000 times without and with pins (needs root)
+	@echo ">> killing the exporter at random moments"
+	REQUIRE_BPF=1 FAULTS=$(or $(FAULTS),1000) $(GO) test -v -count=1 -timeout 0 -run '^TestFaults' ./e2e
