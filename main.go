@@ -93,6 +93,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	if err != nil {
 		return err
 	}
+	o.audit = config
 	if !plainPath(o.telemetryPath) {
 		return fmt.Errorf("--web.telemetry-path: %q is not a plain path such as /metrics", o.telemetryPath)
 	}
