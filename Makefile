@@ -127,3 +127,8 @@ fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (nee
 test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest
+
+.PHONY: faults
+faults: check-root ## kill the exporter at random moments, FAULTS=1000 times without and with pins (needs root)
+	@echo ">> killing the exporter at random moments"
+	REQUIRE_BPF=1 FAULTS=$(or $(FAULTS),1000) $(GO) test -v -count=1 -timeout 0 -run '^TestFaults' ./e2e

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path"
@@ -69,6 +68,7 @@ func oneLine(err error) string {
 type audit interface {
 	collector.Source
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
+	Follow(ctx context.Context) error
 	Close() error
 }
 
@@ -85,17 +85,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	if o.healthcheck {
 		return checkHealth(ctx, o.web)
 	}
+	o.log.Writer = stderr
+	if o.unpin {
+		return unpin(o)
+	}
 	config, err := o.auditConfig()
 	if err != nil {
 		return err
 	}
+	o.audit = config
 	if !plainPath(o.telemetryPath) {
 		return fmt.Errorf("--web.telemetry-path: %q is not a plain path such as /metrics", o.telemetryPath)
 	}
 	if err := web.Validate(*o.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file: %s: %w", *o.web.WebConfigFile, err)
 	}
-	o.log.Writer = stderr
 	logger := promslog.New(&o.log)
 
 	var records *trail.Trail
@@ -141,6 +145,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 
 	return serve(ctx, logger, listeners, o.web, handler,
 		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
+		attached.Follow,
 		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
 	)
 }
@@ -184,8 +189,11 @@ func reopenOn(ctx context.Context, hangup <-chan os.Signal, records *trail.Trail
 
 // options are the flags.
 type options struct {
-	devices []string // names and globs, some of them joined by commas
-	audit   bpf.Config
+	devices       []string // names and globs, some of them joined by commas
+	follow        bool
+	isFollowGiven bool
+	unpin         bool
+	audit         bpf.Config
 
 	trailFile       string
 	collectors      []string
@@ -210,8 +218,17 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	isAnswered := false
 	app.Terminate(func(int) { isAnswered = true })
 
-	app.Flag("audit.device", "Device to audit, by name or as a glob that is expanded at start. Repeatable; several may be joined by commas.").
+	app.Flag("audit.device", "Device to audit, by name or as a glob. Repeatable; several may be joined by commas.").
 		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
+	app.Flag("audit.follow", "Attach devices that appear or are made again later; if given, wait even for the first. "+
+		"On by default where a glob is among the devices.").
+		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
+	flagOf(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
+		"Devices at a time, where they are followed or pinned.", &c.MaxDevices, wholeNumber)
+	app.Flag("bpf.pin-path", "Folder of a bpf file system in which maps and hooks outlive the exporter, "+
+		"for the next one to take over: /sys/fs/bpf/xdp_audit.").
+		Envar("XDP_AUDIT_PIN_PATH").PlaceHolder("PATH").StringVar(&c.PinPath)
+	app.Flag("bpf.unpin", "Remove what is pinned at --bpf.pin-path, and end.").BoolVar(&o.unpin)
 	flagOf(app, "audit.mode", "XDP_MODE",
 		"How to attach: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
 	flagOf(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
@@ -256,6 +273,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w, try --help", err)
 	}
+	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
 	o.exporterMetrics = !*withoutExporterMetrics
 	return o, nil
@@ -345,24 +363,25 @@ func duration(s string) (time.Duration, error) {
 // auditConfig returns the configuration of the audit, checked as far as that is possible without the kernel.
 func (o *options) auditConfig() (bpf.Config, error) {
 	config := o.audit
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return config, fmt.Errorf("cannot list the network devices: %w", err)
+	config.Devices, config.Globs = splitDevices(o.devices)
+	if len(config.Devices) == 0 && len(config.Globs) == 0 {
+		return config, errors.New("no device to audit: name at least one with --audit.device or XDP_INTERFACE")
 	}
-	var existing []string
-	for _, i := range interfaces {
-		existing = append(existing, i.Name)
-	}
-	if config.Devices, err = expandDevices(o.devices, existing); err != nil {
-		return config, err
-	}
+	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
+	config.AllowNone = o.follow
 	return config, config.Validate()
 }
 
-// expandDevices splits values at commas and replaces globs by the names of existing devices that they match and that are
-// not named otherwise.
-func expandDevices(values, existing []string) ([]string, error) {
-	var devices, globs []string
+// unpin removes what is pinned.
+func unpin(o *options) error {
+	if o.audit.PinPath == "" {
+		return errors.New("--bpf.unpin: name the folder with --bpf.pin-path")
+	}
+	return bpf.Unpin(o.audit.PinPath, promslog.New(&o.log))
+}
+
+// splitDevices splits values at commas into names and globs.
+func splitDevices(values []string) (names, globs []string) {
 	for _, value := range values {
 		for device := range strings.SplitSeq(value, ",") {
 			switch device = strings.TrimSpace(device); {
@@ -370,30 +389,11 @@ func expandDevices(values, existing []string) ([]string, error) {
 			case strings.ContainsAny(device, "*?["):
 				globs = append(globs, device)
 			default:
-				devices = append(devices, device)
+				names = append(names, device)
 			}
 		}
 	}
-	for _, glob := range globs {
-		isMatched := false
-		for _, device := range existing {
-			matches, err := path.Match(glob, device)
-			if err != nil {
-				return nil, fmt.Errorf("device %q is no valid glob: a bracket needs its end", glob)
-			}
-			if matches && !slices.Contains(devices, device) {
-				devices = append(devices, device)
-			}
-			isMatched = isMatched || matches
-		}
-		if !isMatched {
-			return nil, fmt.Errorf("no device matches %s: the devices here are %s", glob, strings.Join(existing, ", "))
-		}
-	}
-	if len(devices) == 0 {
-		return nil, errors.New("no device to audit: name at least one with --audit.device or XDP_INTERFACE")
-	}
-	return devices, nil
+	return names, globs
 }
 
 // plainPath reports whether a path can be served as it is: absolute, clean, not a pattern, and not one of ours.

@@ -72,6 +72,7 @@ func (f *fakeAudit) Counters() []bpf.Counters {
 func (f *fakeAudit) Hooks() []bpf.Hook            { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
 func (f *fakeAudit) Runs() ([]bpf.Runs, error)    { return nil, nil }
 func (f *fakeAudit) Slots() int                   { return 8 }
+func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots { return bpf.DeviceSlots{} }
 func (f *fakeAudit) EventCounts() bpf.EventCounts { return bpf.EventCounts{} }
 
 func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) error {
@@ -85,6 +86,11 @@ func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) err
 			handle(event)
 		}
 	}
+}
+
+func (f *fakeAudit) Follow(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 func (f *fakeAudit) Close() error {
@@ -330,10 +336,12 @@ func TestConfig(t *testing.T) {
 				"--audit.device=eth0", "--audit.device=eth1,eth2", "--audit.mode=auto", "--audit.threshold=4.5", "--audit.min-samples=30",
 				"--audit.window=1000", "--audit.idle-timeout=250ms", "--audit.flows=1024", "--audit.event-rate=0", "--audit.clock=metadata",
 				"--audit.baseline=device", "--audit.domain=log2",
+				"--audit.follow", "--audit.max-devices=8", "--bpf.pin-path=/sys/fs/bpf/a",
 			},
 			bpf.Config{
 				Devices: []string{"eth0", "eth1", "eth2"}, Mode: bpf.ModeAuto, Clock: bpf.ClockMetadata, Threshold: 4.5, MinSamples: 30,
 				Window: 1000, IdleTimeout: 250 * time.Millisecond, Flows: 1024, EventRate: 0, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
+				Follow: true, AllowNone: true, MaxDevices: 8, PinPath: "/sys/fs/bpf/a",
 			},
 		},
 		{
@@ -342,11 +350,13 @@ func TestConfig(t *testing.T) {
 				"XDP_INTERFACE": "eth0, eth1,", "XDP_MODE": "skb", "XDP_AUDIT_THRESHOLD": "5", "XDP_AUDIT_MIN_SAMPLES": "50",
 				"XDP_AUDIT_WINDOW": "2000", "XDP_AUDIT_IDLE_TIMEOUT": "2s", "XDP_AUDIT_FLOWS": "64", "XDP_AUDIT_EVENT_RATE": "7",
 				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "device", "XDP_AUDIT_DOMAIN": "log2",
+				"XDP_AUDIT_FOLLOW": "false", "XDP_AUDIT_MAX_DEVICES": "9", "XDP_AUDIT_PIN_PATH": "/sys/fs/bpf/b",
 			},
 			nil,
 			bpf.Config{
 				Devices: []string{"eth0", "eth1"}, Mode: bpf.ModeGeneric, Clock: bpf.ClockMetadata, Threshold: 5, MinSamples: 50,
 				Window: 2000, IdleTimeout: 2 * time.Second, Flows: 64, EventRate: 7, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
+				MaxDevices: 9, PinPath: "/sys/fs/bpf/b",
 			},
 		},
 		{
@@ -358,8 +368,8 @@ func TestConfig(t *testing.T) {
 			nil, config(func(*bpf.Config) {}),
 		},
 		{
-			"a glob is what exists", nil, []string{"--audit.device=eth0,l[o]"},
-			config(func(c *bpf.Config) { c.Devices = []string{"eth0", "lo"} }),
+			"a glob is followed", nil, []string{"--audit.device=eth0,l[o]"},
+			config(func(c *bpf.Config) { c.Globs, c.Follow = []string{"l[o]"}, true }),
 		},
 	}
 	for _, test := range tests {
@@ -391,34 +401,46 @@ func TestBadEnvironment(t *testing.T) {
 	}
 }
 
-func TestExpandDevices(t *testing.T) {
-	existing := []string{"lo", "eth0", "eth1", "eth10", "wlan0"}
+func TestSplitDevices(t *testing.T) {
 	tests := []struct {
-		description string
-		values      []string
-		want        []string
-		err         string
+		description  string
+		values       []string
+		names, globs []string
 	}{
-		{"names in their order, existing or not", []string{"tap0", "eth1,eth0"}, []string{"tap0", "eth1", "eth0"}, ""},
-		{"a glob", []string{"eth?"}, []string{"eth0", "eth1"}, ""},
-		{"a set of characters", []string{"eth[1-9]*"}, []string{"eth1", "eth10"}, ""},
-		{"a glob leaves out what is named", []string{"eth*,eth1"}, []string{"eth1", "eth0", "eth10"}, ""},
-		{"two globs that overlap", []string{"eth*", "*0"}, []string{"eth0", "eth1", "eth10", "wlan0"}, ""},
-		{"a glob that matches nothing else", []string{"lo", "l*"}, []string{"lo"}, ""},
-		{"a name given twice is left to be refused", []string{"lo", "lo"}, []string{"lo", "lo"}, ""},
-		{"a glob that matches nothing", []string{"lo", "veth*"}, nil, "no device matches veth*: the devices here are lo, eth0, eth1, eth10, wlan0"},
+		{"names in their order", []string{"tap0", "eth1,eth0"}, []string{"tap0", "eth1", "eth0"}, nil},
+		{"globs apart from names", []string{"eth?,lo", "eth[1-9]*"}, []string{"lo"}, []string{"eth?", "eth[1-9]*"}},
+		{"spaces and empty values", []string{" lo , ", ""}, []string{"lo"}, nil},
+		{"a name given twice is left to be refused", []string{"lo", "lo"}, []string{"lo", "lo"}, nil},
 	}
 	for _, test := range tests {
 		t.Run(test.description, func(t *testing.T) {
-			got, err := expandDevices(test.values, existing)
-			if test.err != "" {
-				if err == nil || err.Error() != test.err {
-					t.Errorf("got error %v, want %s", err, test.err)
-				}
-				return
+			names, globs := splitDevices(test.values)
+			if !slices.Equal(names, test.names) || !slices.Equal(globs, test.globs) {
+				t.Errorf("got %v and %v, want %v and %v", names, globs, test.names, test.globs)
 			}
-			if err != nil || !slices.Equal(got, test.want) {
-				t.Errorf("got %v and error %v, want %v", got, err, test.want)
+		})
+	}
+}
+
+func TestFollowing(t *testing.T) {
+	for _, test := range []struct {
+		description       string
+		args              []string
+		follow, allowNone bool
+	}{
+		{"names are not followed", []string{"--audit.device=eth0"}, false, false},
+		{"globs are followed, but one device has to be there", []string{"--audit.device=eth*"}, true, false},
+		{"names are followed on demand, and waited for", []string{"--audit.device=eth0", "--audit.follow"}, true, true},
+		{"globs are only expanded on demand", []string{"--audit.device=eth*", "--no-audit.follow"}, false, false},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			o, err := parseFlags(test.args, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config, err := o.auditConfig()
+			if err != nil || config.Follow != test.follow || config.AllowNone != test.allowNone {
+				t.Errorf("got %+v and error %v", config, err)
 			}
 		})
 	}

@@ -32,7 +32,10 @@ func (o *options) dropPrivileges(drop dropFunc, records *trail.Trail, logger *sl
 		return (*collector.Privileges)(&held), nil
 	}
 	config := *o.web.WebConfigFile
-	needs := privilege.Needs{Read: webFiles(config)}
+	needs := privilege.Needs{Read: webFiles(config), Attach: o.audit.Follow}
+	if o.audit.Follow && o.audit.PinPath != "" {
+		needs.Manage = []string{o.audit.PinPath}
+	}
 	if records != nil && o.trailFile != trail.Stdout {
 		needs.Append = []string{o.trailFile}
 	}

@@ -6,6 +6,7 @@ package bpf
 import (
 	"fmt"
 	"math"
+	"path"
 	"strings"
 	"time"
 
@@ -62,6 +63,11 @@ const (
 // Config says what to audit, and how. [DefaultConfig] is the place to start.
 type Config struct {
 	Devices     []string      // network devices by name
+	Globs       []string      // network devices by pattern, as of path.Match
+	Follow      bool          // devices that appear later are attached as well, by Audit.Follow
+	AllowNone   bool          // it is no error of Open that no device can be attached
+	MaxDevices  uint32        // devices at a time, if they are followed or pinned; more names than that raise it
+	PinPath     string        // folder of a bpf file system in which maps and hooks outlive the process; empty for none
 	Mode        Mode          // how to attach
 	Clock       Clock         // where a packet's time comes from
 	Threshold   float64       // |t| at which a packet is flagged
@@ -78,13 +84,13 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
-		IdleTimeout: time.Second, Flows: 65536, EventRate: 100,
+		IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 64,
 	}
 }
 
 // Validate returns an error that names the first value that cannot be used, and what could be.
 func (c Config) Validate() error {
-	if len(c.Devices) == 0 {
+	if len(c.Devices) == 0 && len(c.Globs) == 0 {
 		return fmt.Errorf("no device to audit: name at least one")
 	}
 	seen := map[string]bool{}
@@ -96,6 +102,17 @@ func (c Config) Validate() error {
 			return fmt.Errorf("device %s is named twice", device)
 		}
 		seen[device] = true
+	}
+	for _, glob := range c.Globs {
+		if _, err := path.Match(glob, ""); err != nil {
+			return fmt.Errorf("device %q is no valid glob: a bracket needs its end", glob)
+		}
+	}
+	if c.MaxDevices < 1 || c.MaxDevices > maxDevices || len(c.Devices) > maxDevices {
+		return fmt.Errorf("maximum of %d devices, of which %d are named, is not between 1 and %d", c.MaxDevices, len(c.Devices), maxDevices)
+	}
+	if c.PinPath != "" && c.Mode == ModeHW {
+		return fmt.Errorf("mode hw and pin path %s cannot be combined: use mode drv or skb", c.PinPath)
 	}
 	switch c.Mode {
 	case ModeDriver, ModeHW, ModeGeneric, ModeAuto:
@@ -133,6 +150,14 @@ func (c Config) Validate() error {
 
 func (c Config) params() timing.Params {
 	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain}
+}
+
+// indices returns the devices that there is room for.
+func (c Config) indices() int {
+	if c.Follow || c.PinPath != "" {
+		return max(int(c.MaxDevices), len(c.Devices))
+	}
+	return len(c.Devices)
 }
 
 // sets returns the sets of the flow table, a power of two.

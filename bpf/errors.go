@@ -6,7 +6,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -54,23 +53,6 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
-// findInterface looks a device up by name. The error lists those that exist.
-func findInterface(name string) (*net.Interface, error) {
-	iface, err := net.InterfaceByName(name)
-	if err == nil {
-		return iface, nil
-	}
-	all, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("listing the network devices: %w", err)
-	}
-	names := make([]string, len(all))
-	for i := range all {
-		names[i] = all[i].Name
-	}
-	return nil, fmt.Errorf("device %s does not exist: the devices here are %s", name, strings.Join(names, ", "))
-}
-
 // driverOf returns the name of the driver of a device, empty if the kernel does not tell.
 func driverOf(device string) string {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -100,8 +82,14 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	if driver == "" {
 		driver = "unknown"
 	}
+	isTaken := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST)
+	if !isTaken && mode != ModeHW {
+		if reason := askReason(d.program, d.ifindex, mode); reason != "" {
+			err = fmt.Errorf("%w: %s", err, reason)
+		}
+	}
 	switch {
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+	case isTaken:
 		return fmt.Errorf("device %s already holds XDP program %d: detach it first (ip link set dev %s xdp off, or end the process that owns it): %w",
 			d.name, programOn(d.ifindex), d.name, err)
 	case mode == ModeHW:

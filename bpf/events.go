@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -35,17 +36,17 @@ const (
 // eventReader reads the perf events of all devices.
 type eventReader struct {
 	reader    *perf.Reader
-	devices   []string
 	domain    Domain
 	clock     monotonicAnchor
-	received  []atomic.Uint64 // by device
+	owners    atomic.Pointer[owners]
+	reading   sync.Mutex // held while events are counted in the table of devices
 	lost      atomic.Uint64
 	malformed atomic.Uint64
 }
 
 // newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
 // numbered without a gap.
-func newEventReader(t *tables, config Config) (*eventReader, error) {
+func newEventReader(t *tables, config Config, devices int) (*eventReader, error) {
 	online, err := onlineCPUs()
 	if err != nil {
 		return nil, err
@@ -66,10 +67,10 @@ func newEventReader(t *tables, config Config) (*eventReader, error) {
 	if err != nil {
 		return nil, explainRings(err)
 	}
-	return &eventReader{
-		reader: reader, devices: config.Devices, domain: config.Domain, clock: newMonotonicAnchor(),
-		received: make([]atomic.Uint64, len(config.Devices)),
-	}, nil
+	r := &eventReader{reader: reader, domain: config.Domain, clock: newMonotonicAnchor()}
+	none := make(owners, devices)
+	r.owners.Store(&none)
+	return r, nil
 }
 
 // onlineCPUs returns the ids of the CPUs that are online, in rising order.
@@ -109,6 +110,12 @@ func parseCPUList(list string) ([]int, error) {
 	return cpus, nil
 }
 
+// setOwner says which device the events of an index are of from now on.
+func (r *eventReader) setOwner(index int, owner eventOwner) {
+	changed := r.owners.Load().with(index, owner)
+	r.owners.Store(&changed)
+}
+
 // close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
 // Without privilege a kernel before 5.19 does not let it, and takes them out with the map.
 func (r *eventReader) close() error {
@@ -119,11 +126,13 @@ func (r *eventReader) close() error {
 	if err := errors.Join(paused, r.reader.Close()); err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
+	r.reading.Lock() // until nobody reads any more
+	defer r.reading.Unlock()
 	return nil
 }
 
 // ReadEvents calls handle for each perf event until the context ends, and then for those that are still in the rings. The
-// event is valid during the call only. It must not run twice at a time.
+// event is valid during the call only, which must not close the audit. It must not run twice at a time.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
@@ -149,6 +158,8 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 
 // drain handles what is in the rings until the deadline of the reader has passed and they are empty.
 func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Event)) error {
+	r.reading.Lock()
+	defer r.reading.Unlock()
 	for {
 		err := r.reader.ReadInto(record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -161,28 +172,31 @@ func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Even
 		if record.LostSamples > 0 {
 			continue
 		}
-		device, ok := decodeEvent(record.RawSample, event, r.domain, len(r.devices))
-		if !ok {
+		id, ok := decodeEvent(record.RawSample, event, r.domain)
+		owner := r.owners.Load().find(id)
+		if !ok || owner == nil {
 			r.malformed.Add(1)
 			continue
 		}
-		event.Device = r.devices[device]
+		event.Device = owner.name
 		event.Time = r.clock.wallTime(event.KtimeNs)
-		r.received[device].Add(1)
+		if owner.received != nil {
+			atomic.AddUint64(owner.received, 1)
+		}
 		handle(event)
 	}
 }
 
-// decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns the index of
-// its device. It leaves the device's name and the wall time to the caller.
-func decodeEvent(record []byte, event *Event, domain Domain, devices int) (device uint32, ok bool) {
+// decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns which
+// device it is of. It leaves the device's name and the wall time to the caller.
+func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok bool) {
 	if len(record) < eventBytes {
 		return 0, false
 	}
 	var raw programAuditEvent
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventBytes), record)
 	key := &raw.Key
-	if int64(key.Device) >= int64(devices) || key.Family >= uint8(NumFamilies) {
+	if key.Family >= uint8(NumFamilies) {
 		return 0, false
 	}
 	*event = Event{
@@ -193,7 +207,7 @@ func decodeEvent(record []byte, event *Event, domain Domain, devices int) (devic
 		ProtocolNumber: key.IpProtocol,
 		VLAN:           key.VlanId,
 	}
-	return key.Device, true
+	return key.Owner, true
 }
 
 // addrPort converts an address and a port as they are in a packet.
@@ -225,11 +239,16 @@ func protocolOf(family Family, number uint8) Protocol {
 
 // EventCounts returns what was read from the rings so far.
 func (a *Audit) EventCounts() EventCounts {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	counts := EventCounts{
-		Received: make(map[string]uint64, len(a.events.devices)), Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load(),
+		Received: make(map[string]uint64, len(a.devices)), Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load(),
 	}
-	for i, device := range a.events.devices {
-		counts.Received[device] = a.events.received[i].Load()
+	if a.isClosed {
+		return counts
+	}
+	for _, d := range a.devices {
+		counts.Received[d.name] = atomic.LoadUint64(&a.tables.devices.entries[d.index].received)
 	}
 	return counts
 }

@@ -80,7 +80,7 @@ static __always_inline void report_flag(struct xdp_md *ctx, struct device_counte
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
 		struct audit_event event = { .flag = *flag, .key = packet->key };
 
-		event.key.device = config.device;
+		event.key.owner = config.owner;
 		fate = send_event(ctx, allowance, &event);
 	}
 	publish_flag(&counters->last_flag);

@@ -197,11 +197,11 @@ func TestListOfCPUs(t *testing.T) {
 
 func TestDamagedRecordsAreRefused(t *testing.T) {
 	for _, record := range [][]byte{nil, make([]byte, eventBytes-1)} {
-		if _, ok := decodeEvent(record, &Event{}, DomainLinear, 1); ok {
+		if _, ok := decodeEvent(record, &Event{}, DomainLinear); ok {
 			t.Errorf("a record of %d bytes was decoded", len(record))
 		}
 	}
-	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, DomainLinear, 0); ok {
-		t.Error("a record of a device that does not exist was decoded")
+	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, DomainLinear); !ok {
+		t.Error("a whole record was refused")
 	}
 }

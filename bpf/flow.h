@@ -173,12 +173,12 @@ static __noinline void set_insert(struct flow_set *set, __u64 mixed, const struc
 {
 	struct flow_hash hash = hash_of(mixed);
 	__u32 way = set_find_victim(set, hash.way), cold = hash.set * FLOW_WAYS + way;
-	struct flow_key *owner = bpf_map_lookup_elem(&flow_keys, &cold);
+	struct flow_key *taken_by = bpf_map_lookup_elem(&flow_keys, &cold);
 
 	set_take(set, way, &hash, now_ns, counters);
-	if (owner) {
-		*owner = *key;
-		owner->device = config.device;
+	if (taken_by) {
+		*taken_by = *key;
+		taken_by->owner = config.owner;
 	}
 }
 

@@ -146,7 +146,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 			flows, hashes := make([]testFlow, test.flows), make([]flowtable.Hash, test.flows)
 			for i := range flows {
 				flows[i] = newTestFlow(i)
-				hashes[i] = flowtable.HashWords(flows[i].words, &p.tables.keys[0])
+				hashes[i] = flowtable.HashWords(flows[i].words, &p.tables.devices.entries[0].keys)
 			}
 			now := uint64(1e12)
 			var events []Event

@@ -43,6 +43,8 @@ static __always_inline __be16 load_be16(const void *bytes)
 struct frame {
 	const void *data;
 	const void *data_end;
+	__u32 beyond_bytes; /* after data_end, in buffers that cannot be accessed directly */
+	__u32 reserved;
 };
 
 struct vlan_tag {
@@ -85,7 +87,7 @@ static __always_inline bool frame_has(const struct frame *frame, const void *byt
 
 static __always_inline __u32 frame_len(const struct frame *frame)
 {
-	return frame->data_end - frame->data;
+	return frame->data_end - frame->data + frame->beyond_bytes;
 }
 
 static __always_inline bool is_vlan_tag(__be16 ethertype)

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -24,15 +26,25 @@ type Audit struct {
 	logger *slog.Logger
 	tables *tables
 	events *eventReader
+	pins   *pins // nil unless maps and hooks are pinned
 
-	mu       sync.Mutex // guards what follows
-	devices  []*device
+	changing sync.Mutex        // held while devices are attached and let go
+	spare    map[int]link.Link // hooks without a device, by the index of the device that they are on
+	refused  map[string]bool   // devices for which there is no index
+
+	mu       sync.Mutex // guards what follows, and the devices; taken after changing
+	devices  []*device  // the named ones, then those that match a glob
+	gone     []*device  // those that matched a glob and have vanished, but still have their index
 	counters *counterReader
+	isClosed bool
 }
 
-// device is one audited device. program and link are nil where it could not be attached.
+// device is one audited device. It has a program once it was attached for the first time, and a link while it is.
 type device struct {
 	name    string
+	index   int
+	isNamed bool // by the configuration, and not only matched by a glob
+	isGone  bool // there is no such device now
 	ifindex int
 	mode    Mode
 	driver  string
@@ -40,11 +52,15 @@ type device struct {
 	tag     string
 	id      ebpf.ProgramID
 	link    link.Link
+
+	wasUp   bool   // it was attached once
+	tried   iface  // the device as it was at the last attempt
+	refusal string // of the last attempt; empty if it succeeded
 }
 
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then
-// nothing is left attached. If some but not all devices can be attached, the others are logged and have a [Hook] that is
-// not up.
+// nothing is left attached that was not before. If some but not all devices can be attached, the others are logged and have
+// a [Hook] that is not up.
 func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -52,115 +68,212 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
+	ifaces, err := listInterfaces()
+	if err != nil {
+		return nil, err
+	}
+	if !config.Follow {
+		if config, err = config.expandGlobs(ifaces); err != nil {
+			return nil, err
+		}
+	}
 	audit, err = load(config, rand.Reader, logger)
 	if err != nil {
 		return nil, err
 	}
-	if err := audit.attachAll(); err != nil {
-		return nil, errors.Join(err, audit.Close())
+	if err := audit.attachAll(ifaces); err != nil {
+		return nil, errors.Join(err, audit.abandon())
 	}
 	return audit, nil
 }
 
-// load creates the maps and their readers, and attaches nothing. The keys of the hash of flows are read from keys.
+// load creates the maps and their readers, or takes over those that are pinned, and attaches nothing. The keys of the hash
+// of flows are read from keys.
 func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
-	a := &Audit{config: config, logger: logger}
+	a := &Audit{config: config, logger: logger, spare: map[int]link.Link{}, refused: map[string]bool{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.Close())
+			err = errors.Join(err, a.abandon())
 		}
 	}()
-	if a.tables, err = newTables(config, keys); err != nil {
+	if config.PinPath != "" {
+		if a.pins, err = openPins(config.PinPath); err != nil {
+			return nil, err
+		}
+	}
+	if a.tables, err = newTables(config, keys, a.pins, logger); err != nil {
 		return nil, err
 	}
-	if a.counters, err = newCounterReader(a.tables.maps[programMapAuditCounters], a.tables.cpus, config); err != nil {
+	devices := len(a.tables.devices.entries)
+	if a.counters, err = newCounterReader(a.tables.maps[programMapAuditCounters], a.tables.cpus, devices, config); err != nil {
 		return nil, err
 	}
-	if a.events, err = newEventReader(a.tables, config); err != nil {
+	if a.pins != nil {
+		if err := a.takeOver(); err != nil {
+			return nil, err
+		}
+	}
+	if a.events, err = newEventReader(a.tables, config, devices); err != nil {
 		return nil, err
 	}
 	for _, name := range config.Devices {
-		a.devices = append(a.devices, &device{name: name})
+		if _, err := a.admit(name, true); err != nil {
+			return nil, err
+		}
 	}
 	return a, nil
 }
 
 // attachAll attaches every device that can be, and fails if none can.
-func (a *Audit) attachAll() error {
-	var failed []error
-	for i, d := range a.devices {
-		if err := a.attach(i, d); err != nil {
-			failed = append(failed, err)
-			continue
+func (a *Audit) attachAll(ifaces []iface) error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	failed := a.reconcile(ifaces, true)
+	for _, glob := range a.config.Globs {
+		if len(matching(glob, ifaces)) == 0 {
+			failed = append(failed, noMatch(glob, ifaces))
 		}
-		a.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
-			"driver", d.driver, "program_id", d.id, "clock", a.config.Clock)
 	}
-	if len(failed) == len(a.devices) {
+	attached := slices.ContainsFunc(a.devices, func(d *device) bool { return d.link != nil })
+	if !attached && !a.config.AllowNone && len(failed) > 0 {
 		return inOneLine(failed)
 	}
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)
 	}
+	a.dropSpare()
 	return nil
 }
 
-// attach loads the program of one device and attaches it in the first mode that the device takes.
-func (a *Audit) attach(index int, d *device) (err error) {
-	iface, err := findInterface(d.name)
-	if err != nil {
-		return err
-	}
-	d.ifindex, d.driver = iface.Index, driverOf(d.name)
+// attach puts the program on a device, in the place of one that is on it already if that is ours, or else in the first mode
+// that the device takes.
+func (a *Audit) attach(d *device, on iface) (err error) {
+	driver := driverOf(d.name)
+	a.change(func() {
+		d.ifindex, d.driver, d.mode = on.index, driver, ""
+		a.tables.devices.entries[d.index].ifindex = uint32(on.index)
+	})
 	if a.config.Mode == ModeHW {
-		return a.attachOffloaded(index, d)
+		return a.attachOffloaded(d)
 	}
-	if err := a.loadProgram(index, d, 0); err != nil {
-		return explainLoad(err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.unload())
+	if d.program == nil {
+		if err := a.loadProgram(d.index, d, 0); err != nil {
+			return explainLoad(err)
 		}
-	}()
+		defer func() {
+			if err != nil && !d.wasUp {
+				a.change(func() { err = errors.Join(err, d.unload()) })
+			}
+		}()
+	}
 	modes := []Mode{a.config.Mode}
 	if a.config.Mode == ModeAuto {
 		modes = []Mode{ModeDriver, ModeGeneric}
 	}
+	if a.replaceProgram(d, on, modes) {
+		return nil
+	}
 	var refusals []error
 	for _, mode := range modes {
-		d.link, err = link.AttachXDP(link.XDPOptions{Program: d.program, Interface: d.ifindex, Flags: attachFlags[mode]})
-		if err == nil {
-			d.mode = mode
-			if len(refusals) > 0 {
-				a.logger.Warn("Native mode was refused: auditing in generic mode, which is slower and sees merged frames",
-					"device", d.name, "err", errors.Join(refusals...))
-			}
-			return nil
+		l, err := link.AttachXDP(link.XDPOptions{Program: d.program, Interface: d.ifindex, Flags: attachFlags[mode]})
+		if err != nil {
+			refusals = append(refusals, explainRefusal(d, mode, err))
+			continue
 		}
-		refusals = append(refusals, explainRefusal(d, mode, err))
+		if err := a.pinLink(l, d.ifindex); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		a.change(func() { d.link, d.mode, d.wasUp = l, mode, true })
+		if len(refusals) > 0 {
+			a.logger.Warn("Native mode was refused: auditing in generic mode, which is slower and sees merged frames",
+				"device", d.name, "err", errors.Join(refusals...))
+		}
+		return nil
 	}
 	return refusals[len(refusals)-1]
 }
 
+// replaceProgram swaps the program of a hook that is on the device already, without a packet in between. It reports whether
+// that was possible; if not, that hook is gone.
+func (a *Audit) replaceProgram(d *device, on iface, modes []Mode) bool {
+	l, ok := a.spare[on.index]
+	if !ok {
+		return false
+	}
+	delete(a.spare, on.index)
+	var err error
+	for _, mode := range modes {
+		if attachedModes[mode] != on.mode {
+			continue
+		}
+		if err = l.Update(d.program); err == nil {
+			a.change(func() { d.link, d.mode, d.wasUp = l, mode, true })
+			return true
+		}
+	}
+	a.logger.Info("Hook is attached anew, because its program cannot be replaced", "device", d.name, "mode", a.config.Mode, "err", err)
+	if err := a.dropLink(l, on.index); err != nil {
+		a.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
+	}
+	return false
+}
+
 // attachOffloaded tries to run the program on the device itself. Loading for a device fails in the kernel where its
 // driver has no offload.
-func (a *Audit) attachOffloaded(index int, d *device) error {
-	err := a.loadProgram(index, d, uint32(d.ifindex))
+func (a *Audit) attachOffloaded(d *device) error {
+	var l link.Link
+	err := a.loadProgram(d.index, d, uint32(d.ifindex))
 	if err == nil {
-		d.link, err = link.AttachXDP(link.XDPOptions{Program: d.program, Interface: d.ifindex, Flags: link.XDPOffloadMode})
+		l, err = link.AttachXDP(link.XDPOptions{Program: d.program, Interface: d.ifindex, Flags: link.XDPOffloadMode})
 	}
 	if err != nil {
-		return errors.Join(explainRefusal(d, ModeHW, err), d.unload())
+		err = explainRefusal(d, ModeHW, err)
+		a.change(func() { err = errors.Join(err, d.unload()) })
+		return err
 	}
-	d.mode = ModeHW
+	a.change(func() { d.link, d.mode, d.wasUp = l, ModeHW, true })
 	return nil
 }
 
+// change calls f while nobody reads the devices.
+func (a *Audit) change(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+}
+
+// pinLink pins a hook, if hooks are pinned.
+func (a *Audit) pinLink(l link.Link, ifindex int) error {
+	if a.pins == nil {
+		return nil
+	}
+	path := a.pins.linkPath(ifindex)
+	if err := a.pins.remove(filepath.Base(path)); err != nil {
+		return err
+	}
+	if err := l.Pin(path); err != nil {
+		return explainPin(a.pins.path, err)
+	}
+	return nil
+}
+
+// dropLink ends a hook. It is unpinned first: the kernel detaches at once with the last descriptor, but some time after the
+// last pin.
+func (a *Audit) dropLink(l link.Link, ifindex int) error {
+	var err error
+	if a.pins != nil {
+		err = a.pins.remove(filepath.Base(a.pins.linkPath(ifindex)))
+	}
+	return errors.Join(err, l.Close())
+}
+
 var attachFlags = map[Mode]link.XDPAttachFlags{ModeDriver: link.XDPDriverMode, ModeGeneric: link.XDPGenericMode}
+
+// attachedModes are XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h, as a device tells them.
+var attachedModes = map[Mode]uint32{ModeDriver: 1, ModeGeneric: 2}
 
 // loadProgram loads the instance of the program for the device with that index; ifindex is 0 unless it is to be
 // offloaded.
@@ -175,13 +288,14 @@ func (a *Audit) loadProgram(index int, d *device, ifindex uint32) error {
 		return err
 	}
 	defer collection.Close()
-	d.program = collection.DetachProgram(programProgXdpAudit)
-	info, err := d.program.Info()
+	info, err := collection.Programs[programProgXdpAudit].Info()
 	if err != nil {
 		return fmt.Errorf("reading back the program: %w", err)
 	}
-	d.id, _ = info.ID()
-	d.tag = info.Tag
+	id, _ := info.ID()
+	a.change(func() {
+		d.program, d.id, d.tag = collection.DetachProgram(programProgXdpAudit), id, info.Tag
+	})
 	return nil
 }
 
@@ -198,7 +312,7 @@ func (d *device) isUp() bool {
 	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == d.ifindex
 }
 
-// unload detaches the device and forgets its program.
+// unload gives up the hook of the device, which detaches it unless it is pinned, and forgets its program.
 func (d *device) unload() error {
 	var errs []error
 	if d.link != nil {
@@ -211,18 +325,25 @@ func (d *device) unload() error {
 	return errors.Join(errs...)
 }
 
-// Close detaches every device and gives back all that the audit holds in the kernel.
+// Close detaches every device, or leaves the hooks to the process after this one if they are pinned, and gives back all that
+// the audit holds.
 func (a *Audit) Close() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	var errs []error
+	if a.events != nil {
+		errs = append(errs, a.events.close()) // it waits for the reader, which may read counters
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var errs []error
-	for _, d := range a.devices {
+	a.isClosed = true
+	for _, d := range slices.Concat(a.devices, a.gone) {
 		if err := d.unload(); err != nil {
 			errs = append(errs, fmt.Errorf("detaching %s: %w", d.name, err))
 		}
 	}
-	if a.events != nil {
-		errs = append(errs, a.events.close())
+	for _, l := range a.spare {
+		errs = append(errs, l.Close())
 	}
 	if a.counters != nil {
 		errs = append(errs, a.counters.close())
@@ -230,8 +351,22 @@ func (a *Audit) Close() error {
 	}
 	if a.tables != nil {
 		errs = append(errs, a.tables.close())
+		a.tables = nil
+	}
+	if a.pins != nil {
+		errs = append(errs, a.pins.close())
+		a.pins = nil
 	}
 	return errors.Join(errs...)
+}
+
+// abandon is Close for a start that failed: pins that were there before stay, and others do not.
+func (a *Audit) abandon() error {
+	var err error
+	if a.pins != nil {
+		err = a.pins.discardNew()
+	}
+	return errors.Join(err, a.Close())
 }
 
 // Slots returns the slots of the flow table.

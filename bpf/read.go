@@ -36,8 +36,7 @@ type blockSums struct {
 	above, below, squared Uint128
 }
 
-func newCounterReader(m *ebpf.Map, cpus int, config Config) (*counterReader, error) {
-	devices := len(config.Devices)
+func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
 	size := int(unsafe.Sizeof(programDeviceCounters{}))
 	memory, err := unix.Mmap(m.FD(), 0, size*cpus*devices, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
@@ -62,7 +61,7 @@ func (r *counterReader) close() error {
 	return nil
 }
 
-// Counters returns one reading of the counters of every device that was attached, in the order of the configuration. It
+// Counters returns one reading of the counters of every device that was attached and is there, in the order of the configuration. It
 // is empty after [Audit.Close]. No counter is ever lower than in an earlier reading.
 func (a *Audit) Counters() []Counters {
 	a.mu.Lock()
@@ -71,14 +70,44 @@ func (a *Audit) Counters() []Counters {
 		return nil
 	}
 	var all []Counters
-	for i, d := range a.devices {
-		if d.program == nil {
+	for _, d := range a.devices {
+		if d.program == nil || d.isGone {
 			continue
 		}
 		all = append(all, Counters{Device: d.name})
-		a.counters.read(i, &all[len(all)-1])
+		c := &all[len(all)-1]
+		a.counters.read(d.index, c)
+		if a.pins != nil {
+			a.tables.devices.entries[d.index].settle(&c.Fates)
+		}
 	}
 	return all
+}
+
+// settle tells the events that were sent and read from those that were sent and left behind by a process that ended. What
+// is still in a ring may become either, and is not counted yet: no count ever falls.
+func (e *deviceEntry) settle(fates *[NumFates]uint64) {
+	fates[FateReaderGap] = e.gap
+	fates[FateSent] = min(atomic.LoadUint64(&e.received), fates[FateSent]-min(e.gap, fates[FateSent]))
+}
+
+// flows returns the flows that were given a slot for a device less those that lost theirs to it.
+func (r *counterReader) flows(device int) int64 {
+	var n int64
+	for cpu := range r.blocks[device] {
+		block := &r.blocks[device][cpu]
+		n += int64(atomic.LoadUint64(&block.FlowInserts))
+		for e := range block.FlowEvictions {
+			n -= int64(atomic.LoadUint64(&block.FlowEvictions[e]))
+		}
+	}
+	return n
+}
+
+// forget makes the next reading of an index independent of the last.
+func (r *counterReader) forget(device int) {
+	r.totals[device] = Uint128{}
+	clear(r.sums[device])
 }
 
 // read adds up the blocks of one device.

@@ -4,27 +4,36 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"math/bits"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// tables are the maps that the programs of all devices share.
+// tables are the maps that the programs of all devices share, and which device is which in them.
 type tables struct {
-	maps map[string]*ebpf.Map
-	keys [][10]uint32 // of the hash of flows, by device
-	cpus int          // possible CPUs, and so blocks of counters of a device
+	maps        map[string]*ebpf.Map
+	devices     *deviceTable
+	cpus        int  // possible CPUs, and so blocks of counters of a device
+	hasFrags    bool // the kernel hands frames in several buffers to XDP
+	isTakenOver bool // the maps are those of a process before
 }
 
-func newTables(config Config, keys io.Reader) (t *tables, err error) {
+// newTables makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are
+// replaced, and their name in the file system with them.
+func newTables(config Config, keys io.Reader, p *pins, logger *slog.Logger) (t *tables, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("counting the possible CPUs: %w", err)
@@ -33,30 +42,67 @@ func newTables(config Config, keys io.Reader) (t *tables, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t = &tables{maps: map[string]*ebpf.Map{}, keys: make([][10]uint32, len(config.Devices)), cpus: cpus}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, t.close())
-		}
-	}()
-	if err := binary.Read(keys, binary.NativeEndian, t.keys); err != nil {
-		return nil, fmt.Errorf("choosing keys of the flow hash: %w", err)
-	}
-	entries := map[string]int{
-		programMapAuditCounters:   len(config.Devices) * cpus,
+	t = &tables{cpus: cpus, hasFrags: features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil}
+	devices := config.indices()
+	specs := map[string]*ebpf.MapSpec{deviceMapName: deviceMapSpec(devices)}
+	for name, n := range map[string]int{
+		programMapAuditCounters:   devices * cpus,
 		programMapFlowSets:        int(config.sets()),
 		programMapFlowKeys:        config.Slots(),
 		programMapEventAllowances: cpus,
 		programMapAuditEvents:     cpus,
+	} {
+		specs[name] = spec.Maps[name]
+		specs[name].MaxEntries = uint32(n)
 	}
-	for name, n := range entries {
-		mapSpec := spec.Maps[name]
-		mapSpec.MaxEntries = uint32(n)
-		if t.maps[name], err = ebpf.NewMap(mapSpec); err != nil {
-			return nil, explainMap(name, n, err)
-		}
+	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices), logger); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	m := t.maps[deviceMapName]
+	delete(t.maps, deviceMapName) // no program has it
+	if t.devices, err = newDeviceTable(m, keys); err != nil {
+		return nil, errors.Join(err, t.close())
 	}
 	return t, nil
+}
+
+// openMaps fills t.maps.
+func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string, logger *slog.Logger) (err error) {
+	if p != nil {
+		var differs string
+		t.maps, differs, err = p.loadMaps(slices.Collect(maps.Keys(specs)), layout)
+		if err != nil {
+			return err
+		}
+		if t.maps != nil {
+			t.isTakenOver = true
+			return p.writeLayout(layout)
+		}
+		if differs != "" {
+			logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines begin anew", "path", p.path, "differs", differs)
+		}
+	}
+	t.maps = map[string]*ebpf.Map{}
+	for name, mapSpec := range specs {
+		m, err := ebpf.NewMap(mapSpec)
+		if err != nil {
+			return explainMap(name, int(mapSpec.MaxEntries), err)
+		}
+		t.maps[name] = m
+	}
+	if p == nil {
+		return nil
+	}
+	p.isNew = true
+	if err := p.removeMaps(); err != nil {
+		return err
+	}
+	for name, m := range t.maps {
+		if err := p.pinMap(name, m); err != nil {
+			return err
+		}
+	}
+	return p.writeLayout(layout)
 }
 
 // programSpec returns the program with its constants set for the device with that index.
@@ -65,15 +111,21 @@ func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, er
 	if err != nil {
 		return nil, err
 	}
+	if !t.hasFrags {
+		spec.Programs[programProgXdpAudit].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+	}
 	return spec, t.configure(spec, config, index)
 }
 
 // configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
 func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	constants := config.constants()
-	constants.Device = uint32(index)
 	constants.FirstBlock = uint32(index * t.cpus)
-	constants.HashKeys = t.keys[index]
+	constants.HashKeys = t.devices.entries[index].keys
+	constants.Owner = t.devices.owner(index)
+	if t.hasFrags {
+		constants.HasFrags = 1
+	}
 	if err := spec.Variables[programVarConfig].Set(constants); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
 	}
@@ -101,11 +153,21 @@ func log2Table() (table [1 << 11]uint8) {
 }
 
 func (t *tables) close() error {
-	var errs []error
-	for _, m := range t.maps {
-		errs = append(errs, m.Close())
+	err := closeMaps(t.maps)
+	if t.devices != nil {
+		err = errors.Join(err, t.devices.close())
 	}
-	return errors.Join(errs...)
+	return err
+}
+
+// clearCounters makes the counters of an index zero. No program may be counting in them.
+func (t *tables) clearCounters(index int) error {
+	for cpu := range t.cpus {
+		if err := t.maps[programMapAuditCounters].Put(uint32(index*t.cpus+cpu), &programDeviceCounters{}); err != nil {
+			return fmt.Errorf("clearing the counters of index %d: %w", index, err)
+		}
+	}
+	return nil
 }
 
 // constants returns what the program of any device is configured with.

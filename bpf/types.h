@@ -67,6 +67,7 @@ enum fate {
 	FATE_NO_READER,
 	FATE_SUPPRESSED,
 	FATE_OTHER,
+	FATE_READER_GAP, /* counted by user space */
 	FATES,
 };
 
@@ -94,8 +95,9 @@ struct audit_config {
 	__u64 idle_timeout_ns;
 	__u64 event_interval_ns; /* what one perf event costs of a CPU's allowance */
 	__u64 event_burst_ns;	 /* how far the allowance may be overdrawn */
-	__u32 device;		 /* index of the device */
 	__u32 first_block;	 /* of the device's counters, one for each CPU */
+	__u32 owner;		 /* index of the device, and in the upper half how many devices had it before */
+	__u32 has_frags;	 /* frames may be in several buffers, of which only the first can be accessed directly */
 	__u32 set_mask;		 /* sets of the flow table − 1 */
 	__u32 clock_source;
 	__u32 min_samples;
@@ -107,6 +109,7 @@ struct audit_config {
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
 	__u32 variants;		  /* enum variant */
+	__u32 reserved;
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */
@@ -115,7 +118,7 @@ struct flow_key {
 	__be32 destination[4];
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 device;
+	__u32 owner; /* as in the configuration */
 	__u16 vlan_id; /* of the outer tag, host order; 0 without */
 	__u8 ip_protocol;
 	__u8 family;

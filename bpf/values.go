@@ -68,6 +68,7 @@ const (
 	FateNoReader               // no ring is open for this CPU
 	FateSuppressed             // held back by calibration
 	FateOther                  // the kernel refused it for another reason
+	FateReaderGap              // left in a ring whose reader had ended
 	NumFates
 )
 
@@ -88,7 +89,7 @@ var (
 		"judged", "min_samples", "new_flow", "flagged_early", "flagged_late", "idle_gap", "reordered",
 		"contended", "fragment", "untimed", "unparsed",
 	}
-	fateNames     = [NumFates]string{"sent", "rate_limit", "ring_full", "no_reader", "suppressed", "other"}
+	fateNames     = [NumFates]string{"sent", "rate_limit", "ring_full", "no_reader", "suppressed", "other", "reader_gap"}
 	evictionNames = [NumEvictions]string{"expired", "live"}
 )
 
@@ -229,6 +230,16 @@ type Runs struct {
 	Device string
 	Count  uint64
 	TimeNs uint64
+}
+
+// DeviceSlots counts the devices that there is room for.
+type DeviceSlots struct {
+	Total   int
+	Used    int // by devices that are there, or are named in the configuration
+	Refused int // devices that match a glob and found no room
+
+	// GoneFlows are the flows that were given a slot of the flow table less those that lost it, of devices that are gone.
+	GoneFlows int64
 }
 
 // EventCounts are counts of the reading side of audit_events.

@@ -15,6 +15,23 @@
 #include "flow.h"
 #include "parse.h"
 
+/* Parses again what could not be parsed as a frame in one buffer: the lengths in the headers go beyond the first buffer of
+ * a frame in several. All headers are in the first. Returns whether that was it.
+ */
+static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct frame *frame, struct packet *packet)
+{
+	__u32 first_bytes = frame_len(frame), len_bytes;
+
+	if (!config.has_frags)
+		return false;
+	len_bytes = bpf_xdp_get_buff_len(ctx);
+	if (len_bytes <= first_bytes)
+		return false;
+	frame->beyond_bytes = len_bytes - first_bytes;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	return !parse_frame(frame, packet);
+}
+
 /* Everything between the clock and the counters. */
 static __always_inline enum outcome audit_packet(struct xdp_md *ctx, __u64 now_ns, struct device_counters *counters,
 						 struct packet *packet)
@@ -22,7 +39,7 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, __u64 now_n
 	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
 	enum outcome outcome;
 
-	if (parse_frame(&frame, packet))
+	if (parse_frame(&frame, packet) && !parse_frame_in_buffers(ctx, &frame, packet))
 		return OUTCOME_UNPARSED;
 	if (packet->is_fragment)
 		return OUTCOME_FRAGMENT;
@@ -45,7 +62,7 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int xdp_audit(struct xdp_md *ctx)
 {
 	return xdp_audit_body(ctx);

@@ -18,8 +18,9 @@ type programAuditConfig struct {
 	IdleTimeoutNs      uint64
 	EventIntervalNs    uint64
 	EventBurstNs       uint64
-	Device             uint32
 	FirstBlock         uint32
+	Owner              uint32
+	HasFrags           uint32
 	SetMask            uint32
 	ClockSource        uint32
 	MinSamples         uint32
@@ -31,6 +32,7 @@ type programAuditConfig struct {
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
 	Variants           uint32
+	Reserved           uint32
 }
 
 type programAuditEvent struct {
@@ -104,7 +106,7 @@ type programFlowKey struct {
 	Destination     [4]uint32
 	SourcePort      uint16
 	DestinationPort uint16
-	Device          uint32
+	Owner           uint32
 	VlanId          uint16
 	IpProtocol      uint8
 	Family          uint8

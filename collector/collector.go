@@ -52,6 +52,7 @@ type Source interface {
 	Hooks() []bpf.Hook
 	Runs() ([]bpf.Runs, error)
 	Slots() int
+	DeviceSlots() bpf.DeviceSlots
 	EventCounts() bpf.EventCounts
 }
 

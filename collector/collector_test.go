@@ -25,6 +25,7 @@ type fakeSource struct {
 	runs     []bpf.Runs
 	runsErr  error
 	slots    int
+	devices  bpf.DeviceSlots
 	events   bpf.EventCounts
 }
 
@@ -32,6 +33,7 @@ func (f *fakeSource) Counters() []bpf.Counters     { return f.counters }
 func (f *fakeSource) Hooks() []bpf.Hook            { return f.hooks }
 func (f *fakeSource) Runs() ([]bpf.Runs, error)    { return f.runs, f.runsErr }
 func (f *fakeSource) Slots() int                   { return f.slots }
+func (f *fakeSource) DeviceSlots() bpf.DeviceSlots { return f.devices }
 func (f *fakeSource) EventCounts() bpf.EventCounts { return f.events }
 
 // counters returns counters of a device, of which edit sets some.

@@ -13,7 +13,7 @@ func TestEvents(t *testing.T) {
 	source := &fakeSource{
 		counters: []bpf.Counters{
 			counters("eth0", func(c *bpf.Counters) {
-				c.Fates = [bpf.NumFates]uint64{10, 20, 3, 4, 5, 6}
+				c.Fates = [bpf.NumFates]uint64{10, 20, 3, 4, 5, 6, 7}
 			}),
 			counters("eth1", func(*bpf.Counters) {}),
 		},
@@ -25,12 +25,14 @@ func TestEvents(t *testing.T) {
 xdp_audit_event_fates_total{device="eth0",fate="no_reader"} 4
 xdp_audit_event_fates_total{device="eth0",fate="other"} 6
 xdp_audit_event_fates_total{device="eth0",fate="rate_limit"} 20
+xdp_audit_event_fates_total{device="eth0",fate="reader_gap"} 7
 xdp_audit_event_fates_total{device="eth0",fate="ring_full"} 3
 xdp_audit_event_fates_total{device="eth0",fate="sent"} 10
 xdp_audit_event_fates_total{device="eth0",fate="suppressed"} 5
 xdp_audit_event_fates_total{device="eth1",fate="no_reader"} 0
 xdp_audit_event_fates_total{device="eth1",fate="other"} 0
 xdp_audit_event_fates_total{device="eth1",fate="rate_limit"} 0
+xdp_audit_event_fates_total{device="eth1",fate="reader_gap"} 0
 xdp_audit_event_fates_total{device="eth1",fate="ring_full"} 0
 xdp_audit_event_fates_total{device="eth1",fate="sent"} 0
 xdp_audit_event_fates_total{device="eth1",fate="suppressed"} 0

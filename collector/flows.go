@@ -21,6 +21,7 @@ var (
 type flowsSource interface {
 	Counters() []bpf.Counters
 	Slots() int
+	DeviceSlots() bpf.DeviceSlots
 }
 
 type flowsCollector struct {
@@ -34,18 +35,18 @@ func newFlowsCollector(source flowsSource) flowsCollector {
 // Update sends how full the flow table is, and what went in and out. A slot once taken is never free again, so that those
 // in use are the inserts that evicted nobody.
 func (c flowsCollector) Update(ch chan<- prometheus.Metric) error {
-	var used uint64
+	used := c.source.DeviceSlots().GoneFlows
 	counters := c.source.Counters()
 	for i := range counters {
 		device := counters[i].Device
-		used += counters[i].Inserts
+		used += int64(counters[i].Inserts)
 		ch <- counter(insertsDesc, float64(counters[i].Inserts), device)
 		for reason, n := range counters[i].Evictions {
-			used -= n
+			used -= int64(n)
 			ch <- counter(evictionsDesc, float64(n), device, bpf.Eviction(reason).String())
 		}
 	}
 	ch <- gauge(slotsDesc, float64(c.source.Slots()))
-	ch <- gauge(slotsUsedDesc, float64(min(used, uint64(c.source.Slots()))))
+	ch <- gauge(slotsUsedDesc, float64(max(0, min(used, int64(c.source.Slots())))))
 	return nil
 }

@@ -16,7 +16,10 @@ var (
 	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to a device.", "device")
 	hookInfoDesc = newDesc("hook_info", "How the audit is attached to a device, always 1.",
 		"device", "mode", "driver", "clock", "program_id", "program_tag")
-	runTimeDesc = newDesc("program_run_seconds_total",
+	deviceSlotsDesc     = newDesc("device_slots", "Devices that there is room for.")
+	deviceSlotsUsedDesc = newDesc("device_slots_used", "Devices that are audited, or named and waited for.")
+	devicesRefusedDesc  = newDesc("devices_refused", "Devices that match a glob and are not audited, because there is no room for them.")
+	runTimeDesc         = newDesc("program_run_seconds_total",
 		"Time that the kernel spent in the program, known while kernel.bpf_stats_enabled is 1.", "device")
 	runsDesc = newDesc("program_runs_total",
 		"Runs of the program, known while kernel.bpf_stats_enabled is 1.", "device")
@@ -25,6 +28,7 @@ var (
 type programSource interface {
 	Hooks() []bpf.Hook
 	Runs() ([]bpf.Runs, error)
+	DeviceSlots() bpf.DeviceSlots
 }
 
 type programCollector struct {
@@ -35,7 +39,7 @@ func newProgramCollector(source programSource) programCollector {
 	return programCollector{source}
 }
 
-// Update sends the state of every configured device, and the cost of its program if the kernel accounts for it.
+// Update sends the state of every device, how many more there may be, and the cost of its program if the kernel accounts for it.
 func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 	for _, hook := range c.source.Hooks() {
 		if !hook.Up {
@@ -46,6 +50,10 @@ func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 		ch <- gauge(hookInfoDesc, 1, hook.Device, hook.Mode, hook.Driver, hook.Clock,
 			strconv.FormatUint(uint64(hook.ProgramID), 10), hook.ProgramTag)
 	}
+	slots := c.source.DeviceSlots()
+	ch <- gauge(deviceSlotsDesc, float64(slots.Total))
+	ch <- gauge(deviceSlotsUsedDesc, float64(slots.Used))
+	ch <- gauge(devicesRefusedDesc, float64(slots.Refused))
 	runs, err := c.source.Runs()
 	if err != nil {
 		return fmt.Errorf("read the program's run time: %w", err)

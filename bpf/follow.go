@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// resyncInterval is how often devices are looked at when the kernel reports nothing: it does not report that a program was
+// detached by force, nor that another's program is off a device.
+const resyncInterval = 10 * time.Second
+
+// iface is a network device as the kernel lists it.
+type iface struct {
+	name  string
+	index int
+	mtu   int
+	mode  uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
+}
+
+// listInterfaces lists the devices of the network namespace. A dump that a change has cut short is made again.
+func listInterfaces() ([]iface, error) {
+	links, err := netlink.LinkList()
+	for i := 0; i < 100 && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
+		links, err = netlink.LinkList()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the network devices: %w", err)
+	}
+	ifaces := make([]iface, 0, len(links))
+	for _, l := range links {
+		attrs := l.Attrs()
+		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU}
+		if attrs.Xdp != nil {
+			i.mode = attrs.Xdp.AttachMode
+		}
+		ifaces = append(ifaces, i)
+	}
+	return ifaces, nil
+}
+
+func namesOf(ifaces []iface) string {
+	names := make([]string, len(ifaces))
+	for i := range ifaces {
+		names[i] = ifaces[i].name
+	}
+	return strings.Join(names, ", ")
+}
+
+// matching returns the names of the devices that a glob matches.
+func matching(glob string, ifaces []iface) []string {
+	var names []string
+	for i := range ifaces {
+		if isMatched, err := path.Match(glob, ifaces[i].name); err == nil && isMatched {
+			names = append(names, ifaces[i].name)
+		}
+	}
+	return names
+}
+
+func noMatch(glob string, ifaces []iface) error {
+	return fmt.Errorf("no device matches %s: the devices here are %s", glob, namesOf(ifaces))
+}
+
+// expandGlobs returns the configuration with the devices that its globs match now in their place.
+func (c Config) expandGlobs(ifaces []iface) (Config, error) {
+	c.Devices = slices.Clone(c.Devices)
+	for _, glob := range c.Globs {
+		names := matching(glob, ifaces)
+		if len(names) == 0 {
+			return c, noMatch(glob, ifaces)
+		}
+		for _, name := range names {
+			if !slices.Contains(c.Devices, name) {
+				c.Devices = append(c.Devices, name)
+			}
+		}
+	}
+	c.Globs = nil
+	return c, c.Validate()
+}
+
+// Follow attaches devices of the configuration when they appear, and lets go of those that vanish, until the context ends.
+// Without Config.Follow it does nothing but wait for that.
+func (a *Audit) Follow(ctx context.Context) error {
+	if !a.config.Follow {
+		<-ctx.Done()
+		return nil
+	}
+	resync := time.NewTicker(resyncInterval)
+	defer resync.Stop()
+	var changes *linkChanges
+	defer func() { changes.close() }()
+	refusal := ""
+	for isRetry := false; ctx.Err() == nil; {
+		if changes == nil {
+			var err error
+			if changes, err = subscribe(); err != nil && err.Error() != refusal {
+				refusal = err.Error()
+				a.logger.Error("Devices are looked for every 10 seconds only", "err", err)
+			}
+		}
+		if err := a.followOnce(isRetry); err != nil {
+			a.logger.Error("Devices are not followed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-resync.C:
+			isRetry = true
+		case _, isOpen := <-changes.updates():
+			isRetry = false
+			if !isOpen { // the kernel had more to say than the socket holds
+				changes.close()
+				changes = nil
+				continue
+			}
+			changes.drain()
+		}
+	}
+	return nil
+}
+
+// followOnce compares the devices that there are with those that are audited. Those that were refused and look as they did
+// then are tried again if isRetry.
+func (a *Audit) followOnce(isRetry bool) error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if a.isClosed {
+		return nil
+	}
+	ifaces, err := listInterfaces()
+	if err != nil {
+		return err
+	}
+	for _, err := range a.reconcile(ifaces, isRetry) {
+		a.logger.Error("Device is not audited", "err", err)
+	}
+	a.dropSpare()
+	return nil
+}
+
+// linkChanges are the kernel's messages about devices. A nil one has none.
+type linkChanges struct {
+	channel chan netlink.LinkUpdate
+	done    chan struct{}
+}
+
+func subscribe() (*linkChanges, error) {
+	c := &linkChanges{make(chan netlink.LinkUpdate, 64), make(chan struct{})}
+	if err := netlink.LinkSubscribe(c.channel, c.done); err != nil {
+		close(c.done)
+		return nil, fmt.Errorf("subscribing to changes of devices: %w", err)
+	}
+	return c, nil
+}
+
+func (c *linkChanges) updates() <-chan netlink.LinkUpdate {
+	if c == nil {
+		return nil
+	}
+	return c.channel
+}
+
+// drain takes what is there: one look at the devices answers all of it.
+func (c *linkChanges) drain() {
+	for {
+		select {
+		case _, isOpen := <-c.channel:
+			if !isOpen {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+// close ends the subscription, and the goroutine that sends.
+func (c *linkChanges) close() {
+	if c == nil {
+		return
+	}
+	close(c.done)
+	for range c.channel { //nolint:revive // until it is closed
+	}
+}
+
+// reconcile attaches the devices of the configuration that are there and not attached, and lets go of the rest. It returns
+// what kept devices from being attached, as far as that is not what it was before. a.changing is held.
+func (a *Audit) reconcile(ifaces []iface, isRetry bool) (failures []error) {
+	here := make(map[string]iface, len(ifaces))
+	for _, i := range ifaces {
+		here[i.name] = i
+	}
+	a.letGo(here)
+	wanted := slices.Clone(a.config.Devices)
+	for _, glob := range a.config.Globs {
+		for _, name := range matching(glob, ifaces) {
+			if !slices.Contains(wanted, name) {
+				wanted = append(wanted, name)
+			}
+		}
+	}
+	for i, name := range wanted {
+		isNamed := i < len(a.config.Devices)
+		d, err := a.admit(name, isNamed)
+		if d != nil {
+			err = a.ensureAttached(d, here, ifaces, isRetry)
+		}
+		if err != nil {
+			failures = append(failures, err)
+		}
+	}
+	for name := range a.refused {
+		if _, isHere := here[name]; !isHere {
+			a.change(func() { delete(a.refused, name) })
+		}
+	}
+	return failures
+}
+
+// dropSpare ends the hooks that no device of the configuration has taken.
+func (a *Audit) dropSpare() {
+	for ifindex := range a.spare {
+		a.logger.Info("Hook detached from a device that is not to be audited", "ifindex", ifindex)
+		a.dropSpareOn(ifindex)
+	}
+}
+
+func (a *Audit) dropSpareOn(ifindex int) {
+	l, ok := a.spare[ifindex]
+	if !ok {
+		return
+	}
+	delete(a.spare, ifindex)
+	if err := a.dropLink(l, ifindex); err != nil {
+		a.logger.Warn("Hook could not be removed", "ifindex", ifindex, "err", err)
+	}
+}
+
+// letGo takes the hooks from the devices that are no longer what they were: gone, made anew, renamed, or with their hook
+// detached by somebody. A hook that still runs is kept for the device's new name.
+func (a *Audit) letGo(here map[string]iface) {
+	for _, d := range slices.Clone(a.devices) {
+		now, isHere := here[d.name]
+		if d.link != nil && (now.index != d.ifindex || !d.isUp()) {
+			if d.isUp() {
+				a.spare[d.ifindex] = d.link
+			} else if err := a.dropLink(d.link, d.ifindex); err != nil {
+				a.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
+			}
+			a.change(func() { d.link, d.mode = nil, "" })
+		}
+		if isHere || d.isGone || d.tried == (iface{}) {
+			continue
+		}
+		a.change(func() {
+			d.isGone, d.tried, d.refusal = true, iface{}, ""
+			if !d.isNamed {
+				a.devices = slices.DeleteFunc(a.devices, func(other *device) bool { return other == d })
+				a.gone = append(a.gone, d)
+				a.tables.devices.setGone(d.index, true)
+			}
+		})
+		if d.wasUp {
+			a.logger.Info("Device is gone", "device", d.name)
+		}
+	}
+}
+
+// ensureAttached attaches a device if it is there and not attached, and not as it was when that was refused.
+func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface, isRetry bool) error {
+	now, isHere := here[d.name]
+	if d.link != nil {
+		return nil
+	}
+	var err error
+	tried := now
+	tried.mode = d.tried.mode // that changes with every attempt
+	switch {
+	case !isHere && (d.wasUp || d.isGone), !isRetry && tried == d.tried && d.refusal != "":
+		return nil
+	case !isHere:
+		a.change(func() { d.isGone = true })
+		err = fmt.Errorf("device %s does not exist: the devices here are %s", d.name, namesOf(ifaces))
+	default:
+		a.change(func() { d.isGone = false })
+		err = a.attach(d, now)
+	}
+	d.tried = now
+	if err == nil {
+		d.refusal = ""
+		a.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
+			"driver", d.driver, "program_id", d.id, "clock", a.config.Clock)
+		return nil
+	}
+	if before := d.refusal; before == err.Error() {
+		return nil
+	}
+	d.refusal = err.Error()
+	return err
+}
+
+// admit returns the device of that name, and gives it an index if it has none.
+func (a *Audit) admit(name string, isNamed bool) (*device, error) {
+	for _, d := range a.devices {
+		if d.name == name {
+			return d, nil
+		}
+	}
+	for i, d := range a.gone {
+		if d.name == name {
+			a.change(func() {
+				a.gone = slices.Delete(a.gone, i, i+1)
+				a.devices = append(a.devices, d)
+				a.tables.devices.setGone(d.index, false)
+			})
+			return d, nil
+		}
+	}
+	table := a.tables.devices
+	index := table.find(name)
+	if index < 0 {
+		var err error
+		if index, err = a.takeIndex(name); err != nil {
+			isFirst := len(a.refused) == 0
+			if isKnown := a.refused[name]; !isKnown {
+				a.change(func() { a.refused[name] = true })
+			}
+			if errors.Is(err, errNoIndex) && !isFirst {
+				return nil, nil
+			}
+			return nil, err
+		}
+	}
+	d := &device{name: name, index: index, isNamed: isNamed}
+	a.change(func() {
+		delete(a.refused, name)
+		a.devices = append(a.devices, d)
+		table.setGone(index, false)
+	})
+	a.events.setOwner(index, eventOwner{id: table.owner(index), name: name, received: &table.entries[index].received})
+	return d, nil
+}
+
+// takeIndex gives a device an index, that of one which vanished if no other is left.
+func (a *Audit) takeIndex(name string) (int, error) {
+	table := a.tables.devices
+	index, err := table.choose()
+	if err != nil {
+		return 0, fmt.Errorf("device %s: %w: there are %d, for more raise the maximum of devices (--audit.max-devices)",
+			name, err, len(table.entries))
+	}
+	if table.entries[index].generation > 0 {
+		if err := a.clearIndex(index); err != nil {
+			return 0, err
+		}
+	}
+	return index, table.take(index, name)
+}
+
+// clearIndex leaves nothing of the device that had the index, and no program that counts there.
+func (a *Audit) clearIndex(index int) error {
+	a.dropSpareOn(int(a.tables.devices.entries[index].ifindex))
+	var err error
+	a.change(func() {
+		a.tables.devices.release(index)
+		for _, d := range a.gone {
+			if d.index == index {
+				err = d.unload()
+			}
+		}
+		a.gone = slices.DeleteFunc(a.gone, func(d *device) bool { return d.index == index })
+	})
+	awaitPrograms()
+	a.change(func() {
+		a.tables.devices.entries[index].goneFlows += a.counters.flows(index)
+		err = errors.Join(err, a.tables.clearCounters(index))
+		a.counters.forget(index)
+	})
+	return err
+}
+
+// takeOver opens the hooks that are pinned, for the devices that they are on, and accounts for the events that nobody can
+// read any more.
+func (a *Audit) takeOver() error {
+	var err error
+	if a.spare, err = a.pins.loadLinks(); err != nil {
+		return err
+	}
+	table := a.tables.devices
+	for i := range table.entries {
+		if table.entries[i].goneNs == 0 {
+			table.setGone(i, true)
+		}
+	}
+	if !a.tables.isTakenOver {
+		return nil
+	}
+	rings := a.tables.maps[programMapAuditEvents]
+	for ring := range rings.MaxEntries() {
+		// The kernel has emptied them when the process ended, or is about to.
+		_ = rings.Delete(ring)
+	}
+	awaitPrograms()
+	var left uint64
+	for i := range table.entries {
+		e := &table.entries[i]
+		if !e.isTaken() {
+			continue
+		}
+		var counters Counters
+		a.counters.read(i, &counters)
+		if sent := counters.Fates[FateSent]; sent > e.received+e.gap {
+			left += sent - e.received - e.gap
+			e.gap = sent - e.received
+		}
+	}
+	a.logger.Info("Audit taken over, with its counters and baselines", "path", a.pins.path, "hooks", len(a.spare), "reader_gap", left)
+	return nil
+}
+
+// DeviceSlots returns how many devices there is room for, have a place, and have none. It is zero after [Audit.Close].
+func (a *Audit) DeviceSlots() DeviceSlots {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tables == nil {
+		return DeviceSlots{}
+	}
+	entries := a.tables.devices.entries
+	slots := DeviceSlots{Total: len(entries), Used: len(a.devices), Refused: len(a.refused)}
+	for i := range entries {
+		slots.GoneFlows += entries[i].goneFlows
+		isShown := slices.ContainsFunc(a.devices, func(d *device) bool { return d.index == i && d.program != nil && !d.isGone })
+		if !isShown {
+			slots.GoneFlows += a.counters.flows(i)
+		}
+	}
+	return slots
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// faults returns how often the exporter is killed in a test: as FAULTS says, or else as often as there is time for.
+func faults(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("FAULTS")
+	if text == "" {
+		return 30
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("FAULTS=%s is not a number of faults", text)
+	}
+	return n
+}
+
+// moment is when an exporter is killed.
+type moment struct {
+	name string
+	kill func(e *exporter, random *rand.Rand)
+}
+
+// moments are those of the life of an exporter. None of the delays decides what is expected.
+var moments = []moment{
+	{"start", func(e *exporter, random *rand.Rand) {
+		e.killAfter(random, 300*time.Millisecond)
+	}},
+	{"audit", func(e *exporter, random *rand.Rand) {
+		e.awaitReady("/-/ready")
+		e.killAfter(random, 50*time.Millisecond)
+	}},
+	{"scrape", func(e *exporter, random *rand.Rand) {
+		e.awaitReady("/-/ready")
+		var scrapes sync.WaitGroup
+		for range 4 {
+			scrapes.Go(func() { _, _, _ = e.ask("/metrics") }) // it may be cut off
+		}
+		e.killAfter(random, 5*time.Millisecond)
+		scrapes.Wait()
+	}},
+	{"stop", func(e *exporter, random *rand.Rand) {
+		e.awaitReady("/-/ready")
+		e.signal(syscall.SIGTERM)
+		e.killAfter(random, 50*time.Millisecond)
+	}},
+}
+
+func serving(args []string) []string {
+	return append([]string{"--web.listen-address=" + address}, args...)
+}
+
+// killAfter kills the exporter after a random time, unless it ends before.
+func (e *exporter) killAfter(random *rand.Rand, limit time.Duration) {
+	e.lab.t.Helper()
+	select {
+	case <-e.ended:
+	case <-time.After(time.Duration(random.Int64N(int64(limit)))):
+	}
+	_ = e.cmd.Process.Kill()
+	e.wait()
+}
+
+// Killed at any moment, an exporter without pins leaves nothing attached. Every packet arrives meanwhile.
+func TestFaults(t *testing.T) {
+	l := newLab(t)
+	random := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	traffic := l.startStream(l.newFlow(l.audited.IPv4.Addr()))
+	args := append([]string{"--audit.device=" + device}, flagMuch...)
+	counts := map[string]int{}
+	for range faults(t) {
+		m := moments[random.IntN(len(moments))]
+		counts[m.name]++
+		m.kill(l.launch(binaries.exporter, serving(args)), random)
+		if modes := l.attached(); len(modes) != 0 {
+			t.Fatalf("attached are %v after a kill at %s", modes, m.name)
+		}
+	}
+	sent, err := traffic.end()
+	if err != nil || sent == 0 {
+		t.Errorf("of the packets %d arrived: %v", sent, err)
+	}
+	t.Logf("%d packets arrived during kills at %v", sent, counts)
+	l.startExporter(args...).expectStopped()
+}
+
+// Killed at any moment, an exporter with pins leaves an audit that goes on, and that the next one takes over.
+func TestFaultsWithPins(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	random := rand.New(rand.NewPCG(2, uint64(time.Now().UnixNano())))
+	args := append([]string{"--audit.device=" + device, "--bpf.pin-path=" + folder}, flagMuch...)
+	counts := map[string]int{}
+
+	// Before there is an audit to go on, the first start is cut short again and again.
+	for range faults(t)/3 + 1 {
+		counts["first start"]++
+		moments[0].kill(l.launch(binaries.exporter, serving(args)), random)
+	}
+	l.unpin(folder)
+	l.startExporter(args...).endWith(syscall.SIGKILL)
+
+	traffic := l.startStream(l.newFlow(l.audited.IPv4.Addr()))
+	for range faults(t) {
+		m := moments[random.IntN(len(moments))]
+		counts[m.name]++
+		m.kill(l.launch(binaries.exporter, serving(args)), random)
+		if modes := l.attached(); modes[device] != attachedDriver {
+			t.Fatalf("attached are %v after a kill at %s", modes, m.name)
+		}
+	}
+	sent, err := traffic.end()
+	if err != nil || sent == 0 {
+		t.Errorf("of the packets %d arrived: %v", sent, err)
+	}
+	e := l.startExporter(args...)
+	s := e.atRest()
+	if got := s.sum("packets_total"); got != float64(sent) {
+		t.Errorf("%v packets were counted, and %d sent", got, sent)
+	}
+	if got := s.sum("outcomes_total", "outcome=new_flow"); got != 1 {
+		t.Errorf("%v flows were new, want 1", got)
+	}
+	t.Logf("%d packets were counted during kills at %v; %v events were left behind", sent, counts,
+		s.sum("event_fates_total", "fate=reader_gap"))
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}

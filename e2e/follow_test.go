@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+// change calls f with a device of the audited namespace.
+func (l *lab) change(name string, f func(netlink.Link) error) {
+	l.t.Helper()
+	err := l.audited.Namespace.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return f(link)
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) delete(name string) {
+	l.t.Helper()
+	l.change(name, netlink.LinkDel)
+}
+
+// awaitAttached waits until exactly those devices hold a program.
+func (l *lab) awaitAttached(names ...string) {
+	l.t.Helper()
+	l.poll(func() error {
+		modes := l.attached()
+		for _, name := range names {
+			if modes[name] == 0 {
+				return fmt.Errorf("%s is not attached, but %v are", name, modes)
+			}
+		}
+		if len(modes) != len(names) {
+			return fmt.Errorf("attached are %v, want %v", modes, names)
+		}
+		return nil
+	})
+}
+
+// await scrapes until ready returns nil.
+func (e *exporter) await(ready func(scrape) error) (s scrape) {
+	e.lab.t.Helper()
+	e.lab.poll(func() error {
+		s = e.scrape()
+		return ready(s)
+	})
+	return s
+}
+
+func hookIs(device string, want float64) func(scrape) error {
+	return func(s scrape) error {
+		if got := s.series("hook_up", "device="+device); len(got) != 1 || got[0].GetGauge().GetValue() != want {
+			return fmt.Errorf("hook_up of %s is %v, want %v", device, got, want)
+		}
+		return nil
+	}
+}
+
+func hasNoSeries(device string) func(scrape) error {
+	return func(s scrape) error {
+		for name := range s {
+			if got := s.series(name, "device="+device); len(got) != 0 {
+				return fmt.Errorf("%s has a series of %s", name, device)
+			}
+		}
+		return nil
+	}
+}
+
+// expectPackets expects that a device has counted so many.
+func (e *exporter) expectPackets(device string, want float64) {
+	e.lab.t.Helper()
+	if got := e.atRest().sum("packets_total", "device="+device); got != want {
+		e.lab.t.Errorf("%v packets were counted on %s, want %v", got, device, want)
+	}
+}
+
+// A device that matches a glob is attached when it appears, its series end when it vanishes, and go on when it is back.
+func TestAGlobIsFollowed(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=audited*")
+	second, _ := l.connect("audited1", "sender1", 1)
+	l.connect("other0", "sender2", 2)
+	l.awaitAttached(device, "audited1")
+	l.send(l.newFlow(second.IPv4.Addr()), 300)
+	e.expectPackets("audited1", 300)
+
+	l.delete("audited1")
+	e.await(hasNoSeries("audited1"))
+	s := e.scrape()
+	if err := hookIs(device, 1)(s); err != nil {
+		t.Error(err)
+	}
+	if got := s.sum("flow_table_slots_used"); got != 1 {
+		t.Errorf("%v slots are in use, want that of the flow on the device that is gone", got)
+	}
+
+	second, _ = l.connect("audited1", "sender1", 1)
+	l.awaitAttached(device, "audited1")
+	l.send(l.newFlow(second.IPv4.Addr()), 100)
+	e.expectPackets("audited1", 400)
+	e.expectStopped()
+}
+
+// A device that is named keeps its hook_up while it is away.
+func TestANameIsFollowed(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=audited1", "--audit.follow")
+	if err := hookIs("audited1", 0)(e.scrape()); err != nil {
+		t.Error(err)
+	}
+	for round := range 2 {
+		second, _ := l.connect("audited1", "sender1", 1)
+		l.awaitAttached("audited1")
+		e.await(hookIs("audited1", 1))
+		l.send(l.newFlow(second.IPv4.Addr()), 100)
+		e.expectPackets("audited1", float64(100*(round+1)))
+		l.delete("audited1")
+		s := e.await(hookIs("audited1", 0))
+		for name := range s {
+			if got := s.series(name, "device=audited1"); len(got) != 0 && name != "hook_up" {
+				t.Errorf("%s has a series of a device that is not there", name)
+			}
+		}
+	}
+	e.expectStopped()
+}
+
+// Under its new name a device is another one. The hook stays on it, so that no packet goes uncounted meanwhile.
+func TestARenamedDevice(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=audited*")
+	traffic := l.startStream(l.newFlow(l.audited.IPv4.Addr()))
+	rename := func(from, to string) {
+		t.Helper()
+		l.poll(func() error {
+			if traffic.sent.Load() == 0 {
+				return errors.New("nothing was sent")
+			}
+			return nil
+		})
+		l.change(from, func(link netlink.Link) error { return netlink.LinkSetName(link, to) })
+	}
+	rename(device, "audited9")
+	e.await(hasNoSeries(device))
+	s := e.await(hookIs("audited9", 1))
+	e.await(func(s scrape) error {
+		if s.sum("packets_total", "device=audited9") == 0 {
+			return errors.New("no packet is counted under the new name")
+		}
+		return nil
+	})
+	if got := s.label(t, "hook_info", "mode", "device=audited9"); got != "drv" {
+		t.Errorf("mode %s after the device was renamed", got)
+	}
+	rename("audited9", device)
+	e.await(hookIs(device, 1))
+	sent, err := traffic.end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	under := e.atRest().sum("packets_total", "device="+device)
+	rename(device, "audited9")
+	e.await(hookIs("audited9", 1))
+	if other := e.atRest().sum("packets_total", "device=audited9"); under+other != float64(sent) {
+		t.Errorf("%v packets were counted under one name and %v under the other, and %d sent", under, other, sent)
+	}
+
+	l.change("audited9", func(link netlink.Link) error { return netlink.LinkSetName(link, "other9") })
+	l.awaitAttached()
+	e.await(hasNoSeries("audited9"))
+	e.expectStopped()
+}
+
+// There is room for so many devices. Who has vanished makes room, and leaves no count to the next.
+func TestRoomForDevices(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=audited*", "--audit.max-devices=2", "--audit.min-samples=10", "--audit.threshold=2")
+	second, _ := l.connect("audited1", "sender1", 1)
+	l.awaitAttached(device, "audited1")
+	l.send(l.newFlow(second.IPv4.Addr()), 1000)
+	e.expectPackets("audited1", 1000)
+	third, _ := l.connect("audited2", "sender2", 2)
+	fourth, _ := l.connect("audited3", "sender3", 3)
+	e.await(func(s scrape) error {
+		if got := s.sum("devices_refused"); got != 2 {
+			return fmt.Errorf("%v devices are refused, want 2", got)
+		}
+		return nil
+	})
+	e.expectLog("level=ERROR", "audited2", "every index is taken", "--audit.max-devices")
+	l.send(l.newFlow(third.IPv4.Addr()), 100)
+	l.send(l.newFlow(fourth.IPv4.Addr()), 100)
+
+	l.delete("audited1")
+	l.awaitAttached(device, "audited2")
+	l.send(l.newFlow(third.IPv4.Addr()), 200)
+	s := e.atRest()
+	for name, want := range map[string]float64{device: 0, "audited2": 200} {
+		if got := s.sum("packets_total", "device="+name); got != want {
+			t.Errorf("%v packets on %s, want %v", got, name, want)
+		}
+	}
+	if got := s.sum("outcomes_total", "outcome=new_flow", "device=audited2"); got != 1 {
+		t.Errorf("%v new flows on audited2, want 1", got)
+	}
+	if got := s.sum("flow_table_slots_used"); got != 2 {
+		t.Errorf("%v slots are in use, want 2", got)
+	}
+	for name, want := range map[string]float64{"device_slots": 2, "device_slots_used": 2, "devices_refused": 1} {
+		if got := s.sum(name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	e.expectStopped()
+}
+
+// With --audit.follow the exporter waits for its first device.
+func TestAbsentDevicesMayCome(t *testing.T) {
+	l := newLab(t)
+	e := l.startExporter("--audit.device=nothing*", "--audit.follow")
+	e.expectLog("level=ERROR", "no device matches nothing*")
+	l.change(device, func(link netlink.Link) error { return netlink.LinkSetName(link, "nothing0") })
+	l.awaitAttached("nothing0")
+	e.expectStopped()
+}
+
+// Neither descriptors nor memory grow over a thousand devices, which keep their counters.
+func TestDevicesMadeAnew(t *testing.T) {
+	const rounds, devices, warm, group = 50, 20, 5, 1
+	l := newLab(t)
+	e := l.startExporter("--audit.device=again*", "--audit.follow")
+	names := make([]string, devices)
+	for i := range names {
+		names[i] = fmt.Sprintf("again%d", i)
+	}
+	before := resources{}
+	for round := range rounds + warm {
+		if round == warm {
+			before = e.resources()
+		}
+		err := l.audited.Namespace.Do(func() error {
+			for i, name := range names {
+				pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: fmt.Sprintf("peer%d", i)}
+				pair.Name, pair.Group = name, group
+				if err := netlink.LinkAdd(pair); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.awaitAttached(names...)
+		if err := l.audited.Namespace.Do(func() error { return deleteGroup(group) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.awaitAttached()
+	e.await(func(s scrape) error {
+		if got := s.sum("device_slots_used"); got != 0 {
+			return fmt.Errorf("%v devices are left", got)
+		}
+		return nil
+	})
+	after := e.resources()
+	t.Logf("over %d devices: from %+v to %+v", rounds*devices, before, after)
+	if after.descriptors > before.descriptors {
+		t.Errorf("%d descriptors, and %d before", after.descriptors, before.descriptors)
+	}
+	if after.residentKiB > before.residentKiB+4<<10 {
+		t.Errorf("%d KiB of memory, and %d before", after.residentKiB, before.residentKiB)
+	}
+	if after.goroutines > before.goroutines+2 {
+		t.Errorf("%v goroutines, and %v before", after.goroutines, before.goroutines)
+	}
+	e.expectStopped()
+}
+
+// deleteGroup deletes all devices of a group, for which the kernel waits once and not for each.
+func deleteGroup(group uint32) error {
+	request := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// resources are what a process takes.
+type resources struct {
+	descriptors, residentKiB int
+	goroutines               float64
+}
+
+func (e *exporter) resources() (r resources) {
+	e.lab.t.Helper()
+	s := e.scrape()
+	r.goroutines = s.sum("go_goroutines")
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.cmd.Process.Pid))
+	if err != nil {
+		e.lab.t.Fatal(err)
+	}
+	r.descriptors = len(entries)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.cmd.Process.Pid))
+	if err != nil {
+		e.lab.t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(status), "VmRSS:")
+	if _, err := fmt.Sscan(line, &r.residentKiB); err != nil {
+		e.lab.t.Fatal(err)
+	}
+	return r
+}
+
+// The hook stays on a device whose state and size of frames change, jumbo frames included.
+func TestStateAndMTUChange(t *testing.T) {
+	for _, mode := range []string{"drv", "skb"} {
+		t.Run(mode, func(t *testing.T) {
+			l := newLab(t)
+			e := l.startExporter("--audit.device="+device, "--audit.mode="+mode, "--audit.follow")
+			want := 0.0
+			for _, mtu := range []int{1500, 9000, 65535, 1500} {
+				l.resize(mtu)
+				payload := mtu - ipv4Bytes - udpBytes
+				before := e.atRest()
+				l.sendOne(payload, 10)
+				s := e.atRest()
+				want += 10
+				if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != want {
+					t.Errorf("MTU %d: %v packets were counted, want %v", mtu, got, want)
+				}
+				got := s.sum("bytes_total") - before.sum("bytes_total")
+				if bytes := float64(10 * (ethernetBytes + mtu)); got != bytes {
+					t.Errorf("MTU %d: %v bytes were counted, want %v", mtu, got, bytes)
+				}
+				if got := s.sum("outcomes_total", "outcome=unparsed"); got != 0 {
+					t.Errorf("MTU %d: %v packets were not parsed", mtu, got)
+				}
+			}
+			l.change(device, netlink.LinkSetDown)
+			if err := hookIs(device, 1)(e.scrape()); err != nil {
+				t.Errorf("while the device is down: %v", err)
+			}
+			l.resize(1500)
+			l.sendOne(100, 10)
+			e.expectPackets(device, want+10)
+			e.expectStopped()
+		})
+	}
+}
+
+// A device with jumbo frames is attached in native mode.
+func TestJumboFrames(t *testing.T) {
+	l := newLab(t)
+	l.resize(9000)
+	e := l.startExporter("--audit.device=" + device)
+	if modes := l.attached(); modes[device] != attachedDriver {
+		t.Fatalf("attached are %v", modes)
+	}
+	l.sendOne(8000, 100)
+	s := e.atRest()
+	if got := s.sum("outcomes_total", "outcome=new_flow") + s.sum("deltas_total"); got != 100 {
+		t.Errorf("%v packets were parsed, want 100", got)
+	}
+	if got, want := s.sum("bytes_total"), float64(100*(ethernetBytes+ipv4Bytes+udpBytes+8000)); got != want {
+		t.Errorf("%v bytes were counted, want %v", got, want)
+	}
+	e.expectStopped()
+}
+
+// resize gives both ends of the pair an MTU, and waits until they are up.
+func (l *lab) resize(mtu int) {
+	l.t.Helper()
+	for _, end := range []netlab.End{l.audited, l.sender} {
+		err := end.Namespace.Do(func() error {
+			link, err := netlink.LinkByName(end.Device)
+			if err != nil {
+				return err
+			}
+			return errors.Join(netlink.LinkSetMTU(link, mtu), netlink.LinkSetUp(link))
+		})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	for _, end := range []netlab.End{l.audited, l.sender} {
+		l.poll(func() error {
+			link, err := end.Namespace.Link(end.Device)
+			if err == nil && link.Attrs().OperState != netlink.OperUp {
+				err = fmt.Errorf("%s is %s", end.Device, link.Attrs().OperState)
+			}
+			return err
+		})
+	}
+}
+
+// sendOne sends packets of a size one after the other, and expects each.
+func (l *lab) sendOne(payload, packets int) {
+	l.t.Helper()
+	l.restoreNeighbours()
+	f := l.newFlow(l.audited.IPv4.Addr())
+	buffer := make([]byte, 1<<16)
+	for range packets {
+		if _, err := f.client.Write(buffer[:payload]); err != nil {
+			l.t.Fatal(err)
+		}
+		if err := f.server.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			l.t.Fatal(err)
+		}
+		n, _, err := f.server.ReadFrom(buffer)
+		if err != nil || n != payload {
+			l.t.Fatalf("received %d bytes of %d: %v", n, payload, err)
+		}
+	}
+}
+
+// restoreNeighbours tells both ends the other's hardware address again, which a device forgets when it is set down.
+func (l *lab) restoreNeighbours() {
+	l.t.Helper()
+	ends := []netlab.End{l.audited, l.sender}
+	for i, end := range ends {
+		peer, err := ends[1-i].Namespace.Link(ends[1-i].Device)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		err = end.Namespace.Do(func() error {
+			link, err := netlink.LinkByName(end.Device)
+			if err != nil {
+				return err
+			}
+			return netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+				IP: ends[1-i].IPv4.Addr().AsSlice(), HardwareAddr: peer.Attrs().HardwareAddr,
+			})
+		})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// What the driver says against a program is passed on.
+func TestARefusalGivesTheReason(t *testing.T) {
+	l := newLab(t)
+	args := []string{"--audit.device=lo", "--web.listen-address=" + address}
+	l.start(binaries.exporter, args).expectRefusal("lo", "Underlying driver does not support XDP in native mode", "use mode skb")
+	if links, err := l.audited.Namespace.Links(); err != nil || len(links) != 2 {
+		t.Errorf("devices %v, %v", links, err)
+	}
+}
+
+// Followed and pinned: what vanishes while no exporter runs is let go by the next, and what appears is attached.
+func TestFollowingAcrossARestart(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--audit.device=audited*", "--bpf.pin-path=" + folder}
+	second, _ := l.connect("audited1", "sender1", 1)
+	e := l.startExporter(args...)
+	l.send(l.newFlow(second.IPv4.Addr()), 100)
+	e.endWith(syscall.SIGKILL)
+	l.delete("audited1")
+	third, _ := l.connect("audited2", "sender2", 2)
+	e = l.startExporter(args...)
+	l.awaitAttached(device, "audited2")
+	if err := hasNoSeries("audited1")(e.scrape()); err != nil {
+		t.Error(err)
+	}
+	l.send(l.newFlow(third.IPv4.Addr()), 200)
+	e.expectPackets("audited2", 200)
+	second, _ = l.connect("audited1", "sender1", 1)
+	l.awaitAttached(device, "audited1", "audited2")
+	l.send(l.newFlow(second.IPv4.Addr()), 100)
+	e.expectPackets("audited1", 200)
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
