@@ -83,7 +83,7 @@ func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 			if errs[i] = moveTo(cpu); errs[i] != nil {
 				return
 			}
-			for time.Now().Before(end) && errs[i] == nil {
+			for isFirst := true; (isFirst || time.Now().Before(end)) && errs[i] == nil; isFirst = false {
 				errs[i] = f()
 			}
 		})
