@@ -28,13 +28,18 @@ func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 // readAll reads what is in the rings.
 func (p *probe) readAll(t *testing.T) []Event {
 	t.Helper()
-	var events []Event
-	ended, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := p.ReadEvents(ended, func(e *Event) { events = append(events, *e) }); err != nil {
+	events, err := p.drain()
+	if err != nil {
 		t.Fatal(err)
 	}
 	return events
+}
+
+func (p *probe) drain() (events []Event, err error) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	err = p.ReadEvents(ended, func(e *Event) { events = append(events, *e) })
+	return events, err
 }
 
 func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
