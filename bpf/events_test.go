@@ -5,12 +5,14 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // learn sends the samples that a baseline needs, 1 ms ± 10 µs in turn, and returns the time of the last.
@@ -193,7 +195,7 @@ func TestListOfCPUs(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %v", list, got, err, want)
 		}
 	}
-	for _, list := range []string{"", "a", "1-", "-1", "1,,2"} {
+	for _, list := range []string{"", "a", "1-", "-1", "1,,2", "3-1", "1,1", "2,1", "0-99999999999"} {
 		if got, err := parseCPUList(list); err == nil {
 			t.Errorf("%q: got %v, want an error", list, got)
 		}
@@ -206,7 +208,11 @@ func TestDamagedRecordsAreRefused(t *testing.T) {
 			t.Errorf("a record of %d bytes was decoded", len(record))
 		}
 	}
-	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, DomainLinear); !ok {
-		t.Error("a whole record was refused")
+	record := make([]byte, eventBytes)
+	for samples, want := range []bool{false, false, true} {
+		binary.NativeEndian.PutUint32(record[unsafe.Offsetof(programFlagState{}.N):], uint32(samples))
+		if _, ok := decodeEvent(record, &Event{}, DomainLinear); ok != want {
+			t.Errorf("a record of a baseline of %d samples: decoded %v, want %v", samples, ok, want)
+		}
 	}
 }

@@ -165,7 +165,7 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 }
 
 // readableBytes returns how much of a long frame is in its first buffer: up to there the headers of a packet can be read.
-func readableBytes(t *testing.T, audit *Audit) int {
+func readableBytes(t testing.TB, audit *Audit) int {
 	t.Helper()
 	if !audit.tables.hasFrags {
 		return longestFrame
