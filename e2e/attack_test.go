@@ -252,7 +252,7 @@ func TestAttacksOnThePort(t *testing.T) {
 				t.Errorf("a scrape took %v", slowest)
 			}
 			during := e.usage()
-			const mostBytes = 96 << 20
+			const mostBytes = 64 << 20
 			if during.peakBytes > mostBytes {
 				t.Errorf("the peak of memory was %.1f MiB", mebibytes(during.peakBytes))
 			}
