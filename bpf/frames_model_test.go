@@ -210,6 +210,11 @@ func (f *framesTest) frame() error {
 		atNs -= r.Uint64N(1e8)
 	case 1:
 		f.now += 2 * uint64(f.config.IdleTimeout)
+	case 6: // the clock is set back, for good
+		if r.IntN(50) == 0 {
+			f.now -= r.Uint64N(2 * uint64(f.config.IdleTimeout))
+			atNs = f.now
+		}
 	case 2, 3, 4, 5:
 		atNs = 0
 	}
