@@ -14,6 +14,8 @@ BENCH_COUNT ?= 5
 BENCH_TIME  ?= 50ms
 LIVE_ROUNDS ?= 31
 SOAK        ?= 10m
+FUZZTIME    ?= 10s
+FRAMES      ?= 10000000
 
 .PHONY: all
 all: style check_license lint build test-short ## check, build and test what needs neither root nor clang
@@ -55,6 +57,7 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	else \
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
+	@GO="$(GO)" scripts/fuzz.sh 2s
 	@echo ">> running the manifests' tests"
 	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
 	@$(MAKE) test-kernels
@@ -87,6 +90,12 @@ bench-live: check-root ## measure the audit on a device under real frames, for d
 soak: check-root ## load the exporter for a time, SOAK=10m, and check that it takes no more and more (needs root)
 	@echo ">> soaking for $(SOAK)"
 	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
+
+.PHONY: fuzz
+fuzz: check-root ## send FRAMES=10000000 random frames through the program, and fuzz each parser for FUZZTIME=10s (needs root)
+	@echo ">> sending $(FRAMES) random frames"
+	REQUIRE_BPF=1 FRAMES=$(FRAMES) $(GO) test -v -count=1 -timeout 0 -run '^TestRandomFramesEqualModel$$' ./bpf
+	@GO="$(GO)" scripts/fuzz.sh "$(FUZZTIME)"
 
 .PHONY: demo
 demo: build ## show the exporter at work on network namespaces of its own (needs root)

@@ -143,7 +143,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	}
 	logger.Info("Starting "+name, "version", version.Info(), "build_context", version.BuildContext())
 
-	return serve(ctx, logger, listeners, o.web, handler,
+	return serve(ctx, logger, listeners, o, handler,
 		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
 		attached.Follow,
 		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
@@ -199,6 +199,7 @@ type options struct {
 	collectors      []string
 	telemetryPath   string
 	maxRequests     uint32
+	maxConnections  uint32
 	exporterMetrics bool
 	healthcheck     bool
 	keepPrivileges  bool
@@ -208,7 +209,7 @@ type options struct {
 
 // parseFlags returns nil without an error when --help or --version has been answered.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
-	o := &options{audit: bpf.DefaultConfig(), maxRequests: 40}
+	o := &options{audit: bpf.DefaultConfig(), maxRequests: 40, maxConnections: 256}
 	c := &o.audit
 
 	app := kingpin.New(name, "Audits packet timing with an XDP program, and exports what it finds to Prometheus.")
@@ -257,6 +258,8 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").Default("/metrics").StringVar(&o.telemetryPath)
 	flagOf(app, "web.max-requests", "", "Scrapes served at a time, 0 for any number.", &o.maxRequests, wholeNumber)
+	flagOf(app, "web.max-connections", "", "Connections at a time, an eighth of them from one address, 0 for any number.",
+		&o.maxConnections, wholeNumber)
 	withoutExporterMetrics := app.Flag("web.disable-exporter-metrics",
 		"Leave out metrics about the exporter itself (promhttp_*, process_*, go_*).").Bool()
 	app.Flag("healthcheck", "Ask the exporter that runs on the first listen address whether it is healthy, and exit with 0 or 1. "+

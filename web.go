@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -39,7 +40,7 @@ const (
 )
 
 // serve answers requests and runs the tasks until the context ends, or until one of them fails.
-func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, flags *web.FlagConfig, handler http.Handler,
+func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, o *options, handler http.Handler,
 	tasks ...func(context.Context) error,
 ) error {
 	ctx, stop := context.WithCancelCause(parent)
@@ -54,11 +55,13 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	}
 	// Each listener has a server of its own, because web.Serve wraps the handler of the one that it is given.
 	var servers []*http.Server
+	limited := newConnections(int(o.maxConnections), logger)
 	for _, listener := range listeners {
 		server := newServer(handler, logger)
+		limited.watch(server)
 		servers = append(servers, server)
 		running.Go(func() {
-			if err := web.Serve(listener, server, flags, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(limited.limit(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
 				stop(err)
 			}
 		})
@@ -134,7 +137,8 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// newServer returns a server that a slow or silent client cannot hold up.
+// newServer returns a server that a slow or silent client cannot hold up. A connection has one request at a time, in HTTP/2
+// as in HTTP/1, so that who limits connections limits requests, those included whose password is still to be compared.
 func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -143,6 +147,7 @@ func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 		WriteTimeout:      time.Minute,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1},
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}
 }
@@ -179,22 +184,41 @@ func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handl
 	return mux, nil
 }
 
-// limitRequests refuses requests beyond n at a time; 0 is no limit.
+// limitRequests refuses requests beyond n at a time; 0 is no limit. An answer is complete before it is sent, so that a client
+// that does not read keeps nobody else from being answered.
 func limitRequests(n int, next http.Handler) http.Handler {
 	if n == 0 {
 		return next
 	}
 	slots := make(chan struct{}, n)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := &storedAnswer{header: w.Header(), status: http.StatusOK}
 		select {
 		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			next.ServeHTTP(w, r)
+			func() {
+				defer func() { <-slots }()
+				next.ServeHTTP(answer, r)
+			}()
 		default:
-			http.Error(w, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
+			http.Error(answer, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
 		}
+		w.WriteHeader(answer.status)
+		_, _ = w.Write(answer.body.Bytes()) // the client may have gone
 	})
 }
+
+// storedAnswer is an answer that is not sent yet.
+type storedAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *storedAnswer) Header() http.Header { return a.header }
+
+func (a *storedAnswer) WriteHeader(status int) { a.status = status }
+
+func (a *storedAnswer) Write(b []byte) (int, error) { return a.body.Write(b) }
 
 // metricsHandler serves the metrics of a set, or of the part of it that collect[] and exclude[] in the URL leave.
 type metricsHandler struct {

@@ -162,6 +162,9 @@ func (m *model) outcome(nowNs uint64) Outcome {
 		return OutcomeNewFlow
 	}
 	if nowNs < m.lastNs {
+		if m.lastNs-nowNs > m.idleNs { // the clock was set back
+			m.lastNs = nowNs
+		}
 		return OutcomeReordered
 	}
 	delta := nowNs - m.lastNs

@@ -121,7 +121,11 @@ func explainMap(name string, entries int, err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("the kernel refused to create the map %s: %s: %w", name, privilegeRemedy, err)
 	case errors.Is(err, unix.ENOMEM):
-		return fmt.Errorf("no memory for the map %s of %d entries: use fewer flows: %w", name, entries, err)
+		remedy := "use fewer flows (--audit.flows)"
+		if name == programMapAuditCounters {
+			remedy = "audit fewer devices (--audit.max-devices)"
+		}
+		return fmt.Errorf("no memory for the map %s of %d entries: %s: %w", name, entries, remedy, err)
 	}
 	return fmt.Errorf("creating the map %s: %w", name, err)
 }

@@ -19,6 +19,8 @@ import (
 
 	"github.com/cilium/ebpf/perf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 const (
@@ -87,9 +89,13 @@ func onlineCPUs() ([]int, error) {
 	return cpus, nil
 }
 
+// maxCPUs is far beyond what any kernel can be built for.
+const maxCPUs = 1 << 16
+
 // parseCPUList parses the kernel's notation of a set of CPUs, such as 0-2,4.
 func parseCPUList(list string) ([]int, error) {
 	var cpus []int
+	next := 0
 	for part := range strings.SplitSeq(list, ",") {
 		from, to, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -103,9 +109,13 @@ func parseCPUList(list string) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list of CPUs %q: %w", list, err)
 		}
+		if first < next || last < first || last >= maxCPUs {
+			return nil, fmt.Errorf("list of CPUs %q: %s does not follow", list, part)
+		}
 		for cpu := first; cpu <= last; cpu++ {
 			cpus = append(cpus, cpu)
 		}
+		next = last + 1
 	}
 	return cpus, nil
 }
@@ -196,7 +206,8 @@ func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok b
 	var raw programAuditEvent
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventBytes), record)
 	key := &raw.Key
-	if key.Family >= uint8(NumFamilies) {
+	// No delta is longer than the longest idle timeout, nor judged by fewer than two samples: there is no variance.
+	if key.Family >= uint8(NumFamilies) || raw.Flag.N < 2 || raw.Flag.DeltaNs > timing.MaxDelta {
 		return 0, false
 	}
 	*event = Event{

@@ -5,12 +5,14 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // learn sends the samples that a baseline needs, 1 ms ± 10 µs in turn, and returns the time of the last.
@@ -28,13 +30,18 @@ func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 // readAll reads what is in the rings.
 func (p *probe) readAll(t *testing.T) []Event {
 	t.Helper()
-	var events []Event
-	ended, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := p.ReadEvents(ended, func(e *Event) { events = append(events, *e) }); err != nil {
+	events, err := p.drain()
+	if err != nil {
 		t.Fatal(err)
 	}
 	return events
+}
+
+func (p *probe) drain() (events []Event, err error) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	err = p.ReadEvents(ended, func(e *Event) { events = append(events, *e) })
+	return events, err
 }
 
 func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
@@ -188,7 +195,7 @@ func TestListOfCPUs(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %v", list, got, err, want)
 		}
 	}
-	for _, list := range []string{"", "a", "1-", "-1", "1,,2"} {
+	for _, list := range []string{"", "a", "1-", "-1", "1,,2", "3-1", "1,1", "2,1", "0-99999999999"} {
 		if got, err := parseCPUList(list); err == nil {
 			t.Errorf("%q: got %v, want an error", list, got)
 		}
@@ -201,7 +208,11 @@ func TestDamagedRecordsAreRefused(t *testing.T) {
 			t.Errorf("a record of %d bytes was decoded", len(record))
 		}
 	}
-	if _, ok := decodeEvent(make([]byte, eventBytes), &Event{}, DomainLinear); !ok {
-		t.Error("a whole record was refused")
+	record := make([]byte, eventBytes)
+	for samples, want := range []bool{false, false, true} {
+		binary.NativeEndian.PutUint32(record[unsafe.Offsetof(programFlagState{}.N):], uint32(samples))
+		if _, ok := decodeEvent(record, &Event{}, DomainLinear); ok != want {
+			t.Errorf("a record of a baseline of %d samples: decoded %v, want %v", samples, ok, want)
+		}
 	}
 }

@@ -189,8 +189,12 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 
-	if (now_ns < last_ns)
+	if (now_ns < last_ns) {
+		/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
+		if (last_ns - now_ns > config.idle_timeout_ns)
+			slot->last_ns = now_ns;
 		return OUTCOME_REORDERED;
+	}
 	slot->last_ns = now_ns;
 	if (delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;

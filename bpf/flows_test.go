@@ -78,11 +78,11 @@ func newTableModel(config Config) *tableModel {
 	}
 }
 
-func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) {
+func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Outcome {
 	way := m.table.Find(hash)
 	if way < 0 {
 		m.insert(hash, nowNs)
-		return
+		return OutcomeNewFlow
 	}
 	slot := &m.table.Set(hash.Set)[way]
 	if m.scope == BaselineFlow {
@@ -101,6 +101,7 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) {
 			LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
 		})
 	}
+	return outcome
 }
 
 func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {

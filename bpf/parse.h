@@ -256,7 +256,7 @@ static __noinline int parse_ipv6_extensions(const void *data, const void *data_e
 
 		if (kind == EXTENSION_NONE)
 			return at > end ? -1 : (int)(at << 16 | header);
-		if (!frame_has(&frame, extension, 8) || at + 8 > end)
+		if (i == IPV6_EXTENSIONS || !frame_has(&frame, extension, 8) || at + 8 > end)
 			return -1;
 		header = extension->next_header;
 		at += (((extension->len & size->mask) + size->add) << (size->shift & 3)) & EXTENSION_SIZE_MASK;

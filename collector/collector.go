@@ -181,7 +181,7 @@ func checkNames(names []string) error {
 	all := Names()
 	for _, name := range names {
 		if !slices.Contains(all, name) {
-			return fmt.Errorf("unknown collector %q: there are %s", name, strings.Join(all, ", "))
+			return fmt.Errorf("unknown collector %.64q: there are %s", name, strings.Join(all, ", "))
 		}
 	}
 	return nil

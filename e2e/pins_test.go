@@ -228,6 +228,8 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 	}{
 		{"another size of the flow table", nil, []string{"--audit.flows=1024"}, "slots is 1024 and was 65536"},
 		{"another clock", nil, []string{"--audit.clock=metadata"}, "clock is metadata and was ktime"},
+		{"another domain", nil, []string{"--audit.domain=log2"}, "domain is log2 and was linear"},
+		{"another baseline", nil, []string{"--audit.baseline=device"}, "baseline is device and was flow"},
 		{"another window", nil, []string{"--audit.window=100"}, "window is 100 and was 8192"},
 		{"more devices than there is room for", nil, []string{"--audit.max-devices=65"}, "devices is 65 and was 64"},
 		{"a build whose maps mean something else", rewriteLayout("version=1", "version=0"), nil, "version is 1 and was 0"},

@@ -166,6 +166,16 @@ func secure(t *testing.T) secured {
 	return s
 }
 
+// clientTLS returns what a client that is trusted has: the certificate of the server is its own, too.
+func (s secured) clientTLS(t *testing.T) *tls.Config {
+	t.Helper()
+	certificate, err := tls.LoadX509KeyPair(s.certificate, filepath.Join(filepath.Dir(s.certificate), "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{RootCAs: s.roots, Certificates: []tls.Certificate{certificate}}
+}
+
 // startSecured starts the exporter with TLS and a user, and waits until it answers.
 func (l *lab) startSecured(s secured, args ...string) *exporter {
 	l.t.Helper()
@@ -173,7 +183,7 @@ func (l *lab) startSecured(s secured, args ...string) *exporter {
 	e := l.launch(binaries.exporter, args)
 	e.scheme = "https"
 	transport := &http.Transport{
-		DialContext: l.audited.Namespace.Dial, TLSClientConfig: &tls.Config{RootCAs: s.roots},
+		DialContext: l.audited.Namespace.Dial, TLSClientConfig: s.clientTLS(l.t),
 	}
 	l.t.Cleanup(transport.CloseIdleConnections)
 	e.client = &http.Client{Transport: authorized{transport}, Timeout: patience}

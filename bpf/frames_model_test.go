@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
+)
+
+// testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN, for one frame at a time. The library's call takes as long again as
+// the kernel's, which counts with millions of them.
+type testRun struct {
+	programFD, verdict  uint32
+	inBytes, outBytes   uint32
+	in, out             uintptr
+	repeat, duration    uint32
+	contextBytes        uint32
+	contextOutBytes     uint32
+	context, contextOut uintptr
+	flags, cpu          uint32
+	batch, _            uint32
+}
+
+// runner runs a program on frames. What the kernel reads and writes is pinned.
+type runner struct {
+	attr    *testRun
+	in, out *[metadataBytes + longestFrame + 64]byte
+	context *xdpContext
+	pinner  runtime.Pinner
+}
+
+func newRunner(t testing.TB, programFD int) *runner {
+	r := &runner{
+		attr: &testRun{programFD: uint32(programFD), repeat: 1}, context: &xdpContext{},
+		in: new([metadataBytes + longestFrame + 64]byte), out: new([metadataBytes + longestFrame + 64]byte),
+	}
+	for _, pointer := range []any{r.attr, r.in, r.out, r.context} {
+		r.pinner.Pin(pointer)
+	}
+	t.Cleanup(r.pinner.Unpin)
+	r.attr.in, r.attr.out = uintptr(unsafe.Pointer(r.in)), uintptr(unsafe.Pointer(r.out))
+	return r
+}
+
+// run sends a frame through the program, with a time in front of it unless that is 0. It returns an error unless the frame
+// passes unchanged.
+func (r *runner) run(frame []byte, atNs uint64) error {
+	metadata := 0
+	a := r.attr
+	a.context, a.contextBytes = 0, 0
+	if atNs != 0 {
+		metadata = metadataBytes
+		binary.NativeEndian.PutUint64(r.in[:], atNs)
+		*r.context = xdpContext{Data: metadataBytes, DataEnd: uint32(metadataBytes + len(frame))}
+		a.context, a.contextBytes = uintptr(unsafe.Pointer(r.context)), uint32(unsafe.Sizeof(*r.context))
+	}
+	in := r.in[:metadata+copy(r.in[metadata:], frame)]
+	a.inBytes, a.outBytes, a.verdict = uint32(len(in)), uint32(len(r.out)), 0
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(a)), unsafe.Sizeof(*a))
+		if errno == 0 {
+			break
+		}
+		if errno != unix.EINTR {
+			return fmt.Errorf("running the program: %w", errno)
+		}
+	}
+	if a.verdict != xdpPass {
+		return fmt.Errorf("verdict %d, want XDP_PASS", a.verdict)
+	}
+	if out := r.out[:a.outBytes]; !bytes.Equal(out, in) {
+		return fmt.Errorf("the frame was changed to %x", out)
+	}
+	return nil
+}
+
+// framesModel is what the program should make of any frames.
+type framesModel struct {
+	*tableModel
+	keys     *flowtable.Keys
+	owner    uint32
+	sets     uint64
+	readable int // bytes of a frame that the program can read
+	packets  Packets
+	bytes    [NumFamilies][NumProtocols]uint64
+	words    []uint32
+}
+
+// observe returns where the frame is to be counted and, if it is of a flow, what it is of and in which slot that is.
+func (m *framesModel) observe(frame []byte, atNs uint64) (at cell, key programFlowKey, slot uint64) {
+	p := parseModel(frame, m.readable)
+	at = cell{p.family, p.protocol, OutcomeUnparsed}
+	switch {
+	case p.class == classFragment:
+		at.outcome = OutcomeFragment
+	case p.class == classFlow && atNs == 0:
+		at.outcome = OutcomeUntimed
+	case p.class == classFlow:
+		key = p.key
+		key.Owner = m.owner
+		m.words = appendWords(m.words[:0], &key)
+		hash := flowtable.HashWords(m.words, m.keys)
+		at.outcome = m.tableModel.observe(hash, atNs, frame)
+		slot = hash.Set%m.sets*flowWays + uint64(m.table.Find(hash))
+	}
+	if key == (programFlowKey{}) {
+		m.outcomes[at.outcome]++
+	}
+	m.packets[at.family][at.protocol][at.outcome]++
+	m.bytes[at.family][at.protocol] += uint64(len(frame))
+	return at, key, slot
+}
+
+// framesTest sends random frames through a program and the model, on one CPU.
+type framesTest struct {
+	*probe
+	runner *runner
+	model  *framesModel
+	keys   []programFlowKey // the cold part of the flow table
+	maker  *frameMaker
+	now    uint64
+	events []Event
+	sent   int
+}
+
+func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) *framesTest {
+	t.Helper()
+	f := &framesTest{
+		probe:  &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)},
+		runner: newRunner(t, audit.devices[0].program.FD()),
+		maker:  newFrameMaker(r),
+		now:    1e12,
+	}
+	table := audit.tables.devices
+	f.model = &framesModel{
+		tableModel: newTableModel(audit.config), keys: &table.entries[0].keys, owner: table.owner(0), sets: uint64(audit.config.sets()),
+		readable: readable,
+	}
+	memory, err := unix.Mmap(audit.tables.maps[programMapFlowKeys].FD(), 0, audit.config.Slots()*int(unsafe.Sizeof(programFlowKey{})),
+		unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Munmap(memory); err != nil {
+			t.Error(err)
+		}
+	})
+	f.keys = unsafe.Slice((*programFlowKey)(unsafe.Pointer(&memory[0])), audit.config.Slots())
+	return f
+}
+
+// readableBytes returns how much of a long frame is in its first buffer: up to there the headers of a packet can be read.
+func readableBytes(t testing.TB, audit *Audit) int {
+	t.Helper()
+	if !audit.tables.hasFrags {
+		return longestFrame
+	}
+	run := newRunner(t, audit.devices[0].program.FD())
+	parsed := func() (n uint64) {
+		for cpu := range audit.counters.blocks[0] {
+			n += audit.counters.blocks[0][cpu].Protocols[FamilyIPv6][ProtocolUDP].Packets[OutcomeUntimed]
+		}
+		return n
+	}
+	readable, before := 0, parsed()
+	for behind := 8; behind < longestFrame/2; behind += 4 { // extension headers end at any four bytes
+		payload := udp(1, 2, make([]byte, longestFrame/2))
+		next, left := ipUDP, behind
+		if left%8 != 0 {
+			payload, next, left = authentication(next, 1, payload), ipAuth, left-12
+		}
+		for left > 0 {
+			n := min(left, 8*256)
+			payload, next, left = extension(next, n/8-1, payload), ipDestOptions, left-n
+		}
+		if err := run.run(ethernet(etherIPv6, ipv6(next, payload)), 0); err != nil {
+			t.Fatal(err)
+		}
+		if parsed() == before {
+			break
+		}
+		before, readable = parsed(), 14+40+behind+8
+	}
+	return readable
+}
+
+// frame sends the next frame, and returns an error unless it passes unchanged, is counted in its cell, and is of its flow.
+func (f *framesTest) frame() error {
+	frame := f.maker.next()
+	r := f.maker.r
+	f.now += uint64(1e4 * r.ExpFloat64())
+	atNs := f.now
+	switch r.IntN(1000) {
+	case 0:
+		atNs -= r.Uint64N(1e8)
+	case 1:
+		f.now += 2 * uint64(f.config.IdleTimeout)
+	case 6: // the clock is set back, for good
+		if r.IntN(50) == 0 {
+			f.now -= r.Uint64N(2 * uint64(f.config.IdleTimeout))
+			atNs = f.now
+		}
+	case 2, 3, 4, 5:
+		atNs = 0
+	}
+	at, key, slot := f.model.observe(frame, atNs)
+	if err := f.runner.run(frame, atNs); err != nil {
+		return err
+	}
+	cells := &f.block.Protocols[at.family][at.protocol]
+	if got, want := cells.Packets[at.outcome], f.model.packets[at.family][at.protocol][at.outcome]; got != want {
+		return fmt.Errorf("%d packets in the cell of %v, want %d", got, at, want)
+	}
+	if got, want := cells.Bytes, f.model.bytes[at.family][at.protocol]; got != want {
+		return fmt.Errorf("%d bytes in the cell of %v, want %d", got, at, want)
+	}
+	if key != (programFlowKey{}) && f.keys[slot] != key {
+		return fmt.Errorf("the flow in slot %d is %+v, want %+v", slot, f.keys[slot], key)
+	}
+	return nil
+}
+
+// send sends frames.
+func (f *framesTest) send(frames int) error {
+	const atATime = 4096 // far fewer events than a ring holds
+	for f.sent < frames {
+		if err := f.frame(); err != nil {
+			return fmt.Errorf("frame %d: %w: %x", f.sent, err, f.maker.frame)
+		}
+		if f.sent++; f.sent%atATime > 0 && f.sent < frames {
+			continue
+		}
+		if packets, bytes := f.counts(); packets != f.model.packets || bytes != f.model.bytes {
+			return fmt.Errorf("after frame %d: cells differ:\n got %v, %v\nwant %v, %v", f.sent, packets, bytes, f.model.packets, f.model.bytes)
+		}
+		events, err := f.drain()
+		if err != nil {
+			return err
+		}
+		f.events = append(f.events, events...)
+	}
+	return nil
+}
+
+// numberOf returns the number in an environment variable, or what it is without.
+func numberOf(t *testing.T, variable string, without uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return without
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n == 0 {
+		t.Fatalf("%s=%s is not a number above 0", variable, text)
+	}
+	return n
+}
+
+// Ten million frames that somebody may have made to do harm, and noise, FRAMES of them if set: each passes unchanged, is
+// counted once, where the model counts it, and is of the flow that the model says; and so are outcomes, baselines, sums,
+// histogram, table and events in the end. FRAMES_SEED repeats a run.
+func TestRandomFramesEqualModel(t *testing.T) {
+	frames := int(numberOf(t, "FRAMES", 10_000_000))
+	seed := numberOf(t, "FRAMES_SEED", uint64(time.Now().UnixNano()))
+	again := fmt.Sprintf("again with FRAMES_SEED=%d FRAMES=%d", seed, frames)
+	config := testConfig()
+	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate
+	var tests []*framesTest
+	readable := readableBytes(t, loadTest(t, config))
+	for i, cpu := range twoCPUs(t) {
+		// At random times deltas are late in the one domain, and early in the other.
+		config.Domain = []Domain{DomainLinear, DomainLog2}[i]
+		r := rand.New(rand.NewPCG(seed, uint64(i)))
+		tests = append(tests, newFramesTest(t, loadTest(t, config), cpu, readable, r))
+	}
+	begin := time.Now()
+	var running sync.WaitGroup
+	errs := make([]error, len(tests))
+	for i, cpu := range twoCPUs(t) {
+		running.Go(func() {
+			// The thread is not unlocked, so that it ends with the goroutine and its affinity with it.
+			runtime.LockOSThread()
+			if errs[i] = moveTo(cpu); errs[i] == nil {
+				errs[i] = tests[i].send((frames + i) / len(tests))
+			}
+		})
+	}
+	running.Wait()
+	took := time.Since(begin)
+	var seen Packets
+	for i, f := range tests {
+		if errs[i] != nil {
+			t.Fatalf("on CPU %d, %s: %v", i, again, errs[i])
+		}
+		f.compare(t, f.model.tableModel, f.events)
+		for family := range seen {
+			for protocol := range seen[family] {
+				for outcome, n := range f.model.packets[family][protocol] {
+					seen[family][protocol][outcome] += n
+				}
+			}
+		}
+	}
+	if t.Failed() {
+		t.Log(again)
+	}
+	t.Logf("%d frames in %v, %d ns each on a CPU; up to %d bytes can be read", frames, took.Round(time.Millisecond),
+		int(took.Nanoseconds())*len(tests)/frames, readable)
+	checkCoverage(t, &seen, uint64(frames))
+}
+
+// checkCoverage expects that the frames had whatever can become of one, and not too seldom.
+func checkCoverage(t *testing.T, seen *Packets, frames uint64) {
+	t.Helper()
+	for family := range NumFamilies {
+		for protocol := range NumProtocols {
+			for outcome := range NumOutcomes {
+				isFlow := outcome != OutcomeUnparsed && outcome != OutcomeFragment
+				canBe := outcome != OutcomeContended && (family != FamilyOther || protocol == ProtocolOther && outcome == OutcomeUnparsed)
+				least := frames / 100_000
+				if isFlow && outcome != OutcomeNewFlow {
+					least = frames / 1_000_000
+				}
+				if n := seen[family][protocol][outcome]; canBe && n < least || !canBe && n > 0 {
+					t.Errorf("%d frames were %v %v, %v: want at least %d of %d, or none if that cannot be", n, family, protocol, outcome, least, frames)
+				}
+			}
+		}
+	}
+}

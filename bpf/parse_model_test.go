@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"encoding/binary"
+	"testing"
+)
+
+// parsed is what a frame is to the model of the parser, which was written from docs/DESIGN.md and the RFCs, not from parse.h.
+type parsed struct {
+	family   Family
+	protocol Protocol
+	class    class
+	key      programFlowKey // of a packet with a flow, without its owner
+}
+
+type class int
+
+const (
+	classUnparsed class = iota // not IP, truncated or malformed
+	classFragment              // not the first of its packet
+	classFlow
+)
+
+// parseModel parses a frame of which the first bytes are in the buffer that programs can read.
+func parseModel(frame []byte, readable int) (p parsed) {
+	p.class = p.link(octets{frame[:min(readable, len(frame))], len(frame)})
+	if p.class != classFlow {
+		p.key = programFlowKey{}
+	}
+	return p
+}
+
+// octets are those of a part of a frame. Of all there are, the first can be read.
+type octets struct {
+	read []byte
+	all  int
+}
+
+// after returns what is behind the first n, of which there are as many.
+func (o octets) after(n int) octets {
+	return octets{o.read[min(n, len(o.read)):], o.all - n}
+}
+
+// upTo returns the first n, of which there are as many.
+func (o octets) upTo(n int) octets {
+	return octets{o.read[:min(n, len(o.read))], n}
+}
+
+// has reports whether the first n are there and can be read.
+func (o octets) has(n int) bool { return o.all >= n && len(o.read) >= n }
+
+func (o octets) u16(at int) uint16 { return binary.BigEndian.Uint16(o.read[at:]) }
+
+// inOrder returns what the program has of a number in the order of the network.
+func inOrder(v uint16) uint16 {
+	var bytes [2]byte
+	binary.BigEndian.PutUint16(bytes[:], v)
+	return binary.NativeEndian.Uint16(bytes[:])
+}
+
+func (p *parsed) link(o octets) class {
+	const addresses = 12
+	if !o.has(addresses + 2) {
+		return classUnparsed
+	}
+	ethertype := o.u16(addresses)
+	o = o.after(addresses + 2)
+	for tags := 0; ethertype == tagVLAN || ethertype == tagQinQ; tags++ {
+		if tags == 2 || !o.has(4) {
+			return classUnparsed
+		}
+		if tags == 0 {
+			p.key.VlanId = o.u16(0) % 4096
+		}
+		ethertype = o.u16(2)
+		o = o.after(4)
+	}
+	switch ethertype {
+	case etherIPv4:
+		p.family = FamilyIPv4
+		return p.ipv4(o)
+	case etherIPv6:
+		p.family = FamilyIPv6
+		return p.ipv6(o)
+	}
+	return classUnparsed
+}
+
+// ipv4 is RFC 791.
+func (p *parsed) ipv4(o octets) class {
+	if !o.has(20) || o.read[0]>>4 != 4 || o.read[0]&0xf < 5 {
+		return classUnparsed
+	}
+	header, total := 4*int(o.read[0]&0xf), int(o.u16(2))
+	p.key.Family, p.key.IpProtocol = uint8(FamilyIPv4), o.read[9]
+	p.protocol = map4[p.key.IpProtocol]
+	if total < header || total > o.all {
+		return classUnparsed
+	}
+	p.key.Source[0] = binary.NativeEndian.Uint32(o.read[12:])
+	p.key.Destination[0] = binary.NativeEndian.Uint32(o.read[16:])
+	if offset := o.u16(6) & 0x1fff; offset > 0 {
+		return classFragment
+	}
+	return p.transport(o.upTo(total).after(header))
+}
+
+// ipv6 is RFC 8200.
+func (p *parsed) ipv6(o octets) class {
+	if !o.has(40) || o.read[0]>>4 != 6 {
+		return classUnparsed
+	}
+	length, next := int(o.u16(4)), o.read[6]
+	p.key.Family, p.protocol = uint8(FamilyIPv6), map6[next]
+	for i := range p.key.Source {
+		p.key.Source[i] = binary.NativeEndian.Uint32(o.read[8+4*i:])
+		p.key.Destination[i] = binary.NativeEndian.Uint32(o.read[24+4*i:])
+	}
+	o = o.after(40)
+	if isJumbogram := length == 0 && next == ipHopOptions; !isJumbogram { // RFC 2675
+		if length > o.all {
+			return classUnparsed
+		}
+		o = o.upTo(length)
+	}
+	for range 8 {
+		if !isExtension(next) {
+			break
+		}
+		if !o.has(8) {
+			return classUnparsed
+		}
+		var bytes int
+		switch header := next; header {
+		case ipFragment:
+			bytes = 8
+			if o.u16(2)>>3 > 0 {
+				p.protocol = map6[o.read[0]]
+				return classFragment
+			}
+		case ipAuth: // RFC 4302, section 2.2
+			bytes = 4 * (int(o.read[1]) + 2)
+		default:
+			bytes = 8 * (int(o.read[1]) + 1)
+		}
+		next = o.read[0]
+		if o = o.after(bytes); o.all < 0 {
+			return classUnparsed
+		}
+	}
+	if isExtension(next) {
+		return classUnparsed
+	}
+	p.key.IpProtocol, p.protocol = next, map6[next]
+	return p.transport(o)
+}
+
+// isExtension reports whether a header is one of IANA's list of IPv6 extension headers, and says where the next one is: all
+// but ESP and those for experiments.
+func isExtension(header uint8) bool {
+	switch header {
+	case ipHopOptions, ipRouting, ipFragment, ipAuth, ipDestOptions, ipMobility, 139, 140:
+		return true
+	}
+	return false
+}
+
+// map4 and map6 are the protocols by their number, over each family.
+var map4 = [256]Protocol{1: ProtocolICMP, 6: ProtocolTCP, 17: ProtocolUDP, 132: ProtocolSCTP}
+var map6 = [256]Protocol{58: ProtocolICMP, 6: ProtocolTCP, 17: ProtocolUDP, 132: ProtocolSCTP}
+
+// transport reads the ports of a header behind which the packet's payload ends with o.
+func (p *parsed) transport(o octets) class {
+	switch p.protocol {
+	case ProtocolTCP: // RFC 9293
+		if !o.has(20) {
+			return classUnparsed
+		}
+		if header := 4 * int(o.read[12]>>4); header < 20 || header > o.all {
+			return classUnparsed
+		}
+	case ProtocolSCTP: // RFC 9260
+		if !o.has(12) {
+			return classUnparsed
+		}
+	case ProtocolUDP: // RFC 768
+		if !o.has(8) {
+			return classUnparsed
+		}
+	case ProtocolICMP: // RFC 792, RFC 4443
+		if !o.has(8) {
+			return classUnparsed
+		}
+		kind := o.read[0]
+		isEcho := kind == 0 || kind == 8
+		if p.family == FamilyIPv6 {
+			isEcho = kind == 128 || kind == 129
+		}
+		if isEcho {
+			p.key.SourcePort = inOrder(o.u16(4))
+		}
+		p.key.DestinationPort = inOrder(o.u16(0))
+		return classFlow
+	default:
+		return classFlow
+	}
+	p.key.SourcePort, p.key.DestinationPort = inOrder(o.u16(0)), inOrder(o.u16(2))
+	return classFlow
+}
+
+// appendWords appends the words of a flow that are hashed.
+func appendWords(words []uint32, key *programFlowKey) []uint32 {
+	words = append(words, uint32(key.SourcePort)<<16|uint32(key.DestinationPort),
+		uint32(key.VlanId)<<16|uint32(key.Family)<<8|uint32(key.IpProtocol))
+	n := 1
+	if Family(key.Family) == FamilyIPv6 {
+		n = 4
+	}
+	for i := range n {
+		words = append(words, key.Source[i], key.Destination[i])
+	}
+	return words
+}
+
+// The model says of the frames that were written by hand what was written beside them.
+func TestModelOfTheParser(t *testing.T) {
+	for _, test := range frameTable {
+		t.Run(test.about, func(t *testing.T) {
+			p := parseModel(test.frame, len(test.frame))
+			got := cell{p.family, p.protocol, map[class]Outcome{
+				classUnparsed: OutcomeUnparsed, classFragment: OutcomeFragment, classFlow: OutcomeNewFlow,
+			}[p.class]}
+			if got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+			if test.key == "" {
+				return
+			}
+			if got := describeKey(&p.key); got != test.key {
+				t.Errorf("flow: got %s, want %s", got, test.key)
+			}
+		})
+	}
+}

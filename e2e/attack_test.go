@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const (
+	attackTime = 4 * time.Second
+	openPort   = "192.0.2.1:9400" // on which others than this host reach the exporter
+
+	// scrapeTimeout is that of Prometheus, by default.
+	scrapeTimeout = 10 * time.Second
+)
+
+// attacker is somebody on the network that reaches the exporter.
+type attacker struct {
+	lab  *lab
+	ctx  context.Context
+	stop func()        // ends the attack
+	done atomic.Uint64 // whatever the attack does over and over
+}
+
+// dial connects, and ends the connection with the attack.
+func (a *attacker) dial() (net.Conn, error) {
+	conn, err := a.lab.sender.Namespace.Dial(a.ctx, "tcp", openPort)
+	if err == nil {
+		context.AfterFunc(a.ctx, func() { conn.Close() })
+	}
+	return conn, err
+}
+
+// over calls f again and again in a number of goroutines, until the attack ends. Its errors are the attacker's concern.
+func (a *attacker) over(n int, f func() error) {
+	var running sync.WaitGroup
+	for range n {
+		running.Go(func() {
+			for a.ctx.Err() == nil {
+				if f() == nil {
+					a.done.Add(1)
+					continue
+				}
+				select { // refused: a little later
+				case <-a.ctx.Done():
+				case <-time.After(time.Millisecond):
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+// say sends a text over a new connection, and reads until that ends.
+func (a *attacker) say(text string) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, text); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, conn)
+	return err
+}
+
+// secret asks over TLS with a password and, if it is not nil, a certificate.
+func (a *attacker) secret(password string, certificate *tls.Certificate) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	config := &tls.Config{InsecureSkipVerify: true}
+	if certificate != nil {
+		config.Certificates = []tls.Certificate{*certificate}
+	}
+	secure := tls.Client(conn, config)
+	defer secure.Close()
+	user := base64.StdEncoding.EncodeToString([]byte("nobody:" + password))
+	if _, err := io.WriteString(secure, "GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Basic "+user+"\r\n\r\n"); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(secure).ReadString('\n')
+	if err == nil && !strings.Contains(line, "401") {
+		err = fmt.Errorf("the answer is %s", line)
+	}
+	return err
+}
+
+// attacks are what somebody may do who reaches the port.
+var attacks = []struct {
+	name    string
+	secured bool
+	isLong  bool // it ends by itself
+	run     func(t *testing.T, a *attacker)
+}{
+	{"a header byte by byte", false, false, func(_ *testing.T, a *attacker) {
+		a.over(200, func() error {
+			conn, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			for _, b := range []byte("GET /metrics HTTP/1.1\r\nHost: " + strings.Repeat("a", 1000)) {
+				if _, err := conn.Write([]byte{b}); err != nil {
+					return err
+				}
+				select {
+				case <-a.ctx.Done():
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+			return nil
+		})
+	}},
+	{"ten thousand connections that say nothing", false, true, func(t *testing.T, a *attacker) {
+		const all = 10_000
+		var silent atomic.Int64
+		a.over(16, func() error {
+			if silent.Load() >= all {
+				a.stop()
+				return nil
+			}
+			_, err := a.dial()
+			silent.Add(1)
+			return err
+		})
+		if silent.Load() < all {
+			t.Errorf("only %d connections were made", silent.Load())
+		}
+	}},
+	{"bodies that never come", false, false, func(_ *testing.T, a *attacker) {
+		a.over(100, func() error {
+			return a.say("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+		})
+	}},
+	{"headers of a mebibyte", false, false, func(_ *testing.T, a *attacker) {
+		header := "GET /metrics HTTP/1.1\r\nHost: a\r\nX-Long: " + strings.Repeat("a", 1<<20) + "\r\n\r\n"
+		a.over(20, func() error { return a.say(header) })
+	}},
+	{"thousands of collectors", false, false, func(_ *testing.T, a *attacker) {
+		many := strings.Repeat("collect[]=packets&", 3000)
+		unknown := strings.Repeat("exclude[]=nosuch&", 3000)
+		a.over(20, func() error {
+			for _, query := range []string{many, unknown, "collect[]=" + strings.Repeat("%00", 10_000)} {
+				if err := a.say("GET /metrics?" + query + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}},
+	{"answers that nobody reads", false, false, func(_ *testing.T, a *attacker) {
+		a.over(200, func() error {
+			conn, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				_ = tcp.SetReadBuffer(1)
+			}
+			if _, err := io.WriteString(conn, strings.Repeat("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", 20)); err != nil {
+				return err
+			}
+			<-a.ctx.Done()
+			return nil
+		})
+	}},
+	{"requests as fast as can be", false, false, func(_ *testing.T, a *attacker) {
+		a.over(100, func() error { return a.say("GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") })
+	}},
+	{"wrong passwords", true, false, func(_ *testing.T, a *attacker) {
+		var n atomic.Int64
+		a.over(200, func() error { return a.secret(fmt.Sprint(n.Add(1)), nil) })
+	}},
+	{"handshakes that are none, and certificates of nobody", true, false, func(t *testing.T, a *attacker) {
+		certificate := strangersCertificate(t)
+		a.over(50, func() error {
+			_ = a.say("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("a", 200))
+			_ = a.secret("none", certificate)
+			return nil
+		})
+	}},
+}
+
+// Whatever somebody does who reaches the port, who is entitled to is answered in time, the audit goes on exactly, and
+// descriptors and memory come back.
+func TestAttacksOnThePort(t *testing.T) {
+	for _, attack := range attacks {
+		t.Run(attack.name, func(t *testing.T) {
+			l := newLab(t)
+			args := []string{"--audit.device=" + device, "--web.listen-address=" + openPort}
+			var e *exporter
+			var s secured
+			if attack.secured {
+				s = secure(t)
+				if strings.Contains(attack.name, "certificates") {
+					s.askForCertificates(t)
+				}
+				e = l.startSecured(s, args...)
+			} else {
+				e = l.startExporter(args...)
+			}
+			e.client = s.honest(t, l)
+			traffic := l.startStream(l.newFlow(l.audited.IPv4.Addr()))
+			before := e.usage()
+
+			limit := attackTime
+			if attack.isLong {
+				limit = patience
+			}
+			ctx, cancel := context.WithTimeout(l.ctx, limit)
+			defer cancel()
+			a := &attacker{lab: l, ctx: ctx, stop: cancel}
+			var attacking sync.WaitGroup
+			attacking.Go(func() { attack.run(t, a) })
+			var took []time.Duration
+			last := 0.0
+			for ctx.Err() == nil {
+				duration, err := e.scrapeUnderLoad(&last)
+				if err != nil {
+					t.Fatalf("after %d scrapes: %v", len(took), err)
+				}
+				took = append(took, duration)
+			}
+			attacking.Wait()
+			slices.Sort(took)
+			slowest := took[len(took)-1]
+			if slowest > scrapeTimeout {
+				t.Errorf("a scrape took %v", slowest)
+			}
+			during := e.usage()
+			const mostBytes = 64 << 20
+			if during.peakBytes > mostBytes {
+				t.Errorf("the peak of memory was %.1f MiB", mebibytes(during.peakBytes))
+			}
+			l.poll(func() error {
+				if now := e.usage().descriptors; now > before.descriptors+2 {
+					return fmt.Errorf("%d descriptors, %d before", now, before.descriptors)
+				}
+				return nil
+			})
+			sent, err := traffic.end()
+			if err != nil {
+				t.Error(err)
+			}
+			if got := e.atRest().sum("packets_total", "device="+device, "family=ipv4", "protocol=udp"); got != float64(sent) {
+				t.Errorf("%v packets were counted, and %d sent", got, sent)
+			}
+			t.Logf("%d times; %d scrapes took %v in the median and %v at most; memory %.1f MiB at most; %.1f s of CPU; %d packets",
+				a.done.Load(), len(took), median(took).Round(time.Microsecond), slowest.Round(time.Microsecond), mebibytes(during.peakBytes),
+				(during.cpu - before.cpu).Seconds(), sent)
+			e.expectStopped()
+		})
+	}
+}
+
+// honest returns a client that connects anew for each request, and has what it takes to be answered.
+func (s secured) honest(t *testing.T, l *lab) *http.Client {
+	t.Helper()
+	transport := &http.Transport{DialContext: l.audited.Namespace.Dial, DisableKeepAlives: true}
+	client := &http.Client{Transport: transport, Timeout: patience}
+	if s.roots == nil {
+		return client
+	}
+	transport.TLSClientConfig = s.clientTLS(t)
+	client.Transport = authorized{transport}
+	return client
+}
+
+// askForCertificates makes the configuration one that wants a client's certificate, which its own is.
+func (s secured) askForCertificates(t *testing.T) {
+	t.Helper()
+	config, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const key = "  key_file: tls.key\n"
+	changed := strings.Replace(string(config), key, key+"  client_ca_file: tls.crt\n  client_auth_type: RequireAndVerifyClientCert\n", 1)
+	if err := os.WriteFile(s.config, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// strangersCertificate returns a certificate that nobody trusts, and that is no longer valid.
+func strangersCertificate(t *testing.T) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{certificate}, PrivateKey: key}
+}
