@@ -21,8 +21,8 @@ mkdir -p archives/partial tree/usr/{bin,sbin,lib,lib64}
 # As if nothing was installed, so that all they depend on comes with them.
 if ! apt-get -qq -o Dir::State::status="$PWD/status" -o Dir::Cache::archives="$PWD/archives/" \
 	-o Debug::NoLocking=true -o APT::Install-Recommends=false -o Acquire::Retries=3 \
-	install -y --download-only "${packages[@]}" >log 2>&1; then
-	cat log >&2
+	install -y --download-only "${packages[@]}" >apt.log 2>&1; then
+	cat apt.log >&2
 	exit 1
 fi
 
@@ -32,7 +32,8 @@ done
 for package in archives/*.deb; do
 	dpkg-deb --fsys-tarfile "$package" | tar -x -C tree --keep-directory-symlink --no-same-owner \
 		--exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
-		--exclude='./usr/share/perl/*' --exclude='./usr/lib/systemd/*'
+		--exclude='./usr/share/perl/*' --exclude='./usr/lib/systemd/*' \
+		--exclude='./usr/share/javascript/*' --exclude='./usr/share/nodejs/*' --exclude=./usr/bin/promtool
 done
 rm -r archives
 
