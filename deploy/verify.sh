@@ -195,22 +195,25 @@ else
 fi
 
 # 7. Isolation. Each network first by who is on it, then by connecting.
-# members NETWORK SERVICE… compares who is on a network with who should be.
+# members NETWORK INTERNAL SERVICE… compares who is on a network with who should be.
 members() {
-	local network=$1 expected found internal
-	shift
-	expected=$(printf '%s\n' "$@" | sort | tr '\n' ' ')
-	found=$(docker ps -q --filter "network=${project}_$network" | xargs -r docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' | sort | tr '\n' ' ')
-	internal=$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1)
-	if [[ $found == "$expected" && $internal == true ]]; then
-		ok "$network is internal and of $* alone"
+	local network=$1 internal=$2 expected found what
+	shift 2
+	what="$network is of $* alone"
+	if [[ $internal == true ]]; then what="$network is internal and of $* alone"; fi
+	expected="$internal: $(printf '%s\n' "$@" | sort | tr '\n' ' ')"
+	found="$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1): $(docker ps -q --filter "network=${project}_$network" |
+		xargs -r docker inspect -f '{{or (index .Config.Labels "com.docker.compose.service") .Name}}' | sort | tr '\n' ' ')"
+	if [[ $found == "$expected" ]]; then
+		ok "$what"
 	else
-		bad "$network is internal and of $* alone" "internal: $internal, on it: $found" "Run docker compose up -d, and disconnect whatever else was put there."
+		bad "$what" "internal and members are $found" "Run docker compose up -d, and disconnect whatever else was put there."
 	fi
 }
-members web_net enclave apache
-members app_net apache drupal
-members db_net drupal db
+members edge false enclave
+members web_net true enclave apache
+members app_net true apache drupal
+members db_net true drupal db
 
 # expect STATE WHAT SERVICE HOST PORT REMEDY
 expect() {

@@ -159,7 +159,7 @@ func TestWhoIsOnWhichNetwork(t *testing.T) {
 		}
 	}
 	for name, network := range project.Networks {
-		if bool(network.Internal) == (name == "edge") {
+		if network.Internal == (name == "edge") {
 			t.Errorf("%s: internal is %v", name, network.Internal)
 		}
 	}

@@ -242,7 +242,7 @@ func (e *engine) testIsolation(t *testing.T) {
 	fromEdge, fromWeb := e.namespace(t, "onedge"), e.namespace(t, "onweb")
 
 	const local = "127.0.0.1"
-	database, fpm, web := e.address(t, db, "db_net"), e.address(t, drupal, "app_net"), e.address(t, apache, "web_net")
+	fpm, web := e.address(t, drupal, "app_net"), e.address(t, apache, "web_net")
 	onWeb, onEdge := e.address(t, "enclave_agent", "web_net"), e.address(t, "enclave_agent", "edge")
 	type attempt struct {
 		sentence string
@@ -252,9 +252,7 @@ func (e *engine) testIsolation(t *testing.T) {
 		isOpen   bool
 	}
 	attempts := []attempt{
-		{"Drupal reaches the database", fromDrupal, database, 3306, true},
-		{"the enclave does not reach the database", fromEnclave, database, 3306, false},
-		{"Apache does not reach the database", fromApache, database, 3306, false},
+		{"Drupal reaches the database", fromDrupal, e.address(t, db, "db_net"), 3306, true},
 		{"Apache reaches Drupal", fromApache, fpm, 9000, true},
 		{"the enclave does not reach Drupal", fromEnclave, fpm, 9000, false},
 		{"the gateway reaches Apache", fromEnclave, web, 8080, true},
@@ -264,6 +262,14 @@ func (e *engine) testIsolation(t *testing.T) {
 		{"Apache is not there from outside", fromOutside, engineAddress, 8080, false},
 		{"Drupal is not there from outside", fromOutside, engineAddress, 9000, false},
 		{"the database is not there from outside", fromOutside, engineAddress, 3306, false},
+	}
+	for _, database := range strings.Fields(e.must(t, "docker", "inspect",
+		"--format={{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", db)) {
+		attempts = append(attempts,
+			attempt{"the enclave does not reach the database", fromEnclave, database, 3306, false},
+			attempt{"Apache does not reach the database", fromApache, database, 3306, false},
+			attempt{"a neighbour on edge does not reach the database", fromEdge, database, 3306, false},
+			attempt{"a neighbour on web_net does not reach the database", fromWeb, database, 3306, false})
 	}
 	for port, name := range map[int]string{9400: "the auditor", 9090: "Prometheus", 3000: "Grafana"} {
 		attempts = append(attempts,
@@ -334,11 +340,11 @@ func (e *engine) testBroken(t *testing.T) {
 		{
 			"networks joined by hand",
 			"docker network connect xdp-audit_db_net enclave_agent && docker network connect xdp-audit_db_net " + apache +
-				" && docker network connect xdp-audit_app_net enclave_agent",
+				" && docker network connect xdp-audit_app_net enclave_agent && docker network connect xdp-audit_edge " + db,
 			"docker network disconnect xdp-audit_db_net enclave_agent && docker network disconnect xdp-audit_db_net " + apache +
-				" && docker network disconnect xdp-audit_app_net enclave_agent",
+				" && docker network disconnect xdp-audit_app_net enclave_agent && docker network disconnect xdp-audit_edge " + db,
 			[]string{
-				"app_net is internal and of apache drupal alone", "db_net is internal and of drupal db alone",
+				"edge is of enclave alone", "app_net is internal and of apache drupal alone", "db_net is internal and of drupal db alone",
 				"the enclave's namespace does not reach the database", "Apache does not reach the database",
 			},
 			"Run docker compose up -d, and disconnect whatever else was put there.",
