@@ -4,14 +4,19 @@
 package deploytest
 
 import (
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // guide is deploy/README.md: the commands of each section that are for a shell.
 type guide map[string]string
+
+// What to do when enclave was started anew.
+const restartOfOthers = "docker compose restart xdp-auditor prometheus grafana gateway"
 
 var (
 	heading = regexp.MustCompile(`^#+ (.+)\n`)
@@ -34,8 +39,19 @@ func readGuide(t *testing.T) guide {
 			g[title[1]] += found[1]
 		}
 	}
+	// None may be left out of the test.
+	want := []string{"By hand", "Certificate", "Prerequisites", "Remove", "Settings", "Start", "Verify"}
+	if sections := slices.Sorted(maps.Keys(g)); !slices.Equal(sections, want) {
+		t.Fatalf("README.md has commands in the sections %q, want %q", sections, want)
+	}
+	if !strings.Contains(string(text), "\n"+restartOfOthers+"\n") {
+		t.Errorf("README.md does not say %q", restartOfOthers)
+	}
 	return g
 }
+
+// What needs neither root nor an engine.
+func TestGuideIsWhole(t *testing.T) { readGuide(t) }
 
 // block returns the commands of a section.
 func (g guide) block(t *testing.T, section string) string {

@@ -34,7 +34,7 @@ func TestTopology(t *testing.T) {
 	capabilities := e.replaceUnknownCapabilities(t)
 	e.expectOnlyImagesReplaced(t)
 
-	for _, section := range []string{"Settings", "Certificate"} {
+	for _, section := range []string{"Prerequisites", "Settings", "Certificate"} {
 		guide.run(t, e, section)
 	}
 	t.Run("secrets", e.testSecrets)
@@ -351,12 +351,12 @@ func (e *engine) testBroken(t *testing.T) {
 		},
 		{
 			"an enclave that was started anew, without the others",
-			"docker restart enclave_agent", "docker compose restart xdp-auditor prometheus grafana gateway",
+			"docker restart enclave_agent", restartOfOthers,
 			slices.Concat([]string{
 				"hook attached on eth0", "metrics path", "hook reported as up", "Prometheus ready", "target up",
 				"gateway TLS for grafana.enclave", "gateway TLS for drupal.enclave",
 			}, series),
-			"run docker compose restart xdp-auditor prometheus grafana gateway.",
+			"run " + restartOfOthers + ".",
 		},
 	} {
 		t.Run(c.sentence, func(t *testing.T) {
