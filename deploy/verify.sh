@@ -3,7 +3,8 @@
 # Copyright The XDP Audit Exporter Authors
 #
 # Verifies a topology that docker compose started from this folder: one line for each
-# step, and for a step that failed what to do. Exits with 1 if any failed.
+# step, and for a step that failed what to do. Exits with 1 if any failed. What has just
+# started gets the time that its health check gives it.
 #
 #   GATEWAY_ADDRESS  address of the host that publishes port 443 (127.0.0.1)
 set -uo pipefail
@@ -24,6 +25,7 @@ setting() {
 	local value=${!1:-}
 	if [[ -z $value && -r .env ]]; then
 		value=$(sed -n "s/^$1=//p" .env | tail -n 1)
+		value=${value#[\"\']} value=${value%[\"\']}
 	fi
 	printf '%s' "${value:-$2}"
 }
@@ -56,12 +58,19 @@ address_of() {
 	docker inspect -f "{{with index .NetworkSettings.Networks \"${project}_$2\"}}{{.IPAddress}}{{end}}" "$(container "$1")" 2>/dev/null
 }
 in_enclave() { docker exec enclave_agent "$@" 2>&1; }
+# fetch PORT/PATH prints what the enclave's namespace gets from its loopback. Not by the name
+# localhost: where that is an address of IPv6 that is not there, GNU's wget tries on.
+fetch() { in_enclave timeout 6 wget -T 3 -qO- "http://127.0.0.1:$1"; }
 
 # reach SERVICE HOST PORT tries to connect from the service's container: open, closed
 # (refused or no way there), or a complaint when it cannot tell. Busybox says alike of a
 # connection and of an answer that they timed out; hence members, too.
 reach() {
 	local output status
+	if [[ -z $2 ]]; then
+		echo unknown
+		return
+	fi
 	output=$(docker exec "$(container "$1")" timeout 6 wget -T 3 -O /dev/null "http://$2:$3/" 2>&1)
 	status=$?
 	case $output in
@@ -75,13 +84,20 @@ reach() {
 	esac
 }
 
-# 1. Every service runs and is healthy.
+# state SERVICE prints its container's state and health.
+state() {
+	docker inspect -f '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$(container "$1")" 2>/dev/null
+}
+
+# 1. Every service runs and is healthy. The engine itself ends "starting".
 for service in enclave xdp-auditor prometheus grafana gateway apache drupal db; do
-	state=$(docker inspect -f '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$(container "$service")" 2>/dev/null)
+	while state=$(state "$service") && [[ $state == "running starting" ]]; do
+		sleep 1
+	done
 	if [[ $state == "running healthy" ]]; then
 		ok "$service is healthy"
 	else
-		bad "$service is healthy" "it is ${state:-missing}" "See docker compose logs $service. Just after a start, wait a minute."
+		bad "$service is healthy" "it is ${state:-missing}" "See docker compose logs $service."
 	fi
 done
 
@@ -97,11 +113,12 @@ else
 fi
 
 # 3. The hook.
+orphaned="If enclave was restarted, the others kept the namespace that it had: run docker compose restart xdp-auditor prometheus grafana gateway."
 link=$(in_enclave ip -d link show dev "$device")
 if [[ $link == *prog/xdp* ]]; then
 	ok "hook attached on $device"
 else
-	bad "hook attached on $device" "ip link shows no XDP program" "See docker logs xdp-auditor --tail=50."
+	bad "hook attached on $device" "ip link shows no XDP program" "See docker logs xdp-auditor --tail=50. $orphaned"
 fi
 line="XDP audit hook attached on $device with mode="
 if [[ $mode == auto ]]; then line+="(drv|skb)"; else line+=$mode; fi
@@ -113,12 +130,12 @@ else
 fi
 
 # 4. The metrics, on the way that Prometheus takes.
-metrics=$(in_enclave wget -qO- http://localhost:9400/metrics)
+metrics=$(fetch 9400/metrics)
 if [[ $metrics == *xdp_audit_hook_info* ]]; then
 	ok "metrics path"
 else
 	bad "metrics path" "http://localhost:9400/metrics in the enclave: ${metrics:0:80}" \
-		"Is xdp-auditor healthy? After a restart of enclave, run docker compose up -d --force-recreate."
+		"$orphaned"
 fi
 if grep -q "^xdp_audit_hook_up{device=\"$device\"} 1" <<<"$metrics"; then
 	ok "hook reported as up"
@@ -127,28 +144,35 @@ else
 fi
 
 # 5. Prometheus.
-ready=$(in_enclave wget -qO- http://localhost:9090/-/ready)
+ready=$(fetch 9090/-/ready)
 if [[ $ready == *Ready* ]]; then
 	ok "Prometheus ready"
 else
-	bad "Prometheus ready" "${ready:-no answer}" "See docker compose logs prometheus."
+	bad "Prometheus ready" "${ready:-no answer}" "$orphaned"
 fi
-# has_series EXPRESSION asks Prometheus whether the result has anything in it.
+# query EXPRESSION prints what Prometheus answers to an encoded expression.
+query() { fetch "9090/api/v1/query?query=$1"; }
+# has_series EXPRESSION asks whether the result has anything in it.
 has_series() {
 	local answer
-	answer=$(in_enclave wget -qO- "http://localhost:9090/api/v1/query?query=$1")
+	answer=$(query "$1")
 	[[ $answer == *'"status":"success"'* && $answer == *'"metric":{'* ]]
 }
+# The first scrape comes within an interval of the start.
+for ((i = 0; i < 20; i++)); do
+	[[ $(query 'up%7Bjob%3D%22xdp_audit%22%7D') == *'"result":[]'* ]] || break
+	sleep 1
+done
 if has_series 'up%7Bjob%3D%22xdp_audit%22%7D%20%3D%3D%201'; then
 	ok "target up"
 else
-	bad "target up" "Prometheus has not scraped the auditor" "Wait for one scrape interval; then see prometheus.yml."
+	bad "target up" "Prometheus has not scraped the auditor" "See prometheus.yml, and the error in docker exec enclave_agent wget -qO- http://localhost:9090/api/v1/targets."
 fi
 for series in xdp_audit_events_total xdp_audit_leak_flags_total xdp_audit_last_tscore; do
 	if has_series "$series"; then
 		ok "series $series"
 	else
-		bad "series $series" "Prometheus has none" "Wait for one scrape interval; then see the target."
+		bad "series $series" "Prometheus has none" "If the target is up, wait 15 s for the next scrape."
 	fi
 done
 
@@ -161,7 +185,7 @@ status=$(gateway grafana.enclave /api/health)
 if [[ $status == 200 ]]; then
 	ok "gateway TLS for grafana.enclave"
 else
-	bad "gateway TLS for grafana.enclave" "${status//$'\n'/ }" "Does certs/tls.crt name grafana.enclave, and does tls.key fit? See docker compose logs gateway."
+	bad "gateway TLS for grafana.enclave" "${status//$'\n'/ }" "Does certs/tls.crt name grafana.enclave, and does tls.key fit? See docker compose logs gateway. $orphaned"
 fi
 status=$(gateway drupal.enclave /)
 if [[ $status =~ ^[23][0-9][0-9]$ ]]; then
@@ -171,42 +195,56 @@ else
 fi
 
 # 7. Isolation. Each network first by who is on it, then by connecting.
-# members NETWORK SERVICE… compares who is on a network with who should be.
+# members NETWORK INTERNAL SERVICE… compares who is on a network with who should be.
 members() {
-	local network=$1 expected found internal
-	shift
-	expected=$(printf '%s\n' "$@" | sort | tr '\n' ' ')
-	found=$(docker ps -q --filter "network=${project}_$network" | xargs -r docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}}' | sort | tr '\n' ' ')
-	internal=$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1)
-	if [[ $found == "$expected" && $internal == true ]]; then
-		ok "$network is internal and of $* alone"
+	local network=$1 internal=$2 expected found what
+	shift 2
+	what="$network is of $* alone"
+	if [[ $internal == true ]]; then what="$network is internal and of $* alone"; fi
+	expected="$internal: $(printf '%s\n' "$@" | sort | tr '\n' ' ')"
+	found="$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1): $(docker ps -q --filter "network=${project}_$network" |
+		xargs -r docker inspect -f '{{or (index .Config.Labels "com.docker.compose.service") .Name}}' | sort | tr '\n' ' ')"
+	if [[ $found == "$expected" ]]; then
+		ok "$what"
 	else
-		bad "$network is internal and of $* alone" "internal: $internal, on it: $found" "Run docker compose up -d, and disconnect whatever else was put there."
+		bad "$what" "internal and members are $found" "Run docker compose up -d, and disconnect whatever else was put there."
 	fi
 }
-members web_net enclave apache
-members app_net apache drupal
-members db_net drupal db
+members edge false enclave
+members web_net true enclave apache
+members app_net true apache drupal
+members db_net true drupal db
 
 # expect STATE WHAT SERVICE HOST PORT REMEDY
 expect() {
 	local found
 	found=$(reach "$3" "$4" "$5")
-	if [[ -n $4 && $found == "$1" ]]; then
+	if [[ $found == "$1" ]]; then
 		ok "$2"
 	else
-		bad "$2" "port $5 of ${4:-(no address)} is ${found:-unknown} from $3" "$6"
+		bad "$2" "port $5 of ${4:-(no address)} is $found from $3" "$6"
 	fi
 }
+# attempt starts an expect, so that all of them wait for their timeouts together.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+attempts=10
+attempt() {
+	attempts=$((attempts + 1))
+	expect "$@" >"$scratch/$attempts" &
+}
 database=$(address_of db db_net)
-expect open "Drupal reaches the database" drupal "$database" 3306 "See docker compose logs db."
-expect closed "the enclave's namespace does not reach the database" enclave "$database" 3306 "Something joined db_net to the enclave."
-expect closed "Apache does not reach the database" apache "$database" 3306 "Something joined db_net to Apache."
+attempt open "Drupal reaches the database" drupal "$database" 3306 "See docker compose logs db."
+attempt closed "the enclave's namespace does not reach the database" enclave "$database" 3306 "Something joined db_net to the enclave."
+attempt closed "Apache does not reach the database" apache "$database" 3306 "Something joined db_net to Apache."
 # Both an address that shares a network with Apache and one that does not.
 for port in 9400 9090 3000; do
-	expect closed "port $port is closed to Apache" apache "$(address_of enclave web_net)" "$port" "It must listen on 127.0.0.1 alone."
-	expect closed "port $port is closed to Drupal" drupal "$edge" "$port" "Drupal must be on app_net and db_net alone."
+	attempt closed "port $port is closed to Apache" apache "$(address_of enclave web_net)" "$port" "It must listen on 127.0.0.1 alone."
+	attempt closed "port $port is closed to Drupal" drupal "$edge" "$port" "Drupal must be on app_net and db_net alone."
 done
+wait
+cat "$scratch"/*
+failures=$((failures + $(cat "$scratch"/* | grep -c ^FAIL)))
 
 if ((failures > 0)); then
 	echo "$failures failed"

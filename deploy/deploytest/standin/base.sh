@@ -19,10 +19,14 @@ packages=(
 mkdir -p archives/partial tree/usr/{bin,sbin,lib,lib64}
 : >status
 # As if nothing was installed, so that all they depend on comes with them.
-if ! apt-get -qq -o Dir::State::status="$PWD/status" -o Dir::Cache::archives="$PWD/archives/" \
-	-o Debug::NoLocking=true -o APT::Install-Recommends=false -o Acquire::Retries=3 \
-	install -y --download-only "${packages[@]}" >log 2>&1; then
-	cat log >&2
+download() {
+	apt-get -qq -o Dir::State::status="$PWD/status" -o Dir::Cache::archives="$PWD/archives/" \
+		-o Debug::NoLocking=true -o APT::Install-Recommends=false -o Acquire::Retries=3 \
+		install -y --download-only "${packages[@]}" >apt.log 2>&1
+}
+# The lists of a machine may be older than the packages that the archive has, or missing.
+if ! download && ! { apt-get -qq update >/dev/null && download; }; then
+	cat apt.log >&2
 	exit 1
 fi
 
@@ -32,7 +36,8 @@ done
 for package in archives/*.deb; do
 	dpkg-deb --fsys-tarfile "$package" | tar -x -C tree --keep-directory-symlink --no-same-owner \
 		--exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
-		--exclude='./usr/share/perl/*' --exclude='./usr/lib/systemd/*'
+		--exclude='./usr/share/perl/*' --exclude='./usr/lib/systemd/*' \
+		--exclude='./usr/share/javascript/*' --exclude='./usr/share/nodejs/*' --exclude=./usr/bin/promtool
 done
 rm -r archives
 

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Writes the note that it is sent to the database, and answers with all that are there.
+// Writes the note that it is sent to the database, and answers with how it was asked and
+// with all notes that are there.
 // It finds the database in the settings that Drupal would read.
 include 'sites/default/settings.php';
 $c = $databases['default']['default'];
@@ -12,7 +13,9 @@ if (isset($_GET['note'])) {
   $db->prepare('INSERT INTO note (text) VALUES (?)')->execute([$_GET['note']]);
 }
 header('Content-Type: text/plain');
-echo 'https=', $_SERVER['HTTPS'] ?? '', "\n";
+foreach (['HTTPS', 'HTTP_HOST', 'HTTP_X_FORWARDED_FOR'] as $name) {
+  echo $name, '=', $_SERVER[$name] ?? '', "\n";
+}
 foreach ($db->query('SELECT text FROM note ORDER BY id') as $row) {
   echo 'note=', $row['text'], "\n";
 }
