@@ -22,7 +22,7 @@ type Kind func(r *rand.Rand) Source
 func Rand(seed uint64, name string) *rand.Rand {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	return rand.New(rand.NewPCG(seed, h.Sum64()))
+	return rand.New(rand.NewPCG(seed, h.Sum64())) //nolint:gosec // to be the same again is the purpose
 }
 
 // Constant returns traffic at a steady pace: normal deltas.
