@@ -6,7 +6,7 @@
 include Makefile.common
 
 # Packages that run without a kernel and with goroutines: the race detector's.
-RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/...
+RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/... ./internal/traffic/...
 
 TEST_FLAGS  ?= -timeout 20m
 BENCH       ?= .
@@ -30,7 +30,8 @@ generate: ## compile the BPF programs and write their Go bindings
 	@echo ">> generating BPF objects"
 	@command -v clang-14 >/dev/null || { echo "generate: clang-14 not found: run make deps" >&2; exit 1; }
 	$(GO) generate ./bpf ./e2e
-	$(call give_back,bpf/*_bpfe[lb]* e2e/*_bpfe[lb]*)
+	$(GO) -C tools/evaluate generate .
+	$(call give_back,bpf/*_bpfe[lb]* e2e/*_bpfe[lb]* tools/evaluate/*_bpfe[lb]*)
 
 .PHONY: check-generate
 check-generate: ## check that the committed BPF objects are those of the sources
@@ -63,6 +64,8 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	@$(MAKE) test-kernels
 	@$(GO) -C deploy/composetest test -count=1 ./...
 	@$(MAKE) test-deploy
+	@echo ">> running the evaluation's tests"
+	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
 	@echo ">> running all tests"
 	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
 
@@ -87,6 +90,13 @@ bench-live: check-root ## measure the audit on a device under real frames, for d
 	@echo ">> measuring on a live device"
 	REQUIRE_BPF=1 LIVE_ROUNDS=$(LIVE_ROUNDS) LIVE_REPORT="$(CURDIR)/docs/performance.md" \
 		$(GO) test -v -count=1 -timeout 1h -run '^TestLiveDevice$$' ./e2e
+
+# The documents have the figures of the default seed.
+.PHONY: evaluate
+evaluate: check-root ## send made-up traffic through the BPF program, for docs/statistics.md; SEED=2 shows that of another seed (needs root)
+	@echo ">> evaluating"
+	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..)
+	$(call give_back,docs README.md)
 
 .PHONY: soak
 soak: check-root ## load the exporter for a time, SOAK=10m, and check that it takes no more and more (needs root)

@@ -10,7 +10,7 @@ shopt -s nullglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 generated() {
-	printf '%s\n' {bpf,e2e}/*_bpfe[lb]*
+	printf '%s\n' {bpf,e2e,tools/evaluate}/*_bpfe[lb]*
 }
 
 before=$(mktemp -d)

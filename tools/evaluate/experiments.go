@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+)
+
+// experiments returns all that is asked of the audit. What is new gets a file like falseflags.go, and a line here.
+func experiments() []experiment {
+	return slices.Concat(falseFlags(), detections(), shifts())
+}
+
+// experiment is one question to the audit. Its figure stands in the row and the column of a table; the three together are
+// its name.
+type experiment struct {
+	table, row, column string
+	config             bpf.Config // device and clock are the lab's
+	packets            int        // in a full run
+	bound              bound
+	measure            func(l *lab, r run) (figure, error)
+}
+
+// run says how an experiment is done.
+type run struct {
+	seed    uint64
+	config  bpf.Config
+	packets int
+}
+
+// run does the experiment with a part of its packets, 1 for all.
+func (e *experiment) run(l *lab, seed uint64, part float64) (result, error) {
+	f, err := e.measure(l, run{seed: seed, config: e.config, packets: int(float64(e.packets) * part)})
+	if err != nil {
+		return result{}, fmt.Errorf("%v: %w", e.question(), err)
+	}
+	return result{question: e.question(), IsMet: e.bound.isMet(f.Value), figure: f}, nil
+}
+
+// figure is what an experiment found.
+type figure struct {
+	Value  float64 `json:"value"`
+	Unit   string  `json:"unit,omitempty"` // empty for shares and counts
+	Share  *share  `json:"share,omitempty"`
+	Scores *scores `json:"scores,omitempty"` // of the packets that the figure is of
+}
+
+func shareFigure(s share) figure { return figure{Value: s.value(), Share: &s} }
+
+// String returns the figure with its interval, if it has one, to as many digits as it is worth.
+func (f figure) String() string {
+	if f.Share == nil {
+		return f.text()
+	}
+	low, high := f.Share.interval(confidence)
+	digits, decimals := 2, 3
+	if high < 1.1*low {
+		digits = 3
+	}
+	if high > 0.99 {
+		decimals = 4
+	}
+	return fmt.Sprintf("%s (%s–%s)", shareText(f.Value, digits, decimals), shareText(low, digits, decimals), shareText(high, digits, decimals))
+}
+
+// text returns the figure without its interval.
+func (f figure) text() string {
+	switch {
+	case f.Share != nil:
+		return shareText(f.Value, 2, 3)
+	case f.Unit == "":
+		return grouped(int(f.Value))
+	}
+	return strconv.FormatFloat(f.Value, 'f', 3, 64) + " " + f.Unit
+}
+
+// shareText writes a share with so many digits, or so many decimals if it is not small.
+func shareText(v float64, digits, decimals int) string {
+	switch {
+	case v == 0 || v == 1:
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	case v >= 0.1:
+		return strconv.FormatFloat(v, 'f', decimals, 64)
+	}
+	return shortExponent(strconv.FormatFloat(v, 'e', digits-1, 64))
+}
+
+// confidence is that of the intervals that are shown.
+const confidence = 0.95
+
+// question is what an experiment asks.
+type question struct {
+	Table   string `json:"table"`
+	Row     string `json:"row"`
+	Column  string `json:"column"`
+	Flags   string `json:"flags,omitempty"` // other than the defaults
+	Packets int    `json:"packets"`
+	Bound   string `json:"bound,omitempty"` // what must hold
+}
+
+func (e *experiment) question() question {
+	return question{
+		Table: e.table, Row: e.row, Column: e.column, Flags: flagsOf(e.config), Packets: e.packets, Bound: e.bound.String(),
+	}
+}
+
+// String returns the name of the experiment.
+func (q question) String() string { return q.Table + ": " + q.Row + ", " + q.Column }
+
+// result is a figure with the question that it answers.
+type result struct {
+	question
+	IsMet bool `json:"met"`
+	figure
+}
+
+// bound is what a figure, which is never negative, must keep to. The zero value is met by all but NaN.
+type bound struct {
+	least, most float64 // 0 for none
+}
+
+func atLeast(least float64) bound { return bound{least: least} }
+
+func atMost(most float64) bound { return bound{most: most} }
+
+func between(least, most float64) bound { return bound{least, most} }
+
+func (b bound) isMet(value float64) bool {
+	return !math.IsNaN(value) && value >= b.least && (b.most == 0 || value <= b.most)
+}
+
+// String returns the bound as it is written in tables; empty if there is none.
+func (b bound) String() string {
+	switch {
+	case b == bound{}:
+		return ""
+	case b.most == 0:
+		return "≥ " + shortNumber(b.least)
+	case b.least == 0:
+		return "≤ " + shortNumber(b.most)
+	}
+	return shortNumber(b.least) + " to " + shortNumber(b.most)
+}
+
+// shortNumber writes a number with the digits that it has.
+func shortNumber(v float64) string {
+	if v < 0.01 {
+		return shortExponent(strconv.FormatFloat(v, 'e', -1, 64))
+	}
+	return strconv.FormatFloat(v, 'f', -1, 64)
+}
+
+// shortExponent turns 1.0e-04 into 1.0e-4.
+func shortExponent(s string) string { return strings.Replace(s, "e-0", "e-", 1) }

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"io"
+	"math"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
+)
+
+// newTestLab skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into a failure.
+func newTestLab(t *testing.T) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_BPF") == "1" {
+			t.Fatal("REQUIRE_BPF=1, but the tests do not run as root")
+		}
+		t.Skip("loading BPF programs and making network namespaces takes root")
+	}
+	l, err := newLab()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// A small run of everything, with random numbers of its own, finds what the documents say: no share differs from the one
+// there by more than chance, and all other figures keep to their bounds.
+func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
+	const part, seed = 0.05, defaultSeed + 1
+	l := newTestLab(t)
+	got, err := l.runAll(io.Discard, seed, part, func(question) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	documents := committed(t)
+	for i, e := range experiments() {
+		small := got.Results[i]
+		want := documents.find(e.table, e.row, e.column)
+		if want == nil {
+			t.Errorf("%v: the documents do not have it", e.question())
+			continue
+		}
+		if difference := small.differsFrom(want.figure); difference != "" {
+			t.Errorf("%v: got %v, the documents say %v: %s", e.question(), small.figure, want.figure, difference)
+		}
+		if small.Share == nil && !small.IsMet {
+			t.Errorf("%v: got %v, want %s", e.question(), small.figure, small.Bound)
+		}
+	}
+}
+
+// differsFrom says how a figure of a small run cannot be that of the full one; empty if it can.
+func (f figure) differsFrom(full figure) string {
+	const chance = 1e-6 // of two equal shares, to be taken for different ones: less than that
+	switch {
+	case (f.Share == nil) != (full.Share == nil) || f.Unit != full.Unit:
+		return "it is another kind of figure"
+	case f.Share != nil:
+		// Too few hits of a small run tell of clusters.
+		small := *f.Share
+		small.Clustering = max(small.Clustering, full.Share.Clustering)
+		low, high := small.interval(1 - chance)
+		from, to := full.Share.interval(confidence)
+		if high < from || low > to {
+			return "the intervals are apart"
+		}
+	case f.Unit == "":
+		const most = 0.1 // counts after a shift vary by a few percent
+		if math.Abs(f.Value/full.Value-1) > most {
+			return "the counts are apart"
+		}
+	}
+	return ""
+}
+
+func TestFiguresThatDiffer(t *testing.T) {
+	full := shareFigure(share{252, 4_000_000, 1})
+	for _, test := range []struct {
+		name        string
+		small, full figure
+		want        string
+	}{
+		{"the same share", shareFigure(share{13, 200_000, 1}), full, ""},
+		{"three times the share", shareFigure(share{39, 200_000, 1}), full, "the intervals are apart"},
+		{"three times the share, where hits come in clusters", shareFigure(share{39, 200_000, 10}), full, ""},
+		{"three times the share, where hits of the full run come in clusters", shareFigure(share{39, 200_000, 1}),
+			shareFigure(share{252, 4_000_000, 10}), ""},
+		{"nothing of what is always found", shareFigure(share{0, 500, 1}), shareFigure(share{10_000, 10_000, 1}), "the intervals are apart"},
+		{"a count that is a little higher", figure{Value: 5500}, figure{Value: 5400}, ""},
+		{"a count that is twice as high", figure{Value: 10_800}, figure{Value: 5400}, "the counts are apart"},
+		{"a share and a count", figure{Value: 5400}, full, "it is another kind of figure"},
+	} {
+		if got := test.small.differsFrom(test.full); got != test.want {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+// Every packet reaches the program with its own delta: what is recorded before each is the state of the model, and so are
+// the decisions. Batches, pauses and packets at the same time make no difference.
+func TestReplayedPacketsAreAudited(t *testing.T) {
+	const packets = batchPackets + 10_000
+	l := newTestLab(t)
+	for _, config := range []bpf.Config{bpf.DefaultConfig(), log2Config()} {
+		t.Run(string(config.Domain), func(t *testing.T) {
+			a, err := l.audit(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			params := timing.Params{
+				Threshold: config.Threshold, MinSamples: uint64(config.MinSamples), Window: uint64(config.Window), Domain: config.Domain,
+			}
+			r := traffic.Rand(1, "replay")
+			i := -1
+			next := func() (float64, bool) {
+				switch i++; {
+				case i%1000 == 999:
+					return 0, true
+				case i%5000 == 4998:
+					return 2e9, false
+				}
+				return 1e6 * math.Exp(0.1*r.NormFloat64()), false
+			}
+			var state timing.State
+			number := 0
+			err = a.flow(packets, next, func(p *packet) {
+				number++
+				if p.number != number || p.isPlanted != (number%1000 == 0) || (p.deltaNs == 0) != p.isPlanted {
+					t.Fatalf("packet %d: got %+v", number, *p)
+				}
+				if p.before != state {
+					t.Fatalf("packet %d: got %+v, want %+v", number, p.before, state)
+				}
+				decision := timing.TooFewSamples
+				if p.deltaNs <= uint64(config.IdleTimeout) {
+					decision = params.Observe(&state, p.deltaNs)
+				}
+				if p.isJudged != (decision != timing.TooFewSamples) || p.isFlagged != (decision == timing.Early || decision == timing.Late) {
+					t.Fatalf("packet %d: got %+v, want the decision %d", number, *p, decision)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if number != packets {
+				t.Errorf("%d packets were observed, want %d", number, packets)
+			}
+			if last := a.replayer.last(); last != state {
+				t.Errorf("baseline at the end: got %+v, want %+v", last, state)
+			}
+		})
+	}
+}
+
+// A packet that is not of the flow, or is counted otherwise than it was recorded, does not go unnoticed.
+func TestPacketsTooManyOrTooFew(t *testing.T) {
+	a := &audited{}
+	tally := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 10, bpf.OutcomeFlaggedLate: 3}
+	counted := func(outcomes map[bpf.Outcome]uint64) *bpf.Packets {
+		var p bpf.Packets
+		for o, n := range outcomes {
+			p[bpf.FamilyIPv4][bpf.ProtocolUDP][o] = n
+		}
+		return &p
+	}
+	before := counted(map[bpf.Outcome]uint64{bpf.OutcomeJudged: 5})
+	right := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 15, bpf.OutcomeFlaggedLate: 2, bpf.OutcomeFlaggedEarly: 1}
+	if err := a.checkTally(tally, before, counted(right)); err != nil {
+		t.Errorf("the same packets: %v", err)
+	}
+	for o := range bpf.NumOutcomes {
+		right[o]++
+		if err := a.checkTally(tally, before, counted(right)); err == nil {
+			t.Errorf("one more with the outcome %v: no error", o)
+		}
+		right[o]--
+	}
+}
+
+// Decisions of the audit are held against the exact scores.
+func TestDecisionsThatAreNotThoseOfTheScores(t *testing.T) {
+	for _, test := range []struct {
+		t       float64
+		flagged bool
+		isRight bool
+	}{
+		{3.9, false, true}, {3.9, true, false}, {-4.1, true, true}, {-4.1, false, false}, {4, true, true}, {4 - 1e-9, true, true},
+		{4 + 1e-9, false, true}, {4 + 1e-7, false, false},
+	} {
+		s := scores{threshold: 4}
+		s.add(&packet{isFlagged: test.flagged}, test.t)
+		if err := s.check(); (err == nil) != test.isRight {
+			t.Errorf("t = %v, flagged %t: got %v", test.t, test.flagged, err)
+		}
+	}
+}
+
+func TestFlagsOf(t *testing.T) {
+	config := log2Config()
+	config.Threshold = 5
+	if got, want := flagsOf(config), "--audit.threshold=5 --audit.domain=log2"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := flagsOf(bpf.DefaultConfig()); got != "" {
+		t.Errorf("defaults: got %q, want nothing", got)
+	}
+	config = bpf.DefaultConfig()
+	config.MinSamples, config.IdleTimeout = 10, 2*time.Second
+	if got, want := flagsOf(config), "--audit.min-samples=10 --audit.idle-timeout=2s"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type record -type flow_set -type baseline -output-stem replay replay replay.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I../../bpf -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+
+// batchPackets is how many packets are replayed in one go. Whatever their number, the kernel spends some 20 ms beside, on a
+// dispatcher that it patches before and after.
+const batchPackets = 1 << 20
+
+// replayer sends packets through the program that is attached to a device, at times that it makes up.
+type replayer struct {
+	objects replayObjects
+	mapped  [][]byte
+	times   []uint64
+	records []replayRecord
+	sets    []replayFlowSet
+	set     uint32 // where the flow is that is followed
+	way     uint32
+}
+
+// newReplayer makes a replayer for a program by its id.
+func newReplayer(id ebpf.ProgramID) (r *replayer, err error) {
+	audit, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, fmt.Errorf("opening program %d: %w", id, err)
+	}
+	defer audit.Close()
+	spec, err := loadReplay()
+	if err != nil {
+		return nil, err
+	}
+	shared, err := mapsOf(audit, replayMapFlowSets, replayMapAuditCounters)
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range shared {
+		defer m.Close()
+		spec.Maps[name].MaxEntries = m.MaxEntries()
+	}
+	spec.Maps[replayMapTimes].MaxEntries = batchPackets
+	spec.Maps[replayMapRecords].MaxEntries = batchPackets
+	r = &replayer{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	if err := spec.LoadAndAssign(&r.objects, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+		return nil, fmt.Errorf("loading the replayer: %w", err)
+	}
+	if err := r.objects.Audits.Put(uint32(0), audit); err != nil {
+		return nil, fmt.Errorf("making program %d the one that is replayed to: %w", id, err)
+	}
+	if r.times, err = mapArray[uint64](r, r.objects.Times, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return nil, err
+	}
+	if r.records, err = mapArray[replayRecord](r, r.objects.Records, unix.PROT_READ); err != nil {
+		return nil, err
+	}
+	r.sets, err = mapArray[replayFlowSet](r, r.objects.FlowSets, unix.PROT_READ)
+	return r, err
+}
+
+// mapsOf returns maps of a program by their names.
+func mapsOf(program *ebpf.Program, names ...string) (map[string]*ebpf.Map, error) {
+	info, err := program.Info()
+	if err != nil {
+		return nil, err
+	}
+	ids, _ := info.MapIDs()
+	found := map[string]*ebpf.Map{}
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return nil, fmt.Errorf("opening map %d: %w", id, err)
+		}
+		about, err := m.Info()
+		if err != nil {
+			return nil, err
+		}
+		found[about.Name] = m
+	}
+	wanted := map[string]*ebpf.Map{}
+	for _, name := range names {
+		m, ok := found[name]
+		if !ok {
+			return nil, fmt.Errorf("the program has no map %s", name)
+		}
+		wanted[name] = m
+		delete(found, name)
+	}
+	for _, m := range found {
+		m.Close()
+	}
+	return wanted, nil
+}
+
+// mapArray maps the values of an array, whose size has to be a multiple of 8 bytes.
+func mapArray[T any](r *replayer, m *ebpf.Map, protection int) ([]T, error) {
+	n := int(m.MaxEntries())
+	memory, err := unix.Mmap(m.FD(), 0, n*int(m.ValueSize()), protection, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("mapping %v: %w", m, err)
+	}
+	r.mapped = append(r.mapped, memory)
+	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), n), nil
+}
+
+func (r *replayer) close() error {
+	err := r.objects.Close()
+	for _, memory := range r.mapped {
+		err = errors.Join(err, unix.Munmap(memory))
+	}
+	return err
+}
+
+// metadataBytes are in front of a frame: its time.
+const metadataBytes = 8
+
+// xdpContext is the kernel's struct xdp_md as BPF_PROG_TEST_RUN takes it: offsets into the data.
+type xdpContext struct {
+	Data, DataEnd, DataMeta                     uint32
+	IngressIfindex, RxQueueIndex, EgressIfindex uint32
+}
+
+// send sends a frame at each of the first n times.
+func (r *replayer) send(frame []byte, n int) error {
+	if err := errors.Join(r.objects.Next.Set(uint32(0)), r.objects.Packets.Set(uint32(n))); err != nil {
+		return err
+	}
+	in := append(make([]byte, metadataBytes), frame...)
+	// A signal makes the kernel begin again, which finds the packets that are left.
+	_, err := r.objects.Replay.Run(&ebpf.RunOptions{
+		Data: in, Context: xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))}, Repeat: uint32(n),
+	})
+	if err != nil {
+		return err
+	}
+	var next, packets uint32
+	if err := errors.Join(r.objects.Next.Get(&next), r.objects.Packets.Get(&packets)); err != nil {
+		return err
+	}
+	if int(next) != n || int(packets) != n {
+		return fmt.Errorf("%d of %d packets were replayed", next, n)
+	}
+	return nil
+}
+
+// follow makes the flow whose last packet was at that time the one that is recorded.
+func (r *replayer) follow(lastNs uint64) error {
+	for s := range r.sets {
+		for w, slot := range r.sets[s].Slots {
+			if slot.LastNs == lastNs {
+				r.set, r.way = uint32(s), uint32(w)
+				return errors.Join(r.objects.Set.Set(r.set), r.objects.Way.Set(r.way))
+			}
+		}
+	}
+	return fmt.Errorf("no flow was last seen at %d ns", lastNs)
+}
+
+func (b *replayBaseline) state() timing.State {
+	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: timing.Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
+}
+
+// makeFrame returns a UDP frame of 60 bytes of the flow of that number.
+func makeFrame(flow uint32) []byte {
+	frame := make([]byte, 60)
+	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00})
+	copy(frame[14:], []byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0})
+	binary.BigEndian.PutUint32(frame[26:], 10<<24|flow)
+	copy(frame[30:], []byte{198, 51, 100, 2, 1000 >> 8, 1000 & 0xff, 0, 53, 0, 26})
+	return frame
+}
+
+// pinned calls f on a thread that stays on the first CPU that it may run on, so that one CPU counts all packets.
+func pinned(f func() error) (err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("asking for the CPUs of a thread: %w", err)
+	}
+	for cpu := range 8 * int(unsafe.Sizeof(before)) {
+		if before.IsSet(cpu) {
+			one.Set(cpu)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("binding a thread to a CPU: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &before)) }()
+	return f()
+}
+
+// last returns the baseline of the flow that is followed.
+func (r *replayer) last() timing.State {
+	return r.sets[r.set].Slots[r.way].Baseline.state()
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"bytes"
+	"image"
+	"image/png"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
+)
+
+const repository = "../.."
+
+func committed(t *testing.T) *report {
+	t.Helper()
+	r, err := readReport(repository)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// What the documents say is what the last full run found. Where this test fails, sudo make evaluate writes them anew.
+func TestDocumentsHaveTheFigures(t *testing.T) {
+	r := committed(t)
+	if r.Seed != defaultSeed {
+		t.Errorf("the figures are of seed %d, want %d", r.Seed, defaultSeed)
+	}
+	for _, b := range r.blocks() {
+		text, err := os.ReadFile(filepath.Join(repository, b.document))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := document.Replace(string(text), b.name, b.text)
+		if err != nil {
+			t.Fatalf("%s: %v", b.document, err)
+		}
+		if string(text) != want {
+			t.Errorf("%s: the block %q is not\n%s", b.document, b.name, b.text)
+		}
+	}
+}
+
+// The last full run asked what the code asks now, and all bounds held.
+func TestFiguresAnswerTheQuestions(t *testing.T) {
+	r, all := committed(t), experiments()
+	if len(r.Results) != len(all) {
+		t.Fatalf("there are %d figures, want %d", len(r.Results), len(all))
+	}
+	names := map[string]bool{}
+	for i, e := range all {
+		got, want := r.Results[i], e.question()
+		if got.question != want {
+			t.Errorf("figure %d answers %+v, want %+v", i, got.question, want)
+		}
+		if got.IsMet != e.bound.isMet(got.Value) || !got.IsMet {
+			t.Errorf("%v: %v, want %s", want, got.figure, want.Bound)
+		}
+		if names[want.String()] {
+			t.Errorf("%v: there are two of that name", want)
+		}
+		names[want.String()] = true
+	}
+	if err := r.failed(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The charts are those of the figures: they are drawn again, and compared as a viewer would.
+func TestChartsAreOfTheFigures(t *testing.T) {
+	charts, err := committed(t).charts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range charts {
+		text, err := os.ReadFile(filepath.Join(repository, imagesFolder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := png.Decode(bytes.NewReader(text))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want := c.draw()
+		// Another processor may round a pixel otherwise.
+		const most = 1e-4
+		if differs := differing(got, want); differs > most {
+			t.Errorf("%s: %.4f of the pixels differ from the chart of the figures", name, differs)
+		}
+	}
+}
+
+// differing returns the share of the pixels that differ; 1 for images of different sizes.
+func differing(a, b image.Image) float64 {
+	if a.Bounds() != b.Bounds() {
+		return 1
+	}
+	differ, area := 0, a.Bounds()
+	for x := area.Min.X; x < area.Max.X; x++ {
+		for y := area.Min.Y; y < area.Max.Y; y++ {
+			red, green, blue, _ := a.At(x, y).RGBA()
+			r, g, b, _ := b.At(x, y).RGBA()
+			if red != r || green != g || blue != b {
+				differ++
+			}
+		}
+	}
+	return float64(differ) / float64(area.Dx()*area.Dy())
+}
+
+func TestBounds(t *testing.T) {
+	for _, test := range []struct {
+		bound bound
+		text  string
+		met   []float64
+		not   []float64
+	}{
+		{bound{}, "", []float64{0, 1e9}, nil},
+		{atLeast(0.65), "≥ 0.65", []float64{0.65, 1}, []float64{0, 0.64}},
+		{atMost(6000), "≤ 6000", []float64{0, 6000}, []float64{6001}},
+		{between(4e-5, 1e-4), "4e-5 to 1e-4", []float64{4e-5, 7e-5, 1e-4}, []float64{0, 3.9e-5, 1.1e-4}},
+	} {
+		if got := test.bound.String(); got != test.text {
+			t.Errorf("got %q, want %q", got, test.text)
+		}
+		for _, v := range test.met {
+			if !test.bound.isMet(v) {
+				t.Errorf("%q is not met by %v", test.text, v)
+			}
+		}
+		for _, v := range test.not {
+			if test.bound.isMet(v) {
+				t.Errorf("%q is met by %v", test.text, v)
+			}
+		}
+	}
+}
+
+func TestFiguresAsText(t *testing.T) {
+	for _, test := range []struct {
+		figure figure
+		want   string
+	}{
+		{shareFigure(share{263, 3_999_900, 1}), "6.6e-5 (5.8e-5–7.4e-5)"},
+		{shareFigure(share{31_600, 3_999_900, 1}), "7.90e-3 (7.81e-3–7.99e-3)"},
+		{shareFigure(share{7410, 10_000, 1}), "0.741 (0.732–0.750)"},
+		{shareFigure(share{9960, 9962, 1}), "0.9998 (0.9993–1.0000)"},
+		{shareFigure(share{0, 10_000, 1}), "0 (0–3.7e-4)"},
+		{shareFigure(share{10, 10, 1}), "1 (0.6915–1)"},
+		{figure{Value: 5442}, "5,442"},
+		{figure{Value: 0.0791, Unit: "ns"}, "0.079 ns"},
+	} {
+		if got := test.figure.String(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+func TestTables(t *testing.T) {
+	of := func(row, column string, f figure, b bound) result {
+		q := question{Table: tableShifts, Row: row, Column: column, Packets: 4_000_000, Bound: b.String()}
+		return result{q, b.isMet(f.Value), f}
+	}
+	r := report{Results: []result{
+		of("a", columnFlags, figure{Value: 12}, atMost(10)),
+		of("a", columnMean, figure{Value: 1, Unit: "%"}, bound{}),
+		of("b", columnMean, shareFigure(share{1, 1234, 1}), atMost(0.5)),
+	}}
+	const wantPivot = `| traffic | flags | mean off by |
+| --- | --- | --- |
+| a | 12 | 1.000 % |
+| b | | 8.1e-4 |
+`
+	if got := r.pivot(tableShifts, figure.text, columnFlags, columnMean); got != wantPivot {
+		t.Errorf("got\n%s\nwant\n%s", got, wantPivot)
+	}
+	const wantBounds = `| | traffic | | packets | counted | found | bound | met |
+| --- | --- | --- | --: | --: | --- | --- | --- |
+| shifts | a | flags | 4,000,000 |  | 12 | ≤ 10 | **no** |
+| shifts | b | mean off by | 4,000,000 | 1 of 1,234 | 8.1e-4 (2.1e-5–4.5e-3) | ≤ 0.5 | yes |
+`
+	if got := r.bounds(); got != wantBounds {
+		t.Errorf("got\n%s\nwant\n%s", got, wantBounds)
+	}
+	if err := r.failed(); err == nil || err.Error() != "shifts: a, flags: 12, want ≤ 10" {
+		t.Errorf("got %v, want an error that names the one bound that is broken", err)
+	}
+}
+
+// Figures of another seed, or of some experiments, do not get into the documents.
+func TestDocumentsTakeAFullRunOnly(t *testing.T) {
+	for _, test := range []struct {
+		seed uint64
+		only string
+	}{{defaultSeed + 1, ""}, {defaultSeed, "shifts"}} {
+		var out strings.Builder
+		if err := evaluate(&out, test.seed, test.only, t.TempDir()); err == nil || !strings.Contains(err.Error(), "leave out --write") {
+			t.Errorf("seed %d, only %q: got %v, want a refusal", test.seed, test.only, err)
+		}
+	}
+}

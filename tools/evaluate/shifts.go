@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"math"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
+)
+
+const (
+	tableShifts = "shifts"
+
+	columnFlags     = "flags"
+	columnFlagsLog2 = "flags, log2"
+	columnMean      = "mean off by"
+)
+
+// shift is a change of the level of a flow.
+type shift struct {
+	name              string
+	beforeNs, afterNs float64
+	deviationNs       float64
+	flags             bound
+}
+
+// levelShifts asks how many packets are flagged until a new level is learnt, and how well it is.
+func levelShifts() []experiment {
+	const most = 6000
+	var all []experiment
+	for _, s := range []shift{
+		{"1 ms to 3 ms, ± 20 µs", 1e6, 3e6, 20e3, atMost(most)},
+		{"1 ms to 333 µs, ± 20 µs", 1e6, 1e6 / 3, 20e3, atMost(most)},
+		{"1 ms to 3 ms, ± 1 µs", 1e6, 3e6, 1e3, bound{}},
+	} {
+		of := func(column string, config bpf.Config, b bound, measure func(*lab, run, shift) (figure, error)) experiment {
+			return experiment{
+				table: tableShifts, row: s.name, column: column, config: config, packets: packetsAfterShift, bound: b,
+				measure: func(l *lab, r run) (figure, error) { return measure(l, r, s) },
+			}
+		}
+		all = append(all,
+			of(columnFlags, bpf.DefaultConfig(), s.flags, measureFlagsAfterShift),
+			of(columnFlagsLog2, log2Config(), bound{}, measureFlagsAfterShift),
+			of(columnMean, bpf.DefaultConfig(), atMost(1), measureMeanAfterShift),
+		)
+	}
+	return all
+}
+
+const packetsAfterShift = 100_000
+
+// shifts are all questions on shifts of the level.
+func shifts() []experiment { return append(levelShifts(), slowShift()) }
+
+// flow sends a shift that comes after so many deltas, and hands the packets after it to observe. It returns the baseline
+// at the end.
+func (s shift) flow(a *audited, r run, before int, observe func(*packet)) (timing.State, error) {
+	kind := traffic.Shift(traffic.Constant(s.beforeNs, s.deviationNs), before, traffic.Constant(s.afterNs, s.deviationNs))
+	err := a.flow(before+packetsAfterShift, traffic.Delay{}.Plant(kind, traffic.Rand(r.seed, s.name)), func(p *packet) {
+		if p.number > before {
+			observe(p)
+		}
+	})
+	return a.replayer.last(), err
+}
+
+// phases are lengths of the time before a shift: how fast a baseline learns depends on the samples that it has, which are
+// between one window and two.
+func phases(window uint32) []int {
+	var all []int
+	for i := range 8 {
+		all = append(all, int(window)*(9+i)/8)
+	}
+	return all
+}
+
+// measureFlagsAfterShift counts the packets that are flagged after a shift, where it comes at the worst time.
+func measureFlagsAfterShift(l *lab, r run, s shift) (figure, error) {
+	a, err := l.audit(r.config)
+	if err != nil {
+		return figure{}, err
+	}
+	most := 0
+	for _, before := range phases(r.config.Window) {
+		flags := 0
+		_, err := s.flow(a, r, before, func(p *packet) {
+			if p.isFlagged {
+				flags++
+			}
+		})
+		if err != nil {
+			return figure{}, err
+		}
+		most = max(most, flags)
+	}
+	return figure{Value: float64(most)}, nil
+}
+
+// measureMeanAfterShift asks how far from the new level, in percent of it, the mean is in the end.
+func measureMeanAfterShift(l *lab, r run, s shift) (figure, error) {
+	a, err := l.audit(r.config)
+	if err != nil {
+		return figure{}, err
+	}
+	worst := 0.0
+	for _, before := range phases(r.config.Window) {
+		state, err := s.flow(a, r, before, func(*packet) {})
+		if err != nil {
+			return figure{}, err
+		}
+		worst = max(worst, math.Abs(r.config.Domain.MeanNs(state)/s.afterNs-1))
+	}
+	return figure{Value: 100 * worst, Unit: "%"}, nil
+}
+
+// slowShift asks whether a flow that has been the same for long still learns, and how far from a shift of half a standard
+// deviation its mean is after 200,000 packets. The mean swings around what it has learnt by the deviation over the root of
+// the window, 0.1 ns; so it is taken as the average over the second half of them.
+func slowShift() experiment {
+	const level, deviation, by, learning = 1e6, 10, 5, 200_000
+	return experiment{
+		table: tableShifts, row: "5 ns, ± 10 ns", column: columnMean, config: bpf.DefaultConfig(), packets: 100_000_000, bound: atMost(0.25),
+		measure: func(l *lab, r run) (figure, error) {
+			a, err := l.audit(r.config)
+			if err != nil {
+				return figure{}, err
+			}
+			kind := traffic.Shift(traffic.Constant(level, deviation), r.packets, traffic.Constant(level+by, deviation))
+			sum, n := 0.0, 0
+			err = a.flow(r.packets+learning, traffic.Delay{}.Plant(kind, traffic.Rand(r.seed, "slow shift")), func(p *packet) {
+				if p.number > r.packets+learning/2 {
+					sum += r.config.Domain.MeanNs(p.before) - level
+					n++
+				}
+			})
+			return figure{Value: math.Abs(sum/float64(n) - by), Unit: "ns"}, err
+		},
+	}
+}
