@@ -241,6 +241,8 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		"Samples after which a baseline starts to forget.", &c.Window, wholeNumber)
 	flagOf(app, "audit.domain", "XDP_AUDIT_DOMAIN",
 		"Scale on which deltas are judged: linear, or log2 (their logarithm).", &c.Domain, text)
+	flagOf(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
+		"Share of the judged packets that may become events, at most: what is rare for the device; 0 for all that are flagged.", &c.Calibrate, number)
 	flagOf(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
 		"Silence of a flow that is a pause rather than a delta.", &c.IdleTimeout, duration)
 	flagOf(app, "audit.flows", "XDP_AUDIT_FLOWS",

@@ -76,6 +76,7 @@ type Config struct {
 	Domain      Domain        // scale on which deltas are judged
 	Baseline    Scope         // whose baseline a packet is scored against
 	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
+	Calibrate   float64       // share of the judged packets that may become events, at most; 0: all that are flagged may
 	Flows       uint32        // slots of the flow table, rounded up to a power of two
 	EventRate   uint32        // perf events per second and CPU; 0 sends none
 }
@@ -84,7 +85,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
-		IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 64,
+		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 64,
 	}
 }
 
@@ -149,7 +150,9 @@ func (c Config) Validate() error {
 }
 
 func (c Config) params() timing.Params {
-	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain}
+	return timing.Params{
+		Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain, Calibrate: c.Calibrate,
+	}
 }
 
 // indices returns the devices that there is room for.

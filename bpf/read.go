@@ -24,7 +24,7 @@ var (
 // counterReader reads audit_counters through mapped memory, without a system call.
 type counterReader struct {
 	memory    []byte
-	domain    Domain
+	params    timing.Params
 	blocks    [][]programDeviceCounters // by device and CPU
 	sums      [][]blockSums             // as last read
 	totals    []Uint128                 // Σ delta by device, as last read
@@ -43,7 +43,7 @@ func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterRe
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, domain: config.Domain, totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -112,8 +112,12 @@ func (r *counterReader) forget(device int) {
 
 // read adds up the blocks of one device.
 func (r *counterReader) read(device int, c *Counters) {
+	if r.params.Calibrate != 0 {
+		c.Calibration = &Calibration{EventScores: [2]float64{r.params.Threshold, r.params.Threshold}}
+	}
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
+		judgedBefore := c.Packets.Judged()
 		sums := r.readDeltas(block, &r.sums[device][cpu], &c.Packets)
 		c.Sums.AboveNs = c.Sums.AboveNs.Add(sums.above)
 		c.Sums.BelowNs = c.Sums.BelowNs.Add(sums.below)
@@ -133,8 +137,11 @@ func (r *counterReader) read(device int, c *Counters) {
 		for i := range c.Histogram {
 			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
 		}
-		if flag := loadLastFlag(&block.LastFlag, r.domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
+		}
+		if c.Calibration != nil {
+			c.Calibration.add(r.params, &block.Calibration, c.Packets.Judged()-judgedBefore)
 		}
 		if r.baselines != nil {
 			loadBaseline(&block.Device, &r.baselines[device][cpu])
@@ -142,7 +149,7 @@ func (r *counterReader) read(device int, c *Counters) {
 	}
 	if r.baselines != nil {
 		merged := timing.Merge(r.baselines[device])
-		c.Baseline = &Baseline{Domain: r.domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
+		c.Baseline = &Baseline{Domain: r.params.Domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
 	}
 	c.Sums.ReferenceNs = atomic.LoadUint64(&r.blocks[device][0].Sums.ReferenceNs)
 	c.Sums.TotalNs = r.total(device, c)

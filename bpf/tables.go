@@ -184,6 +184,9 @@ func (c Config) constants() programAuditConfig {
 		Threshold2Exponent: exponent,
 		ShortcutShift:      c.params().ShortcutShift(),
 		ShortcutFactor:     c.params().ShortcutFactor(),
+		TailQ32:            c.params().TailShare(),
+		CalibrationTwice:   c.params().CalibrationTwice(),
+		ScoreOffset:        c.params().ScoreOffset(),
 	}
 	if runtime.GOARCH == "amd64" {
 		constants.StoresAreOrdered = 1
