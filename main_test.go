@@ -58,6 +58,7 @@ type fakeAudit struct {
 	closed   chan struct{}
 	closeErr error
 	scrape   func() // called by every scrape
+	learnt   map[string]bpf.Learnt
 }
 
 func newFakeAudit() *fakeAudit {
@@ -69,11 +70,12 @@ func (f *fakeAudit) Counters() []bpf.Counters {
 	return []bpf.Counters{{Device: "eth0"}}
 }
 
-func (f *fakeAudit) Hooks() []bpf.Hook            { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
-func (f *fakeAudit) Runs() ([]bpf.Runs, error)    { return nil, nil }
-func (f *fakeAudit) Slots() int                   { return 8 }
-func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots { return bpf.DeviceSlots{} }
-func (f *fakeAudit) EventCounts() bpf.EventCounts { return bpf.EventCounts{} }
+func (f *fakeAudit) Hooks() []bpf.Hook             { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
+func (f *fakeAudit) Runs() ([]bpf.Runs, error)     { return nil, nil }
+func (f *fakeAudit) Slots() int                    { return 8 }
+func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots  { return bpf.DeviceSlots{} }
+func (f *fakeAudit) Learnt() map[string]bpf.Learnt { return f.learnt }
+func (f *fakeAudit) EventCounts() bpf.EventCounts  { return bpf.EventCounts{} }
 
 func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) error {
 	for {

@@ -35,6 +35,14 @@ type benchAuditConfig struct {
 	TailQ32            uint32
 	CalibrationTwice   uint32
 	ScoreOffset        int32
+	Frozen             struct {
+		_       structs.HostLayout
+		MeanQ16 uint64
+		M2Low   uint64
+		M2High  uint32
+		N       uint32
+	}
+	FrozenCuts [2]uint32
 }
 
 type benchDeviceCounters struct {

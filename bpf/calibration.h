@@ -165,6 +165,8 @@ static __always_inline bool is_rare(struct device_counters *counters, __u64 now_
 	__u32 side = flag->is_late & 1, bin = score_bin(flag), cut, tail;
 	__u32 *scores = calibration->scores[side];
 
+	if (config.variants & VARIANT_FROZEN)
+		return bin >= (side ? config.frozen_cuts[1] : config.frozen_cuts[0]);
 	if (now_ns - calibration->refreshed_ns >= REFRESH_NS)
 		refresh_calibration(counters, now_ns);
 	calibration->flagged++;

@@ -89,6 +89,15 @@ enum clock_source {
 enum variant {
 	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
 	VARIANT_DEVICE = 2, /* the baseline is that of the device on this CPU */
+	VARIANT_FROZEN = 4, /* the baseline is config.frozen, whatever comes */
+};
+
+/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
+struct baseline {
+	__u64 mean_q16; /* unit · 2¹⁶ */
+	__u64 m2_low;	/* unit² */
+	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
+	__u32 n;
 };
 
 /* Constant from load on; one program per device has its own. */
@@ -113,6 +122,8 @@ struct audit_config {
 	__u32 tail_q32;		  /* share of the judged packets that may become events, early or late, in 2⁻³²; 0: all that are flagged */
 	__u32 calibration_twice;  /* judged packets at which a calibration is halved */
 	__s32 score_offset;	  /* of the first bin of a calibration, in 2⁻¹⁶ octaves */
+	struct baseline frozen;
+	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */
@@ -135,14 +146,6 @@ struct packet {
 	__u8 cell;	  /* of the counters: see protocol_cell() */
 	bool is_fragment; /* and not the first of its packet */
 	__u16 reserved;
-};
-
-/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
-struct baseline {
-	__u64 mean_q16; /* unit · 2¹⁶ */
-	__u64 m2_low;	/* unit² */
-	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
-	__u32 n;
 };
 
 /* A flow: when it was last seen, and its baseline. Half a cache line. */

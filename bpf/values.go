@@ -169,6 +169,8 @@ type Baseline struct {
 	Samples uint64  // halved from time to time, on each CPU by itself
 	MeanQ16 uint64  // mean in 2⁻¹⁶ units
 	M2      Uint128 // sum of squared deviations from the mean in units²
+
+	FrozenSince time.Time // when it was saved, if it is audited against and not taught; else zero
 }
 
 // Calibration says which flagged packets of a device are rare enough to become events.
