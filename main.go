@@ -69,6 +69,7 @@ type audit interface {
 	collector.Source
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
 	Follow(ctx context.Context) error
+	Learnt() map[string]bpf.Learnt
 	Close() error
 }
 
@@ -129,6 +130,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	if err != nil {
 		return err
 	}
+	if err := o.checkSaving(); err != nil {
+		return err
+	}
 	options := collector.Options{Collectors: o.collectors, Privileges: held, Logger: logger}
 	if records != nil {
 		options.Trail = records
@@ -143,11 +147,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	}
 	logger.Info("Starting "+name, "version", version.Info(), "build_context", version.BuildContext())
 
-	return serve(ctx, logger, listeners, o, handler,
+	learning := o.newSaver(attached, logger)
+	err = serve(ctx, logger, listeners, o, handler,
 		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
 		attached.Follow,
 		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
+		learning.run,
 	)
+	return errors.Join(err, learning.finish())
 }
 
 // recorder returns a function that writes events to the trail, and says when it begins and when it ceases to lose them.
@@ -189,11 +196,13 @@ func reopenOn(ctx context.Context, hangup <-chan os.Signal, records *trail.Trail
 
 // options are the flags.
 type options struct {
-	devices       []string // names and globs, some of them joined by commas
-	follow        bool
-	isFollowGiven bool
-	unpin         bool
-	audit         bpf.Config
+	devices         []string // names and globs, some of them joined by commas
+	follow          bool
+	isFollowGiven   bool
+	unpin           bool
+	audit           bpf.Config
+	baselineFile    string
+	isBaselineGiven bool
 
 	trailFile       string
 	collectors      []string
@@ -238,10 +247,16 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		"Samples that a baseline needs before it judges.", &c.MinSamples, wholeNumber)
 	flagOf(app, "audit.baseline", "XDP_AUDIT_BASELINE",
 		"Whose baseline a packet is scored against: flow, or device (one for each CPU, merged at the scrape).", &c.Baseline, text)
+	app.Flag("audit.baseline-file", "File to audit against what was learnt of devices, without teaching it any more; it is written if there is none. "+
+		"It implies --audit.baseline=device.").
+		Envar("XDP_AUDIT_BASELINE_FILE").PlaceHolder("PATH").StringVar(&o.baselineFile)
+	app.GetFlag("audit.baseline").IsSetByUser(&o.isBaselineGiven)
 	flagOf(app, "audit.window", "XDP_AUDIT_WINDOW",
 		"Samples after which a baseline starts to forget.", &c.Window, wholeNumber)
 	flagOf(app, "audit.domain", "XDP_AUDIT_DOMAIN",
 		"Scale on which deltas are judged: linear, or log2 (their logarithm).", &c.Domain, text)
+	flagOf(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
+		"Share of the judged packets that may become events, at most: what is rare for the device; 0 for all that are flagged.", &c.Calibrate, number)
 	flagOf(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
 		"Silence of a flow that is a pause rather than a delta.", &c.IdleTimeout, duration)
 	flagOf(app, "audit.flows", "XDP_AUDIT_FLOWS",
@@ -276,6 +291,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w, try --help", err)
 	}
+	o.isBaselineGiven = o.isBaselineGiven || os.Getenv("XDP_AUDIT_BASELINE") != ""
 	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
 	o.exporterMetrics = !*withoutExporterMetrics
@@ -372,7 +388,10 @@ func (o *options) auditConfig() (bpf.Config, error) {
 	}
 	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
 	config.AllowNone = o.follow
-	return config, config.Validate()
+	if err := config.Validate(); err != nil {
+		return config, err
+	}
+	return config, o.applyBaselineFile(&config)
 }
 
 // unpin removes what is pinned.

@@ -58,6 +58,7 @@ type fakeAudit struct {
 	closed   chan struct{}
 	closeErr error
 	scrape   func() // called by every scrape
+	learnt   map[string]bpf.Learnt
 }
 
 func newFakeAudit() *fakeAudit {
@@ -69,11 +70,12 @@ func (f *fakeAudit) Counters() []bpf.Counters {
 	return []bpf.Counters{{Device: "eth0"}}
 }
 
-func (f *fakeAudit) Hooks() []bpf.Hook            { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
-func (f *fakeAudit) Runs() ([]bpf.Runs, error)    { return nil, nil }
-func (f *fakeAudit) Slots() int                   { return 8 }
-func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots { return bpf.DeviceSlots{} }
-func (f *fakeAudit) EventCounts() bpf.EventCounts { return bpf.EventCounts{} }
+func (f *fakeAudit) Hooks() []bpf.Hook             { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
+func (f *fakeAudit) Runs() ([]bpf.Runs, error)     { return nil, nil }
+func (f *fakeAudit) Slots() int                    { return 8 }
+func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots  { return bpf.DeviceSlots{} }
+func (f *fakeAudit) Learnt() map[string]bpf.Learnt { return f.learnt }
+func (f *fakeAudit) EventCounts() bpf.EventCounts  { return bpf.EventCounts{} }
 
 func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) error {
 	for {
@@ -238,6 +240,8 @@ func TestBadInput(t *testing.T) {
 		{[]string{device, "--audit.min-samples=1"}, "minimum of 1 samples is not between 2 and 16777216"},
 		{[]string{device, "--audit.min-samples=-1"}, `--audit.min-samples (XDP_AUDIT_MIN_SAMPLES): "-1" is not a whole number from 0 to 4294967295, try --help`},
 		{[]string{device, "--audit.window=99"}, "window of 99 samples is not between the minimum of samples (100) and 16777216"},
+		{[]string{device, "--audit.calibrate=often"}, `--audit.calibrate (XDP_AUDIT_CALIBRATE): "often" is not a number, try --help`},
+		{[]string{device, "--audit.calibrate=1"}, "calibration 1 is neither 0 (off) nor between 1e-06 and 0.1"},
 		{[]string{device, "--audit.baseline=host"}, `baseline "host" is not one of flow and device`},
 		{[]string{device, "--audit.domain=log"}, `domain "log" is not one of linear and log2`},
 		{[]string{device, "--audit.clock=hw"}, "clock hw is not built yet: use ktime"},
@@ -335,13 +339,13 @@ func TestConfig(t *testing.T) {
 			[]string{
 				"--audit.device=eth0", "--audit.device=eth1,eth2", "--audit.mode=auto", "--audit.threshold=4.5", "--audit.min-samples=30",
 				"--audit.window=1000", "--audit.idle-timeout=250ms", "--audit.flows=1024", "--audit.event-rate=0", "--audit.clock=metadata",
-				"--audit.baseline=device", "--audit.domain=log2",
+				"--audit.baseline=device", "--audit.domain=log2", "--audit.calibrate=0.001",
 				"--audit.follow", "--audit.max-devices=8", "--bpf.pin-path=/sys/fs/bpf/a",
 			},
 			bpf.Config{
 				Devices: []string{"eth0", "eth1", "eth2"}, Mode: bpf.ModeAuto, Clock: bpf.ClockMetadata, Threshold: 4.5, MinSamples: 30,
 				Window: 1000, IdleTimeout: 250 * time.Millisecond, Flows: 1024, EventRate: 0, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
-				Follow: true, AllowNone: true, MaxDevices: 8, PinPath: "/sys/fs/bpf/a",
+				Calibrate: 0.001, Follow: true, AllowNone: true, MaxDevices: 8, PinPath: "/sys/fs/bpf/a",
 			},
 		},
 		{
@@ -349,7 +353,7 @@ func TestConfig(t *testing.T) {
 			map[string]string{
 				"XDP_INTERFACE": "eth0, eth1,", "XDP_MODE": "skb", "XDP_AUDIT_THRESHOLD": "5", "XDP_AUDIT_MIN_SAMPLES": "50",
 				"XDP_AUDIT_WINDOW": "2000", "XDP_AUDIT_IDLE_TIMEOUT": "2s", "XDP_AUDIT_FLOWS": "64", "XDP_AUDIT_EVENT_RATE": "7",
-				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "device", "XDP_AUDIT_DOMAIN": "log2",
+				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "device", "XDP_AUDIT_DOMAIN": "log2", "XDP_AUDIT_CALIBRATE": "0",
 				"XDP_AUDIT_FOLLOW": "false", "XDP_AUDIT_MAX_DEVICES": "9", "XDP_AUDIT_PIN_PATH": "/sys/fs/bpf/b",
 			},
 			nil,

@@ -36,6 +36,9 @@ func (o *options) dropPrivileges(drop dropFunc, records *trail.Trail, logger *sl
 	if o.audit.Follow && o.audit.PinPath != "" {
 		needs.Manage = []string{o.audit.PinPath}
 	}
+	if o.isToSave() {
+		needs.Manage = append(needs.Manage, filepath.Dir(o.baselineFile))
+	}
 	if records != nil && o.trailFile != trail.Stdout {
 		needs.Append = []string{o.trailFile}
 	}

@@ -32,7 +32,17 @@ type benchAuditConfig struct {
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
 	Variants           uint32
-	Reserved           uint32
+	TailQ32            uint32
+	CalibrationTwice   uint32
+	ScoreOffset        int32
+	Frozen             struct {
+		_       structs.HostLayout
+		MeanQ16 uint64
+		M2Low   uint64
+		M2High  uint32
+		N       uint32
+	}
+	FrozenCuts [2]uint32
 }
 
 type benchDeviceCounters struct {
@@ -83,7 +93,19 @@ type benchDeviceCounters struct {
 			Reserved uint64
 		}
 	}
-	Histogram [1024]uint64
+	Histogram   [1024]uint64
+	Calibration struct {
+		_           structs.HostLayout
+		Forgotten   uint64
+		Flagged     uint64
+		RefreshedNs uint64
+		Allowed     uint32
+		Offset      int32
+		Cuts        [2]uint32
+		Tails       [2]uint32
+		Reserved    [2]uint64
+		Scores      [2][512]uint32
+	}
 }
 
 type benchEventAllowance struct {
@@ -137,11 +159,13 @@ type benchLine struct {
 const (
 	benchMapAuditCounters        = "audit_counters"
 	benchMapAuditEvents          = "audit_events"
+	benchMapBenchInjected        = "bench_injected"
 	benchMapBenchTable           = "bench_table"
 	benchMapBenchTimes           = "bench_times"
 	benchMapEventAllowances      = "event_allowances"
 	benchMapFlowKeys             = "flow_keys"
 	benchMapFlowSets             = "flow_sets"
+	benchProgBenchAuditInjected  = "bench_audit_injected"
 	benchProgBenchAuditMany      = "bench_audit_many"
 	benchProgBenchFloor          = "bench_floor"
 	benchProgBenchFloorMany      = "bench_floor_many"
@@ -152,6 +176,7 @@ const (
 	benchVarBenchAddressOffset   = "bench_address_offset"
 	benchVarBenchFlowMask        = "bench_flow_mask"
 	benchVarBenchLines           = "bench_lines"
+	benchVarBenchPacket          = "bench_packet"
 	benchVarBenchRandom          = "bench_random"
 	benchVarBenchSequence        = "bench_sequence"
 	benchVarConfig               = "config"
@@ -202,6 +227,7 @@ type benchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchProgramSpecs struct {
+	BenchAuditInjected  *ebpf.ProgramSpec `ebpf:"bench_audit_injected"`
 	BenchAuditMany      *ebpf.ProgramSpec `ebpf:"bench_audit_many"`
 	BenchFloor          *ebpf.ProgramSpec `ebpf:"bench_floor"`
 	BenchFloorMany      *ebpf.ProgramSpec `ebpf:"bench_floor_many"`
@@ -217,6 +243,7 @@ type benchProgramSpecs struct {
 type benchMapSpecs struct {
 	AuditCounters   *ebpf.MapSpec `ebpf:"audit_counters"`
 	AuditEvents     *ebpf.MapSpec `ebpf:"audit_events"`
+	BenchInjected   *ebpf.MapSpec `ebpf:"bench_injected"`
 	BenchTable      *ebpf.MapSpec `ebpf:"bench_table"`
 	BenchTimes      *ebpf.MapSpec `ebpf:"bench_times"`
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
@@ -231,6 +258,7 @@ type benchVariableSpecs struct {
 	BenchAddressOffset *ebpf.VariableSpec `ebpf:"bench_address_offset"`
 	BenchFlowMask      *ebpf.VariableSpec `ebpf:"bench_flow_mask"`
 	BenchLines         *ebpf.VariableSpec `ebpf:"bench_lines"`
+	BenchPacket        *ebpf.VariableSpec `ebpf:"bench_packet"`
 	BenchRandom        *ebpf.VariableSpec `ebpf:"bench_random"`
 	BenchSequence      *ebpf.VariableSpec `ebpf:"bench_sequence"`
 	Config             *ebpf.VariableSpec `ebpf:"config"`
@@ -261,6 +289,7 @@ func (o *benchObjects) Close() error {
 type benchMaps struct {
 	AuditCounters   *ebpf.Map `ebpf:"audit_counters"`
 	AuditEvents     *ebpf.Map `ebpf:"audit_events"`
+	BenchInjected   *ebpf.Map `ebpf:"bench_injected"`
 	BenchTable      *ebpf.Map `ebpf:"bench_table"`
 	BenchTimes      *ebpf.Map `ebpf:"bench_times"`
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
@@ -272,6 +301,7 @@ func (m *benchMaps) Close() error {
 	return _BenchClose(
 		m.AuditCounters,
 		m.AuditEvents,
+		m.BenchInjected,
 		m.BenchTable,
 		m.BenchTimes,
 		m.EventAllowances,
@@ -287,6 +317,7 @@ type benchVariables struct {
 	BenchAddressOffset *ebpf.Variable `ebpf:"bench_address_offset"`
 	BenchFlowMask      *ebpf.Variable `ebpf:"bench_flow_mask"`
 	BenchLines         *ebpf.Variable `ebpf:"bench_lines"`
+	BenchPacket        *ebpf.Variable `ebpf:"bench_packet"`
 	BenchRandom        *ebpf.Variable `ebpf:"bench_random"`
 	BenchSequence      *ebpf.Variable `ebpf:"bench_sequence"`
 	Config             *ebpf.Variable `ebpf:"config"`
@@ -299,6 +330,7 @@ type benchVariables struct {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchPrograms struct {
+	BenchAuditInjected  *ebpf.Program `ebpf:"bench_audit_injected"`
 	BenchAuditMany      *ebpf.Program `ebpf:"bench_audit_many"`
 	BenchFloor          *ebpf.Program `ebpf:"bench_floor"`
 	BenchFloorMany      *ebpf.Program `ebpf:"bench_floor_many"`
@@ -310,6 +342,7 @@ type benchPrograms struct {
 
 func (p *benchPrograms) Close() error {
 	return _BenchClose(
+		p.BenchAuditInjected,
 		p.BenchAuditMany,
 		p.BenchFloor,
 		p.BenchFloorMany,

@@ -7,17 +7,19 @@ import "fmt"
 
 // tally is what the audit counted.
 type tally struct {
-	packets   uint64
-	inserts   uint64
-	evictions uint64
-	limited   uint64 // events that the rate limit held back
-	outcomes  [NumOutcomes]uint64
+	packets    uint64
+	inserts    uint64
+	evictions  uint64
+	limited    uint64 // events that the rate limit held back
+	suppressed uint64 // events of flags that are not rare
+	outcomes   [NumOutcomes]uint64
 }
 
 func tallyOf(audit *Audit) (t tally) {
 	c := audit.Counters()[0]
 	t.inserts = c.Inserts
 	t.limited = c.Fates[FateRateLimit]
+	t.suppressed = c.Fates[FateSuppressed]
 	for _, n := range c.Evictions {
 		t.evictions += n
 	}
@@ -33,6 +35,7 @@ func (t tally) plus(u tally) tally {
 	t.inserts += u.inserts
 	t.evictions += u.evictions
 	t.limited += u.limited
+	t.suppressed += u.suppressed
 	for o := range t.outcomes {
 		t.outcomes[o] += u.outcomes[o]
 	}
@@ -44,6 +47,7 @@ func (t tally) minus(u tally) tally {
 	t.inserts -= u.inserts
 	t.evictions -= u.evictions
 	t.limited -= u.limited
+	t.suppressed -= u.suppressed
 	for o := range t.outcomes {
 		t.outcomes[o] -= u.outcomes[o]
 	}
@@ -97,13 +101,31 @@ func isNew(_, measured tally, _ Config) error {
 	return nil
 }
 
-// isFlagged expects that every packet is flagged, and almost none becomes an event.
-func isFlagged(warm, measured tally, _ Config) error {
-	if warm.inserts != 1 || measured.flagged()+measured.outcomes[OutcomeIdleGap] != measured.packets {
-		return fmt.Errorf("not every packet of one flow was flagged")
+// isSuppressed expects that every packet is flagged, and almost none is rare.
+func isSuppressed(warm, measured tally, _ Config) error {
+	if err := isFlagged(warm, measured); err != nil {
+		return err
+	}
+	if !isAlmostAll(measured.suppressed, measured) {
+		return fmt.Errorf("few events were suppressed")
+	}
+	return nil
+}
+
+// isLimited expects that every packet is flagged, and almost none becomes an event because of the rate limit.
+func isLimited(warm, measured tally, _ Config) error {
+	if err := isFlagged(warm, measured); err != nil {
+		return err
 	}
 	if !isAlmostAll(measured.limited, measured) {
 		return fmt.Errorf("the rate limit held back few events")
+	}
+	return nil
+}
+
+func isFlagged(warm, measured tally) error {
+	if warm.inserts != 1 || measured.flagged()+measured.outcomes[OutcomeIdleGap] != measured.packets {
+		return fmt.Errorf("not every packet of one flow was flagged")
 	}
 	return nil
 }

@@ -5,8 +5,10 @@ package bpf
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +45,9 @@ const (
 	DomainLog2   = timing.Log2   // its logarithm
 )
 
+// Learnt is what was learnt of a device.
+type Learnt = timing.Learnt
+
 // Scope is whose baseline a packet is scored against. The delta is its flow's in any case.
 type Scope string
 
@@ -62,29 +67,32 @@ const (
 
 // Config says what to audit, and how. [DefaultConfig] is the place to start.
 type Config struct {
-	Devices     []string      // network devices by name
-	Globs       []string      // network devices by pattern, as of path.Match
-	Follow      bool          // devices that appear later are attached as well, by Audit.Follow
-	AllowNone   bool          // it is no error of Open that no device can be attached
-	MaxDevices  uint32        // devices at a time, if they are followed or pinned; more names than that raise it
-	PinPath     string        // folder of a bpf file system in which maps and hooks outlive the process; empty for none
-	Mode        Mode          // how to attach
-	Clock       Clock         // where a packet's time comes from
-	Threshold   float64       // |t| at which a packet is flagged
-	MinSamples  uint32        // samples that a baseline needs before it judges
-	Window      uint32        // samples after which a baseline starts to forget, by halving
-	Domain      Domain        // scale on which deltas are judged
-	Baseline    Scope         // whose baseline a packet is scored against
-	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
-	Flows       uint32        // slots of the flow table, rounded up to a power of two
-	EventRate   uint32        // perf events per second and CPU; 0 sends none
+	Devices     []string          // network devices by name
+	Globs       []string          // network devices by pattern, as of path.Match
+	Follow      bool              // devices that appear later are attached as well, by Audit.Follow
+	AllowNone   bool              // it is no error of Open that no device can be attached
+	MaxDevices  uint32            // devices at a time, if they are followed or pinned; more names than that raise it
+	PinPath     string            // folder of a bpf file system in which maps and hooks outlive the process; empty for none
+	Mode        Mode              // how to attach
+	Clock       Clock             // where a packet's time comes from
+	Threshold   float64           // |t| at which a packet is flagged
+	MinSamples  uint32            // samples that a baseline needs before it judges
+	Window      uint32            // samples after which a baseline starts to forget, by halving
+	Domain      Domain            // scale on which deltas are judged
+	Baseline    Scope             // whose baseline a packet is scored against
+	Frozen      map[string]Learnt // what devices are audited against, and not taught, by their names; takes BaselineDevice
+	FrozenSince time.Time         // when that was saved
+	IdleTimeout time.Duration     // a longer silence of a flow is a pause, not a delta
+	Calibrate   float64           // share of the judged packets that may become events, at most; 0: all that are flagged may
+	Flows       uint32            // slots of the flow table, rounded up to a power of two
+	EventRate   uint32            // perf events per second and CPU; 0 sends none
 }
 
 // DefaultConfig returns the defaults, which name no device.
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
-		IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 64,
+		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 64,
 	}
 }
 
@@ -145,11 +153,33 @@ func (c Config) Validate() error {
 	case c.EventRate > MaxEventRate:
 		return fmt.Errorf("event rate %d is above %d a second", c.EventRate, MaxEventRate)
 	}
-	return c.params().Validate()
+	if err := c.params().Validate(); err != nil {
+		return err
+	}
+	return c.validateFrozen()
+}
+
+func (c Config) validateFrozen() error {
+	if len(c.Frozen) > 0 && c.Baseline != BaselineDevice {
+		return fmt.Errorf("a saved baseline takes the baseline of the device, and this is one of the %s", c.Baseline)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Frozen)) {
+		learnt := c.Frozen[name]
+		if err := learnt.Validate(); err != nil {
+			return fmt.Errorf("saved baseline of device %s: %w", name, err)
+		}
+		if !c.params().IsEnough(&learnt) {
+			return fmt.Errorf("saved baseline of device %s: %d samples and %d judged packets are too few for a minimum of %d samples and a calibration at %v: "+
+				"lower the minimum, raise or switch off the calibration, or learn anew", name, learnt.N, learnt.Judged, c.MinSamples, c.Calibrate)
+		}
+	}
+	return nil
 }
 
 func (c Config) params() timing.Params {
-	return timing.Params{Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain}
+	return timing.Params{
+		Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain, Calibrate: c.Calibrate,
+	}
 }
 
 // indices returns the devices that there is room for.

@@ -159,7 +159,8 @@ func TestLayouts(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Config){
 		"threshold": func(c *Config) { c.Threshold = 9 }, "rate": func(c *Config) { c.EventRate = 1 },
-		"devices": func(c *Config) { c.Devices = []string{"x", "y"} }, "samples": func(c *Config) { c.MinSamples = 50 },
+		"calibration": func(c *Config) { c.Calibrate = 0 },
+		"devices":     func(c *Config) { c.Devices = []string{"x", "y"} }, "samples": func(c *Config) { c.MinSamples = 50 },
 		"a table that is rounded up to the same": func(c *Config) { c.Flows-- },
 	} {
 		if got := layout(value("a", "b"), change); got != before {

@@ -144,6 +144,9 @@ type model struct {
 	outcomes  [NumOutcomes]uint64
 	histogram timing.Histogram
 	sums      DeltaSums
+
+	calibration timing.Calibration
+	rare        uint64 // of the flagged packets
 }
 
 func newModel(config Config) *model {
@@ -173,15 +176,27 @@ func (m *model) outcome(nowNs uint64) Outcome {
 		return OutcomeIdleGap
 	}
 	m.countDelta(delta)
+	before := m.state
 	switch m.params.Observe(&m.state, delta) {
 	case timing.TooFewSamples:
 		return OutcomeMinSamples
 	case timing.Early:
+		m.score(&before, delta, timing.SideEarly, nowNs)
 		return OutcomeFlaggedEarly
 	case timing.Late:
+		m.score(&before, delta, timing.SideLate, nowNs)
 		return OutcomeFlaggedLate
 	default:
 		return OutcomeJudged
+	}
+}
+
+// score gives a flagged packet its place among those before.
+func (m *model) score(before *timing.State, delta uint64, side int, nowNs uint64) {
+	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
+	if m.params.Calibrate == 0 ||
+		m.params.IsRare(&m.calibration, m.params.ScoreBin(before, delta), side, m.outcomes[OutcomeJudged]+flagged, flagged, nowNs) {
+		m.rare++
 	}
 }
 
@@ -217,6 +232,7 @@ func TestProgramEqualsModel(t *testing.T) {
 			config := testConfig()
 			config.IdleTimeout = timing.MaxDelta
 			config.Window = 1024
+			config.Calibrate = 0.01 // learns, forgets
 			compareWithModel(t, config, kind, uint64(seed), perKind)
 		})
 	}
@@ -237,6 +253,7 @@ func TestVariantsEqualModel(t *testing.T) {
 				config := testConfig()
 				config.IdleTimeout = timing.MaxDelta
 				config.Window = 1024
+				config.Calibrate = 0.1 // learns, and forgets several times
 				config.Domain, config.Baseline = v.domain, v.scope
 				compareWithModel(t, config, kind, uint64(seed), perKind)
 			})
@@ -252,6 +269,8 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 		func(c *Config) { c.Threshold = 1000 },
 		func(c *Config) { c.MinSamples, c.Window = 2, 2 },
 		func(c *Config) { c.IdleTimeout = 1_000_000 },
+		func(c *Config) { c.Calibrate = 0 },
+		func(c *Config) { c.Threshold, c.Calibrate = 0, 0.1 },
 		func(c *Config) { c.Domain, c.Threshold = DomainLog2, 2 },
 		func(c *Config) { c.Domain, c.Threshold = DomainLog2, 1000 },
 		func(c *Config) { c.Domain, c.MinSamples, c.Window = DomainLog2, 2, 2 },
@@ -259,8 +278,8 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 	} {
 		config := testConfig()
 		change(&config)
-		t.Run(fmt.Sprintf("%s, by %s, threshold %v, %d samples, window %d, idle %v", config.Domain, config.Baseline, config.Threshold,
-			config.MinSamples, config.Window, config.IdleTimeout),
+		t.Run(fmt.Sprintf("%s, by %s, threshold %v, %d samples, window %d, idle %v, calibrated at %v", config.Domain, config.Baseline,
+			config.Threshold, config.MinSamples, config.Window, config.IdleTimeout, config.Calibrate),
 			func(t *testing.T) {
 				for seed, kind := range kindsOfTraffic {
 					compareWithModel(t, config, kind, uint64(seed), 1000)
@@ -293,6 +312,34 @@ func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, o
 	}
 }
 
+// compareCalibration holds what the scores of the CPU say against what they should, and what became of the flags.
+func (p *probe) compareCalibration(t *testing.T, m *model) {
+	t.Helper()
+	if got := p.block.Calibration.known(); got != m.calibration {
+		for side := range got.Scores {
+			for bin, n := range got.Scores[side] {
+				if want := m.calibration.Scores[side][bin]; n != want {
+					t.Errorf("side %d, bin %d: %d scores, want %d", side, bin, n, want)
+				}
+			}
+		}
+		got.Scores, m.calibration.Scores = [2][timing.ScoreBins]uint32{}, [2][timing.ScoreBins]uint32{}
+		t.Fatalf("calibration: got %+v, want %+v", got, m.calibration)
+	}
+	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
+	if got, want := p.block.Fates[FateSuppressed], flagged-m.rare; got != want {
+		t.Fatalf("%d of %d flags were suppressed, want %d", got, flagged, want)
+	}
+}
+
+// known returns what the block knows.
+func (c *programCalibration) known() timing.Calibration {
+	return timing.Calibration{
+		Forgotten: c.Forgotten, Flagged: c.Flagged, RefreshedNs: c.RefreshedNs, Allowed: c.Allowed, Offset: c.Offset,
+		Cuts: c.Cuts, Tails: c.Tails, Scores: c.Scores,
+	}
+}
+
 func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, packets int) {
 	t.Helper()
 	p := newProbe(t, config)
@@ -318,6 +365,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		}
 		if want == OutcomeFlaggedEarly || want == OutcomeFlaggedLate {
 			p.compareFlag(t, before, at-lastNs, want)
+			p.compareCalibration(t, m)
 		}
 		got := p.block.Protocols[FamilyIPv4][ProtocolUDP].Packets[:NumOutcomes]
 		if [NumOutcomes]uint64(got) != m.outcomes {

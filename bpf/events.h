@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* What happens to a flagged packet: it becomes the CPU's last flag, and a perf event if the CPU's allowance has room. */
+/* What happens to a flagged packet: it becomes the CPU's last flag, and a perf event if it is rare and the CPU's allowance
+ * has room.
+ */
 
 #ifndef XDP_AUDIT_EVENTS_H
 #define XDP_AUDIT_EVENTS_H
 
 #include "baseline.h"
+#include "calibration.h"
 #include "clock.h"
 #include "counters.h"
 #include "maps.h"
@@ -65,24 +68,33 @@ static __always_inline void publish_flag(struct last_flag *last)
 	}
 }
 
-/* Completes and publishes the state that the flagged packet left, and makes an event of it. */
-static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
-					const struct packet *packet)
+/* Makes an event of a flag, if the allowance has room. */
+static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_state *flag, const struct packet *packet)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
-	struct flag_state *flag = next_flag(&counters->last_flag);
-	__u32 fate = FATE_RATE_LIMIT;
 
-	flag->audit_ns = now_ns;
-	flag->ktime_ns = clock_ktime(now_ns);
-	flag->len_bytes = packet->len_bytes;
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
 		struct audit_event event = { .flag = *flag, .key = packet->key };
 
 		event.key.owner = config.owner;
-		fate = send_event(ctx, allowance, &event);
+		return send_event(ctx, allowance, &event);
 	}
+	return FATE_RATE_LIMIT;
+}
+
+/* Completes and publishes the state that the flagged packet left, and makes an event of it if it is rare. */
+static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
+					const struct packet *packet)
+{
+	struct flag_state *flag = next_flag(&counters->last_flag);
+	__u32 fate = FATE_SUPPRESSED;
+
+	flag->audit_ns = now_ns;
+	flag->ktime_ns = clock_ktime(now_ns);
+	flag->len_bytes = packet->len_bytes;
+	if (!config.tail_q32 || is_rare(counters, now_ns, flag))
+		fate = make_event(ctx, flag, packet);
 	publish_flag(&counters->last_flag);
 	if (fate < FATES)
 		counters->fates[fate]++;

@@ -11,7 +11,7 @@ import (
 // BenchmarkDrain reports how fast one core reads events out of a ring, and decodes them.
 func BenchmarkDrain(b *testing.B) {
 	config := testConfig()
-	config.Threshold, config.EventRate, config.Clock = 0, MaxEventRate, ClockKtime
+	config.Threshold, config.Calibrate, config.EventRate, config.Clock = 0, 0, MaxEventRate, ClockKtime
 	audit := loadTest(b, config)
 	pinToCPU(b)
 	program := audit.devices[0].program

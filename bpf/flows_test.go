@@ -68,7 +68,7 @@ type tableModel struct {
 	scope     Scope
 	inserts   uint64
 	evictions [NumEvictions]uint64
-	flags     []Flag
+	flags     []Flag // that are rare
 }
 
 func newTableModel(config Config) *tableModel {
@@ -90,12 +90,13 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 	}
 	before, last := m.state, slot.LastNs
 	m.lastNs, m.seen = last, true
+	rare := m.rare
 	outcome := m.model.observe(nowNs)
 	slot.LastNs = m.lastNs
 	if m.scope == BaselineFlow {
 		m.states[slot] = m.state
 	}
-	if outcome == OutcomeFlaggedEarly || outcome == OutcomeFlaggedLate {
+	if m.rare > rare {
 		m.flags = append(m.flags, Flag{
 			AuditNs: nowNs, DeltaNs: nowNs - last, Domain: m.params.Domain, Samples: before.N, MeanQ16: before.MeanQ16, M2: before.M2,
 			LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
@@ -198,6 +199,7 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	if m.scope == BaselineDevice && p.block.Device.Baseline.state() != m.state {
 		t.Fatalf("baseline of the device: got %+v, want %+v", p.block.Device.Baseline.state(), m.state)
 	}
+	p.compareCalibration(t, m.model)
 	c := p.Counters()[0]
 	for o, want := range m.outcomes {
 		if got := c.Packets.Outcome(Outcome(o)); got != want {

@@ -301,6 +301,9 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 		d.refusal = ""
 		a.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
 			"driver", d.driver, "program_id", d.id, "clock", a.config.Clock)
+		if _, isFrozen := a.config.Frozen[d.name]; len(a.config.Frozen) > 0 && !isFrozen {
+			a.logger.Warn("Device is not in the saved baseline: it is audited against what it learns, which is not saved", "device", d.name)
+		}
 		return nil
 	}
 	if before := d.refusal; before == err.Error() {

@@ -222,8 +222,9 @@ func FuzzCounters(f *testing.F) {
 	f.Fuzz(func(t *testing.T, memory []byte) {
 		blocks := make([]programDeviceCounters, 1)
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&blocks[0])), blockBytes), memory)
+		config := DefaultConfig()
 		reader := &counterReader{
-			domain: DomainLinear, blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
+			config: config, params: config.params(), blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
 			totals: make([]Uint128, 1), baselines: [][]timing.State{make([]timing.State, 1)},
 		}
 		var first, second Counters

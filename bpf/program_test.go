@@ -166,6 +166,7 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 		{"more events than nanoseconds", func(c *Config) { c.EventRate = MaxEventRate + 1 }, "event rate 1000000001"},
 		{"a threshold below 2", func(c *Config) { c.Threshold = 1.99 }, "threshold 1.99"},
 		{"a threshold that is no number", func(c *Config) { c.Threshold = math.NaN() }, "threshold NaN"},
+		{"a calibration at a quarter", func(c *Config) { c.Calibrate = 0.25 }, "calibration 0.25 is neither 0 (off) nor between 1e-06 and 0.1"},
 		{"one sample", func(c *Config) { c.MinSamples = 1 }, "minimum of 1 samples"},
 		{"a window below the minimum of samples", func(c *Config) { c.Window = 99 }, "window of 99 samples"},
 	} {

@@ -24,7 +24,8 @@ var (
 // counterReader reads audit_counters through mapped memory, without a system call.
 type counterReader struct {
 	memory    []byte
-	domain    Domain
+	config    Config
+	params    timing.Params
 	blocks    [][]programDeviceCounters // by device and CPU
 	sums      [][]blockSums             // as last read
 	totals    []Uint128                 // Σ delta by device, as last read
@@ -43,7 +44,7 @@ func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterRe
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, domain: config.Domain, totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, config: config, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -112,8 +113,12 @@ func (r *counterReader) forget(device int) {
 
 // read adds up the blocks of one device.
 func (r *counterReader) read(device int, c *Counters) {
+	if r.params.Calibrate != 0 {
+		c.Calibration = &Calibration{EventScores: [2]float64{r.params.Threshold, r.params.Threshold}}
+	}
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
+		judgedBefore := c.Packets.Judged()
 		sums := r.readDeltas(block, &r.sums[device][cpu], &c.Packets)
 		c.Sums.AboveNs = c.Sums.AboveNs.Add(sums.above)
 		c.Sums.BelowNs = c.Sums.BelowNs.Add(sums.below)
@@ -133,8 +138,11 @@ func (r *counterReader) read(device int, c *Counters) {
 		for i := range c.Histogram {
 			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
 		}
-		if flag := loadLastFlag(&block.LastFlag, r.domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
+		}
+		if c.Calibration != nil {
+			c.Calibration.add(r.params, &block.Calibration, c.Packets.Judged()-judgedBefore)
 		}
 		if r.baselines != nil {
 			loadBaseline(&block.Device, &r.baselines[device][cpu])
@@ -142,10 +150,68 @@ func (r *counterReader) read(device int, c *Counters) {
 	}
 	if r.baselines != nil {
 		merged := timing.Merge(r.baselines[device])
-		c.Baseline = &Baseline{Domain: r.domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
+		c.Baseline = &Baseline{Domain: r.params.Domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
+	}
+	if learnt, isFrozen := r.config.Frozen[c.Device]; isFrozen {
+		r.freeze(c, &learnt)
 	}
 	c.Sums.ReferenceNs = atomic.LoadUint64(&r.blocks[device][0].Sums.ReferenceNs)
 	c.Sums.TotalNs = r.total(device, c)
+}
+
+// freeze sets what is known of a device to what it is audited against.
+func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
+	c.Baseline = &Baseline{
+		Domain: r.params.Domain, Samples: learnt.N, MeanQ16: learnt.MeanQ16, M2: learnt.M2, FrozenSince: r.config.FrozenSince,
+	}
+	if c.Calibration != nil {
+		allowed, cuts := r.params.Cuts(learnt)
+		c.Calibration = &Calibration{Judged: learnt.Judged}
+		for side := range cuts {
+			c.Calibration.EventScores[side] = r.params.EventScore(allowed, cuts[side])
+		}
+	}
+}
+
+// Learnt returns what was learnt of the devices that are there and still learn, as far as that is enough to be audited
+// against. It is empty where flows have baselines of their own.
+func (a *Audit) Learnt() map[string]Learnt {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := map[string]Learnt{}
+	if a.counters == nil || a.config.Baseline != BaselineDevice {
+		return all
+	}
+	for _, d := range a.devices {
+		if _, isFrozen := a.config.Frozen[d.name]; isFrozen || d.program == nil || d.isGone {
+			continue
+		}
+		if learnt := a.counters.learnt(d.index); a.counters.params.IsEnough(&learnt) {
+			all[d.name] = learnt
+		}
+	}
+	return all
+}
+
+// learnt puts together what the CPUs know of a device.
+func (r *counterReader) learnt(device int) Learnt {
+	var judged uint64
+	var scores [2][timing.ScoreBins]uint64
+	for cpu := range r.blocks[device] {
+		block := &r.blocks[device][cpu]
+		loadBaseline(&block.Device, &r.baselines[device][cpu])
+		if r.params.Calibrate == 0 {
+			continue
+		}
+		for side := range scores {
+			for bin := range scores[side] {
+				scores[side][bin] += uint64(atomic.LoadUint32(&block.Calibration.Scores[side][bin]))
+			}
+		}
+		packets := loadPackets(block) // after the scores, which are of fewer
+		judged += packets.Judged() - min(packets.Judged(), atomic.LoadUint64(&block.Calibration.Forgotten))
+	}
+	return timing.Learn(r.baselines[device], judged, &scores)
 }
 
 // readDeltas adds the packets of a block to packets, and returns its sums. Both are of the same packets unless several

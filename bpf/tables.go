@@ -126,6 +126,13 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 	if t.hasFrags {
 		constants.HasFrags = 1
 	}
+	if learnt, isFrozen := config.Frozen[t.devices.entries[index].deviceName()]; isFrozen {
+		constants.Variants |= variantFrozen
+		constants.Frozen = programBaseline{
+			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),
+		}
+		_, constants.FrozenCuts = config.params().Cuts(&learnt)
+	}
 	if err := spec.Variables[programVarConfig].Set(constants); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
 	}
@@ -184,6 +191,9 @@ func (c Config) constants() programAuditConfig {
 		Threshold2Exponent: exponent,
 		ShortcutShift:      c.params().ShortcutShift(),
 		ShortcutFactor:     c.params().ShortcutFactor(),
+		TailQ32:            c.params().TailShare(),
+		CalibrationTwice:   c.params().CalibrationTwice(),
+		ScoreOffset:        c.params().ScoreOffset(),
 	}
 	if runtime.GOARCH == "amd64" {
 		constants.StoresAreOrdered = 1
@@ -206,4 +216,5 @@ const (
 	// enum variant
 	variantLog2   = 1
 	variantDevice = 2
+	variantFrozen = 4
 )

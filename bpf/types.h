@@ -17,6 +17,7 @@
 #define LOG2_TABLE_BITS 11
 #define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
 #define LOG2_FRACTIONS 128
+#define SCORE_BINS 512
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
 
 /* The enumerations number the cells of the counters; their twins are in values.go. */
@@ -88,6 +89,15 @@ enum clock_source {
 enum variant {
 	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
 	VARIANT_DEVICE = 2, /* the baseline is that of the device on this CPU */
+	VARIANT_FROZEN = 4, /* the baseline is config.frozen, whatever comes */
+};
+
+/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
+struct baseline {
+	__u64 mean_q16; /* unit · 2¹⁶ */
+	__u64 m2_low;	/* unit² */
+	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
+	__u32 n;
 };
 
 /* Constant from load on; one program per device has its own. */
@@ -109,7 +119,11 @@ struct audit_config {
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
 	__u32 variants;		  /* enum variant */
-	__u32 reserved;
+	__u32 tail_q32;		  /* share of the judged packets that may become events, early or late, in 2⁻³²; 0: all that are flagged */
+	__u32 calibration_twice;  /* judged packets at which a calibration is halved */
+	__s32 score_offset;	  /* of the first bin of a calibration, in 2⁻¹⁶ octaves */
+	struct baseline frozen;
+	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
 
 /* Addresses and ports in network order. IPv4 addresses stand in the first word. */
@@ -132,14 +146,6 @@ struct packet {
 	__u8 cell;	  /* of the counters: see protocol_cell() */
 	bool is_fragment; /* and not the first of its packet */
 	__u16 reserved;
-};
-
-/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
-struct baseline {
-	__u64 mean_q16; /* unit · 2¹⁶ */
-	__u64 m2_low;	/* unit² */
-	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
-	__u32 n;
 };
 
 /* A flow: when it was last seen, and its baseline. Half a cache line. */
@@ -208,6 +214,19 @@ struct device_baseline {
 	__u64 reserved[4];
 };
 
+/* The scores of the flagged packets of a device on one CPU, early ones and late ones, and from which on they are rare. */
+struct calibration {
+	__u64 forgotten;    /* judged packets that the scores are not a part of any more */
+	__u64 flagged;	    /* packets that were given a score, ever */
+	__u64 refreshed_ns; /* when the allowed tail was computed, on the audit clock; 0: never */
+	__u32 allowed;	    /* scores that a tail may have; 0: too little is known to tell */
+	__s32 offset;	    /* config.score_offset of the program that counted the scores */
+	__u32 cuts[2];	    /* the first bin that is rare, SCORE_BINS if none is */
+	__u32 tails[2];	    /* scores in this bin and those above */
+	__u64 reserved[2];
+	__u32 scores[2][SCORE_BINS];
+};
+
 struct protocol_counters {
 	__u64 bytes;
 	__u64 packets[15]; /* by outcome, one of them for each packet; padded to two cache lines */
@@ -226,6 +245,7 @@ struct device_counters {
 	struct device_baseline device;
 	struct last_flag last_flag;
 	__u64 histogram[HISTOGRAM_CELLS];
+	struct calibration calibration;
 };
 
 /* What a CPU may still send through audit_events, shared by all devices, and where to. One cache line. */

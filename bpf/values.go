@@ -127,6 +127,11 @@ func (p *Packets) Deltas() uint64 {
 	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeMinSamples) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
 }
 
+// Judged returns the packets that were scored, flagged or not.
+func (p *Packets) Judged() uint64 {
+	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
+}
+
 // Protocol returns the packets of one family and protocol, over all outcomes.
 func (p *Packets) Protocol(f Family, q Protocol) uint64 {
 	var sum uint64
@@ -164,6 +169,15 @@ type Baseline struct {
 	Samples uint64  // halved from time to time, on each CPU by itself
 	MeanQ16 uint64  // mean in 2⁻¹⁶ units
 	M2      Uint128 // sum of squared deviations from the mean in units²
+
+	FrozenSince time.Time // when it was saved, if it is audited against and not taught; else zero
+}
+
+// Calibration says which flagged packets of a device are rare enough to become events.
+type Calibration struct {
+	Judged       uint64     // packets that it was learnt from, on all CPUs; halved from time to time, on each CPU by itself
+	LearningCPUs int        // CPUs that have judged packets, and too few to tell what is rare: there every flag may become an event
+	EventScores  [2]float64 // |t| from which on packets become events, early and late ones, on the CPU where it is highest; may be infinite
 }
 
 // MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 the geometric one; 0 without samples.
@@ -212,6 +226,8 @@ type Counters struct {
 	Histogram timing.Histogram // deltas by cell
 	LastFlag  *Flag            // the last flagged packet; nil before any
 	Baseline  *Baseline        // of the device; nil where flows have baselines of their own
+
+	Calibration *Calibration // nil without
 }
 
 // Hook is the state of one audited device.

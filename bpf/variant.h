@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* Judging on a logarithmic scale, against a baseline of the whole device, or both. The baseline of a device is kept for
+/* Judging on a logarithmic scale, against a baseline of the whole device, one that was saved, or several of these. The baseline of a device is kept for
  * each CPU by itself: no other program runs there at the same time, so that it needs no lock, and user space merges them.
  */
 
@@ -33,6 +33,16 @@ static __noinline enum outcome variant_observe(struct flow_slot *slot, __u64 del
 	struct device_baseline *device = &counters->device;
 	enum outcome outcome;
 
+	if (config.variants & VARIANT_FROZEN) {
+		struct baseline as_saved = { /* what it is taught is gone with it */
+			.mean_q16 = config.frozen.mean_q16,
+			.m2_low = config.frozen.m2_low,
+			.m2_high = config.frozen.m2_high,
+			.n = config.frozen.n,
+		};
+
+		return baseline_observe(&as_saved, sample, delta_ns, &counters->last_flag);
+	}
 	if (!(config.variants & VARIANT_DEVICE))
 		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag);
 	store_sequence(&device->sequence, device->sequence + 1);

@@ -32,7 +32,17 @@ type programAuditConfig struct {
 	HashKeys           [10]uint32
 	StoresAreOrdered   uint32
 	Variants           uint32
-	Reserved           uint32
+	TailQ32            uint32
+	CalibrationTwice   uint32
+	ScoreOffset        int32
+	Frozen             struct {
+		_       structs.HostLayout
+		MeanQ16 uint64
+		M2Low   uint64
+		M2High  uint32
+		N       uint32
+	}
+	FrozenCuts [2]uint32
 }
 
 type programAuditEvent struct {
@@ -47,6 +57,19 @@ type programBaseline struct {
 	M2Low   uint64
 	M2High  uint32
 	N       uint32
+}
+
+type programCalibration struct {
+	_           structs.HostLayout
+	Forgotten   uint64
+	Flagged     uint64
+	RefreshedNs uint64
+	Allowed     uint32
+	Offset      int32
+	Cuts        [2]uint32
+	Tails       [2]uint32
+	Reserved    [2]uint64
+	Scores      [2][512]uint32
 }
 
 type programDeviceBaseline struct {
@@ -77,6 +100,7 @@ type programDeviceCounters struct {
 	Device        programDeviceBaseline
 	LastFlag      programLastFlag
 	Histogram     [1024]uint64
+	Calibration   programCalibration
 }
 
 type programEventAllowance struct {

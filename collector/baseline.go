@@ -17,6 +17,8 @@ var (
 		"Standard deviation of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
 	baselineOctavesDesc = newDesc("baseline_stddev_octaves",
 		"Standard deviation of the binary logarithms of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
+	baselineFrozenDesc = newDesc("baseline_frozen", "Whether a device is audited against a saved baseline, which is not taught.", "device")
+	baselineSavedDesc  = newDesc("baseline_saved_timestamp_seconds", "Unix time at which the baseline was saved that a device is audited against.", "device")
 )
 
 // sendBaseline sends the baseline of a device, if it has one.
@@ -31,4 +33,10 @@ func sendBaseline(ch chan<- prometheus.Metric, device string, baseline *bpf.Base
 	} else {
 		ch <- gauge(baselineStddevDesc, baseline.StandardDeviation()/1e9, device)
 	}
+	frozen := 0.0
+	if !baseline.FrozenSince.IsZero() {
+		frozen = 1
+		ch <- gauge(baselineSavedDesc, float64(baseline.FrozenSince.Unix()), device)
+	}
+	ch <- gauge(baselineFrozenDesc, frozen, device)
 }

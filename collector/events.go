@@ -31,7 +31,7 @@ func newEventsCollector(source eventsSource) eventsCollector {
 	return eventsCollector{source}
 }
 
-// Update sends the fates of perf events as the kernel counts them, and what arrived of them.
+// Update sends the fates of perf events as the kernel counts them, what arrived of them, and which flags become events.
 func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters, events := c.source.Counters(), c.source.EventCounts()
 	for i := range counters {
@@ -40,6 +40,7 @@ func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 		for fate := range bpf.NumFates {
 			ch <- counter(fatesDesc, float64(counters[i].Fates[fate]), device, fate.String())
 		}
+		sendCalibration(ch, device, counters[i].Calibration)
 	}
 	ch <- counter(lostDesc, float64(events.Lost))
 	ch <- counter(malformedDesc, float64(events.Malformed))

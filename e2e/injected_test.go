@@ -37,7 +37,7 @@ func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 
 	l := newLab(t)
 	path := filepath.Join(t.TempDir(), "trail")
-	e := l.startExporter("--audit.device="+device, "--audit.clock=metadata", "--audit.event-rate=1000000", "--trail.file="+path)
+	e := l.startExporter("--audit.device="+device, "--audit.clock=metadata", "--audit.event-rate=1000000", "--audit.calibrate=0", "--trail.file="+path)
 	if err := newGenerator(t, l.sender, generatorOptions{times: times}).send(generatedFrame(), packets); err != nil {
 		t.Fatal(err)
 	}

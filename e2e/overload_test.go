@@ -105,7 +105,7 @@ func TestStormOfFlags(t *testing.T) {
 	l := newLab(t)
 	targets := l.newTargets(overloadDevices, generatorOptions{flows: flows, times: times, realtime: true})
 	e := l.startExporter(append(auditFlags(targets), "--audit.clock=metadata",
-		"--audit.threshold=4", "--audit.min-samples=2", "--audit.event-rate=1000000")...)
+		"--audit.threshold=4", "--audit.min-samples=2", "--audit.event-rate=1000000", "--audit.calibrate=0")...)
 	before := e.usage()
 	crowd := e.startCrowd(clients, clientInterval)
 	sent := map[*target]uint64{}

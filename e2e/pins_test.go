@@ -111,7 +111,7 @@ func (s *stream) end() (uint64, error) {
 }
 
 // flagMuch makes some percent of all packets flagged, and events of all of them.
-var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000"}
+var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000", "--audit.calibrate=0"}
 
 // Packets sent are packets counted, over 100 processes of which every other is killed; 5 if tests are to be short.
 func TestRestartsLoseNothing(t *testing.T) {

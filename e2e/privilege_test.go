@@ -122,7 +122,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "trail")
 			e := l.launch(test.binary(), []string{
 				"--web.listen-address=" + address, "--audit.device=" + device, "--audit.min-samples=10", "--audit.threshold=2",
-				"--audit.event-rate=1000000", "--trail.file=" + path,
+				"--audit.event-rate=1000000", "--audit.calibrate=0", "--trail.file=" + path,
 			})
 			e.awaitReady("/-/ready")
 			e.expectThreads(nothing())

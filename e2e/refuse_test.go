@@ -49,6 +49,7 @@ func TestRefusals(t *testing.T) {
 		{"too many flows", []string{audit, "--audit.flows=4000000000"}, []string{"4000000000"}},
 		{"an unknown clock", []string{audit, "--audit.clock=sundial"}, []string{"sundial", "ktime"}},
 		{"an unknown domain", []string{audit, "--audit.domain=log10"}, []string{"log10", "log2"}},
+		{"a calibration at every second packet", []string{audit, "--audit.calibrate=0.5"}, []string{"calibration", "0.5", "0.1"}},
 		{"an unknown baseline", []string{audit, "--audit.baseline=host"}, []string{"host", "device"}},
 		{"a flag that does not exist", []string{audit, "--audit.nosuch"}, []string{"--audit.nosuch"}},
 		{"an argument too many", []string{audit, "eth0"}, []string{"eth0"}},

@@ -50,7 +50,7 @@ func TestHangupReopensTheTrail(t *testing.T) {
 	folder := t.TempDir()
 	path, moved := filepath.Join(folder, "trail"), filepath.Join(folder, "trail.1")
 	e := l.startExporter("--audit.device="+device, "--audit.min-samples=10", "--audit.threshold=2",
-		"--audit.event-rate=1000000", "--trail.file="+path)
+		"--audit.event-rate=1000000", "--audit.calibrate=0", "--trail.file="+path)
 	f := l.newFlow(l.audited.IPv4.Addr())
 
 	// awaitRecords sends until the exporter has written records beyond the n that there are, and returns how many.

@@ -50,7 +50,7 @@ func TestSoak(t *testing.T) {
 	}
 	l := newLab(t)
 	target := l.newTargets(1, generatorOptions{random: true})[0]
-	e := l.startExporter("--audit.device="+device, "--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=10000",
+	e := l.startExporter("--audit.device="+device, "--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=10000", "--audit.calibrate=0",
 		"--trail.file="+os.DevNull)
 	before := e.usage()
 	crowd := e.startCrowd(4, 200*time.Millisecond)

@@ -54,7 +54,7 @@ func TestFlagOfTheDomain(t *testing.T) {
 			l := newLab(t)
 			path := filepath.Join(t.TempDir(), "trail")
 			e := l.startExporter("--audit.device="+device, "--audit.clock=metadata", "--audit.event-rate=1000000",
-				"--audit.domain="+string(domain), "--trail.file="+path)
+				"--audit.calibrate=0", "--audit.domain="+string(domain), "--trail.file="+path)
 			if err := newGenerator(t, l.sender, generatorOptions{times: times}).send(generatedFrame(), packets); err != nil {
 				t.Fatal(err)
 			}

@@ -99,6 +99,8 @@ func (s *stage) start(exporter string, listener *net.TCPListener) error {
 
 	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // it is what the user asks for
 		"--audit.device="+device, "--audit.mode=drv", "--audit.min-samples=100", "--audit.event-rate=1000",
+		"--audit.calibrate=0", // one packet in a hundred is not rare, and all that are flagged shall be seen
+
 		"--trail.file=-", "--web.systemd-socket")
 	s.exporter.Env = append(os.Environ(), "LISTEN_FDS=1")
 	s.exporter.ExtraFiles = []*os.File{socket}

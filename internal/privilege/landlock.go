@@ -148,7 +148,7 @@ func places(path string) (directories, files []string) {
 		if err != nil {
 			continue
 		}
-		if isShared(directory) {
+		if IsShared(directory) {
 			files = append(files, target)
 		} else {
 			directories = append(directories, directory)
@@ -159,9 +159,9 @@ func places(path string) (directories, files []string) {
 	return slices.Compact(directories), slices.Compact(files)
 }
 
-// isShared reports whether a directory holds too much to be granted for the sake of one file: the root directory, those in
+// IsShared reports whether a directory holds too much to be granted for the sake of one file: the root directory, those in
 // it, such as /etc and /tmp, and the home of a user.
-func isShared(directory string) bool {
+func IsShared(directory string) bool {
 	parent := filepath.Dir(directory)
 	return parent == "/" || parent == "/home"
 }

@@ -49,6 +49,7 @@ type Params struct {
 	MinSamples uint64  // samples that a baseline needs before it judges
 	Window     uint64  // samples to which a baseline is halved when it has twice as many
 	Domain     Domain  // scale on which deltas are judged
+	Calibrate  float64 // share of the judged packets that may become events; 0: all that are flagged may
 }
 
 // Validate returns an error that names the first value outside its range.
@@ -61,7 +62,7 @@ func (p Params) Validate() error {
 	case p.Window < p.MinSamples || p.Window > MaxWindow:
 		return fmt.Errorf("window of %d samples is not between the minimum of samples (%d) and %d", p.Window, p.MinSamples, MaxWindow)
 	}
-	return nil
+	return validateCalibrate(p.Calibrate)
 }
 
 // ThresholdSquared returns the square of the threshold as mantissa · 2^exponent with a mantissa of 32 bits, as the test

@@ -63,7 +63,19 @@ type replayDeviceCounters struct {
 			Reserved uint64
 		}
 	}
-	Histogram [1024]uint64
+	Histogram   [1024]uint64
+	Calibration struct {
+		_           structs.HostLayout
+		Forgotten   uint64
+		Flagged     uint64
+		RefreshedNs uint64
+		Allowed     uint32
+		Offset      int32
+		Cuts        [2]uint32
+		Tails       [2]uint32
+		Reserved    [2]uint64
+		Scores      [2][512]uint32
+	}
 }
 
 type replayFlowSet struct {

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+// learningConfig has a baseline that can be saved, and learns fast what is rare.
+func learningConfig(domain Domain) Config {
+	config := testConfig()
+	config.Domain, config.Baseline, config.Calibrate = domain, BaselineDevice, 1e-2
+	return config
+}
+
+func pareto(r *rand.Rand) float64 { return 1e4 * math.Pow(1-r.Float64(), -1/2.5) }
+
+// learnOnce returns what a device learns.
+func learnOnce(t *testing.T, config Config) Learnt {
+	t.Helper()
+	const packets = 60_000
+	p := newProbe(t, config)
+	r := rand.New(rand.NewPCG(1, 3))
+	newInjector(t, p, packets).send(t, rounded(packets, func() float64 { return pareto(r) }))
+	learnt, ok := p.Learnt()["test0"]
+	if !ok {
+		t.Fatal("nothing was learnt")
+	}
+	if learnt.State != p.block.Device.Baseline.state() || learnt.Scores != p.block.Calibration.Scores || learnt.Judged != p.Counters()[0].Packets.Judged() {
+		t.Fatalf("learnt %+v of %d packets, and the maps hold %+v", learnt.State, learnt.Judged, p.block.Device.Baseline.state())
+	}
+	return learnt
+}
+
+// A device is judged by what was saved, packet by packet as the model judges, and teaches nothing: neither to the baseline nor
+// to the scores.
+func TestFrozenBaselineIsNotTaught(t *testing.T) {
+	for _, domain := range []Domain{DomainLinear, DomainLog2} {
+		t.Run(string(domain), func(t *testing.T) {
+			config := learningConfig(domain)
+			learnt := learnOnce(t, config)
+			config.Frozen, config.FrozenSince = map[string]Learnt{"test0": learnt}, time.Unix(1e9, 0)
+			if err := config.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			p, params := newProbe(t, config), config.params()
+			_, cuts := params.Cuts(&learnt)
+			r := rand.New(rand.NewPCG(2, 3))
+			now, want := uint64(1e12), map[Outcome]uint64{OutcomeNewFlow: 1}
+			var suppressed uint64
+			run(t, p.devices[0].program, udpFrame(), now, 1)
+			for i := range 30_000 {
+				// It drifts to the fourfold, which a baseline that learns would follow.
+				delta := uint64(pareto(r) * (1 + float64(i)/10_000))
+				now += delta
+				run(t, p.devices[0].program, udpFrame(), now, 1)
+				state, outcome, side := learnt.State, OutcomeJudged, timing.SideLate
+				switch params.Observe(&state, delta) {
+				case timing.Early:
+					outcome, side = OutcomeFlaggedEarly, timing.SideEarly
+				case timing.Late:
+					outcome = OutcomeFlaggedLate
+				}
+				want[outcome]++
+				if outcome != OutcomeJudged && params.ScoreBin(&learnt.State, delta) < cuts[side] {
+					suppressed++
+				}
+			}
+			c := p.Counters()[0]
+			for outcome := range NumOutcomes {
+				if got := c.Packets.Outcome(outcome); got != want[outcome] {
+					t.Errorf("%d packets with the outcome %s, want %d", got, outcome, want[outcome])
+				}
+			}
+			if late := want[OutcomeFlaggedLate]; late < 300 || suppressed == 0 || c.Fates[FateSuppressed] != suppressed {
+				t.Errorf("%d of %d late packets were suppressed, want %d", c.Fates[FateSuppressed], late, suppressed)
+			}
+			if p.block.Device != (programDeviceBaseline{}) || p.block.Calibration != (programCalibration{}) {
+				t.Error("something was learnt")
+			}
+			if got := c.Baseline; got == nil || got.state() != learnt.State || !got.FrozenSince.Equal(time.Unix(1e9, 0)) {
+				t.Errorf("baseline: got %+v, want %+v", got, learnt.State)
+			}
+			for side, cut := range cuts {
+				if got, want := c.Calibration.EventScores[side], params.EventScore(1, cut); got != want {
+					t.Errorf("side %d: packets become events from |t| = %v on, want %v", side, got, want)
+				}
+			}
+			if got := p.Learnt(); len(got) != 0 {
+				t.Errorf("%d devices have learnt", len(got))
+			}
+		})
+	}
+}
+
+// A device that is not in the file learns, beside one that is.
+func TestDeviceThatIsNotFrozenLearns(t *testing.T) {
+	config := learningConfig(DomainLinear)
+	learnt := learnOnce(t, config)
+	config.Devices = []string{"test0", "test1"}
+	config.Frozen, config.FrozenSince = map[string]Learnt{"test0": learnt}, time.Now()
+	p := newProbe(t, config)
+	now := uint64(1e12)
+	for range 200 {
+		for _, d := range p.devices {
+			run(t, d.program, udpFrame(), now, 1)
+		}
+		now += 1e6
+	}
+	c := p.Counters()
+	if got := c[0].Baseline; got.FrozenSince.IsZero() || got.state() != learnt.State {
+		t.Errorf("of the frozen device: got %+v", got)
+	}
+	if got := c[1].Baseline; !got.FrozenSince.IsZero() || got.Samples != 199 || got.MeanNs() != 1e6 {
+		t.Errorf("of the other: got %+v", got)
+	}
+}
+
+func TestFlowsHaveNothingToSave(t *testing.T) {
+	p := newProbe(t, testConfig())
+	p.learn(t, udpFrame())
+	if got := p.Learnt(); len(got) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestSavedBaselinesThatCannotBeUsed(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*Config, *Learnt)
+		want   string
+	}{
+		{"baselines of flows", func(c *Config, _ *Learnt) { c.Baseline = BaselineFlow }, "takes the baseline of the device"},
+		{"fewer samples than the minimum", func(c *Config, _ *Learnt) { c.MinSamples = 2000 }, "1000 samples and 1000000 judged packets are too few"},
+		{"too few packets for the calibration", func(c *Config, _ *Learnt) { c.Calibrate = 1e-5 }, "too few"},
+		{"too many samples", func(_ *Config, l *Learnt) { l.N = 1 << 30 }, "device test0: 1073741824 samples are not between"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := learningConfig(DomainLinear)
+			learnt := Learnt{State: timing.State{N: 1000, MeanQ16: 1e6 << 16, M2: Uint128{Lo: 1e12}}, Judged: 1e6}
+			test.change(&config, &learnt)
+			config.Frozen = map[string]Learnt{"test0": learnt}
+			if err := config.Validate(); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}

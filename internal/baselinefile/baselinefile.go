@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package baselinefile keeps what was learnt of devices in a file, so that they can be audited against it later.
+//
+// The file is JSON, {"baseline": …, "sha256": …}, where the digest is that of the compact text of the baseline. It guards
+// against damage, not against somebody who may write the file. docs/baseline-file.md describes the fields.
+package baselinefile
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+const (
+	version = 1
+
+	// maxBytes is more than a file of the most devices has whose scores are spread as far as those of traffic are.
+	maxBytes = 16 << 20
+)
+
+// Terms are what a baseline depends on: against others it says nothing.
+type Terms struct {
+	Domain      timing.Domain `json:"domain"`
+	Threshold   float64       `json:"threshold"`
+	Clock       string        `json:"clock"`
+	IdleTimeout time.Duration `json:"idle_timeout_ns"`
+}
+
+// File is the content of a file.
+type File struct {
+	Terms   Terms
+	Saved   time.Time // to the second
+	Devices map[string]timing.Learnt
+}
+
+// outer, inner and device are the file as JSON.
+type outer struct {
+	Baseline json.RawMessage `json:"baseline"`
+	SHA256   string          `json:"sha256"`
+}
+
+type inner struct {
+	Version int               `json:"version"`
+	Saved   time.Time         `json:"saved"`
+	Terms   Terms             `json:"terms"`
+	Devices map[string]device `json:"devices"`
+}
+
+type device struct {
+	Samples uint64      `json:"samples"`
+	MeanQ16 uint64      `json:"mean_q16"`
+	M2      string      `json:"m2"` // decimal: more than a number of JSON is sure to hold
+	Judged  uint64      `json:"judged"`
+	Early   [][2]uint32 `json:"early"` // bins with scores: number, scores
+	Late    [][2]uint32 `json:"late"`
+}
+
+// Encode returns the text of a file.
+func (f *File) Encode() ([]byte, error) {
+	in := inner{Version: version, Saved: f.Saved.UTC().Truncate(time.Second), Terms: f.Terms, Devices: map[string]device{}}
+	for name, l := range f.Devices {
+		in.Devices[name] = device{
+			Samples: l.N, MeanQ16: l.MeanQ16, M2: l.M2.Big().String(), Judged: l.Judged,
+			Early: occupied(&l.Scores[timing.SideEarly]), Late: occupied(&l.Scores[timing.SideLate]),
+		}
+	}
+	text, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	text, err = json.MarshalIndent(outer{Baseline: text, SHA256: digest(text)}, "", "\t")
+	return append(text, '\n'), err
+}
+
+func occupied(scores *[timing.ScoreBins]uint32) [][2]uint32 {
+	bins := [][2]uint32{}
+	for bin, n := range scores {
+		if n > 0 {
+			bins = append(bins, [2]uint32{uint32(bin), n})
+		}
+	}
+	return bins
+}
+
+func digest(compact []byte) string {
+	sum := sha256.Sum256(compact)
+	return hex.EncodeToString(sum[:])
+}
+
+// Parse reads the text of a file. The error says what is wrong with it.
+func Parse(text []byte) (*File, error) {
+	var out outer
+	if err := decode(text, &out); err != nil {
+		return nil, err
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, out.Baseline); err != nil {
+		return nil, errors.New("it has no baseline")
+	}
+	// The version stands first: a file of another one may have another digest.
+	var v struct{ Version int }
+	if err := json.Unmarshal(compact.Bytes(), &v); err != nil {
+		return nil, fmt.Errorf("its baseline is damaged: %w", err)
+	}
+	if v.Version != version {
+		return nil, fmt.Errorf("it is of version %d, and this exporter knows version %d", v.Version, version)
+	}
+	if got := digest(compact.Bytes()); got != out.SHA256 {
+		return nil, errors.New("its digest is not that of its baseline: it was damaged or edited")
+	}
+	var in inner
+	if err := decode(compact.Bytes(), &in); err != nil {
+		return nil, err
+	}
+	if in.Saved.IsZero() || len(in.Devices) == 0 {
+		return nil, errors.New("it has no date or no device")
+	}
+	f := &File{Terms: in.Terms, Saved: in.Saved, Devices: map[string]timing.Learnt{}}
+	for name, d := range in.Devices {
+		l, err := d.learnt()
+		if err == nil {
+			err = l.Validate()
+		}
+		if err == nil && (name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n")) {
+			err = errors.New("that is no name of a device")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("device %q: %w", name, err)
+		}
+		f.Devices[name] = l
+	}
+	return f, nil
+}
+
+// decode parses one value, without unknown fields, and nothing behind it.
+func decode(text []byte, value any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(value); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return errors.New("it is cut short")
+		}
+		return fmt.Errorf("it cannot be read: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something stands behind its end")
+	}
+	return nil
+}
+
+func (d device) learnt() (timing.Learnt, error) {
+	l := timing.Learnt{State: timing.State{N: d.Samples, MeanQ16: d.MeanQ16}, Judged: d.Judged}
+	m2, ok := new(big.Int).SetString(d.M2, 10)
+	if !ok || len(d.M2) > 39 || m2.Sign() < 0 || m2.BitLen() > 96 {
+		return l, fmt.Errorf("m2 %.50q is no whole number below 2⁹⁶", d.M2)
+	}
+	low := new(big.Int).And(m2, new(big.Int).SetUint64(1<<64-1))
+	l.M2 = timing.Uint128{Hi: m2.Rsh(m2, 64).Uint64(), Lo: low.Uint64()}
+	for side, bins := range [2][][2]uint32{d.Early, d.Late} {
+		next := uint32(0)
+		for _, b := range bins {
+			if b[0] < next || b[0] >= timing.ScoreBins || b[1] == 0 {
+				return l, fmt.Errorf("bin %d of %d scores is out of place", b[0], b[1])
+			}
+			next = b[0] + 1
+			l.Scores[side][b[0]] = b[1]
+		}
+	}
+	return l, nil
+}
+
+const remedy = "restore it, or move it away to learn anew"
+
+// Read returns the content of a file of these terms; nil without an error if there is no such file.
+func Read(path string, terms Terms) (*File, error) {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err // names the file
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file: name one", path)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxBytes {
+		return nil, fmt.Errorf("%s is larger than %d bytes, which no baseline is: %s", path, maxBytes, remedy)
+	}
+	f, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be used: %w: %s", path, err, remedy)
+	}
+	if differs := f.Terms.differs(terms); differs != "" {
+		return nil, fmt.Errorf("%s was learnt otherwise: %s: set the flag as it was, or move the file away to learn anew", path, differs)
+	}
+	return f, nil
+}
+
+// differs says which flag is not what it was.
+func (t Terms) differs(now Terms) string {
+	switch {
+	case t.Domain != now.Domain:
+		return fmt.Sprintf("--audit.domain is %s and was %.20q", now.Domain, t.Domain)
+	case t.Threshold != now.Threshold:
+		return fmt.Sprintf("--audit.threshold is %v and was %v", now.Threshold, t.Threshold)
+	case t.Clock != now.Clock:
+		return fmt.Sprintf("--audit.clock is %s and was %.20q", now.Clock, t.Clock)
+	case t.IdleTimeout != now.IdleTimeout:
+		return fmt.Sprintf("--audit.idle-timeout is %v and was %v", now.IdleTimeout, t.IdleTimeout)
+	}
+	return ""
+}
+
+// Write puts a file in its place in one piece: whoever opens the path finds the file before or this one, whole, even if the
+// machine ends meanwhile. It can be read by its owner alone.
+func Write(path string, f *File) error {
+	text, err := f.Encode()
+	if err != nil {
+		return err
+	}
+	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = temporary.Write(text)
+	err = errors.Join(err, temporary.Sync(), temporary.Close())
+	if err == nil {
+		err = os.Rename(temporary.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temporary.Name()))
+	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// CheckWritable returns an error unless a file can be put in that place.
+func CheckWritable(path string) error {
+	probe, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package baselinefile
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+var terms = Terms{Domain: timing.Linear, Threshold: 4, Clock: "ktime", IdleTimeout: time.Second}
+
+func example() *File {
+	l := timing.Learnt{State: timing.State{N: 8192, MeanQ16: 1_000_000 << 16, M2: timing.Uint128{Hi: 3, Lo: 5}}, Judged: 1_000_000}
+	l.Scores[timing.SideEarly][0], l.Scores[timing.SideLate][0], l.Scores[timing.SideLate][timing.ScoreBins-1] = 7, 100, 1
+	return &File{Terms: terms, Saved: time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC), Devices: map[string]timing.Learnt{
+		"eth0": l, "eth1": {State: timing.State{N: 100}},
+	}}
+}
+
+// exampleText is the file that docs/baseline-file.md describes.
+const exampleText = `{
+	"baseline": {
+		"version": 1,
+		"saved": "2026-11-25T10:00:00Z",
+		"terms": {
+			"domain": "linear",
+			"threshold": 4,
+			"clock": "ktime",
+			"idle_timeout_ns": 1000000000
+		},
+		"devices": {
+			"eth0": {
+				"samples": 8192,
+				"mean_q16": 65536000000,
+				"m2": "55340232221128654853",
+				"judged": 1000000,
+				"early": [
+					[
+						0,
+						7
+					]
+				],
+				"late": [
+					[
+						0,
+						100
+					],
+					[
+						511,
+						1
+					]
+				]
+			},
+			"eth1": {
+				"samples": 100,
+				"mean_q16": 0,
+				"m2": "0",
+				"judged": 0,
+				"early": [],
+				"late": []
+			}
+		}
+	},
+	"sha256": "DIGEST"
+}
+`
+
+func TestFormat(t *testing.T) {
+	text, err := example().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out outer
+	if err := json.Unmarshal(text, &out); err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Replace(exampleText, "DIGEST", out.SHA256, 1); string(text) != want {
+		t.Errorf("got\n%s\nwant\n%s", text, want)
+	}
+	parsed, err := Parse(text)
+	if err != nil || !reflect.DeepEqual(parsed, example()) {
+		t.Errorf("read back: %+v, %v", parsed, err)
+	}
+}
+
+// withDigest returns a file whose baseline is changed and whose digest fits it.
+func withDigest(t testing.TB, change func(baseline string) string) string {
+	t.Helper()
+	text, err := example().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out outer
+	var compact bytes.Buffer
+	if err := json.Unmarshal(text, &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Compact(&compact, out.Baseline); err != nil {
+		t.Fatal(err)
+	}
+	changed := change(compact.String())
+	if changed == compact.String() {
+		t.Fatal("nothing was changed")
+	}
+	return `{"baseline":` + changed + `,"sha256":"` + digest([]byte(changed)) + `"}`
+}
+
+func replaced(before, after string) func(string) string {
+	return func(s string) string { return strings.Replace(s, before, after, 1) }
+}
+
+func TestDamagedFilesAreRefused(t *testing.T) {
+	whole, err := example().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ name, text, want string }{
+		{"empty", "", "it is cut short"},
+		{"cut short", string(whole[:len(whole)/2]), "it is cut short"},
+		{"no JSON", "baseline", "it cannot be read"},
+		{"another JSON", "[]", "it cannot be read"},
+		{"nothing in it", "{}", "it has no baseline"},
+		{"more behind it", string(whole) + "{}", "something stands behind its end"},
+		{"a digit is another", strings.Replace(string(whole), "8192", "8193", 1), "its digest is not that of its baseline"},
+		{"another version", withDigest(t, replaced(`"version":1`, `"version":2`)), "it is of version 2, and this exporter knows version 1"},
+		{"no version", withDigest(t, replaced(`"version":1,`, ``)), "it is of version 0"},
+		{"an unknown field", withDigest(t, replaced(`"judged"`, `"judge":0,"judged"`)), `unknown field "judge"`},
+		{"an unknown field outside", strings.Replace(string(whole), `"sha256"`, `"sha512":"","sha256"`, 1), `unknown field "sha512"`},
+		{"no date", withDigest(t, replaced(`"2026-11-25T10:00:00Z"`, `"0001-01-01T00:00:00Z"`)), "it has no date"},
+		{"no device", withDigest(t, func(s string) string {
+			before, _, _ := strings.Cut(s, `{"eth0"`)
+			return before + "{}}"
+		}), "no device"},
+		{"a name that is a path", withDigest(t, replaced(`"eth1"`, `"../eth1"`)), `device "../eth1": that is no name of a device`},
+		{"a mean that is no number", withDigest(t, replaced(`65536000000`, `NaN`)), "it cannot be read"},
+		{"a mean with a fraction", withDigest(t, replaced(`65536000000`, `0.5`)), "it cannot be read"},
+		{"a negative mean", withDigest(t, replaced(`65536000000`, `-1`)), "it cannot be read"},
+		{"a mean beyond the arithmetic", withDigest(t, replaced(`65536000000`, `140737488355329`)), "a mean of 140737488355329 is above"},
+		{"one sample", withDigest(t, replaced(`"samples":100`, `"samples":1`)), "1 samples are not between 2 and 16777216"},
+		{"absurdly many samples", withDigest(t, replaced(`8192`, `18446744073709551615`)), "18446744073709551615 samples are not between"},
+		{"squares that are no number", withDigest(t, replaced(`"55340232221128654853"`, `"NaN"`)), `m2 "NaN" is no whole number`},
+		{"negative squares", withDigest(t, replaced(`"55340232221128654853"`, `"-1"`)), `m2 "-1" is no whole number`},
+		{"squares of more than the samples", withDigest(t, replaced(`"m2":"0"`, `"m2":"461168601842738790401"`)), "more than 100 samples can have"},
+		{"squares without end", withDigest(t, replaced(`"m2":"0"`, `"m2":"`+strings.Repeat("9", 1000)+`"`)), "is no whole number below"},
+		{"more scores than packets", withDigest(t, replaced(`"judged":1000000`, `"judged":107`)), "108 scores are more than the judged packets, 107"},
+		{"absurdly many packets", withDigest(t, replaced(`"judged":1000000`, `"judged":1000000000000`)), "1000000000000 judged packets are more than"},
+		{"a bin that is not there", withDigest(t, replaced(`[511,1]`, `[512,1]`)), "bin 512 of 1 scores is out of place"},
+		{"a bin twice", withDigest(t, replaced(`[511,1]`, `[0,1]`)), "bin 0 of 1 scores is out of place"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "baseline.json")
+			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := Read(path, terms)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("got %+v and the error %v, want %q", f, err, test.want)
+			}
+			if text := err.Error(); !strings.HasPrefix(text, path+" cannot be used: ") || !strings.HasSuffix(text, ": "+remedy) || strings.Contains(text, "\n") {
+				t.Errorf("the error is not one line with file and remedy: %s", text)
+			}
+		})
+	}
+}
+
+func TestOtherTermsAreRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "baseline.json")
+	if err := Write(path, example()); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Terms){
+		"--audit.domain is log2 and was":          func(t *Terms) { t.Domain = timing.Log2 },
+		"--audit.threshold is 5 and was 4":        func(t *Terms) { t.Threshold = 5 },
+		"--audit.clock is metadata and was":       func(t *Terms) { t.Clock = "metadata" },
+		"--audit.idle-timeout is 1m0s and was 1s": func(t *Terms) { t.IdleTimeout = time.Minute },
+	} {
+		now := terms
+		change(&now)
+		if _, err := Read(path, now); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), path) {
+			t.Errorf("got %v, want that %s", err, name)
+		}
+	}
+}
+
+func TestFilesAreReplacedWhole(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "baseline.json")
+	if f, err := Read(path, terms); f != nil || err != nil {
+		t.Errorf("without a file: got %+v, %v", f, err)
+	}
+	first, second := example(), example()
+	delete(second.Devices, "eth1")
+	for _, f := range []*File{first, second} {
+		if err := Write(path, f); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Read(path, terms); err != nil || !reflect.DeepEqual(got, f) {
+			t.Errorf("got %+v, %v, want %+v", got, err, f)
+		}
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
+	}
+	if err := CheckWritable(path); err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 1 {
+		t.Errorf("in the folder are %v, want the file alone", entries)
+	}
+	if err := Write(filepath.Join(folder, "absent", "file"), first); err == nil {
+		t.Error("a file was written where there is no folder")
+	}
+	if err := CheckWritable(filepath.Join(folder, "absent", "file")); err == nil {
+		t.Error("a file can be written where there is no folder")
+	}
+	if _, err := Read(folder, terms); err == nil || !strings.Contains(err.Error(), "no regular file") {
+		t.Errorf("a folder: got %v", err)
+	}
+	large := filepath.Join(folder, "large")
+	if err := os.WriteFile(large, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(large, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(large, terms); err == nil || !strings.Contains(err.Error(), large+" is larger than 16777216 bytes") {
+		t.Errorf("a terabyte: got %v", err)
+	}
+}
+
+// Whatever the parser takes is something that can be learnt, and is written back as it was read.
+func FuzzParse(f *testing.F) {
+	whole, err := example().Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte(withDigest(f, replaced(`"version":1`, `"version":2`))))
+	f.Add([]byte(withDigest(f, replaced(`[511,1]`, `[512,1]`))))
+	f.Add([]byte(withDigest(f, replaced(`"m2":"0"`, `"m2":"1e9"`))))
+	f.Add([]byte(`{"baseline":null,"sha256":""}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		file, err := Parse(text)
+		if err != nil {
+			// The digest keeps almost everything out: what is behind it is tried with one that fits.
+			var out outer
+			var compact bytes.Buffer
+			if json.Unmarshal(text, &out) != nil || json.Compact(&compact, out.Baseline) != nil {
+				return
+			}
+			if file, err = Parse([]byte(`{"baseline":` + compact.String() + `,"sha256":"` + digest(compact.Bytes()) + `"}`)); err != nil {
+				return
+			}
+		}
+		for name, l := range file.Devices {
+			if err := l.Validate(); err != nil {
+				t.Errorf("device %q: %v", name, err)
+			}
+		}
+		again, err := file.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := *file
+		before.Saved = before.Saved.UTC().Truncate(time.Second)
+		if parsed, err := Parse(again); err != nil || !reflect.DeepEqual(*parsed, before) {
+			t.Errorf("written back: %+v, %v, want %+v", parsed, err, before)
+		}
+	})
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/baselinefile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
+)
+
+// saveInterval is how often the exporter looks whether a device has learnt enough.
+const saveInterval = 10 * time.Second
+
+// applyBaselineFile makes the configuration that of the file: against what is in it devices are audited. Without a file there
+// has to be a place for one.
+func (o *options) applyBaselineFile(config *bpf.Config) error {
+	if o.baselineFile == "" {
+		return nil
+	}
+	if o.isBaselineGiven && config.Baseline != bpf.BaselineDevice {
+		return fmt.Errorf("--audit.baseline-file: it takes --audit.baseline=device, and that is %s", config.Baseline)
+	}
+	config.Baseline = bpf.BaselineDevice
+	file, err := baselinefile.Read(o.baselineFile, terms(*config))
+	if err != nil {
+		return fmt.Errorf("--audit.baseline-file: %w", err)
+	}
+	if file != nil {
+		config.Frozen, config.FrozenSince = file.Devices, file.Saved
+		if err := config.Validate(); err != nil {
+			return fmt.Errorf("--audit.baseline-file: %s: %w", o.baselineFile, err)
+		}
+		return nil
+	}
+	if o.baselineFile, err = filepath.Abs(o.baselineFile); err != nil {
+		return fmt.Errorf("--audit.baseline-file: %w", err)
+	}
+	folder := filepath.Dir(o.baselineFile)
+	if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+		return fmt.Errorf("--audit.baseline-file: %s is no folder: make it", folder)
+	}
+	if privilege.IsShared(folder) && !o.keepPrivileges {
+		return fmt.Errorf("--audit.baseline-file: %s is shared by the whole system, and saving would take access to all of it: name a file in a folder of its own",
+			folder)
+	}
+	return nil
+}
+
+// isToSave reports whether what is learnt is to be saved.
+func (o *options) isToSave() bool { return o.baselineFile != "" && o.audit.Frozen == nil }
+
+func terms(config bpf.Config) baselinefile.Terms {
+	return baselinefile.Terms{
+		Domain: config.Domain, Threshold: config.Threshold, Clock: string(config.Clock), IdleTimeout: config.IdleTimeout,
+	}
+}
+
+// saver writes what devices have learnt into a file.
+type saver struct {
+	path   string
+	terms  baselinefile.Terms
+	learnt func() map[string]bpf.Learnt
+	logger *slog.Logger
+	known  map[string]bpf.Learnt // of the devices that are gone as well
+	saved  int                   // devices in the file
+}
+
+// newSaver returns nil if nothing is to be saved.
+func (o *options) newSaver(attached audit, logger *slog.Logger) *saver {
+	if !o.isToSave() {
+		return nil
+	}
+	return &saver{path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, logger: logger, known: map[string]bpf.Learnt{}}
+}
+
+// run saves whenever another device has learnt enough.
+func (s *saver) run(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
+	tick := time.NewTicker(saveInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		maps.Copy(s.known, s.learnt())
+		if len(s.known) == s.saved {
+			continue
+		}
+		if err := s.save(); err != nil {
+			s.logger.Error("Baseline is not saved yet", "err", err)
+		}
+	}
+}
+
+// finish saves once more, what was learnt until now. It must not be called before run has returned.
+func (s *saver) finish() error {
+	if s == nil {
+		return nil
+	}
+	maps.Copy(s.known, s.learnt())
+	if len(s.known) == 0 {
+		s.logger.Warn("Baseline is not saved: no device has learnt enough", "path", s.path)
+		return nil
+	}
+	return s.save()
+}
+
+func (s *saver) save() error {
+	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: s.known}
+	if err := baselinefile.Write(s.path, file); err != nil {
+		return fmt.Errorf("--audit.baseline-file: %w", err)
+	}
+	s.saved = len(s.known)
+	s.logger.Info("Baseline saved", "path", s.path, "devices", strings.Join(slices.Sorted(maps.Keys(s.known)), ","))
+	return nil
+}
+
+// checkSaving returns an error unless the file can be written, with the privileges that there are now.
+func (o *options) checkSaving() error {
+	if !o.isToSave() {
+		return nil
+	}
+	if err := baselinefile.CheckWritable(o.baselineFile); err != nil {
+		return fmt.Errorf("--audit.baseline-file: %s cannot be written: give its folder to user %d: %w",
+			o.baselineFile, os.Geteuid(), err)
+	}
+	return nil
+}

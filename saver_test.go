@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/baselinefile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
+)
+
+func someLearnt() bpf.Learnt {
+	return bpf.Learnt{State: timing.State{N: 8192, MeanQ16: 1e6 << 16, M2: timing.Uint128{Lo: 1e12}}, Judged: 1e6}
+}
+
+// A first run learns, with access to the folder of the file, and saves in the end. A second one is given what was saved, needs
+// no file, and saves nothing.
+func TestBaselineFile(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "baseline.json")
+	fake := newFakeAudit()
+	var config bpf.Config
+	open := func(c bpf.Config, _ *slog.Logger) (audit, error) {
+		config = c
+		return fake, nil
+	}
+	var needs privilege.Needs
+	drop := func(n privilege.Needs, _ *slog.Logger) (privilege.Held, error) {
+		needs = n
+		return privilege.Held{}, nil
+	}
+	t.Setenv("XDP_AUDIT_BASELINE_FILE", path)
+	runOnce := func() string {
+		t.Helper()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		var log bytes.Buffer
+		args := []string{"--audit.device=eth0", "--web.listen-address=" + freeAddress(t)}
+		if err := run(ctx, args, io.Discard, &log, open, drop); err != nil {
+			t.Fatal(err)
+		}
+		fake.closed = make(chan struct{})
+		return log.String()
+	}
+
+	log := runOnce()
+	if _, err := os.Stat(path); err == nil || !strings.Contains(log, "no device has learnt enough") {
+		t.Errorf("without a device that has learnt: %v, the log says\n%s", err, log)
+	}
+	if config.Baseline != bpf.BaselineDevice || config.Frozen != nil || !reflect.DeepEqual(needs.Manage, []string{folder}) {
+		t.Errorf("to learn: baseline of the %s, %d devices, needs %+v", config.Baseline, len(config.Frozen), needs)
+	}
+
+	fake.learnt = map[string]bpf.Learnt{"eth0": someLearnt()}
+	if log := runOnce(); !strings.Contains(log, `msg="Baseline saved" path=`+path+" devices=eth0") {
+		t.Errorf("the log does not say that the baseline was saved:\n%s", log)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	fake.learnt = map[string]bpf.Learnt{"eth1": someLearnt()}
+	runOnce()
+	if !reflect.DeepEqual(config.Frozen, map[string]bpf.Learnt{"eth0": someLearnt()}) || time.Since(config.FrozenSince) > time.Minute {
+		t.Errorf("with a file: got %d devices of %v", len(config.Frozen), config.FrozenSince)
+	}
+	if !reflect.DeepEqual(needs, privilege.Needs{}) {
+		t.Errorf("with a file: needs %+v", needs)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file that was there has changed: %v", err)
+	}
+}
+
+func TestBaselineFileIsRefused(t *testing.T) {
+	folder := t.TempDir()
+	damaged, few, other := filepath.Join(folder, "damaged"), filepath.Join(folder, "few"), filepath.Join(folder, "other")
+	if err := os.WriteFile(damaged, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write := func(path string, threshold float64, l bpf.Learnt) {
+		t.Helper()
+		config := bpf.DefaultConfig()
+		config.Threshold = threshold
+		f := &baselinefile.File{Terms: terms(config), Saved: time.Now(), Devices: map[string]bpf.Learnt{"eth0": l}}
+		if err := baselinefile.Write(path, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short := someLearnt()
+	short.Judged = 100
+	write(few, 4, short)
+	write(other, 5, someLearnt())
+	for _, test := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"a damaged file", []string{"--audit.baseline-file=" + damaged}, damaged + " cannot be used: it is cut short: restore it, or move it away"},
+		{"another threshold", []string{"--audit.baseline-file=" + other}, "--audit.threshold is 4 and was 5"},
+		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0: 8192 samples and 100 judged packets are too few"},
+		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "it takes --audit.baseline=device, and that is flow"},
+		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is no folder: make it"},
+		{"a folder of everybody", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
+		{"a folder", []string{"--audit.baseline-file=" + folder}, folder + " is no regular file: name one"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			err := run(context.Background(), append(test.args, "--audit.device=eth0"), io.Discard, io.Discard, mustNotOpen(t), dropNothing)
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "--audit.baseline-file: ") {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// A file that cannot be written any more in the end is an error, and what it held stays.
+func TestSavingFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gone", "baseline.json")
+	s := &saver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
+		return map[string]bpf.Learnt{"eth0": someLearnt()}
+	}, logger: slog.New(slog.DiscardHandler), known: map[string]bpf.Learnt{}}
+	if err := s.finish(); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path[:len(path)-len("baseline.json")]) {
+		t.Errorf("got %v", err)
+	}
+}
