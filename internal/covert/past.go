@@ -56,6 +56,14 @@ func (s Scores) Alarms() (alarms []Test) {
 	return alarms
 }
 
+// Verdict is what is to be said of a window that alarms.
+type Verdict struct {
+	Tests   []Test // that alarm
+	Scores  Scores
+	Earlier int // windows in the past that it was judged by
+	Alarms  int // windows of the flow that alarmed since the last verdict, and this one
+}
+
 // byPast is the number of tests that judge by the past, the last ones.
 const byPast = NumTests - Entropy
 
