@@ -36,6 +36,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
@@ -800,7 +801,18 @@ func TestTrail(t *testing.T) {
 	e := start(t, "--trail.file="+path)
 	event := &bpf.Event{Device: "eth0", Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2")}
 	e.audit.events <- event
-	e.audit.events <- event // the first is written once the second is taken
+	e.audit.events <- event
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := netlab.Poll(ctx, func() error {
+		if content, err := os.ReadFile(path); bytes.Count(content, []byte("\n")) != 2 {
+			return fmt.Errorf("not two records: %q (%w)", content, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}

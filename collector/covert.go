@@ -75,7 +75,7 @@ func (c *Covert) Judge(window *bpf.Window) *covert.Verdict {
 	defer c.mu.Unlock()
 	flow := c.past(window.Flow)
 	earlier := flow.past.Windows()
-	flow.scores = flow.past.Judge(c.meter.Measure(window.DeltasNs))
+	flow.scores = c.meter.Judge(&flow.past, c.meter.Measure(window.DeltasNs))
 	flow.judged = window.Time
 	tests := flow.scores.Alarms()
 

@@ -4,7 +4,7 @@
 // Package covert looks for covert timing channels in windows of inter-arrival times: for messages that a sender puts into
 // when packets leave, and not into what is in them.
 //
-// [Meter.Measure] computes statistics of one window. A [Past] judges them: by limits that random traffic keeps, and by what
+// [Meter.Measure] computes statistics of one window. [Meter.Judge] judges them: by limits that random traffic keeps, and by what
 // was usual in the earlier windows of the flow.
 package covert
 
@@ -56,7 +56,7 @@ type Statistics struct {
 	Autocorrelation float64
 }
 
-// Meter computes statistics. It is not safe for concurrent use.
+// Meter computes statistics and judges them. It is not safe for concurrent use.
 type Meter struct {
 	sorted    []uint32
 	logs      []float64
@@ -64,6 +64,7 @@ type Meter struct {
 	quantiles []int
 	fft       *fourier.FFT
 	spectrum  []complex128
+	limits    [2 * pastWindow]float64 // by the number of windows, once they are known
 }
 
 // NewMeter returns a Meter.

@@ -79,7 +79,7 @@ func (p *Past) Windows() int { return int(p.n) }
 // Judge returns the scores of a window, and lets it enter the past. By the past, the score is that of a packet,
 // t = (x − mean) / (s·√(1 + 1/n)), as a share of what |t| reaches by chance in one of a thousand windows. What alarms enters
 // the past as if it had just reached that: a lasting change becomes the past in time.
-func (p *Past) Judge(s Statistics) Scores {
+func (m *Meter) Judge(p *Past, s Statistics) Scores {
 	scores := Scores{Symbols: s.Symbols / symbolsLimit, Phase: math.NaN()}
 	if s.Periods > 0 {
 		scores[Phase] = s.Phase / math.Log(float64(s.Periods)/phaseChance)
@@ -87,7 +87,7 @@ func (p *Past) Judge(s Statistics) Scores {
 	isLong := p.n >= PastLength
 	limit := math.NaN()
 	if isLong {
-		limit = distuv.StudentsT{Mu: 0, Sigma: 1, Nu: p.n - 1}.Quantile(1 - pastChance/2)
+		limit = m.limit(int(p.n))
 	}
 	n := p.n + 1
 	for i, x := range s.normal() {
@@ -108,6 +108,15 @@ func (p *Past) Judge(s Statistics) Scores {
 		}
 	}
 	return scores
+}
+
+// limit returns what |t| reaches by chance in one of a thousand windows after n. It takes far longer to compute than all
+// statistics of a window.
+func (m *Meter) limit(n int) float64 {
+	if m.limits[n] == 0 {
+		m.limits[n] = distuv.StudentsT{Sigma: 1, Nu: float64(n - 1)}.Quantile(1 - pastChance/2)
+	}
+	return m.limits[n]
 }
 
 // normal returns the statistics that are judged by the past, of which those that are far from normal are transformed: the

@@ -21,11 +21,12 @@ func randomStatistics(r *rand.Rand) Statistics {
 // The scores by the past are those that the mean and the deviation of all earlier windows give.
 func TestScoresByThePast(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
+	meter := NewMeter()
 	var past Past
 	var earlier [byPast][]float64
 	for n := range 2*pastWindow - 1 {
 		s := randomStatistics(r)
-		scores := past.Judge(s)
+		scores := meter.Judge(&past, s)
 		limit := math.Inf(1)
 		if n > 1 {
 			limit = distuv.StudentsT{Sigma: 1, Nu: float64(n - 1)}.Quantile(0.9995)
@@ -61,7 +62,7 @@ func TestScoresByLimits(t *testing.T) {
 		{"a phase that cannot be judged", Statistics{Phase: 100}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := new(Past).Judge(test.statistics).Alarms(); !slices.Equal(got, test.want) {
+			if got := NewMeter().Judge(new(Past), test.statistics).Alarms(); !slices.Equal(got, test.want) {
 				t.Errorf("got %v, want %v", got, test.want)
 			}
 		})
@@ -71,15 +72,16 @@ func TestScoresByLimits(t *testing.T) {
 // A change alarms, and one that lasts becomes the past.
 func TestLastingChangeBecomesThePast(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
+	meter := NewMeter()
 	var past Past
 	for range 5 * pastWindow {
-		past.Judge(randomStatistics(r))
+		meter.Judge(&past, randomStatistics(r))
 	}
 	alarms := 0
 	for range 10 * pastWindow {
 		changed := randomStatistics(r)
 		changed.Entropy++ // ten standard deviations
-		if slices.Contains(past.Judge(changed).Alarms(), Entropy) {
+		if slices.Contains(meter.Judge(&past, changed).Alarms(), Entropy) {
 			alarms++
 		}
 	}
@@ -93,11 +95,12 @@ func TestLastingChangeBecomesThePast(t *testing.T) {
 
 // A flow that is perfectly regular has statistics that do not vary, and no score that is not finite.
 func TestPerfectlyRegularFlow(t *testing.T) {
+	meter := NewMeter()
 	var past Past
 	for range 3 * PastLength {
-		past.Judge(Statistics{})
+		meter.Judge(&past, Statistics{})
 	}
-	scores := past.Judge(Statistics{Entropy: 0.01, Autocorrelation: 1})
+	scores := meter.Judge(&past, Statistics{Entropy: 0.01, Autocorrelation: 1})
 	if scores[Entropy] >= 1 || scores[Entropy] <= 0 {
 		t.Errorf("a tiny change has the score %v", scores[Entropy])
 	}

@@ -78,15 +78,15 @@ func (f Flows) Run(windows int, seed uint64) Result {
 		if f.Cover != nil {
 			source = f.Cover(r)
 			for range TrainingWindows {
-				past.Judge(measure(source))
+				meter.Judge(&past, measure(source))
 			}
 		}
 		if f.Then != nil {
 			source = f.Then(r)
 		}
 		for range windowsOfFlow {
-			judge := past
-			result.add(judge.Judge(measure(source)))
+			copied := past
+			result.add(meter.Judge(&copied, measure(source)))
 		}
 	}
 	return result
