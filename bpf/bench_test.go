@@ -39,6 +39,7 @@ func workloads() []workload {
 	tags := ethernet(tagQinQ, tagged(100, tagVLAN, tagged(7, etherIPv4, ipv4(ipUDP, udp4))))
 	arp := ethernet(etherARP, make([]byte, 46))
 	flagAll := func(c *Config) { c.Threshold = 0 }
+	watch := func(c *Config) { c.Watches = 64 }
 	return []workload{
 		{name: "one-hot-flow", title: "one hot flow", frame: plain, flows: 1, must: 1.6, goal: 1.35, check: isKnown(1)},
 		{name: "8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, must: 1.8, goal: 1.4, check: isKnown(8192)},
@@ -50,6 +51,9 @@ func workloads() []workload {
 		{name: "ipv6-8192-flows", title: "8,192 flows in turn, IPv6", frame: six, flows: 8192, check: isKnown(8192)},
 		{name: "qinq-one-hot-flow", title: "one hot flow, two VLAN tags", frame: tags, flows: 1, check: isKnown(1)},
 		{name: "not-ip", title: "not IP (ARP)", frame: arp, flows: 1, check: isUnparsed},
+		{name: "watched-hot-flow", title: "one hot flow, covert windows on", frame: plain, change: watch, flows: 1, check: isKnown(1)},
+		{name: "watched-8192-flows", title: "8,192 flows in turn, 64 of them watched", frame: plain, change: watch, flows: 8192,
+			check: isKnown(8192)},
 
 		{name: "lru-hash-one-hot-flow", title: "one hot flow", frame: plain, flows: 1, table: &lruHash, check: isKnown(1)},
 		{name: "lru-hash-8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, table: &lruHash, check: isKnown(8192)},

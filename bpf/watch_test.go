@@ -299,6 +299,55 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 	}
 }
 
+// A watch is not free before the packet that may have seen it is done: the one that holds the lock of the flow's set.
+func TestReleaseWaitsForThePacket(t *testing.T) {
+	p := newWatchProbe(t, func(*Config) {})
+	p.awaitWatch(udpFrame())
+	set, way := p.watcher.at(p.watcher.watched[0].id)
+	atomic.StoreUint32(&set.Lock, 1)
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		p.watcher.release(0)
+	}()
+	for atomic.LoadUint64(set.watchWord()) != 0 {
+		runtime.Gosched()
+	}
+	select {
+	case <-released:
+		t.Error("the watch is free while the set is locked")
+	case <-time.After(50 * time.Millisecond):
+	}
+	atomic.StoreUint32(&set.Lock, 0)
+	<-released
+	if set.Watches[way] != 0 || p.WatchCounts().Flows != 0 {
+		t.Errorf("watch %d of a flow that has none, %d flows watched", set.Watches[way], p.WatchCounts().Flows)
+	}
+}
+
+// What a process before has left in the sets would be watches of this one.
+func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
+	p := newWatchProbe(t, func(*Config) {})
+	frame := udpFrame()
+	p.awaitWatch(frame)
+	p.tables.isTakenOver = true
+	config := p.config
+	next, err := newWatcher(p.tables, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := next.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for i := range next.sets {
+		if next.sets[i].Watches != [flowWays]uint8{} {
+			t.Fatalf("set %d has the watches %v", i, next.sets[i].Watches)
+		}
+	}
+}
+
 // flowsIn returns the flows in the table.
 func (p *watchProbe) flowsIn(t testing.TB) (ids []flowID) {
 	t.Helper()
