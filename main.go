@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -68,6 +69,7 @@ func oneLine(err error) string {
 type audit interface {
 	collector.Source
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
+	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
 	Learnt() map[string]bpf.Learnt
 	Close() error
@@ -133,7 +135,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	if err := o.checkSaving(); err != nil {
 		return err
 	}
-	options := collector.Options{Collectors: o.collectors, Privileges: held, Logger: logger}
+	judge := collector.NewCovert()
+	options := collector.Options{Collectors: o.collectors, Covert: judge, Privileges: held, Logger: logger}
 	if records != nil {
 		options.Trail = records
 	}
@@ -147,9 +150,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	}
 	logger.Info("Starting "+name, "version", version.Info(), "build_context", version.BuildContext())
 
+	record := recorder(records, logger)
 	learning := o.newSaver(attached, logger)
 	err = serve(ctx, logger, listeners, o, handler,
-		func(ctx context.Context) error { return attached.ReadEvents(ctx, recorder(records, logger)) },
+		func(ctx context.Context) error {
+			return attached.ReadEvents(ctx, func(event *bpf.Event) {
+				record(func() error { return records.Write(event) })
+			})
+		},
+		func(ctx context.Context) error {
+			return attached.Watch(ctx, collector.CovertWindow, func(window *bpf.Window) {
+				if verdict := judge.Judge(window); verdict != nil {
+					record(func() error { return records.WriteCovert(window, verdict) })
+				}
+			})
+		},
 		attached.Follow,
 		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
 		learning.run,
@@ -157,21 +172,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	return errors.Join(err, learning.finish())
 }
 
-// recorder returns a function that writes events to the trail, and says when it begins and when it ceases to lose them.
-func recorder(records *trail.Trail, logger *slog.Logger) func(*bpf.Event) {
+// recorder returns a function that writes a record to the trail, and says when it begins and when it ceases to lose them.
+func recorder(records *trail.Trail, logger *slog.Logger) func(write func() error) {
 	if records == nil {
-		return func(*bpf.Event) {}
+		return func(func() error) {}
 	}
-	isLosing := false
-	return func(event *bpf.Event) {
-		err := records.Write(event)
+	var isLosing atomic.Bool
+	return func(write func() error) {
+		err := write()
+		wasLosing := isLosing.Swap(err != nil)
 		switch {
-		case err != nil && !isLosing:
+		case err != nil && !wasLosing:
 			logger.Error("Records are being lost", "err", err)
-		case err == nil && isLosing:
+		case err == nil && wasLosing:
 			logger.Info("Records are written again", "lost", records.WriteErrors())
 		}
-		isLosing = err != nil
 	}
 }
 
@@ -204,6 +219,7 @@ type options struct {
 	baselineFile    string
 	isBaselineGiven bool
 
+	covertFlows     uint32
 	trailFile       string
 	collectors      []string
 	telemetryPath   string
@@ -218,7 +234,7 @@ type options struct {
 
 // parseFlags returns nil without an error when --help or --version has been answered.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
-	o := &options{audit: bpf.DefaultConfig(), maxRequests: 40, maxConnections: 256}
+	o := &options{audit: bpf.DefaultConfig(), covertFlows: 64, maxRequests: 40, maxConnections: 256}
 	c := &o.audit
 
 	app := kingpin.New(name, "Audits packet timing with an XDP program, and exports what it finds to Prometheus.")
@@ -270,6 +286,8 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		PlaceHolder("PATH").StringVar(&o.trailFile)
 
 	chosen := collectorFlags(app)
+	flagOf(app, "collector.covert.flows", "",
+		"Busiest flows whose deltas the covert collector judges, 1 to 255.", &o.covertFlows, wholeNumber)
 
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").Default("/metrics").StringVar(&o.telemetryPath)
 	flagOf(app, "web.max-requests", "", "Scrapes served at a time, 0 for any number.", &o.maxRequests, wholeNumber)
@@ -388,6 +406,12 @@ func (o *options) auditConfig() (bpf.Config, error) {
 	}
 	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
 	config.AllowNone = o.follow
+	if slices.Contains(o.collectors, "covert") {
+		if o.covertFlows == 0 {
+			return config, errors.New("--collector.covert.flows: 0 flows cannot be judged: leave the covert collector out instead")
+		}
+		config.Watches = o.covertFlows
+	}
 	if err := config.Validate(); err != nil {
 		return config, err
 	}

@@ -36,6 +36,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
@@ -51,9 +52,10 @@ func TestMain(m *testing.M) {
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
 
-// fakeAudit is an audit of nothing, whose events come from a channel.
+// fakeAudit is an audit of nothing, whose events and windows come from channels.
 type fakeAudit struct {
 	events   chan *bpf.Event
+	windows  chan *bpf.Window
 	readErr  chan error
 	closed   chan struct{}
 	closeErr error
@@ -62,7 +64,7 @@ type fakeAudit struct {
 }
 
 func newFakeAudit() *fakeAudit {
-	return &fakeAudit{events: make(chan *bpf.Event), readErr: make(chan error, 1), closed: make(chan struct{}), scrape: func() {}}
+	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), scrape: func() {}}
 }
 
 func (f *fakeAudit) Counters() []bpf.Counters {
@@ -76,6 +78,22 @@ func (f *fakeAudit) Slots() int                    { return 8 }
 func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots  { return bpf.DeviceSlots{} }
 func (f *fakeAudit) Learnt() map[string]bpf.Learnt { return f.learnt }
 func (f *fakeAudit) EventCounts() bpf.EventCounts  { return bpf.EventCounts{} }
+
+func (f *fakeAudit) WatchCounts() bpf.WatchCounts { return bpf.WatchCounts{} }
+
+func (f *fakeAudit) Watch(ctx context.Context, length int, handle func(*bpf.Window)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case window := <-f.windows:
+			if len(window.DeltasNs) != length {
+				return fmt.Errorf("windows of %d deltas are asked for", length)
+			}
+			handle(window)
+		}
+	}
+}
 
 func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) error {
 	for {
@@ -450,6 +468,39 @@ func TestFollowing(t *testing.T) {
 	}
 }
 
+func TestWatchedFlows(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want uint32
+		err  string
+	}{
+		{nil, 0, ""},
+		{[]string{"--collector.covert.flows=8"}, 0, ""},
+		{[]string{"--collector.covert"}, 64, ""},
+		{[]string{"--collector.covert", "--collector.covert.flows=8"}, 8, ""},
+		{[]string{"--collector.covert", "--collector.covert.flows=0"}, 0,
+			"--collector.covert.flows: 0 flows cannot be judged: leave the covert collector out instead"},
+		{[]string{"--collector.covert", "--collector.covert.flows=256"}, 0, "256 flows to be watched are more than 255"},
+	} {
+		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
+			o, err := parseFlags(append(test.args, "--audit.device=eth0"), io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config, err := o.auditConfig()
+			if test.err != "" {
+				if err == nil || err.Error() != test.err {
+					t.Fatalf("got error %v, want %s", err, test.err)
+				}
+				return
+			}
+			if err != nil || config.Watches != test.want {
+				t.Errorf("%d watches and error %v, want %d", config.Watches, err, test.want)
+			}
+		})
+	}
+}
+
 func TestCollectorFlags(t *testing.T) {
 	tests := []struct {
 		args []string
@@ -501,7 +552,7 @@ func TestFailureToOpen(t *testing.T) {
 
 func TestPages(t *testing.T) {
 	e := start(t, "--no-collector.flows")
-	const unknown = ": there are packets, flags, timing, events, flows, program, trail, privileges\n"
+	const unknown = ": there are packets, flags, timing, events, flows, program, covert, trail, privileges\n"
 	tests := []struct {
 		path  string
 		code  int
@@ -754,7 +805,18 @@ func TestTrail(t *testing.T) {
 	e := start(t, "--trail.file="+path)
 	event := &bpf.Event{Device: "eth0", Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2")}
 	e.audit.events <- event
-	e.audit.events <- event // the first is written once the second is taken
+	e.audit.events <- event
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := netlab.Poll(ctx, func() error {
+		if content, err := os.ReadFile(path); bytes.Count(content, []byte("\n")) != 2 {
+			return fmt.Errorf("not two records: %q (%w)", content, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -775,6 +837,39 @@ func TestTrail(t *testing.T) {
 		if n := bytes.Count(content, []byte("device=eth0")); n != want {
 			t.Errorf("%d records in %s, want %d", n, filepath.Base(name), want)
 		}
+	}
+}
+
+// TestCovertWindows judges windows, and writes the first that alarms to the trail.
+func TestCovertWindows(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trail")
+	e := start(t, "--trail.file="+path, "--collector.covert")
+	symbols := &bpf.Window{
+		Flow: bpf.Flow{Device: "eth0", Source: netip.MustParseAddrPort("192.0.2.1:1"), Destination: netip.MustParseAddrPort("192.0.2.2:2")},
+		Time: time.Now(),
+	}
+	for i := range collector.CovertWindow {
+		symbols.DeltasNs = append(symbols.DeltasNs, 1_000_000*uint32(1+i*i%3))
+	}
+	for range 3 {
+		e.audit.windows <- symbols
+	}
+	e.audit.events <- &bpf.Event{Device: "eth0"}
+	e.audit.events <- &bpf.Event{Device: "eth0"}
+	code, body := e.get(t, "/metrics?collect[]=covert")
+	if code != 200 || !strings.Contains(body, "xdp_audit_covert_score{device=\"eth0\",test=\"symbols\"} ") {
+		t.Errorf("status %d: %s", code, body)
+	}
+	e.stop()
+	if err := e.end(t); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(content, []byte("covert=symbols,phase")); n != 1 {
+		t.Errorf("%d records of windows, want 1:\n%s", n, content)
 	}
 }
 

@@ -128,14 +128,25 @@ type benchFlowKey struct {
 	Reserved        uint32
 }
 
+type benchFlowSamples struct {
+	_        structs.HostLayout
+	Taken    uint64
+	Reserved [7]uint64
+	Samples  [1024]struct {
+		_     structs.HostLayout
+		Place uint32
+		Tag   uint32
+	}
+}
+
 type benchFlowSet struct {
-	_         structs.HostLayout
-	Lock      uint32
-	Reserved  uint32
-	Marks     [8]uint16
-	Tags      [8]uint32
-	Reserved2 uint64
-	Slots     [8]struct {
+	_        structs.HostLayout
+	Lock     uint32
+	Reserved uint32
+	Marks    [8]uint16
+	Tags     [8]uint32
+	Watches  [8]uint8
+	Slots    [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline struct {
@@ -153,6 +164,16 @@ type benchLine struct {
 	Words [8]uint64
 }
 
+type benchWatch struct {
+	_         structs.HostLayout
+	Recorded  uint64
+	Tag       uint32
+	Mark      uint16
+	Reserved  uint16
+	Reserved2 [6]uint64
+	DeltasNs  [4096]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -165,6 +186,8 @@ const (
 	benchMapEventAllowances      = "event_allowances"
 	benchMapFlowKeys             = "flow_keys"
 	benchMapFlowSets             = "flow_sets"
+	benchMapFlowWatches          = "flow_watches"
+	benchMapSampledFlows         = "sampled_flows"
 	benchProgBenchAuditInjected  = "bench_audit_injected"
 	benchProgBenchAuditMany      = "bench_audit_many"
 	benchProgBenchFloor          = "bench_floor"
@@ -249,6 +272,8 @@ type benchMapSpecs struct {
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
 }
 
 // benchVariableSpecs contains global variables before they are loaded into the kernel.
@@ -295,6 +320,8 @@ type benchMaps struct {
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
 }
 
 func (m *benchMaps) Close() error {
@@ -307,6 +334,8 @@ func (m *benchMaps) Close() error {
 		m.EventAllowances,
 		m.FlowKeys,
 		m.FlowSets,
+		m.FlowWatches,
+		m.SampledFlows,
 	)
 }
 

@@ -22,7 +22,7 @@ static __always_inline enum outcome lru_observe(const struct flow_key *key, __u6
 	struct flow_slot first = { .last_ns = now_ns };
 
 	if (slot)
-		return slot_observe(slot, now_ns, counters);
+		return slot_observe(slot, NULL, 0, now_ns, counters);
 	if (!bpf_map_update_elem(&bench_lru_flows, key, &first, BPF_ANY))
 		counters->flow_inserts++;
 	return OUTCOME_NEW_FLOW;

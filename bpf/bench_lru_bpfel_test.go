@@ -128,14 +128,25 @@ type benchLRUFlowKey struct {
 	Reserved        uint32
 }
 
+type benchLRUFlowSamples struct {
+	_        structs.HostLayout
+	Taken    uint64
+	Reserved [7]uint64
+	Samples  [1024]struct {
+		_     structs.HostLayout
+		Place uint32
+		Tag   uint32
+	}
+}
+
 type benchLRUFlowSet struct {
-	_         structs.HostLayout
-	Lock      uint32
-	Reserved  uint32
-	Marks     [8]uint16
-	Tags      [8]uint32
-	Reserved2 uint64
-	Slots     [8]benchLRUFlowSlot
+	_        structs.HostLayout
+	Lock     uint32
+	Reserved uint32
+	Marks    [8]uint16
+	Tags     [8]uint32
+	Watches  [8]uint8
+	Slots    [8]benchLRUFlowSlot
 }
 
 type benchLRUFlowSlot struct {
@@ -150,6 +161,16 @@ type benchLRUFlowSlot struct {
 	}
 }
 
+type benchLRUWatch struct {
+	_         structs.HostLayout
+	Recorded  uint64
+	Tag       uint32
+	Mark      uint16
+	Reserved  uint16
+	Reserved2 [6]uint64
+	DeltasNs  [4096]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -160,6 +181,8 @@ const (
 	benchLRUMapEventAllowances    = "event_allowances"
 	benchLRUMapFlowKeys           = "flow_keys"
 	benchLRUMapFlowSets           = "flow_sets"
+	benchLRUMapFlowWatches        = "flow_watches"
+	benchLRUMapSampledFlows       = "sampled_flows"
 	benchLRUProgBenchAuditMany    = "bench_audit_many"
 	benchLRUProgXdpAudit          = "xdp_audit"
 	benchLRUVarBenchAddressOffset = "bench_address_offset"
@@ -227,6 +250,8 @@ type benchLRUMapSpecs struct {
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
 }
 
 // benchLRUVariableSpecs contains global variables before they are loaded into the kernel.
@@ -268,6 +293,8 @@ type benchLRUMaps struct {
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
 }
 
 func (m *benchLRUMaps) Close() error {
@@ -278,6 +305,8 @@ func (m *benchLRUMaps) Close() error {
 		m.EventAllowances,
 		m.FlowKeys,
 		m.FlowSets,
+		m.FlowWatches,
+		m.SampledFlows,
 	)
 }
 

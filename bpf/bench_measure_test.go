@@ -203,6 +203,9 @@ func (m *measurement) warmUp(t testing.TB, packets int) {
 		}
 		_, m.warm[name] = m.turn(t, name, sent)
 	}
+	if watcher := m.audit.watcher; watcher != nil {
+		watcher.round(m.audit.events.owners.Load(), 1, func(*Window) {})
+	}
 }
 
 // round gives each program its turn. Before that of an audit, each flow gets a packet: its silence since the last turn is
@@ -242,6 +245,9 @@ func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) 
 // verify fails the test unless what was measured is what the workload is named after.
 func (m *measurement) verify(t testing.TB) {
 	t.Helper()
+	if got, want := m.audit.WatchCounts().Flows, int(min(m.flows, m.audit.config.Watches)); got != want {
+		t.Errorf("%d flows are watched, want %d", got, want)
+	}
 	for _, name := range m.names {
 		if !m.isAudit(name) {
 			continue

@@ -128,14 +128,25 @@ type benchSpinlockFlowKey struct {
 	Reserved        uint32
 }
 
+type benchSpinlockFlowSamples struct {
+	_        structs.HostLayout
+	Taken    uint64
+	Reserved [7]uint64
+	Samples  [1024]struct {
+		_     structs.HostLayout
+		Place uint32
+		Tag   uint32
+	}
+}
+
 type benchSpinlockFlowSet struct {
-	_         structs.HostLayout
-	Lock      uint32
-	Reserved  uint32
-	Marks     [8]uint16
-	Tags      [8]uint32
-	Reserved2 uint64
-	Slots     [8]struct {
+	_        structs.HostLayout
+	Lock     uint32
+	Reserved uint32
+	Marks    [8]uint16
+	Tags     [8]uint32
+	Watches  [8]uint8
+	Slots    [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline struct {
@@ -157,6 +168,16 @@ type benchSpinlockLockedSet struct {
 	Rest [79]uint32
 }
 
+type benchSpinlockWatch struct {
+	_         structs.HostLayout
+	Recorded  uint64
+	Tag       uint32
+	Mark      uint16
+	Reserved  uint16
+	Reserved2 [6]uint64
+	DeltasNs  [4096]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -167,6 +188,8 @@ const (
 	benchSpinlockMapEventAllowances = "event_allowances"
 	benchSpinlockMapFlowKeys        = "flow_keys"
 	benchSpinlockMapFlowSets        = "flow_sets"
+	benchSpinlockMapFlowWatches     = "flow_watches"
+	benchSpinlockMapSampledFlows    = "sampled_flows"
 	benchSpinlockProgXdpAudit       = "xdp_audit"
 	benchSpinlockVarConfig          = "config"
 	benchSpinlockVarHistogramCuts   = "histogram_cuts"
@@ -229,6 +252,8 @@ type benchSpinlockMapSpecs struct {
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
 }
 
 // benchSpinlockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -267,6 +292,8 @@ type benchSpinlockMaps struct {
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
 }
 
 func (m *benchSpinlockMaps) Close() error {
@@ -277,6 +304,8 @@ func (m *benchSpinlockMaps) Close() error {
 		m.EventAllowances,
 		m.FlowKeys,
 		m.FlowSets,
+		m.FlowWatches,
+		m.SampledFlows,
 	)
 }
 

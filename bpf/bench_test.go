@@ -40,6 +40,7 @@ func workloads() []workload {
 	arp := ethernet(etherARP, make([]byte, 46))
 	flagAll := func(c *Config) { c.Threshold = 0 }
 	uncalibrated := func(c *Config) { c.Threshold, c.Calibrate = 0, 0 }
+	watch := func(c *Config) { c.Watches = 64 }
 	return []workload{
 		{name: "one-hot-flow", title: "one hot flow", frame: plain, flows: 1, must: 1.6, goal: 1.35, check: isKnown(1)},
 		{name: "8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, must: 1.8, goal: 1.4, check: isKnown(8192)},
@@ -53,6 +54,9 @@ func workloads() []workload {
 		{name: "ipv6-8192-flows", title: "8,192 flows in turn, IPv6", frame: six, flows: 8192, check: isKnown(8192)},
 		{name: "qinq-one-hot-flow", title: "one hot flow, two VLAN tags", frame: tags, flows: 1, check: isKnown(1)},
 		{name: "not-ip", title: "not IP (ARP)", frame: arp, flows: 1, check: isUnparsed},
+		{name: "watched-hot-flow", title: "one hot flow, covert windows on", frame: plain, change: watch, flows: 1, check: isKnown(1)},
+		{name: "watched-8192-flows", title: "8,192 flows in turn, 64 of them watched", frame: plain, change: watch, flows: 8192,
+			check: isKnown(8192)},
 
 		{name: "lru-hash-one-hot-flow", title: "one hot flow", frame: plain, flows: 1, table: &lruHash, check: isKnown(1)},
 		{name: "lru-hash-8192-flows", title: "8,192 flows in turn", frame: plain, flows: 8192, table: &lruHash, check: isKnown(8192)},

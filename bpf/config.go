@@ -61,6 +61,7 @@ const (
 const (
 	MaxFlows     = 1 << 26
 	MaxEventRate = 1_000_000_000
+	MaxWatches   = 255
 
 	flowWays = 8 // slots in a set of the flow table
 )
@@ -86,6 +87,7 @@ type Config struct {
 	Calibrate   float64           // share of the judged packets that may become events, at most; 0: all that are flagged may
 	Flows       uint32            // slots of the flow table, rounded up to a power of two
 	EventRate   uint32            // perf events per second and CPU; 0 sends none
+	Watches     uint32            // busiest flows whose deltas are recorded for Audit.Watch; 0 records none
 }
 
 // DefaultConfig returns the defaults, which name no device.
@@ -152,6 +154,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("flow table of %d slots is not between %d and %d", c.Flows, flowWays, MaxFlows)
 	case c.EventRate > MaxEventRate:
 		return fmt.Errorf("event rate %d is above %d a second", c.EventRate, MaxEventRate)
+	case c.Watches > MaxWatches:
+		return fmt.Errorf("%d flows to be watched are more than %d", c.Watches, MaxWatches)
 	}
 	if err := c.params().Validate(); err != nil {
 		return err

@@ -185,7 +185,8 @@ static __noinline void set_insert(struct flow_set *set, __u64 mixed, const struc
 /* Measures the delta since the flow's last packet, counts and judges it. Counting needs no lock, but fills the time in
  * which the division of the baseline's update is under way.
  */
-static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 now_ns, struct device_counters *counters)
+static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct flow_set *set, __u32 place,
+						 __u64 now_ns, struct device_counters *counters)
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 
@@ -200,7 +201,7 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, __u64 n
 		return OUTCOME_IDLE_GAP;
 	count_delta(counters, delta_ns);
 	if (__builtin_expect(config.variants, 0))
-		return variant_observe(slot, delta_ns, counters);
+		return variant_observe(slot, set, place, delta_ns, counters);
 	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 }
 
@@ -219,7 +220,7 @@ static __always_inline enum outcome flow_observe(const struct flow_key *key, __u
 		return OUTCOME_CONTENDED;
 	way = set_find(set, &hash);
 	if (way >= 0)
-		outcome = slot_observe(slot_at(set, way), now_ns, counters);
+		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);
 	else
 		set_insert(set, mixed, key, now_ns, counters);
 	set_unlock(set);

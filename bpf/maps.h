@@ -53,6 +53,28 @@ struct {
 	__type(value, struct flow_key);
 } flow_keys SEC(".maps");
 
+/* Key: number of a watch. Value: the last deltas of the flow that has it. Writer: whoever holds the lock of the flow's set;
+ * user space while no flow has it. Never full: the oldest deltas are overwritten.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct watch);
+} flow_watches SEC(".maps");
+
+/* Key: CPU. Value: whose packets were sampled there, on all devices. Writer: that CPU. Never full: the oldest samples are
+ * overwritten.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_samples);
+} sampled_flows SEC(".maps");
+
 /* Key: CPU. Value: its allowance of perf events and its ring. Writer: that CPU; user space before attaching. Never full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -22,11 +22,12 @@ import (
 
 // Audit is a running audit: the programs attached to the devices, and the maps that they share.
 type Audit struct {
-	config Config
-	logger *slog.Logger
-	tables *tables
-	events *eventReader
-	pins   *pins // nil unless maps and hooks are pinned
+	config  Config
+	logger  *slog.Logger
+	tables  *tables
+	events  *eventReader
+	watcher *watcher // nil unless flows are watched
+	pins    *pins    // nil unless maps and hooks are pinned
 
 	changing sync.Mutex        // held while devices are attached and let go
 	spare    map[int]link.Link // hooks without a device, by the index of the device that they are on
@@ -121,6 +122,11 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	}
 	if a.events, err = newEventReader(a.tables, config, devices); err != nil {
 		return nil, err
+	}
+	if config.Watches > 0 {
+		if a.watcher, err = newWatcher(a.tables, config); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range config.Devices {
 		if _, err := a.admit(name, true); err != nil {
@@ -336,6 +342,9 @@ func (a *Audit) Close() error {
 	var errs []error
 	if a.events != nil {
 		errs = append(errs, a.events.close()) // it waits for the reader, which may read counters
+	}
+	if a.watcher != nil {
+		errs = append(errs, a.watcher.close())
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -116,22 +117,25 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 		domain Domain
 		scope  Scope
 	}{DomainLinear, BaselineFlow}) {
-		config := testConfig()
-		config.Domain, config.Baseline = v.domain, v.scope
-		audit := loadTest(t, config)
-		info, err := audit.devices[0].program.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		instructions, ok := info.VerifiedInstructions()
-		if !ok {
-			t.Fatal("the kernel does not tell the verified instructions")
-		}
-		translated, _ := info.TranslatedSize()
-		compiled, _ := info.JitedSize()
-		t.Logf("%s, by %s: verified instructions %d, %d after it, %d bytes compiled", v.domain, v.scope, instructions, translated/8, compiled)
-		if instructions == 0 || instructions >= 200_000 {
-			t.Errorf("%s, by %s: verified instructions: got %d, want 1 to 199,999", v.domain, v.scope, instructions)
+		for _, watches := range []uint32{0, 64} {
+			config := testConfig()
+			config.Domain, config.Baseline, config.Watches = v.domain, v.scope, watches
+			audit := loadTest(t, config)
+			info, err := audit.devices[0].program.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			instructions, ok := info.VerifiedInstructions()
+			if !ok {
+				t.Fatal("the kernel does not tell the verified instructions")
+			}
+			translated, _ := info.TranslatedSize()
+			compiled, _ := info.JitedSize()
+			name := fmt.Sprintf("%s, by %s, %d watches", v.domain, v.scope, watches)
+			t.Logf("%s: verified instructions %d, %d after it, %d bytes compiled", name, instructions, translated/8, compiled)
+			if instructions == 0 || instructions >= 200_000 {
+				t.Errorf("%s: verified instructions: got %d, want 1 to 199,999", name, instructions)
+			}
 		}
 	}
 }

@@ -58,6 +58,16 @@ func newTables(config Config, keys io.Reader, p *pins, logger *slog.Logger) (t *
 	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices), logger); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
+	// Recording begins anew with each process: what it would take over is a window at most.
+	for name, n := range map[string]int{
+		programMapFlowWatches:  int(max(config.Watches, 1)),
+		programMapSampledFlows: cpus,
+	} {
+		if t.maps[name], err = newMap(name, spec.Maps[name], n); err != nil {
+			delete(t.maps, name)
+			return nil, errors.Join(err, t.close())
+		}
+	}
 	m := t.maps[deviceMapName]
 	delete(t.maps, deviceMapName) // no program has it
 	if t.devices, err = newDeviceTable(m, keys); err != nil {
@@ -84,9 +94,9 @@ func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string
 	}
 	t.maps = map[string]*ebpf.Map{}
 	for name, mapSpec := range specs {
-		m, err := ebpf.NewMap(mapSpec)
+		m, err := newMap(name, mapSpec, int(mapSpec.MaxEntries))
 		if err != nil {
-			return explainMap(name, int(mapSpec.MaxEntries), err)
+			return err
 		}
 		t.maps[name] = m
 	}
@@ -103,6 +113,15 @@ func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string
 		}
 	}
 	return p.writeLayout(layout)
+}
+
+func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
+	spec.MaxEntries = uint32(entries)
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, explainMap(name, entries, err)
+	}
+	return m, nil
 }
 
 // programSpec returns the program with its constants set for the device with that index.
@@ -207,6 +226,9 @@ func (c Config) constants() programAuditConfig {
 	if c.Baseline == BaselineDevice {
 		constants.Variants |= variantDevice
 	}
+	if c.Watches > 0 {
+		constants.Variants |= variantWatch
+	}
 	return constants
 }
 
@@ -217,4 +239,5 @@ const (
 	variantLog2   = 1
 	variantDevice = 2
 	variantFrozen = 4
+	variantWatch  = 8
 )

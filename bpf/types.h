@@ -18,6 +18,8 @@
 #define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
 #define LOG2_FRACTIONS 128
 #define SCORE_BINS 512
+#define WATCH_DELTAS 4096
+#define FLOW_SAMPLES 1024
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
 
 /* The enumerations number the cells of the counters; their twins are in values.go. */
@@ -83,13 +85,14 @@ enum clock_source {
 	CLOCK_SOURCE_METADATA,
 };
 
-/* What is judged in another way than a delta, in ns, against the baseline of its flow. Bits of config.variants, one word
- * so that a packet pays for one look at it.
+/* What is done besides, or in another way than, judging a delta, in ns, against the baseline of its flow. Bits of
+ * config.variants, one word so that a packet pays for one look at it.
  */
 enum variant {
 	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
 	VARIANT_DEVICE = 2, /* the baseline is that of the device on this CPU */
 	VARIANT_FROZEN = 4, /* the baseline is config.frozen, whatever comes */
+	VARIANT_WATCH = 8,  /* deltas of watched flows are recorded, and packets are sampled to tell which flows are busy */
 };
 
 /* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
@@ -155,15 +158,40 @@ struct flow_slot {
 };
 
 /* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 47 bits of the flow's
- * hash; tag 0 marks a free slot.
+ * hash; tag 0 marks a free slot. A watch is its number + 1; 0: the flow is not watched, or the one before was.
  */
 struct flow_set {
 	__u32 lock;
 	__u32 reserved;
 	__u16 marks[FLOW_WAYS];
 	__u32 tags[FLOW_WAYS];
-	__u64 reserved2;
+	__u8 watches[FLOW_WAYS];
 	struct flow_slot slots[FLOW_WAYS];
+};
+
+/* The last deltas of a watched flow. User space says whose they are, before the flow has the watch; the delta numbered i is in
+ * deltas_ns[i % WATCH_DELTAS].
+ */
+struct watch {
+	__u64 recorded; /* deltas, of all flows that have had the watch */
+	__u32 tag;
+	__u16 mark;
+	__u16 reserved;
+	__u64 reserved2[6];
+	__u32 deltas_ns[WATCH_DELTAS];
+};
+
+/* A packet's flow: its place in the flow table is set · FLOW_WAYS + way. */
+struct flow_sample {
+	__u32 place;
+	__u32 tag;
+};
+
+/* The flows of the last packets that were sampled on a CPU; the sample numbered i is in samples[i % FLOW_SAMPLES]. */
+struct flow_samples {
+	__u64 taken;
+	__u64 reserved[7];
+	struct flow_sample samples[FLOW_SAMPLES];
 };
 
 /* The arguments of the score of a flagged packet: the baseline as it was before the packet entered it. */

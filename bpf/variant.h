@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* Judging on a logarithmic scale, against a baseline of the whole device, one that was saved, or several of these. The baseline of a device is kept for
- * each CPU by itself: no other program runs there at the same time, so that it needs no lock, and user space merges them.
+/* Judging on a logarithmic scale, against a baseline of the whole device, one that was saved, or several of these; and
+ * recording the deltas of watched flows. The baseline of a device is kept for each CPU by itself: no other program runs there
+ * at the same time, so that it needs no lock, and user space merges them.
  */
 
 #ifndef XDP_AUDIT_VARIANT_H
@@ -11,28 +12,20 @@
 #include "baseline.h"
 #include "log2.h"
 #include "maps.h"
+#include "watch.h"
 
-/* Stores a sequence number before all that follows and after all that precedes. */
-static __always_inline void store_sequence(__u64 *sequence, __u64 number)
-{
-	if (config.stores_are_ordered) {
-		barrier();
-		*(volatile __u64 *)sequence = number;
-		barrier();
-	} else {
-		__sync_lock_test_and_set(sequence, number);
-	}
-}
-
-/* baseline_observe() for what config.variants says. Apart from the rest, so that a program without variants is as it would
- * be if there were none.
+/* baseline_observe() and more, for what config.variants says. Apart from the rest, so that a program without variants is as it
+ * would be if there were none.
  */
-static __noinline enum outcome variant_observe(struct flow_slot *slot, __u64 delta_ns, struct device_counters *counters)
+static __noinline enum outcome variant_observe(struct flow_slot *slot, struct flow_set *set, __u32 place,
+					       __u64 delta_ns, struct device_counters *counters)
 {
 	__u64 sample = config.variants & VARIANT_LOG2 ? log2_of_delta(delta_ns) : delta_ns;
 	struct device_baseline *device = &counters->device;
 	enum outcome outcome;
 
+	if (config.variants & VARIANT_WATCH)
+		watch_observe(set, place, delta_ns, slot->last_ns);
 	if (config.variants & VARIANT_FROZEN) {
 		struct baseline as_saved = { /* what it is taught is gone with it */
 			.mean_q16 = config.frozen.mean_q16,

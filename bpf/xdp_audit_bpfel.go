@@ -137,14 +137,25 @@ type programFlowKey struct {
 	Reserved        uint32
 }
 
+type programFlowSamples struct {
+	_        structs.HostLayout
+	Taken    uint64
+	Reserved [7]uint64
+	Samples  [1024]struct {
+		_     structs.HostLayout
+		Place uint32
+		Tag   uint32
+	}
+}
+
 type programFlowSet struct {
-	_         structs.HostLayout
-	Lock      uint32
-	Reserved  uint32
-	Marks     [8]uint16
-	Tags      [8]uint32
-	Reserved2 uint64
-	Slots     [8]programFlowSlot
+	_        structs.HostLayout
+	Lock     uint32
+	Reserved uint32
+	Marks    [8]uint16
+	Tags     [8]uint32
+	Watches  [8]uint8
+	Slots    [8]programFlowSlot
 }
 
 type programFlowSlot struct {
@@ -160,6 +171,16 @@ type programLastFlag struct {
 	States   [2]programFlagState
 }
 
+type programWatch struct {
+	_         structs.HostLayout
+	Recorded  uint64
+	Tag       uint32
+	Mark      uint16
+	Reserved  uint16
+	Reserved2 [6]uint64
+	DeltasNs  [4096]uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -169,6 +190,8 @@ const (
 	programMapEventAllowances = "event_allowances"
 	programMapFlowKeys        = "flow_keys"
 	programMapFlowSets        = "flow_sets"
+	programMapFlowWatches     = "flow_watches"
+	programMapSampledFlows    = "sampled_flows"
 	programProgXdpAudit       = "xdp_audit"
 	programVarConfig          = "config"
 	programVarHistogramCuts   = "histogram_cuts"
@@ -230,6 +253,8 @@ type programMapSpecs struct {
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -267,6 +292,8 @@ type programMaps struct {
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
+	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
+	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
 }
 
 func (m *programMaps) Close() error {
@@ -276,6 +303,8 @@ func (m *programMaps) Close() error {
 		m.EventAllowances,
 		m.FlowKeys,
 		m.FlowSets,
+		m.FlowWatches,
+		m.SampledFlows,
 	)
 }
 

@@ -16,7 +16,8 @@
 // outcomes_total have the same sum, and leak_flags_total is the sum of the two flagged outcomes.
 //
 // Whoever embeds the package has to call ReadEvents on the audit too, or to configure an event rate of 0: otherwise the
-// rings of events fill up and events_total stays 0. Everything else is counted in the kernel.
+// rings of events fill up and events_total stays 0. Everything else is counted in the kernel, but for what the collector
+// covert exports: that is judged by a [Covert], which takes the windows of Audit.Watch.
 package collector
 
 import (
@@ -54,12 +55,14 @@ type Source interface {
 	Slots() int
 	DeviceSlots() bpf.DeviceSlots
 	EventCounts() bpf.EventCounts
+	WatchCounts() bpf.WatchCounts
 }
 
 // Options says which collectors a [Set] has, and what they report on besides a [Source].
 type Options struct {
 	Collectors []string     // by name; nil for [Defaults], empty for none
 	Trail      Trail        // the audit trail that is written; nil for none
+	Covert     *Covert      // what judges the windows of Audit.Watch; nil if nothing does
 	Privileges *Privileges  // what the process holds; nil if that is not to be told
 	Logger     *slog.Logger // is told why a collector failed when a registry collects; nil for silence
 }
@@ -69,6 +72,7 @@ type Options struct {
 type Set struct {
 	source     Source
 	trail      Trail
+	covert     *Covert
 	privileges *Privileges
 	logger     *slog.Logger
 	buckets    *timing.Buckets
@@ -96,6 +100,7 @@ func subjects() []subject {
 		{"events", true, func(_ *Set, r *reading) Collector { return newEventsCollector(r) }},
 		{"flows", true, func(_ *Set, r *reading) Collector { return newFlowsCollector(r) }},
 		{"program", true, func(_ *Set, r *reading) Collector { return newProgramCollector(r) }},
+		{"covert", false, func(s *Set, r *reading) Collector { return newCovertCollector(r, s.covert, time.Now) }},
 		{"trail", true, func(s *Set, _ *reading) Collector { return newTrailCollector(s.trail) }},
 		{"privileges", true, func(s *Set, _ *reading) Collector { return newPrivilegesCollector(s.privileges) }},
 	}
@@ -146,6 +151,7 @@ func New(source Source, options Options) (*Set, error) {
 	return &Set{
 		source:     source,
 		trail:      options.Trail,
+		covert:     options.Covert,
 		privileges: options.Privileges,
 		logger:     options.Logger,
 		buckets:    timing.NewBuckets(),

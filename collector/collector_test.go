@@ -27,6 +27,7 @@ type fakeSource struct {
 	slots    int
 	devices  bpf.DeviceSlots
 	events   bpf.EventCounts
+	watch    bpf.WatchCounts
 }
 
 func (f *fakeSource) Counters() []bpf.Counters     { return f.counters }
@@ -35,6 +36,7 @@ func (f *fakeSource) Runs() ([]bpf.Runs, error)    { return f.runs, f.runsErr }
 func (f *fakeSource) Slots() int                   { return f.slots }
 func (f *fakeSource) DeviceSlots() bpf.DeviceSlots { return f.devices }
 func (f *fakeSource) EventCounts() bpf.EventCounts { return f.events }
+func (f *fakeSource) WatchCounts() bpf.WatchCounts { return f.watch }
 
 // counters returns counters of a device, of which edit sets some.
 func counters(device string, edit func(c *bpf.Counters)) bpf.Counters {
@@ -201,11 +203,11 @@ func TestFilter(t *testing.T) {
 		{description: "collect what is disabled", collect: []string{"flows"}, err: `collector "flows" is disabled`},
 		{
 			description: "collect what does not exist", collect: []string{"flags", "cpu\n"},
-			err: `unknown collector "cpu\n": there are packets, flags, timing, events, flows, program, trail, privileges`,
+			err: `unknown collector "cpu\n": there are packets, flags, timing, events, flows, program, covert, trail, privileges`,
 		},
 		{
 			description: "exclude what does not exist", exclude: []string{""},
-			err: `unknown collector "": there are packets, flags, timing, events, flows, program, trail, privileges`,
+			err: `unknown collector "": there are packets, flags, timing, events, flows, program, covert, trail, privileges`,
 		},
 		{
 			description: "collect and exclude", collect: []string{"flags"}, exclude: []string{"timing"},
@@ -235,7 +237,8 @@ func TestFilter(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	if !slices.Equal(Names(), Defaults()) {
+	withoutCovert := slices.DeleteFunc(Names(), func(name string) bool { return name == "covert" })
+	if !slices.Equal(withoutCovert, Defaults()) {
 		t.Errorf("the defaults are %v of %v", Defaults(), Names())
 	}
 	if got := names(newSet(t, &fakeSource{}, Options{}).subjects); !slices.Equal(got, Defaults()) {
@@ -280,7 +283,7 @@ func TestLint(t *testing.T) {
 		hooks:    []bpf.Hook{{Device: "eth0", Up: true}},
 		runs:     []bpf.Runs{{Device: "eth0"}},
 	}
-	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Trail: fakeTrail{}})))
+	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert()})))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package trail writes the audit trail: one logfmt record for each flagged packet.
+// Package trail writes the audit trail: one logfmt record for each flagged packet, and for windows of deltas that look like a
+// covert timing channel.
 //
 // A record is appended with one write, so that lines are whole even when several processes append to a file, and nothing
 // waits in a buffer. What cannot be written is counted: a trail must know what it lost.
@@ -9,6 +10,7 @@ package trail
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -59,7 +61,11 @@ func open(path string) (*os.File, error) {
 // Write appends the record of one flagged packet. An error means that the record is lost, and is counted; the trail
 // remains open.
 func (t *Trail) Write(event *bpf.Event) error {
-	if err := t.logger.Log(record(event)...); err != nil {
+	return t.write(record(event))
+}
+
+func (t *Trail) write(keyvals []any) error {
+	if err := t.logger.Log(keyvals...); err != nil {
 		t.writeErrors.Add(1)
 		return fmt.Errorf("cannot write to the audit trail: %w", err)
 	}
@@ -144,26 +150,29 @@ func record(event *bpf.Event) []any {
 	} else {
 		keyvals = append(keyvals, "stddev_ns", decimal(event.StandardDeviation()))
 	}
-	keyvals = append(keyvals,
-		"n", event.Samples,
-		"source", event.Source.Addr().String(),
-		"source_port", event.Source.Port(),
-		"destination", event.Destination.Addr().String(),
-		"destination_port", event.Destination.Port(),
-		"protocol", protocol(event),
-	)
-	if event.VLAN != 0 {
-		keyvals = append(keyvals, "vlan", event.VLAN)
-	}
+	keyvals = append(keyvals, "n", event.Samples)
+	keyvals = append(keyvals, endpoints(event.Source, event.Destination, event.Protocol, event.ProtocolNumber, event.VLAN)...)
 	return append(keyvals, "length", event.LenBytes)
 }
 
-// protocol returns the name of a transport, or its number where it has none here.
-func protocol(event *bpf.Event) string {
-	if event.Protocol == bpf.ProtocolOther {
-		return strconv.Itoa(int(event.ProtocolNumber))
+// endpoints returns the keys and values that say whose packets a record is about. A transport has its number where it has no
+// name here.
+func endpoints(source, destination netip.AddrPort, protocol bpf.Protocol, number uint8, vlan uint16) []any {
+	name := protocol.String()
+	if protocol == bpf.ProtocolOther {
+		name = strconv.Itoa(int(number))
 	}
-	return event.Protocol.String()
+	keyvals := []any{
+		"source", source.Addr().String(),
+		"source_port", source.Port(),
+		"destination", destination.Addr().String(),
+		"destination_port", destination.Port(),
+		"protocol", name,
+	}
+	if vlan != 0 {
+		keyvals = append(keyvals, "vlan", vlan)
+	}
+	return keyvals
 }
 
 // decimal formats with three digits after the point.

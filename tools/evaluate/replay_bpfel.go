@@ -79,13 +79,13 @@ type replayDeviceCounters struct {
 }
 
 type replayFlowSet struct {
-	_         structs.HostLayout
-	Lock      uint32
-	Reserved  uint32
-	Marks     [8]uint16
-	Tags      [8]uint32
-	Reserved2 uint64
-	Slots     [8]struct {
+	_        structs.HostLayout
+	Lock     uint32
+	Reserved uint32
+	Marks    [8]uint16
+	Tags     [8]uint32
+	Watches  [8]uint8
+	Slots    [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline replayBaseline

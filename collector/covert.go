@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package collector
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
+)
+
+var (
+	covertScoreDesc = newDesc("covert_score",
+		"Highest score of a test for covert timing channels among the flows with a window in the last ten minutes, 1 and more is an alarm; 0 without any.",
+		"device", "test")
+	covertWindowsDesc = newDesc("covert_windows_total", "Windows of deltas that were judged.", "device")
+	covertAlarmedDesc = newDesc("covert_alarmed_windows_total", "Windows of deltas of which a test alarmed.", "device")
+	covertAlarmsDesc  = newDesc("covert_alarms_total", "Windows of deltas of which this test alarmed.", "device", "test")
+	covertFlowsDesc   = newDesc("covert_watched_flows", "Flows whose deltas are recorded.")
+	covertSkippedDesc = newDesc("covert_skipped_deltas_total", "Deltas of watched flows that came faster than they were read.")
+)
+
+const (
+	// CovertWindow is the number of deltas in the windows that [Covert.Judge] takes.
+	CovertWindow = covert.WindowLength
+
+	// scoreAge is how long a score is among those of which the highest is exported.
+	scoreAge = 10 * time.Minute
+	// recordInterval is the least time between two records of a flow.
+	recordInterval = time.Minute
+	// mostPasts is the number of flows whose past is kept; then that of the flow without a window for longest is not.
+	mostPasts = 4096
+)
+
+// Covert judges windows of deltas by the past of their flows, and keeps what is exported of it. Its methods are safe for
+// concurrent use.
+type Covert struct {
+	mu      sync.Mutex
+	meter   *covert.Meter
+	pasts   map[bpf.Flow]*covertPast
+	devices map[string]*covertCounts
+}
+
+// covertPast is what is kept of a flow.
+type covertPast struct {
+	past     covert.Past
+	scores   covert.Scores // of the last window
+	judged   time.Time     // when that was read
+	recorded time.Time     // when a verdict was last to be recorded
+	alarms   int           // windows since then of which a test alarmed
+}
+
+// covertCounts are those of windows of a device.
+type covertCounts struct {
+	windows, alarmed uint64
+	alarms           [covert.NumTests]uint64
+}
+
+// NewCovert returns a Covert without a past.
+func NewCovert() *Covert {
+	return &Covert{meter: covert.NewMeter(), pasts: map[bpf.Flow]*covertPast{}, devices: map[string]*covertCounts{}}
+}
+
+// Judge judges a window of [CovertWindow] deltas. It returns a verdict if that is to be recorded: the first alarm of a flow,
+// and another no sooner than a minute later; otherwise nil.
+func (c *Covert) Judge(window *bpf.Window) *covert.Verdict {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	flow := c.past(window.Flow)
+	earlier := flow.past.Windows()
+	flow.scores = c.meter.Judge(&flow.past, c.meter.Measure(window.DeltasNs))
+	flow.judged = window.Time
+	tests := flow.scores.Alarms()
+
+	counts := c.devices[window.Device]
+	if counts == nil {
+		counts = &covertCounts{}
+		c.devices[window.Device] = counts
+	}
+	counts.windows++
+	if len(tests) == 0 {
+		return nil
+	}
+	counts.alarmed++
+	for _, test := range tests {
+		counts.alarms[test]++
+	}
+	flow.alarms++
+	if window.Time.Sub(flow.recorded) < recordInterval {
+		return nil
+	}
+	verdict := &covert.Verdict{Tests: tests, Scores: flow.scores, Earlier: earlier, Alarms: flow.alarms}
+	flow.recorded, flow.alarms = window.Time, 0
+	return verdict
+}
+
+// past returns what is kept of a flow, and makes room for it.
+func (c *Covert) past(flow bpf.Flow) *covertPast {
+	if past := c.pasts[flow]; past != nil {
+		return past
+	}
+	if len(c.pasts) >= mostPasts {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(c.pasts)), func(a, b bpf.Flow) int {
+			return cmp.Compare(c.pasts[a].judged.UnixNano(), c.pasts[b].judged.UnixNano())
+		})
+		delete(c.pasts, oldest)
+	}
+	past := &covertPast{}
+	c.pasts[flow] = past
+	return past
+}
+
+// highest returns the highest score of each test by device, among those that are not too old.
+func (c *Covert) highest(now time.Time) map[string]covert.Scores {
+	highest := map[string]covert.Scores{}
+	for flow, past := range c.pasts {
+		if now.Sub(past.judged) > scoreAge {
+			continue
+		}
+		scores := highest[flow.Device]
+		for test, score := range past.scores {
+			if score > scores[test] { // not NaN
+				scores[test] = score
+			}
+		}
+		highest[flow.Device] = scores
+	}
+	return highest
+}
+
+type covertSource interface {
+	Counters() []bpf.Counters
+	WatchCounts() bpf.WatchCounts
+}
+
+type covertCollector struct {
+	source covertSource
+	covert *Covert
+	now    func() time.Time
+}
+
+// newCovertCollector takes nil when no windows are judged.
+func newCovertCollector(source covertSource, judged *Covert, now func() time.Time) covertCollector {
+	return covertCollector{source, judged, now}
+}
+
+// Update sends what was judged, and nothing if nothing is.
+func (c covertCollector) Update(ch chan<- prometheus.Metric) error {
+	if c.covert == nil {
+		return nil
+	}
+	watched := c.source.WatchCounts()
+	ch <- gauge(covertFlowsDesc, float64(watched.Flows))
+	ch <- counter(covertSkippedDesc, float64(watched.Skipped))
+
+	c.covert.mu.Lock()
+	defer c.covert.mu.Unlock()
+	highest := c.covert.highest(c.now())
+	counters := c.source.Counters()
+	for i := range counters {
+		device := counters[i].Device
+		var counts covertCounts
+		if judged := c.covert.devices[device]; judged != nil {
+			counts = *judged
+		}
+		ch <- counter(covertWindowsDesc, float64(counts.windows), device)
+		ch <- counter(covertAlarmedDesc, float64(counts.alarmed), device)
+		for test := range covert.NumTests {
+			ch <- counter(covertAlarmsDesc, float64(counts.alarms[test]), device, test.String())
+			ch <- gauge(covertScoreDesc, highest[device][test], device, test.String())
+		}
+	}
+	return nil
+}
