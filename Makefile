@@ -6,7 +6,7 @@
 include Makefile.common
 
 # Packages that run without a kernel and with goroutines: the race detector's.
-RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/... ./internal/traffic/...
+RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/... ./internal/traffic/... ./internal/covert
 
 TEST_FLAGS  ?= -timeout 20m
 BENCH       ?= .

@@ -29,7 +29,7 @@ func run(t *testing.T, flows Flows, windows int, check func(Result)) {
 	t.Run(flows.Name, func(t *testing.T) {
 		t.Parallel()
 		result := flows.Run(windows, seed)
-		t.Logf("%v of %d windows alarm: %v", result.Combined, result.Combined.Windows, result.ByTest)
+		t.Logf("%s: %v of %d windows alarm: %v", flows.Name, result.Combined, result.Combined.Windows, result.ByTest)
 		check(result)
 	})
 }
@@ -80,6 +80,26 @@ func TestChannelsAlarm(t *testing.T) {
 			}
 			if by := r.ByTest[test.by]; by.Share() < 0.9 {
 				t.Errorf("%s: by %v %v of the windows alarm, want at least 0.9", test.flows.Name, test.by, by)
+			}
+		})
+	}
+}
+
+// Channels at the edge of what the tests see.
+func TestChannelsThatAlarmAtTimes(t *testing.T) {
+	slow := traffic.LogAR1(200*milliseconds, 0.6, 0.9)
+	for _, test := range []struct {
+		flows       Flows
+		least, most float64 // share of the windows that alarm
+	}{
+		{Flows{"replayed weak", cover(0.1), traffic.ReplayedCover(cover(0.1), covert.WindowLength)}, 0.4, 0.85},
+		{Flows{"model weak", cover(0.1), traffic.ModelBased(cover(0.1), covert.WindowLength)}, 0.4, 0.85},
+		{Flows{"phase", slow, traffic.Phase(slow, 20*milliseconds, 2*milliseconds)}, 0.6, 0.95},
+		{Flows{"phase, jitter 4 ms", slow, traffic.Phase(slow, 20*milliseconds, 4*milliseconds)}, 0, 0.1},
+	} {
+		run(t, test.flows, ofAChannel, func(r Result) {
+			if share := r.Combined.Share(); share < test.least || share > test.most {
+				t.Errorf("%s: %v of the windows alarm, want %v to %v", test.flows.Name, r.Combined, test.least, test.most)
 			}
 		})
 	}
