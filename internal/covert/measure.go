@@ -22,9 +22,9 @@ import (
 const WindowLength = 2000
 
 const (
-	entropyCells  = 16 // of the histogram, in an octave
-	symbolCells   = 32 // of the histogram between the quartiles
-	quantileCells = 8  // of the bigram, in each direction
+	entropyCells = 16 // of the histogram, in an octave
+	symbolCells  = 32 // of the histogram between the quartiles
+	octiles      = 8  // cells of the bigram, in each direction
 
 	// The histogram whose spectrum is searched for a phase reaches so many interquartile ranges beyond the quartiles.
 	phaseMargin = 2
@@ -58,13 +58,13 @@ type Statistics struct {
 
 // Meter computes statistics and judges them. It is not safe for concurrent use.
 type Meter struct {
-	sorted    []uint32
-	logs      []float64
-	cells     []float64
-	quantiles []int
-	fft       *fourier.FFT
-	spectrum  []complex128
-	limits    [2 * pastWindow]float64 // by the number of windows, once they are known
+	sorted   []uint32
+	logs     []float64
+	cells    []float64
+	eighths  []int
+	fft      *fourier.FFT
+	spectrum []complex128
+	limits   [2 * pastWindow]float64 // by the number of windows, once they are known
 }
 
 // NewMeter returns a Meter.
@@ -81,7 +81,7 @@ func (m *Meter) Measure(deltas []uint32) Statistics {
 		m.logs = append(m.logs, math.Log2(float64(max(delta, 1))))
 	}
 	slices.Sort(m.sorted)
-	first, third := quantile(m.sorted, 2, 8), quantile(m.sorted, 6, 8)
+	first, third := octile(m.sorted, 2), octile(m.sorted, 6)
 	s := Statistics{
 		Symbols:     m.symbols(first, third),
 		Entropy:     m.entropy(),
@@ -94,8 +94,8 @@ func (m *Meter) Measure(deltas []uint32) Statistics {
 	return s
 }
 
-// quantile returns the value below which are i of k parts of sorted ones.
-func quantile(sorted []uint32, i, k int) float64 { return float64(sorted[i*(len(sorted)-1)/k]) }
+// octile returns the value below which are i eighths of sorted ones.
+func octile(sorted []uint32, i int) float64 { return float64(sorted[i*(len(sorted)-1)/octiles]) }
 
 func (m *Meter) symbols(first, third float64) float64 {
 	if third-first < symbolCells { // then cells would be finer than the clock
@@ -133,23 +133,23 @@ func entropyOf(cells []float64, n float64) float64 {
 
 // information returns Σ p(i,j)·log2(p(i,j)/(p(i)·p(j))) over the cells of a delta and its successor.
 func (m *Meter) information(deltas []uint32) float64 {
-	var edges [quantileCells - 1]float64
+	var edges [octiles - 1]float64
 	for i := range edges {
-		edges[i] = quantile(m.sorted, i+1, quantileCells)
+		edges[i] = octile(m.sorted, i+1)
 	}
-	m.quantiles = m.quantiles[:0]
+	m.eighths = m.eighths[:0]
 	for _, delta := range deltas {
 		// Equal deltas are in the same cell, so that the cells of few different ones are not equally full.
-		m.quantiles = append(m.quantiles, sort.SearchFloat64s(edges[:], float64(max(delta, 1))))
+		m.eighths = append(m.eighths, sort.SearchFloat64s(edges[:], float64(max(delta, 1))))
 	}
-	var pairs [quantileCells * quantileCells]float64
-	var before, after [quantileCells]float64
-	for i, cell := range m.quantiles[1:] {
-		pairs[m.quantiles[i]*quantileCells+cell]++
-		before[m.quantiles[i]]++
+	var pairs [octiles * octiles]float64
+	var before, after [octiles]float64
+	for i, cell := range m.eighths[1:] {
+		pairs[m.eighths[i]*octiles+cell]++
+		before[m.eighths[i]]++
 		after[cell]++
 	}
-	n := float64(len(m.quantiles) - 1)
+	n := float64(len(m.eighths) - 1)
 	return entropyOf(before[:], n) + entropyOf(after[:], n) - entropyOf(pairs[:], n)
 }
 

@@ -70,7 +70,7 @@ func TestPhaseIsTheRayleighScore(t *testing.T) {
 		})
 		m := NewMeter()
 		got := m.Measure(deltas)
-		first, third := quantile(m.sorted, 2, 8), quantile(m.sorted, 6, 8)
+		first, third := octile(m.sorted, 2), octile(m.sorted, 6)
 		spread := third - first
 		want := 0.
 		for k := 80.; k <= 640; k++ { // times the width of the histogram, five interquartile ranges

@@ -124,7 +124,7 @@ func (m *Meter) limit(n int) float64 {
 func (s Statistics) normal() [byPast]float64 {
 	const most = 1 - 1e-9
 	return [byPast]float64{
-		Entropy - Entropy:         s.Entropy,
+		0:                         s.Entropy,
 		Information - Entropy:     math.Sqrt(max(0, s.Information)),
 		Autocorrelation - Entropy: math.Atanh(max(-most, min(s.Autocorrelation, most))),
 	}
