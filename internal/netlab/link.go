@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -61,7 +62,8 @@ func Connect(a, b End, mtu int) error {
 // readyTimeout bounds how long a device takes to carry packets after it was set up. The kernel may put that off for a second.
 const readyTimeout = 10 * time.Second
 
-// checkReady returns an error while the device drops what it is to send: until the kernel has noticed that its peer is up.
+// checkReady returns an error while the device drops what it is to send or to receive: until the kernel has noticed that its
+// peer is up, and after that has made its IPv6 address one of the host's, which it does later on.
 func (e End) checkReady() error {
 	link, err := e.Namespace.Link(e.Device)
 	if err != nil {
@@ -70,7 +72,19 @@ func (e End) checkReady() error {
 	if state := link.Attrs().OperState; state != netlink.OperUp {
 		return fmt.Errorf("device %s is %s, not up", e.Device, state)
 	}
-	return nil
+	if !e.IPv6.IsValid() {
+		return nil
+	}
+	return e.Namespace.Do(func() error {
+		routes, err := netlink.RouteGet(e.IPv6.Addr().AsSlice())
+		if err != nil {
+			return fmt.Errorf("looking up the route to %s: %w", e.IPv6.Addr(), err)
+		}
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type == unix.RTN_LOCAL }) {
+			return fmt.Errorf("address %s is not in use yet", e.IPv6.Addr())
+		}
+		return nil
+	})
 }
 
 func (e End) hardwareAddr() (mac net.HardwareAddr, err error) {
