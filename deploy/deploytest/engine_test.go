@@ -22,7 +22,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-const startTimeout = time.Minute
+const patience = 3 * time.Minute
 
 // engine is a Docker engine in namespaces of its own, with a copy of the project to run on it.
 type engine struct {
@@ -137,7 +137,7 @@ func (e *engine) shell(t *testing.T, lines string) string {
 
 func (e *engine) poll(t *testing.T, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := netlab.Poll(ctx, check); err != nil {
 		t.Fatal(err)
