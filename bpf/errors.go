@@ -127,9 +127,9 @@ func explainMap(name string, entries int, err error) error {
 }
 
 // explainRings says why the kernel refused the rings of the events. Debian's kernels have a setting above 2, by default,
-// at which CAP_PERFMON does not suffice.
+// at which CAP_PERFMON does not suffice. The library has the kernel's answer in the text of its error only.
 func explainRings(err error) error {
-	if errors.Is(err, unix.EACCES) {
+	if strings.HasSuffix(err.Error(), unix.EACCES.Error()) {
 		return fmt.Errorf("opening the rings of %s: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: %w",
 			programMapAuditEvents, err)
 	}

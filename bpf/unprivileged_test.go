@@ -4,7 +4,7 @@
 package bpf
 
 import (
-	"fmt"
+	"errors"
 	"log/slog"
 	"testing"
 
@@ -14,11 +14,11 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// Only some kernels refuse rings to CAP_PERFMON, so that the refusal itself cannot be had everywhere.
+// Only some kernels refuse rings to CAP_PERFMON, so that the refusal itself cannot be had everywhere. This is its text.
 func TestRefusedRingsNameTheRemedy(t *testing.T) {
-	err := explainRings(fmt.Errorf("can't create perf event: %w", unix.EACCES))
+	err := explainRings(errors.New("failed to create perf ring for CPU 0: can't create perf event: permission denied"))
 	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: " +
-		"can't create perf event: permission denied"
+		"failed to create perf ring for CPU 0: can't create perf event: permission denied"
 	if err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
