@@ -93,6 +93,9 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
 	a := &Audit{config: config, logger: logger, spare: map[int]link.Link{}, refused: map[string]bool{}}
 	defer func() {
 		if err != nil {
