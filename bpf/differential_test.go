@@ -198,9 +198,17 @@ func (m *model) countDelta(delta uint64) {
 	s.TotalNs = s.TotalNs.Add(Uint128{Lo: delta})
 }
 
+// fewer returns n, or a small part of it if tests are to be short, as on an emulated machine.
+func fewer(n int) int {
+	if testing.Short() {
+		return n / 400
+	}
+	return n
+}
+
 // The program and the model of internal/timing agree to the bit, after every packet.
 func TestProgramEqualsModel(t *testing.T) {
-	const perKind = 80_000 // × 13 kinds: more than a million
+	perKind := fewer(80_000) // × 13 kinds: more than a million
 	for seed, kind := range kindsOfTraffic {
 		t.Run(kind.name, func(t *testing.T) {
 			config := testConfig()
@@ -219,7 +227,7 @@ var variants = []struct {
 
 // Program and model agree in each variant.
 func TestVariantsEqualModel(t *testing.T) {
-	const perKind = 24_000 // × 13 kinds: more than 300,000 in each variant
+	perKind := fewer(24_000) // × 13 kinds: more than 300,000 in each variant
 	for _, v := range variants {
 		for seed, kind := range kindsOfTraffic {
 			t.Run(fmt.Sprintf("%s, by %s: %s", v.domain, v.scope, kind.name), func(t *testing.T) {

@@ -6,6 +6,7 @@ package bpf
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -54,7 +55,12 @@ func loadTest(t testing.TB, config Config) *Audit {
 		}
 	})
 	for i, d := range audit.devices {
-		if err := audit.loadProgram(i, d, 0); err != nil {
+		err := audit.loadProgram(i, d, 0)
+		var refused *ebpf.VerifierError
+		if errors.As(err, &refused) {
+			t.Fatalf("the verifier's last words: %-30v", refused)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
