@@ -22,7 +22,7 @@ import (
 func TestTheAuditCanBeEmbedded(t *testing.T) {
 	l := newLab(t)
 	binary := filepath.Join(t.TempDir(), "embed")
-	if err := build(binary, "../examples/embed"); err != nil {
+	if err := build(binary, "../examples/embed", variant{}); err != nil {
 		t.Fatal(err)
 	}
 	e := l.launch(binary, []string{"-device=" + device, "-listen=" + address})

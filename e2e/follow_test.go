@@ -239,7 +239,10 @@ func TestAbsentDevicesMayCome(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=nothing*", "--audit.follow")
 	e.expectLog("level=ERROR", "no device matches nothing*")
-	l.change(device, func(link netlink.Link) error { return netlink.LinkSetName(link, "nothing0") })
+	l.change(device, func(link netlink.Link) error {
+		// Before 6.2 a device that is up keeps its name.
+		return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, "nothing0"), netlink.LinkSetUp(link))
+	})
 	l.awaitAttached("nothing0")
 	e.expectStopped()
 }

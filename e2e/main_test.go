@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -21,39 +23,91 @@ var binaries struct {
 	folder, exporter, demo string
 }
 
+// binariesVariable names a folder to take the programs from, for a machine without a compiler. Those that are not there yet
+// are built into it, and stay.
+const binariesVariable = "E2E_BINARIES"
+
+// variant is the exporter as something else than a plain go build makes it.
+type variant struct {
+	name        string   // of its file
+	arguments   []string // of go build
+	environment []string
+}
+
+const upgradedVersion = "99.0.0"
+
+var (
+	released   = variant{"released", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	attackable = variant{"attackable", []string{"-tags=netgo,osusergo,privtest"}, []string{"CGO_ENABLED=0"}}
+	upgraded   = variant{"upgraded", []string{"-ldflags=-X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
+)
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	if cannotRun() != nil {
 		return m.Run() // every test says so
 	}
-	folder, err := os.MkdirTemp("", "xdp-audit-e2e-")
-	if err != nil {
-		return fail(err)
+	binaries.folder = os.Getenv(binariesVariable)
+	if binaries.folder == "" {
+		var err error
+		if binaries.folder, err = os.MkdirTemp("", "xdp-audit-e2e-"); err != nil {
+			return fail(err)
+		}
+		defer func() { _ = os.RemoveAll(binaries.folder) }()
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
-	binaries.folder = folder
-	binaries.exporter = filepath.Join(folder, "xdp_audit_exporter")
-	binaries.demo = filepath.Join(folder, "demo")
+	binaries.exporter = filepath.Join(binaries.folder, "xdp_audit_exporter")
+	binaries.demo = filepath.Join(binaries.folder, "demo")
 	for binary, source := range map[string]string{binaries.exporter: "..", binaries.demo: "../examples/demo"} {
-		if err := build(binary, source); err != nil {
+		if err := buildOnce(binary, source, variant{}); err != nil {
 			return fail(err)
 		}
 	}
-	if err := os.Chmod(folder, 0o755); err != nil {
+	if err := os.Chmod(binaries.folder, 0o755); err != nil {
 		return fail(err)
 	}
 	return m.Run()
 }
 
+// path returns the file of a variant.
+func (v variant) path(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(binaries.folder, v.name)
+	if err := buildOnce(path, "..", v); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// buildOnce builds a program that is not there yet.
+func buildOnce(binary, folder string, v variant) error {
+	if _, err := os.Stat(binary); err == nil {
+		return nil
+	}
+	return build(binary, folder, v)
+}
+
 // build compiles the program in a folder, which may be in a module of its own.
-func build(binary, folder string) error {
-	cmd := exec.Command("go", "build", "-o", binary, ".")
+func build(binary, folder string, v variant) error {
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-o", binary}, v.arguments, []string{"."})...)
 	cmd.Dir = folder
+	cmd.Env = append(os.Environ(), v.environment...)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", folder, err, output)
 	}
 	return nil
+}
+
+func TestVariants(t *testing.T) {
+	if err := cannotRun(); err != nil {
+		skip(t, err)
+	}
+	for _, v := range []variant{released, attackable, upgraded} {
+		output, err := exec.Command(v.path(t), "--version").Output()
+		if err != nil || !strings.HasPrefix(string(output), "xdp_audit_exporter, version") {
+			t.Errorf("%s: %v: %s", v.name, err, output)
+		}
+	}
 }
 
 func fail(err error) int {

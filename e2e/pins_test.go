@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -114,9 +113,12 @@ func (s *stream) end() (uint64, error) {
 // flagMuch makes some percent of all packets flagged, and events of all of them.
 var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000"}
 
-// Packets sent are packets counted, over 100 processes of which every other is killed.
+// Packets sent are packets counted, over 100 processes of which every other is killed; 10 if tests are to be short.
 func TestRestartsLoseNothing(t *testing.T) {
-	const restarts = 100
+	restarts := 100
+	if testing.Short() {
+		restarts = 10
+	}
 	l := newLab(t)
 	folder := l.mountBPF(0)
 	args := append([]string{"--audit.device=" + device, "--bpf.pin-path=" + folder}, flagMuch...)
@@ -190,12 +192,6 @@ func (s scrape) expectNoFall(t *testing.T, later scrape) {
 func TestUpgrade(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
-	upgrade := filepath.Join(t.TempDir(), "upgrade")
-	cmd := exec.Command("go", "build", "-o", upgrade, "-ldflags=-X github.com/prometheus/common/version.Version=99.0.0", ".")
-	cmd.Dir = ".."
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, output)
-	}
 	args := []string{"--audit.device=" + device, "--bpf.pin-path=" + folder}
 	f := l.newFlow(l.audited.IPv4.Addr())
 	e := l.startExporter(args...)
@@ -206,13 +202,13 @@ func TestUpgrade(t *testing.T) {
 
 	// Less patient, and with another device that is not there.
 	args = append(args, "--audit.threshold=7", "--audit.device=absent0", "--web.listen-address="+address)
-	e = l.launch(upgrade, args)
+	e = l.launch(upgraded.path(t), args)
 	e.awaitReady("/-/ready")
 	s := e.atRest()
 	if got := s.sum("packets_total", "device="+device); got != 500 {
 		t.Errorf("%v packets were counted, want 500", got)
 	}
-	if got := s.label(t, "exporter_build_info", "version"); got != "99.0.0" {
+	if got := s.label(t, "exporter_build_info", "version"); got != upgradedVersion {
 		t.Errorf("version %s runs", got)
 	}
 	if was, is := before.label(t, "hook_info", "program_id"), s.label(t, "hook_info", "program_id"); was == is {

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,18 +19,6 @@ import (
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
-
-// buildVariant builds the exporter without cgo, as it is released, with further build tags.
-func buildVariant(t *testing.T, tags string) (binary string) {
-	t.Helper()
-	binary = filepath.Join(t.TempDir(), "xdp_audit_exporter")
-	cmd := exec.Command("go", "build", "-tags", strings.Trim("netgo,osusergo,"+tags, ","), "-o", binary, "..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", tags, err, output)
-	}
-	return binary
-}
 
 // needLandlock returns the version of Landlock, and skips a test where the kernel has none.
 func needLandlock(t *testing.T) (abi int) {
@@ -127,7 +114,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 		binary      func() string
 	}{
 		{"with cgo where there is a compiler", func() string { return binaries.exporter }},
-		{"static, as released", func() string { return buildVariant(t, "") }},
+		{"static, as released", func() string { return released.path(t) }},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)
@@ -167,6 +154,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 					t.Errorf("%s is missing", name)
 				}
 			}
+			t.Logf("Landlock is version %v", s.sum("privileges_landlock_abi"))
 			e.expectThreads(nothing()) // those that came since included
 			e.expectHeldOpen(fmt.Sprintf("/proc/%d", e.cmd.Process.Pid), "/proc/stat", "/proc/sys/kernel/bpf_stats_enabled")
 			e.expectLog("level=INFO", "Privileges dropped", `capabilities_kept=""`)
@@ -182,7 +170,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 func TestAttacksFromInside(t *testing.T) {
 	l := newLab(t)
 	abi := needLandlock(t)
-	binary := buildVariant(t, "privtest")
+	binary := attackable.path(t)
 	folder := t.TempDir()
 	config, trail := filepath.Join(folder, "web", "web.yml"), filepath.Join(folder, "log", "trail")
 	for _, path := range []string{config, trail} {

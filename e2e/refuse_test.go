@@ -194,6 +194,68 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	e.expectStopped()
 }
 
+// A kernel that cannot run the program is named, whatever else would be wrong with it. It takes such a kernel.
+func TestAnOldKernelIsRefused(t *testing.T) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		t.Fatalf("release %s: %v", release, err)
+	}
+	if major > 5 || major == 5 && minor >= 12 {
+		t.Skipf("the kernel %s is new enough", release)
+	}
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	for _, args := range [][]string{
+		{"--audit.device=" + device},
+		{"--audit.device=" + device, "--audit.mode=skb"},
+		{"--audit.device=" + device + ",lo", "--audit.mode=auto", "--audit.follow"},
+		{"--audit.device=" + device, "--bpf.pin-path=" + folder},
+	} {
+		args = append(args, "--web.listen-address="+address)
+		l.start(binaries.exporter, args).expectRefusal(release, "compare-and-swap", "use Linux 5.12 or later")
+		l.expectNothingAttached()
+		if names, exists := l.pinned(folder); exists {
+			t.Errorf("%v is left pinned", names)
+		}
+	}
+}
+
+// ownKernelVariable says that the kernel is there for these tests alone, so that its settings may be changed.
+const ownKernelVariable = "E2E_OWN_KERNEL"
+
+// Debian's kernels have a setting at which CAP_PERFMON does not suffice for rings, and it is their default.
+func TestParanoidKernelsNameTheSetting(t *testing.T) {
+	if os.Getenv(ownKernelVariable) != "1" {
+		t.Skipf("%s is not 1: the setting would be that of the whole machine", ownKernelVariable)
+	}
+	const nobody, setting = 65534, "/proc/sys/kernel/perf_event_paranoid"
+	before, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(setting, []byte("3"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(setting, before, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	l := newLab(t)
+	args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
+	l.start(binaries.exporter, args, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
+		cmd.Dir = "/"
+	}).expectRefusal("set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN")
+	l.startExporter("--audit.device=" + device).expectStopped() // root has it
+}
+
 func TestAnAddressInUseIsRefused(t *testing.T) {
 	l := newLab(t)
 	var taken net.Listener
