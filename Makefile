@@ -57,6 +57,7 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	fi
 	@echo ">> running the manifests' tests"
 	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
+	@$(MAKE) test-kernels
 	@echo ">> running all tests"
 	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
 
@@ -127,6 +128,19 @@ fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (nee
 test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest
+
+# Packages come from the mirror of apt's sources, and are kept in .build/kernels.
+.PHONY: test-kernels
+test-kernels: check-root deps ## run the tests of load, attach, audit, events and restart inside other kernels, KERNELS="6.1 6.12" (needs root)
+	@echo ">> testing inside other kernels"
+	@TEST_KERNELS=1 KERNELS="$(KERNELS)" $(GO) test -v -count=1 -parallel 2 -timeout 30m -run '^(TestInsideKernels|TestFailingGuestsAreNoticed)$$' ./e2e/kernels
+	$(call give_back,.build)
+
+.PHONY: kernel-table
+kernel-table: check-root deps ## run test-kernels and write the table of docs/kernels.md from it (needs root)
+	@echo ">> writing the table of kernels"
+	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs/kernels.md" $(GO) test -v -count=1 -parallel 2 -timeout 30m -run '^TestInsideKernels$$' ./e2e/kernels
+	$(call give_back,.build)
 
 .PHONY: faults
 faults: check-root ## kill the exporter at random moments, FAULTS=1000 times without and with pins (needs root)

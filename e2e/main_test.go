@@ -39,7 +39,7 @@ const upgradedVersion = "99.0.0"
 var (
 	released   = variant{"released", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
 	attackable = variant{"attackable", []string{"-tags=netgo,osusergo,privtest"}, []string{"CGO_ENABLED=0"}}
-	upgraded   = variant{"upgraded", []string{"-ldflags=-X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
+	upgraded   = variant{"upgraded", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }

@@ -113,11 +113,11 @@ func (s *stream) end() (uint64, error) {
 // flagMuch makes some percent of all packets flagged, and events of all of them.
 var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000"}
 
-// Packets sent are packets counted, over 100 processes of which every other is killed; 10 if tests are to be short.
+// Packets sent are packets counted, over 100 processes of which every other is killed; 5 if tests are to be short.
 func TestRestartsLoseNothing(t *testing.T) {
 	restarts := 100
 	if testing.Short() {
-		restarts = 10
+		restarts = 5
 	}
 	l := newLab(t)
 	folder := l.mountBPF(0)

@@ -21,6 +21,8 @@ packages=(
 	systemd logrotate rpm
 	# the topology, and what its test asks
 	docker.io docker-compose iptables bpftool curl openssl util-linux
+	# other kernels to test in
+	qemu-system-x86 busybox-static cpio xz-utils
 	# the linters that are not Go
 	yamllint shellcheck
 )

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package kernels
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// archive gets kernels from Debian's packages. Its apt has lists, sources and a cache of its own, and takes from this
+// machine's the mirror, the keys and the way through a proxy. Nothing is installed.
+type archive struct {
+	folder string
+	stale  error // why the lists could not be brought up to date
+}
+
+// suites are those that the kernels are in, by the last part of the mirror's path.
+var suites = map[string][]string{
+	"debian-security": {"bookworm-security", "bullseye-security"},
+	"debian":          {"trixie-backports"},
+}
+
+// listsAge is how old the lists may be. With every security update the newest kernel of a series has another name.
+const listsAge = 24 * time.Hour
+
+// image is a kernel, and the modules of it that the tests need.
+type image struct {
+	abi     string // such as 6.1.0-56-cloud-amd64
+	kernel  string
+	modules []string
+}
+
+// modules are what is loaded in a guest, in this order.
+var modules = []string{"veth"}
+
+// openArchive brings the lists up to date if they are old. Without a network an archive has those kernels that it had before.
+func openArchive(ctx context.Context, folder string) (*archive, error) {
+	a := &archive{folder: folder}
+	for _, sub := range []string{"lists/partial", "cache/archives/partial", "sources", "images"} {
+		if err := os.MkdirAll(filepath.Join(folder, sub), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	config := fmt.Sprintf(`Dir::State::lists "%[1]s/lists";
+Dir::Cache "%[1]s/cache";
+Dir::Etc::sourcelist "%[1]s/sources/kernels.list";
+Dir::Etc::sourceparts "-";
+Dir::Etc::preferences "-";
+Dir::Etc::preferencesparts "-";
+Acquire::Languages "none";
+Acquire::Retries "3";
+APT::Sandbox::User "root";
+APT::Update::Post-Invoke-Success "";
+`, folder)
+	if err := os.WriteFile(filepath.Join(folder, "apt.conf"), []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(a.stamp()); err == nil && time.Since(info.ModTime()) < listsAge {
+		return a, nil
+	}
+	a.stale = a.update(ctx)
+	return a, nil
+}
+
+func (a *archive) stamp() string { return filepath.Join(a.folder, "updated") }
+
+func (a *archive) update(ctx context.Context) error {
+	// With no lists apt knows its sources all the same, and says where it would get their lists from.
+	none, err := os.MkdirTemp(a.folder, "none-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(none) }()
+	uris, err := output(exec.CommandContext(ctx, "apt-get", "-o", "Dir::State::lists="+none, "--print-uris", "update"))
+	if err != nil {
+		return err
+	}
+	sources, err := sourcesOf(uris)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(a.folder, "sources/kernels.list"), []byte(sources), 0o600); err != nil {
+		return err
+	}
+	// Not every suite has to be there: what is missing in the lists is missed later.
+	_, failed := a.apt(ctx, "apt-get", "-q", "update")
+	if failed != nil {
+		return failed
+	}
+	return os.WriteFile(a.stamp(), nil, 0o600)
+}
+
+// sourcesOf returns the lines of a list of sources on the mirrors in the output of apt-get --print-uris update.
+func sourcesOf(uris string) (string, error) {
+	var lines []string
+	for path, names := range suites {
+		mirror := regexp.MustCompile(`'(\S+/` + path + `)/+dists/`).FindStringSubmatch(uris)
+		if mirror == nil {
+			return "", fmt.Errorf("apt has no source on a mirror's path /%s", path)
+		}
+		for _, suite := range names {
+			lines = append(lines, fmt.Sprintf("deb [arch=amd64] %s %s main\n", mirror[1], suite))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, ""), nil
+}
+
+// apt runs a program of apt on the archive.
+func (a *archive) apt(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = filepath.Join(a.folder, "cache")
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "APT_CONFIG="+filepath.Join(a.folder, "apt.conf"))
+	return output(cmd)
+}
+
+// output runs a command. The error has the last line that it wrote to standard error.
+func output(cmd *exec.Cmd) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+		return "", fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, lines[len(lines)-1])
+	}
+	return stdout.String(), nil
+}
+
+// kernel returns the newest kernel of a series, such as 6.1, or the newest that was unpacked before if there are no lists.
+func (a *archive) kernel(ctx context.Context, series string) (image, error) {
+	names, err := a.apt(ctx, "apt-cache", "pkgnames", "linux-image-"+series+".")
+	if err != nil {
+		return image{}, err
+	}
+	if abi := newest(strings.Fields(names), series); abi != "" {
+		i, err := a.image(ctx, abi)
+		if err == nil || a.stale == nil {
+			return i, err
+		}
+	}
+	unpacked, err := filepath.Glob(filepath.Join(a.folder, "images", series+".*"))
+	if err != nil {
+		return image{}, err
+	}
+	for i, path := range unpacked {
+		unpacked[i] = "linux-image-" + filepath.Base(path)
+	}
+	if abi := newest(unpacked, series); abi != "" {
+		return a.image(ctx, abi)
+	}
+	if a.stale != nil {
+		return image{}, fmt.Errorf("no kernel %s can be fetched, and none was before: %w", series, a.stale)
+	}
+	return image{}, fmt.Errorf("no package has a kernel %s", series)
+}
+
+// newest returns the ABI name of the newest cloud kernel of a series among packages, empty if there is none.
+func newest(packages []string, series string) string {
+	const flavour = "-cloud-amd64"
+	pattern := regexp.MustCompile(`^linux-image-(` + regexp.QuoteMeta(series) + `\.[0-9][0-9a-z.+-]*)` + flavour + `$`)
+	var abis []string
+	for _, name := range packages {
+		if match := pattern.FindStringSubmatch(name); match != nil {
+			abis = append(abis, match[1])
+		}
+	}
+	if len(abis) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(abis, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) }) + flavour
+}
+
+// numbers returns the numbers in a version, in their order.
+func numbers(version string) (all []int) {
+	for _, digits := range regexp.MustCompile(`[0-9]+`).FindAllString(version, -1) {
+		n, _ := strconv.Atoi(digits) // too large a one is the largest
+		all = append(all, n)
+	}
+	return all
+}
+
+// image returns the kernel of an ABI name. It fetches and unpacks it if it is not there yet.
+func (a *archive) image(ctx context.Context, abi string) (image, error) {
+	folder := filepath.Join(a.folder, "images", abi)
+	i := image{abi: abi, kernel: filepath.Join(folder, "vmlinuz")}
+	for _, name := range modules {
+		i.modules = append(i.modules, filepath.Join(folder, name+".ko"))
+	}
+	if _, err := os.Stat(folder); err == nil {
+		return i, nil
+	}
+	scratch, err := os.MkdirTemp(a.folder, "unpacking-")
+	if err != nil {
+		return i, err
+	}
+	defer func() { _ = os.RemoveAll(scratch) }()
+	root, ready := filepath.Join(scratch, "root"), filepath.Join(scratch, "ready")
+	if err := errors.Join(os.Mkdir(root, 0o755), os.Mkdir(ready, 0o755)); err != nil {
+		return i, err
+	}
+	if err := a.unpack(ctx, abi, scratch, root); err != nil {
+		return i, err
+	}
+	if err := extract(ctx, root, abi, ready); err != nil {
+		return i, err
+	}
+	return i, os.Rename(ready, folder)
+}
+
+// unpack downloads the packages of a kernel to a folder, and unpacks them into another.
+func (a *archive) unpack(ctx context.Context, abi, folder, root string) error {
+	depends, err := a.apt(ctx, "apt-cache", "depends", "--important", "linux-image-"+abi)
+	if err != nil {
+		return err
+	}
+	// Kernel and modules are packages of their own since 7.0; the first one is empty then.
+	packages := []string{"linux-image-" + abi}
+	for _, match := range regexp.MustCompile(`(?m)^ *Depends: (linux-(?:binary|modules)-\S+)$`).FindAllStringSubmatch(depends, -1) {
+		packages = append(packages, match[1])
+	}
+	download := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "download"}, packages...)...)
+	download.Dir = folder
+	download.Env = append(os.Environ(), "LC_ALL=C", "APT_CONFIG="+filepath.Join(a.folder, "apt.conf"))
+	if _, err := output(download); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(folder, "*.deb"))
+	if err != nil || len(files) != len(packages) {
+		return fmt.Errorf("%d of the packages %v were downloaded: %w", len(files), packages, err)
+	}
+	for _, file := range files {
+		if _, err := output(exec.CommandContext(ctx, "dpkg-deb", "--extract", file, root)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// extract takes kernel and modules out of unpacked packages.
+func extract(ctx context.Context, root, abi, to string) error {
+	kernel, err := findOne(root, "boot/vmlinuz-"+abi, "usr/lib/modules/"+abi+"/vmlinuz")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(kernel, filepath.Join(to, "vmlinuz")); err != nil {
+		return err
+	}
+	for _, name := range modules {
+		const below = "lib/modules/*/kernel/drivers/*/"
+		module, err := findOne(root, below+name+".ko*", "usr/"+below+name+".ko*")
+		if err != nil {
+			return err
+		}
+		if strings.HasSuffix(module, ".xz") {
+			if _, err := output(exec.CommandContext(ctx, "unxz", module)); err != nil {
+				return err
+			}
+			module = strings.TrimSuffix(module, ".xz")
+		}
+		if err := os.Rename(module, filepath.Join(to, name+".ko")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findOne returns the one file that matches one of the patterns.
+func findOne(root string, patterns ...string) (string, error) {
+	var found []string
+	for _, pattern := range patterns {
+		matches, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			return "", err
+		}
+		found = append(found, matches...)
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("%d files match %v in the packages, want 1", len(found), patterns)
+	}
+	return found[0], nil
+}
+
+func TestNewestOfASeries(t *testing.T) {
+	packages := []string{
+		"linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-0.deb11.52-cloud-amd64",
+		"linux-image-6.1.0-57-amd64", "linux-image-6.1.0-58-cloud-amd64-unsigned", "linux-image-6.1-cloud-amd64",
+		"linux-image-6.12.9+deb12-cloud-amd64", "linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.117+deb12.1-cloud-amd64",
+		"linux-image-7.0.13+deb13-cloud-amd64", "linux-image-7.3.4+deb13-cloud-amd64",
+	}
+	for series, want := range map[string]string{
+		"6.1": "6.1.0-56-cloud-amd64", "6.12": "6.12.117+deb12.1-cloud-amd64", "7": "7.3.4+deb13-cloud-amd64", "6.18": "",
+	} {
+		if got := newest(packages, series); got != want {
+			t.Errorf("%s: got %q, want %q", series, got, want)
+		}
+	}
+}
+
+func TestSourcesAreOnTheMirrorOfThisMachine(t *testing.T) {
+	got, err := sourcesOf(`'http://mirror.example/debian/dists/bookworm/InRelease' mirror.example_debian_dists_bookworm_InRelease 0
+'http://mirror.example/debian-security//dists/bookworm-security/InRelease' mirror.example_debian-security_dists_InRelease 0
+`)
+	const want = `deb [arch=amd64] http://mirror.example/debian trixie-backports main
+deb [arch=amd64] http://mirror.example/debian-security bookworm-security main
+deb [arch=amd64] http://mirror.example/debian-security bullseye-security main
+`
+	if err != nil || got != want {
+		t.Errorf("got %v:\n%s\nwant:\n%s", err, got, want)
+	}
+	if got, err := sourcesOf("'http://mirror.example/ubuntu/dists/noble/InRelease' x 0\n"); err == nil {
+		t.Errorf("got no error, but %s", got)
+	}
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package kernels
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+//go:embed testdata/init.sh
+var initScript []byte
+
+// bootTimeout bounds a guest from power-on to power-off.
+const bootTimeout = 8 * time.Minute
+
+// programs are what a guest runs, in a folder: the tests, and the exporters that they test.
+type programs struct{ folder string }
+
+// programFiles are their names.
+var programFiles = []string{bpfTests, e2eTests, "xdp_audit_exporter", "demo", "released", "attackable", "upgraded"}
+
+// buildPrograms builds them, without cgo, since a guest has no libraries.
+func buildPrograms(t *testing.T) programs {
+	t.Helper()
+	p := programs{t.TempDir()}
+	environment := append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath '-ldflags=-s -w'", "E2E_BINARIES="+p.folder, "REQUIRE_BPF=1")
+	for _, args := range [][]string{
+		{"test", "-c", "-o", p.path(bpfTests), "../../bpf"},
+		{"test", "-c", "-o", p.path(e2eTests), ".."},
+		{"test", "-count=1", "-run=^TestVariants$", ".."},
+	} {
+		cmd := exec.CommandContext(t.Context(), "go", args...)
+		cmd.Env = environment
+		if output, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, output)
+		}
+	}
+	return p
+}
+
+func (p programs) path(name string) string { return filepath.Join(p.folder, name) }
+
+// boot runs groups of tests inside a kernel. It returns what they wrote, and what the kernel did; the error says only whether
+// there was a machine to run on.
+func boot(ctx context.Context, i image, p programs, groups []group) (report, console string, err error) {
+	folder, err := os.MkdirTemp("", "xdp-audit-guest-")
+	if err != nil {
+		return "", "", err
+	}
+	defer func() { _ = os.RemoveAll(folder) }()
+	initramfs, reportPath := filepath.Join(folder, "initramfs"), filepath.Join(folder, "report")
+	if err := writeInitramfs(ctx, initramfs, i, p, groups); err != nil {
+		return "", "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	// Emulated, so that every machine can do it. Its CPUs are threads, of which each test needs two.
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
+		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+reportPath,
+		"-kernel", i.kernel, "-initrd", initramfs, "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr")
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // the signal follows the thread
+	err = cmd.Run()
+	runtime.UnlockOSThread()
+	if err != nil && ctx.Err() == nil {
+		return "", output.String(), fmt.Errorf("qemu: %w", err)
+	}
+	text, err := os.ReadFile(reportPath)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", "", err
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintf(&output, "\nno power-off within %v\n", bootTimeout)
+	}
+	clean := func(s string) string { return strings.ReplaceAll(s, "\r", "") }
+	return clean(string(text)), clean(output.String()), nil
+}
+
+// writeInitramfs packs all that is in a guest.
+func writeInitramfs(ctx context.Context, path string, i image, p programs, groups []group) error {
+	root := path + ".root"
+	for _, folder := range []string{"bin", "dev", "etc", "modules", "proc", "programs", "sys", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
+			return err
+		}
+	}
+	var lines strings.Builder
+	for _, g := range groups {
+		fmt.Fprintf(&lines, "%s %s %s\n", g.name, g.program, g.pattern())
+	}
+	for name, file := range map[string]struct {
+		text string
+		mode os.FileMode
+	}{
+		"init":       {string(initScript), 0o755},
+		"groups":     {lines.String(), 0o644},
+		"etc/passwd": {"root:x:0:0:root:/:/bin/sh\n", 0o644},
+		"etc/shadow": {"root:*:::::::\n", 0o600}, // to be refused
+	} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(file.text), file.mode); err != nil {
+			return err
+		}
+	}
+	copies := map[string]string{"/bin/busybox": "bin/busybox"}
+	for _, module := range i.modules {
+		copies[module] = "modules/" + filepath.Base(module)
+	}
+	for _, name := range programFiles {
+		copies[p.path(name)] = "programs/" + name
+	}
+	for from, to := range copies {
+		content, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(root, to), content, 0o755); err != nil {
+			return err
+		}
+	}
+	var names bytes.Buffer
+	err := filepath.Walk(root, func(path string, _ os.FileInfo, err error) error {
+		name, _ := filepath.Rel(root, path)
+		fmt.Fprintln(&names, name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "cpio", "--create", "--format=newc", "--quiet", "--owner=0:0", "--file="+path)
+	cmd.Dir, cmd.Stdin = root, &names
+	_, err = output(cmd)
+	return err
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+// Package kernels runs tests of the BPF program and of the built exporter inside other kernels than this machine's, which it
+// boots in an emulator.
+package kernels
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
+)
+
+// kernel is a series of kernels, of which the newest that Debian has is tested.
+type kernel struct {
+	series     string
+	isRequired bool // it has to be had
+	groups     []group
+}
+
+var kernels = []kernel{
+	{"5.10", false, refused},
+	{"6.1", true, supported},
+	{"6.12", true, slices.Concat(supported, since62)},
+	{"6.18", false, slices.Concat(supported, since62)},
+	{"7", false, slices.Concat(supported, since62)},
+}
+
+const (
+	bpfTests = "bpf.test"
+	e2eTests = "e2e.test"
+)
+
+// supported is what a kernel has to do that runs the exporter. An emulated machine takes its time, so that only what
+// may depend on the kernel is there.
+var supported = []group{
+	{"load", bpfTests, []string{"TestThisKernelIsNewEnough", "TestProgramIsBelowTheLimitOfTheVerifier"}},
+	{"attach", e2eTests, []string{
+		"TestModes", "TestADeviceThatIsTakenIsRefused", "TestARefusalGivesTheReason", "TestJumboFrames", "TestKillLeavesNothing",
+	}},
+	{"model", bpfTests, []string{"TestProgramEqualsModel", "TestTruncatedFramesAreCountedOnce"}},
+	{"audit", e2eTests, []string{"TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestDevicesAreCountedApart"}},
+	{"rings", bpfTests, []string{"TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate"}},
+	{"events", e2eTests, []string{"TestLatePacketsAreFlagged"}},
+	{"restart", e2eTests, []string{"TestRestartsLoseNothing", "TestUpgrade"}},
+	{"follow", e2eTests, []string{"TestAGlobIsFollowed", "TestAbsentDevicesMayCome", "TestStateAndMTUChange"}},
+	{"privileges", e2eTests, []string{
+		"TestNoPrivilegeAfterStart", "TestAttacksFromInside", "TestMissingPrivilegeIsRefused", "TestThreeCapabilitiesAreEnough",
+		"TestParanoidKernelsNameTheSetting",
+	}},
+}
+
+// since62 is what takes Linux 6.2: before, a device that is up cannot be renamed.
+var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice"}}}
+
+// refused is what a kernel has to do that cannot.
+var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
+
+// choose returns the kernels of a list with spaces or commas in between, all of them if it is empty. What is asked for by
+// its name is required.
+func choose(list string) (chosen []kernel, err error) {
+	names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	if len(names) == 0 {
+		return kernels, nil
+	}
+	for _, name := range names {
+		i := slices.IndexFunc(kernels, func(k kernel) bool { return k.series == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no kernel %s is tested", name)
+		}
+		k := kernels[i]
+		k.isRequired = true
+		chosen = append(chosen, k)
+	}
+	return chosen, nil
+}
+
+// needKernels skips a test that boots kernels unless it is asked for: it takes minutes, and packages from the network.
+func needKernels(t *testing.T) {
+	t.Helper()
+	if os.Getenv("TEST_KERNELS") != "1" {
+		t.Skip("TEST_KERNELS is not 1: make test-kernels runs this")
+	}
+}
+
+// cacheFolder is where kernels are kept from one run to the next.
+func cacheFolder(t *testing.T) string {
+	t.Helper()
+	folder, err := filepath.Abs("../../.build/kernels")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// TestInsideKernels runs the groups of each kernel in it. KERNELS chooses among the kernels. The table of the document is
+// written if KERNEL_REPORT names that, and is otherwise expected to say what was found.
+func TestInsideKernels(t *testing.T) {
+	needKernels(t)
+	chosen, err := choose(os.Getenv("KERNELS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := openArchive(t.Context(), cacheFolder(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.stale != nil {
+		t.Logf("the lists of packages are not up to date: %v", a.stale)
+	}
+	p := buildPrograms(t)
+	columns := make([]*column, len(chosen))
+	t.Run("Linux", func(t *testing.T) {
+		for n, k := range chosen {
+			t.Run(k.series, func(t *testing.T) {
+				i, err := a.kernel(t.Context(), k.series)
+				if err != nil && k.isRequired {
+					t.Fatalf("Linux %s has to be tested: %v", k.series, err)
+				}
+				if err != nil {
+					t.Skipf("LINUX %s IS NOT TESTED: %v", k.series, err)
+				}
+				t.Parallel()
+				columns[n] = testInside(t, k, i, p)
+			})
+		}
+	})
+	var table table
+	for _, c := range columns {
+		if c != nil {
+			table = append(table, *c)
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	const text = "../../docs/kernels.md"
+	if path := os.Getenv("KERNEL_REPORT"); path != "" {
+		if len(table) != len(kernels) {
+			t.Fatalf("%s is not written: it is of %d kernels, and %d were tested", path, len(kernels), len(table))
+		}
+		if err := document.Update(path, "kernels", table.markdown()); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	content, err := os.ReadFile(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, difference := range table.differences(string(content)) {
+		t.Errorf("docs/kernels.md %s: make kernel-table writes it anew", difference)
+	}
+}
+
+// testInside boots a kernel and expects that its groups pass.
+func testInside(t *testing.T, k kernel, i image, p programs) *column {
+	t.Helper()
+	start := time.Now()
+	report, console, err := boot(t.Context(), i, p, k.groups)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, console)
+	}
+	r := parse(report, k.groups)
+	for _, failure := range r.failures {
+		t.Error(failure)
+	}
+	if t.Failed() {
+		t.Fatalf("Linux %s: the kernel's console ends with\n%s", i.abi, tail(console, 40))
+	}
+	t.Logf("Linux %s: %d tests passed in %v", r.release(), r.count(), time.Since(start).Round(time.Second))
+	return &column{k, r}
+}
+
+// A guest that is not as it should be is noticed: one that panics, one in which a test fails, and one without its programs.
+func TestFailingGuestsAreNoticed(t *testing.T) {
+	needKernels(t)
+	const series = "6.1"
+	a, err := openArchive(t.Context(), cacheFolder(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := a.kernel(t.Context(), series)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	noModule, noKernel := good, good
+	noModule.modules = []string{filepath.Join(folder, "broken.ko")}
+	noKernel.kernel = noModule.modules[0]
+	if err := os.WriteFile(noKernel.kernel, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Programs that do as a test binary does.
+	p := programs{folder}
+	for _, name := range programFiles {
+		script := "#!/bin/sh\necho '--- PASS: TestGood (0.00s)'\nexit 0\n"
+		if name == e2eTests {
+			script = "#!/bin/sh\necho '--- FAIL: TestBad (0.00s)'\nexit 1\n"
+		}
+		if err := os.WriteFile(p.path(name), []byte(script), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goodGroup, badGroup := group{"good", bpfTests, []string{"TestGood"}}, group{"bad", e2eTests, []string{"TestBad"}}
+	for _, test := range []struct {
+		description string
+		image       image
+		groups      []group
+		failures    int
+		want        string // in one of them, or in the error
+	}{
+		{"all is well", good, []group{goodGroup}, 0, ""},
+		{"a test fails", good, []group{goodGroup, badGroup}, 1, "--- FAIL: TestBad"},
+		{"a module cannot be loaded, and the first process ends", noModule, []group{goodGroup}, 2, "did not come to its end"},
+		{"a kernel does not boot", noKernel, []group{goodGroup}, 2, "qemu"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			t.Parallel()
+			report, console, err := boot(t.Context(), test.image, p, test.groups)
+			failures := parse(report, test.groups).failures
+			if len(failures) != test.failures || !strings.Contains(fmt.Sprint(failures, err), test.want) {
+				t.Errorf("failures are %q, %v; want %d, with %q\n%s", failures, err, test.failures, test.want, tail(console, 20))
+			}
+		})
+	}
+}
+
+func TestChoose(t *testing.T) {
+	chosen, err := choose("6.18, 5.10")
+	if err != nil || len(chosen) != 2 || chosen[0].series != "6.18" || chosen[1].series != "5.10" || !chosen[1].isRequired {
+		t.Errorf("got %v, %v", chosen, err)
+	}
+	if all, err := choose(""); err != nil || len(all) != len(kernels) {
+		t.Errorf("got %v, %v", all, err)
+	}
+	if chosen, err := choose("6.1 2.6"); err == nil || err.Error() != "no kernel 2.6 is tested" {
+		t.Errorf("got %v, %v", chosen, err)
+	}
+}

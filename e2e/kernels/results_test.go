@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package kernels
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// group is a number of tests that a guest runs in one go.
+type group struct {
+	name    string
+	program string // the package's test binary
+	tests   []string
+}
+
+// pattern matches exactly the tests of the group.
+func (g group) pattern() string { return "^(" + strings.Join(g.tests, "|") + ")$" }
+
+// results are what a guest reported.
+type results struct {
+	kernel       string // what uname says, such as 6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-10-01)
+	passed       map[string]bool
+	failures     []string       // each with what the tests wrote
+	instructions map[string]int // that the verifier followed, by variant of the program
+	landlock     int
+}
+
+var (
+	passLine        = regexp.MustCompile(`^\s*--- PASS: (\S+) \(`)
+	instructionLine = regexp.MustCompile(`^\s+\S+\.go:\d+: (.+): verified instructions (\d+),`)
+	landlockLine    = regexp.MustCompile(`^\s+\S+\.go:\d+: Landlock is version (\d+)$`)
+)
+
+// parse reads the report of a guest that was to run groups. A group has failed unless it ended with status 0 and every one
+// of its tests passed: a skipped test has not, nor has one that is not there any more. A guest that did not come to its end
+// has failed, too.
+func parse(report string, groups []group) *results {
+	r := &results{passed: map[string]bool{}, instructions: map[string]int{}}
+	statuses, written := map[string]string{}, map[string]*strings.Builder{}
+	current, isDone := "", false
+	for line := range strings.Lines(report) {
+		line = strings.TrimRight(line, "\n")
+		switch words := strings.Fields(line); {
+		case strings.HasPrefix(line, "@kernel "):
+			r.kernel = strings.TrimPrefix(line, "@kernel ")
+		case strings.HasPrefix(line, "@begin ") && len(words) == 2:
+			current = words[1]
+			written[current] = &strings.Builder{}
+		case strings.HasPrefix(line, "@end ") && len(words) == 3:
+			statuses[words[1]] = words[2]
+			current = ""
+		case line == "@done":
+			isDone = true
+		default:
+			if b := written[current]; b != nil {
+				fmt.Fprintln(b, line)
+			}
+			r.read(line)
+		}
+	}
+	for _, g := range groups {
+		missing := slices.DeleteFunc(slices.Clone(g.tests), func(name string) bool { return r.passed[name] })
+		if status, ended := statuses[g.name]; ended && status == "0" && len(g.tests) > 0 && len(missing) == 0 {
+			continue
+		}
+		b := written[g.name]
+		if b == nil {
+			r.failures = append(r.failures, fmt.Sprintf("group %s: not begun", g.name))
+			continue
+		}
+		r.failures = append(r.failures, fmt.Sprintf("group %s: not passed: %s; exit status %q\n%s",
+			g.name, strings.Join(missing, ", "), statuses[g.name], b))
+	}
+	if !isDone {
+		r.failures = append(r.failures, "the guest did not come to its end; its report ends with\n"+tail(report, 20))
+	}
+	return r
+}
+
+// read takes what there is to know from a line of a test's output.
+func (r *results) read(line string) {
+	if match := passLine.FindStringSubmatch(line); match != nil {
+		r.passed[match[1]] = true
+	} else if match := instructionLine.FindStringSubmatch(line); match != nil {
+		r.instructions[match[1]], _ = strconv.Atoi(match[2])
+	} else if match := landlockLine.FindStringSubmatch(line); match != nil {
+		r.landlock, _ = strconv.Atoi(match[1])
+	}
+}
+
+// release returns the version of the kernel, without that of its packaging.
+func (r *results) release() string {
+	if match := regexp.MustCompile(`Debian ([0-9.]*[0-9])`).FindStringSubmatch(r.kernel); match != nil {
+		return match[1]
+	}
+	release, _, _ := strings.Cut(r.kernel, " ")
+	return release
+}
+
+// tail returns the last lines of a text.
+func tail(text string, lines int) string {
+	all := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func TestParse(t *testing.T) {
+	groups := []group{{"load", "bpf.test", []string{"TestA", "TestB"}}, {"attach", "e2e.test", []string{"TestC"}}}
+	const (
+		begin = "@kernel 6.1.0-56-cloud-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-01)\n"
+		load  = `@begin load
+=== RUN   TestA
+    program_test.go:126: linear, by flow: verified instructions 28446, 2315 after it, 10709 bytes compiled
+    program_test.go:126: log2, by flow: verified instructions 40786, 2424 after it, 10972 bytes compiled
+--- PASS: TestA (1.55s)
+=== RUN   TestB
+--- PASS: TestB (0.00s)
+PASS
+@end load 0
+`
+		attach = `@begin attach
+=== RUN   TestC
+=== RUN   TestC/native
+    privilege_test.go:1: Landlock is version 2
+--- PASS: TestC (1.00s)
+    --- PASS: TestC/native (0.50s)
+PASS
+@end attach 0
+`
+		done = "@done\n"
+	)
+	good := parse(begin+load+attach+done, groups)
+	if len(good.failures) != 0 {
+		t.Errorf("failures: %q", good.failures)
+	}
+	if got := good.release(); got != "6.1.192" {
+		t.Errorf("release %s", got)
+	}
+	if want := map[string]int{"linear, by flow": 28446, "log2, by flow": 40786}; !maps.Equal(good.instructions, want) || good.landlock != 2 {
+		t.Errorf("instructions %v, Landlock %d", good.instructions, good.landlock)
+	}
+	if want := map[string]bool{"TestA": true, "TestB": true, "TestC": true, "TestC/native": true}; !maps.Equal(good.passed, want) {
+		t.Errorf("passed are %v", good.passed)
+	}
+	for _, test := range []struct {
+		description, report string
+		want                []string // a part of each failure
+	}{
+		{"no report", "", []string{"group load: not begun", "group attach: not begun", "did not come to its end"}},
+		{"a panic after the last test", begin + load + attach, []string{"did not come to its end"}},
+		{"a panic in a group", begin + load + "@begin attach\n=== RUN   TestC\n", []string{"group attach: not passed: TestC; exit status \"\"\n=== RUN   TestC", "did not come to its end"}},
+		{
+			"a test that fails", begin + load + strings.NewReplacer("PASS: TestC (", "FAIL: TestC (", "attach 0", "attach 1").Replace(attach) + done,
+			[]string{`group attach: not passed: TestC; exit status "1"` + "\n=== RUN   TestC"},
+		},
+		{"a test that is skipped", begin + load + strings.Replace(attach, "PASS: TestC (", "SKIP: TestC (", 1) + done, []string{"not passed: TestC; exit status \"0\""}},
+		{"a test that is not there", begin + load + "@begin attach\ntesting: warning: no tests to run\nPASS\n@end attach 0\n" + done, []string{"not passed: TestC"}},
+		{"a status after passed tests", begin + strings.Replace(load, "load 0", "load 2", 1) + attach + done, []string{`exit status "2"`}},
+		{"a group that was left out", begin + load + done, []string{"group attach: not begun"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			got := parse(test.report, groups).failures
+			if len(got) != len(test.want) {
+				t.Fatalf("got %q", got)
+			}
+			for i, want := range test.want {
+				if !strings.Contains(got[i], want) {
+					t.Errorf("got %q, want %q in it", got[i], want)
+				}
+			}
+		})
+	}
+}
