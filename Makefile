@@ -49,7 +49,8 @@ check-config: ## check the example configuration and the rules with promtool
 check-root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "test: the tests load BPF programs: run as root" >&2; exit 1; }
 
-# go test stands last, so that its verdict closes the output.
+# go test stands last, so that its verdict closes the output. It takes one package at a time: some put a load on the machine,
+# and measure what becomes of it.
 .PHONY: test
 test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## check everything, then run every test, the kernel's included
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
@@ -67,7 +68,7 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	@echo ">> running the evaluation's tests"
 	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
 	@echo ">> running all tests"
-	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) ./...
+	@REQUIRE_BPF=1 $(GO) test -count=1 -p 1 $(TEST_FLAGS) ./...
 
 .PHONY: bench
 bench: $(BENCHSTAT) ## measure the BPF programs against their references, for docs/performance.md (needs root)
@@ -150,7 +151,8 @@ test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest
 
-# Packages come from the mirror of apt's sources, and are kept in .build/kernels.
+# Packages come from the mirror of apt's sources, and are kept in .build/kernels. A guest
+# keeps one CPU busy.
 .PHONY: test-kernels
 test-kernels: check-root deps ## run the tests of load, attach, audit, events and restart inside other kernels, KERNELS="6.1 6.12" (needs root)
 	@echo ">> testing inside other kernels"
