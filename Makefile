@@ -150,7 +150,8 @@ test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest
 
-# Packages come from the mirror of apt's sources, and are kept in .build/kernels.
+# Packages come from the mirror of apt's sources, and are kept in .build/kernels. A guest
+# keeps one CPU busy.
 .PHONY: test-kernels
 test-kernels: check-root deps ## run the tests of load, attach, audit, events and restart inside other kernels, KERNELS="6.1 6.12" (needs root)
 	@echo ">> testing inside other kernels"

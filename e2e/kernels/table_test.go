@@ -71,7 +71,7 @@ var features = []feature{
 	shown("native mode with jumbo frames", "TestJumboFrames", "TestStateAndMTUChange"),
 	shown("the driver's reason in a refusal", "TestARefusalGivesTheReason"),
 	shown("each packet counted once, as in the model", "TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestProgramEqualsModel"),
-	shown("events of flagged packets", "TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate", "TestLatePacketsAreFlagged"),
+	shown("events of flagged packets", "TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate", "TestHangupReopensTheTrail"),
 	shown("restart and upgrade without loss", "TestRestartsLoseNothing", "TestUpgrade"),
 	shown("devices followed as they come and go", "TestAGlobIsFollowed", "TestAbsentDevicesMayCome"),
 	shown("a device renamed while it is up", "TestARenamedDevice"),
