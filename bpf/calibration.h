@@ -17,6 +17,9 @@
 #define SCORE_BIN_SHIFT 12     /* 16 bins in an octave */
 #define TWELFTH_Q16 5461       /* 1/12 in 2⁻¹⁶ */
 #define REFRESH_NS 1000000ULL
+#define SAMPLE_WEIGHT 8		   /* packets far below the tail that one stands for */
+#define SAMPLE_STEP 0x9e3779b1U    /* 2³² over the golden ratio: its multiples are spread evenly, and have no period */
+#define SAMPLE_BELOW (1U << 29)    /* an eighth of them */
 
 /* log2 of v > 0 in 2⁻¹⁶ octaves, too small by up to 0.0113 octaves. */
 static __always_inline __s64 log2_q16(__u64 v)
@@ -35,34 +38,60 @@ static __always_inline __u64 least_m2(__u64 n, __u64 mean_q16)
 	return (n - 1) * TWELFTH_Q16 >> 16;
 }
 
-/* The bin of the score t²·(1 + 1/n) = d²·(n − 1)/M2, by its logarithm: a look-up for each side in the place of a division. */
-static __always_inline __u32 score_bin(const struct flag_state *flag)
+/* A score t²·(1 + 1/n) = d²·(n − 1)/M2, as left / right · 2^base with a base in 2⁻¹⁶ octaves, over that of the first bin. */
+struct score {
+	__u64 left;
+	__u64 right;
+	__s64 base;
+};
+
+static __always_inline struct score score_of(const struct flag_state *flag)
 {
 	__u64 sample = config.variants & VARIANT_LOG2 ? log2_of_delta(flag->delta_ns) : flag->delta_ns;
 	__s64 difference = (sample << MEAN_SHIFT) - flag->mean_q16;
 	__u64 deviation = with_sign(difference, sign_of(difference));
 	__u64 d = (deviation + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
-	__u64 left = d * d, right = flag->m2_low;
-	__s64 score = -(__s64)config.score_offset;
+	struct score score = { .left = d * d, .right = flag->m2_low, .base = -(__s64)config.score_offset };
 
 	if (d >> 19) { /* the product has 64 bits */
-		left >>= 25;
-		score += 25 << SCORE_SHIFT;
+		score.left >>= 25;
+		score.base += 25 << SCORE_SHIFT;
 	}
 	if (flag->m2_high) {
-		right = (__u64)flag->m2_high << 32 | right >> 32;
-		score -= 32 << SCORE_SHIFT;
+		score.right = (__u64)flag->m2_high << 32 | score.right >> 32;
+		score.base -= 32 << SCORE_SHIFT;
 	} else {
 		__u64 least = least_m2(flag->n, flag->mean_q16);
 
-		if (right < least)
-			right = least;
+		if (score.right < least)
+			score.right = least;
 	}
-	score += log2_q16(left * (flag->n - 1) | 1) - log2_q16(right | 1);
-	if (score < 0)
+	score.left = score.left * (flag->n - 1) | 1;
+	score.right |= 1;
+	return score;
+}
+
+/* The bin of a score, by its logarithm: a look-up for each side in the place of a division. */
+static __always_inline __u32 score_bin(const struct score *score)
+{
+	__s64 octaves = score->base + log2_q16(score->left) - log2_q16(score->right);
+
+	if (octaves < 0)
 		return 0;
-	score >>= SCORE_BIN_SHIFT;
-	return score < SCORE_BINS ? score : SCORE_BINS - 1;
+	octaves >>= SCORE_BIN_SHIFT;
+	return octaves < SCORE_BINS ? octaves : SCORE_BINS - 1;
+}
+
+/* Whether a score is below the bin before the cut by its whole octaves, which is told without its logarithm. The bin between
+ * is wider than what the logarithms err by. False if it takes more than 64 bits to tell.
+ */
+static __always_inline bool is_far_below(const struct score *score, __u32 cut)
+{
+	__s64 shift = ((((__s64)cut - 1) << SCORE_BIN_SHIFT) - score->base) >> SCORE_SHIFT;
+
+	if (shift < 0 || shift > 63 || score->right >> (63 - (shift & 63)) >> 1)
+		return false;
+	return score->left < score->right << (shift & 63);
 }
 
 /* Halves the scores, or with a mask of 0 makes them zero. The half that a bin cannot keep goes to the next one below, so that
@@ -156,22 +185,30 @@ __noinline int refresh_calibration(struct device_counters *counters, __u64 now_n
 }
 
 /* Whether a flagged packet is rare: with those that had as high a score or a higher one on its side, it is no more than the
- * allowed tail. As long as that is less than one packet, all are. A tail that has become too
- * large loses its lowest bin at once, and as many as it takes with the next look at the judged packets.
+ * allowed tail. As long as that is less than one packet, all are. A tail that has become too large loses its lowest bin at
+ * once, and as many as it takes with the next look at the judged packets. Of the packets that are far below the tail one in
+ * eight is counted for all of them: in a storm of flags most are, and their logarithms would be the most of what they cost.
  */
 static __always_inline bool is_rare(struct device_counters *counters, __u64 now_ns, const struct flag_state *flag)
 {
 	struct calibration *calibration = &counters->calibration;
-	__u32 side = flag->is_late & 1, bin = score_bin(flag), cut, tail;
+	struct score score = score_of(flag);
+	__u32 side = flag->is_late & 1, bin, cut, tail;
 	__u32 *scores = calibration->scores[side];
 
 	if (config.variants & VARIANT_FROZEN)
-		return bin >= (side ? config.frozen_cuts[1] : config.frozen_cuts[0]);
+		return score_bin(&score) >= (side ? config.frozen_cuts[1] : config.frozen_cuts[0]);
 	if (now_ns - calibration->refreshed_ns >= REFRESH_NS)
 		refresh_calibration(counters, now_ns);
 	calibration->flagged++;
-	scores[bin & (SCORE_BINS - 1)]++;
 	cut = calibration->cuts[side];
+	if (calibration->allowed && is_far_below(&score, cut)) {
+		if ((__u32)calibration->flagged * SAMPLE_STEP < SAMPLE_BELOW)
+			scores[score_bin(&score) & (SCORE_BINS - 1)] += SAMPLE_WEIGHT;
+		return false;
+	}
+	bin = score_bin(&score);
+	scores[bin & (SCORE_BINS - 1)]++;
 	if (bin < cut)
 		return !calibration->allowed;
 	tail = calibration->tails[side] + 1;

@@ -195,7 +195,7 @@ func (m *model) outcome(nowNs uint64) Outcome {
 func (m *model) score(before *timing.State, delta uint64, side int, nowNs uint64) {
 	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
 	if m.params.Calibrate == 0 ||
-		m.params.IsRare(&m.calibration, m.params.ScoreBin(before, delta), side, m.outcomes[OutcomeJudged]+flagged, flagged, nowNs) {
+		m.params.IsRare(&m.calibration, m.params.ScoreOf(before, delta), side, m.outcomes[OutcomeJudged]+flagged, flagged, nowNs) {
 		m.rare++
 	}
 }

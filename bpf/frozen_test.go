@@ -69,7 +69,7 @@ func TestFrozenBaselineIsNotTaught(t *testing.T) {
 					outcome = OutcomeFlaggedLate
 				}
 				want[outcome]++
-				if outcome != OutcomeJudged && params.ScoreBin(&learnt.State, delta) < cuts[side] {
+				if outcome != OutcomeJudged && params.ScoreOf(&learnt.State, delta).Bin() < cuts[side] {
 					suppressed++
 				}
 			}

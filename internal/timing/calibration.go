@@ -20,6 +20,10 @@ const (
 	twelfthQ16    = 5461
 	refreshNs     = 1e6
 
+	sampleWeight = 8          // packets far below the tail that one stands for
+	sampleStep   = 0x9e3779b1 // 2³² over the golden ratio
+	sampleBelow  = 1 << 29    // an eighth of its multiples
+
 	minCalibrate = 1e-6
 	maxCalibrate = 0.1
 	// calibrationTail is how many scores the tail of either side may have once a calibration was halved, at least.
@@ -103,25 +107,47 @@ func (p Params) leastM2(s *State) uint64 {
 	return Uint128{0, p.Domain.leastSquared(s.MeanQ16) * twelfthQ16}.Mul64(s.N - 1).Rsh(16).Lo
 }
 
-// ScoreBin returns the bin of the score of a flagged delta against the baseline s, which does not contain it yet: of
-// t²·(1 + 1/n) = d²·(n − 1)/M2, where d is rounded up to whole units.
-func (p Params) ScoreBin(s *State, deltaNs uint64) uint32 {
+// Score is t²·(1 + 1/n) = d²·(n − 1)/M2, where d is rounded up to whole units: left / right · 2^base, with a base in 2⁻¹⁶
+// octaves, over the score of the threshold.
+type Score struct {
+	left, right uint64
+	base        int64
+}
+
+// ScoreOf returns the score of a flagged delta against the baseline s, which does not contain it yet.
+func (p Params) ScoreOf(s *State, deltaNs uint64) Score {
 	x := p.Domain.sample(deltaNs) << meanShift
 	d := (max(x, s.MeanQ16) - min(x, s.MeanQ16) + 1<<meanShift - 1) >> meanShift
-	left, right := d*d, s.M2.Lo
-	score := -int64(p.ScoreOffset())
+	score := Score{left: d * d, right: s.M2.Lo, base: -int64(p.ScoreOffset())}
 	if d>>19 != 0 {
-		left >>= 25
-		score += 25 << scoreShift
+		score.left >>= 25
+		score.base += 25 << scoreShift
 	}
 	if s.M2.Hi != 0 {
-		right = s.M2.Hi<<32 | right>>32
-		score -= 32 << scoreShift
+		score.right = s.M2.Hi<<32 | score.right>>32
+		score.base -= 32 << scoreShift
 	} else {
-		right = max(right, p.leastM2(s))
+		score.right = max(score.right, p.leastM2(s))
 	}
-	score += logQ16(left*(s.N-1)|1) - logQ16(right|1)
-	return uint32(min(max(score, 0)>>scoreBinShift, ScoreBins-1))
+	score.left = score.left*(s.N-1) | 1
+	score.right |= 1
+	return score
+}
+
+// Bin returns the bin of the score.
+func (s Score) Bin() uint32 {
+	octaves := s.base + logQ16(s.left) - logQ16(s.right)
+	return uint32(min(max(octaves, 0)>>scoreBinShift, ScoreBins-1))
+}
+
+// isFarBelow reports whether the score is below the bin before the cut by its whole octaves. It is false if that takes more
+// than 64 bits to tell.
+func (s Score) isFarBelow(cut uint32) bool {
+	shift := ((int64(cut)-1)<<scoreBinShift - s.base) >> scoreShift
+	if shift < 0 || shift > 63 || bits.Len64(s.right)+int(shift) > 64 {
+		return false
+	}
+	return s.left < s.right<<shift
 }
 
 // forget halves the scores, which are those of a number of judged packets that is halved with them. The half that a bin cannot keep goes to the next one below.
@@ -176,13 +202,21 @@ func (c *Calibration) settleCuts() {
 
 // IsRare counts the score of a flagged packet, and reports whether it is rare: with those that had as high a score or a higher
 // one on its side, it is no more than the allowed tail. As long as that is less than one packet, all are. A tail that has
-// become too large loses its lowest bin at once, and as many as it takes when Allowed is computed. bin is that of [Params.ScoreBin]; judged and flagged count the packets of the CPU
-// before this one, the flagged among the judged.
-func (p Params) IsRare(c *Calibration, bin uint32, side int, judged, flagged, nowNs uint64) bool {
+// become too large loses its lowest bin at once, and as many as it takes when Allowed is computed. Of the packets that are far
+// below the tail one in eight is counted for all of them. judged and flagged count the packets of the CPU before this one, the
+// flagged among the judged.
+func (p Params) IsRare(c *Calibration, score Score, side int, judged, flagged, nowNs uint64) bool {
 	if nowNs-c.RefreshedNs >= refreshNs {
 		p.refresh(c, judged, flagged, nowNs)
 	}
 	c.Flagged++
+	if c.Allowed > 0 && score.isFarBelow(c.Cuts[side]) {
+		if uint32(c.Flagged)*sampleStep < sampleBelow {
+			c.Scores[side][score.Bin()] += sampleWeight
+		}
+		return false
+	}
+	bin := score.Bin()
 	c.Scores[side][bin]++
 	if bin >= c.Cuts[side] {
 		c.Tails[side]++

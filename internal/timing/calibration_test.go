@@ -5,6 +5,7 @@ package timing
 
 import (
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"testing"
 )
@@ -32,9 +33,9 @@ func TestScoresAreInTheBinsOfT(t *testing.T) {
 			flagged++
 			squared := score * score * (1 + 1/float64(n))
 			exact := 16 * math.Log2(squared/16)
-			off := float64(p.ScoreBin(&s, delta)) - min(exact, ScoreBins-1)
+			off := float64(p.ScoreOf(&s, delta).Bin()) - min(exact, ScoreBins-1)
 			if off > 0.2 || off < -1.2 { // from the lower edge of the bin
-				t.Fatalf("%s: |t| = %v is in bin %d, want %v", domain, score, p.ScoreBin(&s, delta), exact)
+				t.Fatalf("%s: |t| = %v is in bin %d, want %v", domain, score, p.ScoreOf(&s, delta).Bin(), exact)
 			}
 			if off > 0 || off < -1 {
 				mistaken++
@@ -63,10 +64,40 @@ func TestScoresAtTheLimits(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := Params{Threshold: test.threshold}
-			if got := p.ScoreBin(&test.state, test.delta); got != test.want {
+			if got := p.ScoreOf(&test.state, test.delta).Bin(); got != test.want {
 				t.Errorf("got bin %d, want %d", got, test.want)
 			}
 		})
+	}
+}
+
+// scoreIn returns the least score in a bin.
+func scoreIn(bin uint32) Score { return Score{1, 1, int64(bin) << scoreBinShift} }
+
+// A score that is far below a cut is in a bin below it, and one that is not is in a bin less than two octaves below. Whatever
+// is told without its bin is told right.
+func TestFarBelowTheCut(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	far := 0
+	for range 500_000 {
+		s := State{N: 2 + r.Uint64N(1<<25), MeanQ16: r.Uint64N(MaxDelta) << meanShift, M2: Uint128{Lo: r.Uint64() >> r.Uint64N(64)}}
+		if r.Uint64N(4) == 0 {
+			s.M2.Hi = r.Uint64N(1 << 32)
+		}
+		score, cut := defaults.ScoreOf(&s, r.Uint64N(MaxDelta)>>r.Uint64N(32)), r.Uint32N(ScoreBins+1)
+		bin := score.Bin()
+		switch {
+		case score.isFarBelow(cut):
+			far++
+			if bin >= cut {
+				t.Fatalf("%+v is in bin %d, and far below the cut %d", score, bin, cut)
+			}
+		case bin+2*16+1 < cut && bits.Len64(score.right) < 32:
+			t.Fatalf("%+v is in bin %d, and not far below the cut %d", score, bin, cut)
+		}
+	}
+	if far < 10_000 {
+		t.Errorf("%d scores were far below the cut: too few to tell", far)
 	}
 }
 
@@ -115,7 +146,7 @@ func TestEventsAreTheShareThatIsAskedFor(t *testing.T) {
 					continue
 				}
 				bin := uint32(min(test.bin(int(i), r), ScoreBins-1))
-				if p.IsRare(&c, bin, SideLate, i, flagged, i*1e5) && i >= packets/10 {
+				if p.IsRare(&c, scoreIn(bin), SideLate, i, flagged, i*1e5) && i >= packets/10 {
 					events++
 				}
 				flagged++
@@ -171,15 +202,15 @@ func TestLearning(t *testing.T) {
 	p.Calibrate = 1e-4
 	var c Calibration
 	for i := range uint64(100) {
-		if !p.IsRare(&c, 3, SideLate, 100*i, i, 1e6*i) {
+		if !p.IsRare(&c, scoreIn(3), SideLate, 100*i, i, 1e6*i) {
 			t.Fatalf("after %d packets a flag is not rare", 100*i)
 		}
 	}
 	learnt := c
-	if p.IsRare(&c, 3, SideLate, 20_001, 100, 1e9) || c.Allowed != 1 {
+	if p.IsRare(&c, scoreIn(3), SideLate, 20_001, 100, 1e9) || c.Allowed != 1 {
 		t.Errorf("after 20,000 packets the hundredth flag of its kind is rare, and %d are allowed", c.Allowed)
 	}
-	if !p.IsRare(&c, 300, SideLate, 20_002, 101, 1e9) || !p.IsRare(&c, 3, SideEarly, 20_003, 102, 1e9) {
+	if !p.IsRare(&c, scoreIn(300), SideLate, 20_002, 101, 1e9) || !p.IsRare(&c, scoreIn(3), SideEarly, 20_003, 102, 1e9) {
 		t.Error("the first flag of its kind is not rare")
 	}
 	for name, change := range map[string]func(c *Calibration, p *Params, flagged *uint64){
@@ -188,7 +219,7 @@ func TestLearning(t *testing.T) {
 	} {
 		c, p, flagged := learnt, p, uint64(100)
 		change(&c, &p, &flagged)
-		if !p.IsRare(&c, 3, SideLate, 1e6, flagged, 1e10) || c.Forgotten != 1e6 || c.Scores[SideLate][3] != 1 || c.Flagged != flagged+1 {
+		if !p.IsRare(&c, scoreIn(3), SideLate, 1e6, flagged, 1e10) || c.Forgotten != 1e6 || c.Scores[SideLate][3] != 1 || c.Flagged != flagged+1 {
 			t.Errorf("%s: not everything was forgotten: %d of a million packets", name, c.Forgotten)
 		}
 		c.check(t)
