@@ -18,17 +18,17 @@
 /* A driver that spreads a frame over several buffers puts as much into the first, unless it splits the headers off. */
 #define LEAST_FIRST_BUFFER 1024
 
-/* Adds what is in other buffers to the length of the frame. Short frames, of which there are many, are not asked about. */
-static __always_inline void add_other_buffers(struct xdp_md *ctx, struct frame *frame)
+/* The length of a whole frame whose headers agree with what is in its first buffer, as do those of a small packet that is
+ * padded to a jumbo frame. Short frames, of which there are many, are not asked about.
+ */
+static __always_inline void add_other_buffers(struct xdp_md *ctx, struct packet *packet)
 {
-	__u32 first_bytes = frame_len(frame);
-
-	if (config.has_frags && first_bytes >= LEAST_FIRST_BUFFER)
-		frame->beyond_bytes = bpf_xdp_get_buff_len(ctx) - first_bytes;
+	if (packet->len_bytes >= LEAST_FIRST_BUFFER && config.has_frags)
+		packet->len_bytes = bpf_xdp_get_buff_len(ctx);
 }
 
 /* Parses again what could not be parsed as a frame in one buffer: the lengths in the headers go beyond the first buffer of
- * a frame in several, which is a short one. All headers are in it. Returns whether that was it.
+ * a frame in several. All headers are in it. Returns whether that was it.
  */
 static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct frame *frame, struct packet *packet)
 {
@@ -51,9 +51,9 @@ static __always_inline enum outcome audit_packet(struct xdp_md *ctx, __u64 now_n
 	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
 	enum outcome outcome;
 
-	add_other_buffers(ctx, &frame);
 	if (parse_frame(&frame, packet) && !parse_frame_in_buffers(ctx, &frame, packet))
 		return OUTCOME_UNPARSED;
+	add_other_buffers(ctx, packet);
 	if (packet->is_fragment)
 		return OUTCOME_FRAGMENT;
 	if (now_ns == CLOCK_NONE)
