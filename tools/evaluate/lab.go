@@ -93,8 +93,8 @@ func (l *lab) open(config bpf.Config) (*audited, error) {
 	if a.replayer, err = newReplayer(ebpf.ProgramID(a.audit.Hooks()[0].ProgramID)); err != nil {
 		return nil, errors.Join(err, a.audit.Close())
 	}
-	l.all = append(l.all, a)
-	return a, nil
+	l.all = append(l.all, a) // which closes it, whatever fails now
+	return a, l.far.Do(func() error { return a.replayer.attach(far.Device) })
 }
 
 // packet is a packet after the audit.
