@@ -76,6 +76,8 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnMean)},
 		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents, columnLateFrom)},
 		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
+		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
+		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, "bounds", r.bounds()},
 		{readmeDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
 	}
