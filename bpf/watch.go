@@ -156,6 +156,15 @@ func (a *Audit) Watch(ctx context.Context, length int, handle func(*Window)) err
 			return nil
 		case <-tick.C:
 		}
+		a.ReadWindows(length, handle)
+	}
+}
+
+// ReadWindows is what Watch does again and again, for those whose packets do not come as time passes: it calls handle for the
+// next window of each flow that is watched, if there is one, and then gives watches to flows that are busy by now. Without
+// Config.Watches it does nothing. It must not run twice at a time, nor beside Watch.
+func (a *Audit) ReadWindows(length int, handle func(*Window)) {
+	if a.watcher != nil {
 		a.watcher.round(a.events.owners.Load(), length, handle)
 	}
 }

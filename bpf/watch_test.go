@@ -44,9 +44,9 @@ func (p *watchProbe) send(frame []byte, deltaNs uint64) {
 	run(p.t, p.devices[0].program, frame, p.now[string(frame)], 1)
 }
 
-// round is a round of the watcher, whose windows it keeps.
+// round reads windows, and keeps them.
 func (p *watchProbe) round() {
-	p.watcher.round(p.events.owners.Load(), testWindow, func(w *Window) {
+	p.ReadWindows(testWindow, func(w *Window) {
 		kept := *w
 		kept.DeltasNs = slices.Clone(w.DeltasNs)
 		p.windows = append(p.windows, kept)

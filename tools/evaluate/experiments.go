@@ -15,7 +15,7 @@ import (
 
 // experiments returns all that is asked of the audit. What is new gets a file like falseflags.go, and a line here.
 func experiments() []experiment {
-	return slices.Concat(falseFlags(), detections(), shifts())
+	return slices.Concat(falseFlags(), detections(), shifts(), calibrated(), covertWindows())
 }
 
 // experiment is one question to the audit. Its figure stands in the row and the column of a table; the three together are

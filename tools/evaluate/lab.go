@@ -24,7 +24,7 @@ import (
 // packet crosses them but those that are replayed.
 type lab struct {
 	audited, far *netlab.Namespace
-	all          []*audited
+	devices      int                 // so far
 	shared       map[string]*audited // by their flags
 }
 
@@ -52,8 +52,8 @@ func newLab() (*lab, error) {
 
 func (l *lab) close() error {
 	var errs []error
-	for _, a := range l.all {
-		errs = append(errs, a.replayer.close(), a.audit.Close())
+	for _, a := range l.shared {
+		errs = append(errs, a.close())
 	}
 	l.audited.Close()
 	l.far.Close()
@@ -73,17 +73,27 @@ func (l *lab) audit(config bpf.Config) (*audited, error) {
 	return a, err
 }
 
-// open audits a new device. The devices in the configuration and the clock are the lab's to choose. It is for experiments on
-// what a device learns from all of its flows.
-func (l *lab) open(config bpf.Config) (*audited, error) {
-	near := netlab.End{Namespace: l.audited, Device: fmt.Sprintf("audited%d", len(l.all))}
-	far := netlab.End{Namespace: l.far, Device: fmt.Sprintf("far%d", len(l.all))}
+// alone does f with the audit of a new device. It is for experiments on what a device learns from all of its flows, and on
+// the flows that are watched.
+func (l *lab) alone(config bpf.Config, f func(*audited) error) error {
+	a, err := l.open(config)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(a), a.close())
+}
+
+// open audits a new device, until it is closed. The devices in the configuration and the clock are the lab's to choose.
+func (l *lab) open(config bpf.Config) (a *audited, err error) {
+	near := netlab.End{Namespace: l.audited, Device: fmt.Sprintf("audited%d", l.devices)}
+	far := netlab.End{Namespace: l.far, Device: fmt.Sprintf("far%d", l.devices)}
+	l.devices++
 	if err := netlab.Connect(near, far, 0); err != nil {
 		return nil, err
 	}
 	config.Devices, config.Clock = []string{near.Device}, bpf.ClockMetadata
-	a := &audited{config: config}
-	err := l.audited.Do(func() (err error) {
+	a = &audited{config: config}
+	err = l.audited.Do(func() (err error) {
 		a.audit, err = bpf.Open(config, slog.New(slog.DiscardHandler))
 		return err
 	})
@@ -93,9 +103,13 @@ func (l *lab) open(config bpf.Config) (*audited, error) {
 	if a.replayer, err = newReplayer(ebpf.ProgramID(a.audit.Hooks()[0].ProgramID)); err != nil {
 		return nil, errors.Join(err, a.audit.Close())
 	}
-	l.all = append(l.all, a)
+	if err := l.far.Do(func() error { return a.replayer.attach(far.Device) }); err != nil {
+		return nil, errors.Join(err, a.close())
+	}
 	return a, nil
 }
+
+func (a *audited) close() error { return errors.Join(a.replayer.close(), a.audit.Close()) }
 
 // packet is a packet after the audit.
 type packet struct {
@@ -105,6 +119,7 @@ type packet struct {
 	before    timing.State // the flow's baseline before it
 	isJudged  bool
 	isFlagged bool
+	isEvent   bool // or would be one, if events were sent
 }
 
 // score returns the exact t-score of a packet that was judged.
@@ -146,8 +161,9 @@ func (a *audited) flowHere(deltas int, next traffic.Planted, observe func(*packe
 
 // replay goes through a batch of packets as they were recorded.
 func (a *audited) replay(n, number int, lastNs uint64, planted []bool, tally map[bpf.Outcome]uint64, observe func(*packet)) {
-	counted := a.audit.Counters()[0].Packets
-	flags := counted.Outcome(bpf.OutcomeFlaggedEarly) + counted.Outcome(bpf.OutcomeFlaggedLate)
+	counted := a.audit.Counters()[0]
+	flags := counted.Packets.Outcome(bpf.OutcomeFlaggedEarly) + counted.Packets.Outcome(bpf.OutcomeFlaggedLate)
+	suppressed := counted.Fates[bpf.FateSuppressed]
 	records := a.replayer.records[:n]
 	var pauses, few, flagged uint64
 	for i := range records {
@@ -157,11 +173,12 @@ func (a *audited) replay(n, number int, lastNs uint64, planted []bool, tally map
 			before: record.Baseline.state(),
 		}
 		lastNs = a.replayer.times[i]
-		after := flags
+		flagsAfter, suppressedAfter := flags, suppressed
 		if i+1 < n {
-			after = records[i+1].Flags
+			flagsAfter, suppressedAfter = records[i+1].Flags, records[i+1].Suppressed
 		}
-		p.isFlagged = after != record.Flags
+		p.isFlagged = flagsAfter != record.Flags
+		p.isEvent = p.isFlagged && suppressedAfter == record.Suppressed
 		switch {
 		case p.deltaNs > uint64(a.config.IdleTimeout):
 			pauses++
@@ -207,6 +224,10 @@ func flagsOf(config bpf.Config) string {
 	for i := range values.NumField() {
 		value := values.Field(i).Interface()
 		if reflect.DeepEqual(value, defaults.Field(i).Interface()) {
+			continue
+		}
+		if values.Type().Field(i).Name == "Watches" {
+			flags = append(flags, fmt.Sprintf("--collector.covert --collector.covert.flows=%v", value))
 			continue
 		}
 		var name strings.Builder

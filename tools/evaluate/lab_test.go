@@ -218,8 +218,8 @@ func TestFlagsOf(t *testing.T) {
 		t.Errorf("defaults: got %q, want nothing", got)
 	}
 	config = bpf.DefaultConfig()
-	config.MinSamples, config.IdleTimeout = 10, 2*time.Second
-	if got, want := flagsOf(config), "--audit.min-samples=10 --audit.idle-timeout=2s"; got != want {
+	config.MinSamples, config.IdleTimeout, config.Watches = 10, 2*time.Second, 5
+	if got, want := flagsOf(config), "--audit.min-samples=10 --audit.idle-timeout=2s --collector.covert --collector.covert.flows=5"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -22,7 +22,8 @@ __u32 packets;
 /* What the audit knew before a packet. */
 struct record {
 	struct baseline baseline;
-	__u64 flags; /* packets that were flagged so far */
+	__u64 flags;	  /* packets that were flagged so far */
+	__u64 suppressed; /* those of which calibration made no event */
 };
 
 /* Key: number of a packet. Value: its time in ns. Writer: user space. */
@@ -80,6 +81,7 @@ static __always_inline int take_record(__u32 number)
 		return -1;
 	record->baseline = flows->slots[way & (FLOW_WAYS - 1)].baseline;
 	record->flags = counters->last_flag.sequence;
+	record->suppressed = counters->fates[FATE_SUPPRESSED];
 	return 0;
 }
 

@@ -7,10 +7,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
@@ -18,13 +20,13 @@ import (
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type record -type flow_set -type baseline -output-stem replay replay replay.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I../../bpf -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
-// batchPackets is how many packets are replayed in one go. Whatever their number, the kernel spends some 20 ms beside, on a
-// dispatcher that it patches before and after.
+// batchPackets is how many packets are replayed in one go, at most.
 const batchPackets = 1 << 20
 
 // replayer sends packets through the program that is attached to a device, at times that it makes up.
 type replayer struct {
 	objects replayObjects
+	hook    link.Link
 	mapped  [][]byte
 	times   []uint64
 	records []replayRecord
@@ -121,8 +123,25 @@ func mapArray[T any](r *replayer, m *ebpf.Map, protection int) ([]T, error) {
 	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), n), nil
 }
 
+// attach attaches the replayer to a device that gets no packets, in whose namespace the thread is. That makes send a hundred
+// times as fast for few packets: the kernel has a branch to each attached XDP program, and patches one in and out for a
+// program that is run repeatedly without being attached.
+func (r *replayer) attach(device string) error {
+	found, err := net.InterfaceByName(device)
+	if err != nil {
+		return fmt.Errorf("attaching the replayer to %s: %w", device, err)
+	}
+	if r.hook, err = link.AttachXDP(link.XDPOptions{Program: r.objects.Replay, Interface: found.Index}); err != nil {
+		return fmt.Errorf("attaching the replayer to %s: %w", device, err)
+	}
+	return nil
+}
+
 func (r *replayer) close() error {
 	err := r.objects.Close()
+	if r.hook != nil {
+		err = errors.Join(err, r.hook.Close())
+	}
 	for _, memory := range r.mapped {
 		err = errors.Join(err, unix.Munmap(memory))
 	}

@@ -93,9 +93,10 @@ type replayFlowSet struct {
 }
 
 type replayRecord struct {
-	_        structs.HostLayout
-	Baseline replayBaseline
-	Flags    uint64
+	_          structs.HostLayout
+	Baseline   replayBaseline
+	Flags      uint64
+	Suppressed uint64
 }
 
 // Names of all BPF objects in the ELF.

@@ -74,6 +74,10 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.String, columnPlain, "linear", "log2")},
 		{statisticsDocument, tableDetection, r.pivot(tableDetection, figure.String, "+3σ", "+5σ", "+8σ", "+20σ")},
 		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnMean)},
+		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents, columnLateFrom)},
+		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
+		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
+		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, "bounds", r.bounds()},
 		{readmeDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
 	}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/covert/trial"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
+)
+
+const (
+	tableLegitimate = "covert: legitimate traffic"
+	tableChannels   = "covert: channels"
+
+	columnByFirst = "by the first 16" // each window, as if it came next
+	columnInTurn  = "in turn"         // as the exporter judges: by all before
+
+	// windowsOfFlow are the windows of a flow that count, after trial.TrainingWindows of its cover.
+	windowsOfFlow = 20
+	// mostWatched are the flows of an experiment that are watched at a time.
+	mostWatched = 64
+	// unsampled is how many packets a flow sends before it is to be watched. The program takes one packet in 16 for a sample
+	// of who is busy: a flow without one in these is not to be expected.
+	unsampled = 500
+)
+
+// covertWindows asks which windows of watched flows alarm, of those after the first 16 of their cover.
+func covertWindows() []experiment {
+	const legitimate, ofAChannel = 1000, 500
+	var all []experiment
+	add := func(table, row string, windows int, measure func(*lab, run) (alarms, error), bounds alarmBounds) {
+		config := bpf.DefaultConfig()
+		config.Watches = mostWatched
+		for _, column := range []string{columnByFirst, columnInTurn} {
+			b, isAsked := bounds[column]
+			if !isAsked {
+				continue
+			}
+			all = append(all, experiment{
+				table: table, row: row, column: column, config: config, packets: windows * covert.WindowLength, bound: b,
+				measure: func(l *lab, r run) (figure, error) {
+					found, err := measure(l, r)
+					return shareFigure(found[column]), err
+				},
+			})
+		}
+	}
+	of := func(f trial.Flows) func(*lab, run) (alarms, error) {
+		return once(func(l *lab, r run) (alarms, error) { return measureWindows(l, r, f) })
+	}
+	for _, f := range trial.Legitimate() {
+		add(tableLegitimate, f.Name, legitimate, of(f), alarmBounds{columnByFirst: atMost(0.02), columnInTurn: atMost(0.02)})
+	}
+	for _, c := range trial.Symbols() {
+		add(tableChannels, c.Name, ofAChannel, of(c.Flows), boundsOf(c.Flows, atLeast(0.99), atLeast(0.99)))
+	}
+	var disguised []func(*lab, run) (alarms, error)
+	for _, c := range trial.Disguised() {
+		measure := of(c.Flows)
+		if c.Cover == nil {
+			add(tableChannels, c.Name, ofAChannel, measure, alarmBounds{columnInTurn: atLeast(0.9)})
+			continue
+		}
+		disguised = append(disguised, measure)
+		add(tableChannels, c.Name, ofAChannel, measure, alarmBounds{columnByFirst: {}, columnInTurn: {}})
+	}
+	add(tableChannels, "replayed cover, model-based and phase with a past, combined", ofAChannel*len(disguised),
+		func(l *lab, r run) (alarms, error) { return measureCombined(l, r, disguised) },
+		alarmBounds{columnByFirst: atLeast(0.9), columnInTurn: {}})
+	for _, f := range slices.Concat(trial.Faint(), trial.Unseen()) {
+		add(tableChannels, f.Name, ofAChannel, of(f), boundsOf(f, bound{}, bound{}))
+	}
+	return all
+}
+
+// alarms are the shares of windows that alarm, by column.
+type alarms map[string]share
+
+// alarmBounds are those of the columns that are asked for.
+type alarmBounds map[string]bound
+
+// boundsOf leaves out what cannot be asked of flows without a cover.
+func boundsOf(f trial.Flows, byFirst, inTurn bound) alarmBounds {
+	bounds := alarmBounds{columnByFirst: byFirst, columnInTurn: inTurn}
+	if f.Cover == nil {
+		delete(bounds, columnByFirst)
+	}
+	return bounds
+}
+
+// measureCombined adds up the windows of several experiments.
+func measureCombined(l *lab, r run, parts []func(*lab, run) (alarms, error)) (alarms, error) {
+	r.packets /= len(parts)
+	sums := alarms{}
+	for _, measure := range parts {
+		found, err := measure(l, r)
+		if err != nil {
+			return nil, err
+		}
+		for column, s := range found {
+			sum := sums[column]
+			sums[column] = share{sum.Hits + s.Hits, sum.Trials + s.Trials, max(sum.Clustering, s.Clustering)}
+		}
+	}
+	return sums, nil
+}
+
+// watchedFlow is a flow whose windows are read.
+type watchedFlow struct {
+	frame       []byte
+	random      *rand.Rand
+	next        traffic.Source
+	recorded    []uint32 // what its next window has to be
+	past, first covert.Past
+}
+
+// newWatchedFlow begins with the cover, if there is one.
+func newWatchedFlow(kind trial.Flows, seed uint64, number int) *watchedFlow {
+	flow := &watchedFlow{frame: makeFrame(uint32(number)), random: traffic.Rand(seed, fmt.Sprint(kind.Name, number))}
+	begin := kind.Cover
+	if begin == nil {
+		begin = kind.Then
+	}
+	flow.next = begin(flow.random)
+	return flow
+}
+
+// measureWindows sends flows of a kind, and judges all windows that are read.
+func measureWindows(l *lab, r run, kind trial.Flows) (alarms, error) {
+	flows := make([]*watchedFlow, max(1, r.packets/covert.WindowLength/windowsOfFlow))
+	byFirst, inTurn := counter{packets: len(flows) * windowsOfFlow}, counter{packets: len(flows) * windowsOfFlow}
+	meter := covert.NewMeter()
+	isAlarm := func(past *covert.Past, s covert.Statistics) bool { return len(meter.Judge(past, s).Alarms()) > 0 }
+	err := l.alone(r.config, func(a *audited) error {
+		for i := range flows {
+			flows[i] = newWatchedFlow(kind, r.seed, i)
+		}
+		if err := a.watch(flows); err != nil {
+			return err
+		}
+		if kind.Cover != nil {
+			for range trial.TrainingWindows {
+				err := a.windows(flows, func(i int, deltas []uint32) { isAlarm(&flows[i].past, meter.Measure(deltas)) })
+				if err != nil {
+					return err
+				}
+			}
+		}
+		for _, flow := range flows {
+			flow.first = flow.past
+			if kind.Then != nil {
+				flow.next = kind.Then(flow.random)
+			}
+		}
+		for number := range windowsOfFlow {
+			err := a.windows(flows, func(i int, deltas []uint32) {
+				statistics, first := meter.Measure(deltas), flows[i].first
+				byFirst.add(i*windowsOfFlow+number, isAlarm(&first, statistics))
+				inTurn.add(i*windowsOfFlow+number, isAlarm(&flows[i].past, statistics))
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return alarms{columnByFirst: byFirst.share(), columnInTurn: inTurn.share()}, err
+}
+
+// watch sends packets of each flow so that it becomes one of those that are watched.
+func (a *audited) watch(flows []*watchedFlow) error {
+	for i, flow := range flows {
+		if err := a.sendDeltas(flow, unsampled); err != nil {
+			return err
+		}
+		a.audit.ReadWindows(covert.WindowLength, func(*bpf.Window) {})
+		if counts, want := a.audit.WatchCounts(), (bpf.WatchCounts{Flows: i + 1}); counts != want {
+			return fmt.Errorf("after %d flows the audit says of those that are watched %+v, want %+v", i+1, counts, want)
+		}
+		flow.recorded = flow.recorded[:0]
+	}
+	return nil
+}
+
+// windows sends as many packets of each flow as its next window takes, and hands all of these windows to judge, with the
+// number of the flow. It returns an error unless they have the deltas that were sent.
+func (a *audited) windows(flows []*watchedFlow, judge func(flow int, deltas []uint32)) error {
+	for _, flow := range flows {
+		if err := a.sendDeltas(flow, covert.WindowLength); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	a.audit.ReadWindows(covert.WindowLength, func(w *bpf.Window) {
+		i := flowOf(w.Source)
+		if i >= len(flows) || !slices.Equal(w.DeltasNs, flows[i].recorded) {
+			errs = append(errs, fmt.Errorf("a window of %v does not have the deltas that were sent", w.Flow))
+			return
+		}
+		flows[i].recorded = flows[i].recorded[:0]
+		judge(i, w.DeltasNs)
+	})
+	for i, flow := range flows {
+		if len(flow.recorded) > 0 {
+			errs = append(errs, fmt.Errorf("the window of flow %d was not read", i))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sendDeltas sends packets of a flow until they have so many deltas. They begin, as all pauses in it do, with a packet that
+// has none.
+func (a *audited) sendDeltas(flow *watchedFlow, deltas int) error {
+	return pinned(func() error {
+		a.nowNs += uint64(time.Hour)
+		a.replayer.times[0] = a.nowNs
+		packets := 1
+		for ; len(flow.recorded) < deltas; packets++ {
+			if packets == batchPackets {
+				return fmt.Errorf("a flow has %d deltas in %d packets", len(flow.recorded), packets)
+			}
+			delta := traffic.Round(flow.next())
+			a.nowNs += delta
+			a.replayer.times[packets] = a.nowNs
+			if delta <= uint64(a.config.IdleTimeout) {
+				flow.recorded = append(flow.recorded, uint32(delta))
+			}
+		}
+		return a.replayer.send(flow.frame, packets)
+	})
+}
+
+// flowOf returns the number of the flow that makeFrame gave that address.
+func flowOf(source netip.AddrPort) int {
+	address := source.Addr().As4()
+	return int(address[1])<<16 | int(address[2])<<8 | int(address[3])
+}
