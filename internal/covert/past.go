@@ -38,6 +38,9 @@ const (
 	PastLength = 10
 	// pastWindow is the number of windows after which a past begins to forget: at twice as many it is halved.
 	pastWindow = 32
+	// acceptAfter is the number of windows in turn that have to alarm by the past for it to be given up, and begun anew with
+	// what is there now.
+	acceptAfter = 64
 	// leastSpread is the least standard deviation of a statistic that is judged by the past. From window to window those of
 	// random traffic vary by more; those of a flow that is perfectly regular do not vary at all.
 	leastSpread = 0.01
@@ -71,43 +74,58 @@ const byPast = NumTests - Entropy
 type Past struct {
 	n         float64
 	mean, sum [byPast]float64 // sum of squared deviations
+	alarms    int             // windows in turn that alarmed by it
 }
 
 // Windows returns the number of windows that the past consists of, which is halved from time to time.
 func (p *Past) Windows() int { return int(p.n) }
 
 // Judge returns the scores of a window, and lets it enter the past. By the past, the score is that of a packet,
-// t = (x − mean) / (s·√(1 + 1/n)), as a share of what |t| reaches by chance in one of a thousand windows. What alarms enters
-// the past as if it had just reached that: a lasting change becomes the past in time.
+// t = (x − mean) / (s·√(1 + 1/n)), as a share of what |t| reaches by chance in one of a thousand windows. What alarms by it
+// does not enter, so that a channel does not become usual by going on; a change that lasts for 64 windows is what is usual
+// from then on.
 func (m *Meter) Judge(p *Past, s Statistics) Scores {
 	scores := Scores{Symbols: s.Symbols / symbolsLimit, Phase: math.NaN()}
 	if s.Periods > 0 {
 		scores[Phase] = s.Phase / math.Log(float64(s.Periods)/phaseChance)
 	}
-	isLong := p.n >= PastLength
 	limit := math.NaN()
-	if isLong {
+	if p.n >= PastLength {
 		limit = m.limit(int(p.n))
 	}
-	n := p.n + 1
-	for i, x := range s.normal() {
-		deviation := x - p.mean[i]
+	values, isAlarm := s.normal(), false
+	for i, x := range values {
 		width := limit * max(leastSpread, math.Sqrt(p.sum[i]/(p.n-1))) * math.Sqrt(1+1/p.n)
-		scores[Entropy+Test(i)] = math.Abs(deviation) / width
-		if isLong {
-			deviation = max(-width, min(deviation, width))
-		}
-		p.mean[i] += deviation / n
-		p.sum[i] += deviation * deviation * (1 - 1/n)
+		score := math.Abs(x-p.mean[i]) / width
+		scores[Entropy+Test(i)] = score
+		isAlarm = isAlarm || score >= 1
 	}
-	p.n = n
+	if !isAlarm {
+		p.add(values)
+		return scores
+	}
+	if p.alarms++; p.alarms == acceptAfter {
+		*p = Past{}
+		p.add(values)
+	}
+	return scores
+}
+
+// add lets a window enter the past, and halves that when it has twice the windows that it may remember.
+func (p *Past) add(values [byPast]float64) {
+	p.alarms = 0
+	p.n++
+	for i, x := range values {
+		deviation := x - p.mean[i]
+		p.mean[i] += deviation / p.n
+		p.sum[i] += deviation * (x - p.mean[i])
+	}
 	if p.n == 2*pastWindow {
 		p.n = pastWindow
 		for i := range p.sum {
 			p.sum[i] /= 2
 		}
 	}
-	return scores
 }
 
 // limit returns what |t| reaches by chance in one of a thousand windows after n. It takes far longer to compute than all

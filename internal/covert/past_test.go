@@ -69,7 +69,7 @@ func TestScoresByLimits(t *testing.T) {
 	}
 }
 
-// A change alarms, and one that lasts becomes the past.
+// A change alarms for as long as a channel might go on, and one that lasts longer becomes the past.
 func TestLastingChangeBecomesThePast(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	meter := NewMeter()
@@ -85,8 +85,9 @@ func TestLastingChangeBecomesThePast(t *testing.T) {
 			alarms++
 		}
 	}
-	if alarms < 3 || alarms > 2*pastWindow {
-		t.Errorf("%d windows after the change alarm, want several, and not many more than the past forgets in", alarms)
+	// By chance a window in 300 alarms, and one that does not ends the count of those in turn.
+	if alarms < acceptAfter || alarms > acceptAfter+10 {
+		t.Errorf("%d windows after the change alarm, want %d, and hardly any of those that are judged by the new past", alarms, acceptAfter)
 	}
 	if n := past.Windows(); n < pastWindow || n >= 2*pastWindow {
 		t.Errorf("the past has %d windows, want %d to %d", n, pastWindow, 2*pastWindow)

@@ -75,7 +75,7 @@ func covertWindows() []experiment {
 	}
 	add(tableChannels, "replayed cover, model-based and phase with a past, combined", ofAChannel*len(disguised),
 		func(l *lab, r run) (alarms, error) { return measureCombined(l, r, disguised) },
-		alarmBounds{columnByFirst: atLeast(0.9), columnInTurn: {}})
+		alarmBounds{columnByFirst: atLeast(0.9), columnInTurn: atLeast(0.9)})
 	for _, f := range slices.Concat(trial.Faint(), trial.Unseen()) {
 		add(tableChannels, f.Name, ofAChannel, of(f), boundsOf(f, bound{}, bound{}))
 	}
