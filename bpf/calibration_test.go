@@ -234,7 +234,9 @@ func TestTakenOverScores(t *testing.T) {
 			for _, n := range known.Scores[timing.SideEarly] {
 				scores += uint64(n)
 			}
-			if isKept := known.Forgotten == 0; isKept != test.isKept || (scores == flagged) != test.isKept || known.Flagged != flagged {
+			// Those that are counted for eight stand for all of them up to chance; those that begin anew lack half of them or more.
+			areAll := math.Abs(float64(scores)-float64(flagged)) < 0.1*float64(flagged)
+			if isKept := known.Forgotten == 0; isKept != test.isKept || areAll != test.isKept || known.Flagged != flagged {
 				t.Errorf("%d scores of %d flagged packets, of which %d have one; %d of %d judged packets are forgotten",
 					scores, flagged, known.Flagged, known.Forgotten, judged)
 			}
