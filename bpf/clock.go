@@ -4,6 +4,10 @@
 package bpf
 
 import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +21,40 @@ type monotonicAnchor struct {
 }
 
 func newMonotonicAnchor() monotonicAnchor {
+	ktimeNs := monotonicNs()
+	return monotonicAnchor{goTime: time.Now(), ktimeNs: int64(ktimeNs)}
+}
+
+// monotonicNs returns the time as programs in the kernel read it, never 0.
+func monotonicNs() uint64 {
+	offset := int64(namespaceOffset())
 	var now unix.Timespec
 	// It cannot fail: every kernel has this clock.
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	return monotonicAnchor{goTime: time.Now(), ktimeNs: now.Nano()}
+	return uint64(max(now.Nano()-offset, 1))
+}
+
+// namespaceOffset returns what this process reads on CLOCK_MONOTONIC beyond what programs in the kernel do: the offset of
+// its time namespace, which never changes. It is first asked for while the files of proc can still be opened.
+var namespaceOffset = sync.OnceValue(func() time.Duration {
+	offsets, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return 0 // a kernel without time namespaces
+	}
+	return parseMonotonicOffset(offsets)
+})
+
+// parseMonotonicOffset reads what is in /proc/PID/timens_offsets (time_namespaces(7)): lines of a clock, seconds, and
+// nanoseconds.
+func parseMonotonicOffset(offsets []byte) time.Duration {
+	for line := range bytes.Lines(offsets) {
+		var clock string
+		var seconds, nanoseconds int64
+		if _, err := fmt.Sscan(string(line), &clock, &seconds, &nanoseconds); err == nil && clock == "monotonic" {
+			return time.Duration(seconds)*time.Second + time.Duration(nanoseconds)
+		}
+	}
+	return 0
 }
 
 // wallTime converts a time of CLOCK_MONOTONIC to wall time as the wall clock is set now.

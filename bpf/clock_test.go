@@ -4,6 +4,11 @@
 package bpf
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -23,6 +28,46 @@ func TestWallTimeIsThatOfTheClockAsItIsSetNow(t *testing.T) {
 			if off := got.Sub(want); off < -tolerance || off > tolerance {
 				t.Errorf("%s anchor, %v ago: got %v, want %v", name, ago, got, want)
 			}
+		}
+	}
+}
+
+// A process in a time namespace reads another CLOCK_MONOTONIC than the programs in the kernel.
+func TestWallTimeInATimeNamespace(t *testing.T) {
+	const variable, tolerance = "XDP_AUDIT_TEST_KTIME", 500 * time.Millisecond
+	if inside := os.Getenv(variable); inside != "" {
+		ktimeNs, err := strconv.ParseUint(inside, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println(newMonotonicAnchor().wallTime(ktimeNs).Format(time.RFC3339Nano))
+		return
+	}
+	for _, offset := range []string{"0", "86400", "-1"} { // in seconds
+		ktimeNs, want := monotonicNs(), time.Now()
+		command := exec.CommandContext(t.Context(), "unshare", "--time", "--monotonic="+offset, os.Args[0], "-test.run=^"+t.Name()+"$")
+		command.Env = append(os.Environ(), variable+"="+strconv.FormatUint(ktimeNs, 10))
+		output, err := command.CombinedOutput()
+		if err != nil {
+			t.Fatalf("offset %s s: %v: %s", offset, err, output)
+		}
+		line, _, _ := strings.Cut(string(output), "\n")
+		got, err := time.Parse(time.RFC3339Nano, line)
+		if off := got.Sub(want).Abs(); err != nil || off > tolerance {
+			t.Errorf("offset %s s: got %q, want %v: %v", offset, line, want, err)
+		}
+	}
+}
+
+func TestMonotonicOffsets(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"monotonic           0         0\nboottime            0         0\n": 0,
+		"monotonic       86400         5\nboottime            7         0\n": 24*time.Hour + 5,
+		"boottime            7         0\nmonotonic          -1 999999999\n": -1,
+		"": 0, "monotonic\n": 0, "monotonic x 0\n": 0,
+	} {
+		if got := parseMonotonicOffset([]byte(text)); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
 		}
 	}
 }

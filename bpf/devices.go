@@ -143,13 +143,6 @@ func (t *deviceTable) setGone(index int, isGone bool) {
 	t.entries[index].goneNs = now
 }
 
-func monotonicNs() uint64 {
-	var now unix.Timespec
-	// It cannot fail: every kernel has this clock.
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	return uint64(max(now.Nano(), 1))
-}
-
 // awaitPrograms returns when no run of an XDP program that had begun before is under way. The kernel waits for that in this
 // call of membarrier(2), which it refuses on a machine with CPUs in full tickless mode: then a hundredth of a second is far
 // more than a run takes.
