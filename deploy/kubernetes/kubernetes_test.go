@@ -125,12 +125,10 @@ func TestWhatIsApplied(t *testing.T) {
 		}},
 		{pool, []string{
 			"Namespace /xdp-audit-gpu",
-			"PriorityClass /xdp-audit-exporter",
 			"ServiceAccount xdp-audit-gpu/xdp-audit-exporter",
 			"ConfigMap xdp-audit-gpu/xdp-audit-exporter-7965bd78cf",
 			"DaemonSet xdp-audit-gpu/xdp-audit-exporter",
 			"PodMonitor xdp-audit-gpu/xdp-audit-exporter",
-			"PrometheusRule xdp-audit-gpu/xdp-audit-exporter",
 		}},
 	} {
 		t.Run(test.folder, func(t *testing.T) {
@@ -277,7 +275,7 @@ func TestReferences(t *testing.T) {
 			if got, want := pod.ServiceAccountName, find[*core.ServiceAccount](t, objects).Name; got != want {
 				t.Errorf("service account %s, want %s", got, want)
 			}
-			if got, want := pod.PriorityClassName, find[*scheduling.PriorityClass](t, objects).Name; got != want {
+			if got, want := pod.PriorityClassName, find[*scheduling.PriorityClass](t, render(t, base)).Name; got != want {
 				t.Errorf("priority class %s, want %s", got, want)
 			}
 			if got, want := container.EnvFrom[0].ConfigMapRef.Name, find[*core.ConfigMap](t, objects).Name; got != want {
