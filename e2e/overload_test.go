@@ -17,7 +17,7 @@ import (
 const (
 	overloadDevices = 4
 	maxResident     = 40 << 20
-	maxScrape       = time.Second
+	maxScrape       = 10 * time.Second // the scrape_timeout of Prometheus unless it is set
 	maxCPUPerScrape = 20 * time.Millisecond
 	maxCollectors   = 2 * time.Millisecond
 	maxBPFCalls     = 2 + 2*overloadDevices
