@@ -348,7 +348,7 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")
 	second, _ := l.connect("audited1", "sender1", 1)
-	l.startExporter("--audit.device="+device, "--audit.device=audited1", "--trail.file="+filepath.Join(t.TempDir(), "trail"))
+	l.startExporter("--audit.device="+device, "--audit.device=audited1", "--collector.covert", "--trail.file="+filepath.Join(t.TempDir(), "trail"))
 	l.keepSending(l.audited.IPv4.Addr())
 	l.keepSending(second.IPv4.Addr())
 	p := l.startShortened(server)

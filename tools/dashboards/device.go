@@ -74,6 +74,23 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.graph(12, "Length of the last flag", "bytes", "Length of the last flagged frame.",
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
 
+	b.row("Calibration")
+	b.graph(8, "Score that makes an event", "short", "|t| from which on a flagged packet becomes an event, on the CPU where it is highest. Without a value where no packet is rare enough. Empty with --audit.calibrate=0.",
+		query{`xdp_audit_calibration_event_tscore{` + ofDevice + `} < Inf`, "{{direction}}"})
+	b.graph(8, "Flagged packets that become events", "percentunit", "Share that is rare enough for the device, whatever the event rate then lets through.",
+		query{`1 - sum(rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum(rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "rare"})
+	b.graph(8, "CPUs that learn", "short", "CPUs that have judged too few packets of the device to tell what is rare, so that every flag may become an event there.",
+		query{`xdp_audit_calibration_learning_cpus{` + ofDevice + `}`, "learning"})
+
+	b.row("Covert timing channels")
+	b.graph(8, "Scores of windows", "short", "Highest score of each test among the flows with a window in ten minutes; 1 and more is an alarm. Empty without --collector.covert.",
+		query{`xdp_audit_covert_score{` + ofDevice + `}`, "{{test}}"})
+	b.graph(8, "Windows that alarm", "percentunit", "Share of the windows of an hour of which a test alarmed, and the share from which on that is more than chance: there the alert fires.",
+		query{`increase(xdp_audit_covert_alarmed_windows_total{` + ofDevice + `}[1h]) / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0)`, "alarmed"},
+		query{`0.02 + 4 * sqrt(0.02 / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0))`, "alert"})
+	b.graph(8, "Alarms by test", "short", "Windows of an hour of which the test alarmed; a window may be in several.",
+		query{`increase(xdp_audit_covert_alarms_total{` + ofDevice + `}[1h])`, "{{test}}"})
+
 	b.row("Losses")
 	b.graph(8, "Fates of events", "pps", "What became of the event of each flagged packet. rate_limit and suppressed are as configured; ring_full, no_reader and other are losses.",
 		query{`sum by (fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval]))`, "{{fate}}"})

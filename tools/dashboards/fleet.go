@@ -47,6 +47,10 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Share of flagged packets against the device's own", "short", "How many times the device's mean of the day before. The alert fires from 3 on.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} / (avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m) > 0)`, perDevice})
+	b.graph(12, "Windows with signs of a covert channel", "percentunit", "Share of the windows of an hour of which a test alarmed, by device. Up to 2 % is chance. Empty without --collector.covert.",
+		query{`increase(xdp_audit_covert_alarmed_windows_total{` + ofDevice + `}[1h]) / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0)`, perDevice})
+	b.graph(12, "Flagged packets that become events", "percentunit", "Share that is rare enough for the device (--audit.calibrate), whatever the event rate then lets through.",
+		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 
 	b.row("Timing")
 	b.graph(12, "Mean delta", "s", "Mean time between two packets of a flow, in windows of 5 minutes.",
