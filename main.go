@@ -250,7 +250,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		"On by default where a glob is among the devices.").
 		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
 	flagOf(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
-		"Devices at a time, where they are followed or pinned.", &c.MaxDevices, wholeNumber)
+		"Devices at a time, where they are followed or pinned; each takes 16.5 KiB for each possible CPU.", &c.MaxDevices, wholeNumber)
 	app.Flag("bpf.pin-path", "Folder of a bpf file system in which maps and hooks outlive the exporter, "+
 		"for the next one to take over: /sys/fs/bpf/xdp_audit.").
 		Envar("XDP_AUDIT_PIN_PATH").PlaceHolder("PATH").StringVar(&c.PinPath)

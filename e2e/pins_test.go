@@ -231,7 +231,7 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 		{"another domain", nil, []string{"--audit.domain=log2"}, "domain is log2 and was linear"},
 		{"another baseline", nil, []string{"--audit.baseline=device"}, "baseline is device and was flow"},
 		{"another window", nil, []string{"--audit.window=100"}, "window is 100 and was 8192"},
-		{"more devices than there is room for", nil, []string{"--audit.max-devices=65"}, "devices is 65 and was 64"},
+		{"more devices than there is room for", nil, []string{"--audit.max-devices=17"}, "devices is 17 and was 16"},
 		{"a build whose maps mean something else", rewriteLayout("version=1", "version=0"), nil, "version is 1 and was 0"},
 		{"a build whose maps have other types", rewriteLayout("types=", "types=f"), nil, "types is"},
 		{"a start that was cut short", remove("map_audit_layout"), nil, "no layout"},

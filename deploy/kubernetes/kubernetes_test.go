@@ -126,7 +126,7 @@ func TestWhatIsApplied(t *testing.T) {
 		{pool, []string{
 			"Namespace /xdp-audit-gpu",
 			"ServiceAccount xdp-audit-gpu/xdp-audit-exporter",
-			"ConfigMap xdp-audit-gpu/xdp-audit-exporter-7965bd78cf",
+			"ConfigMap xdp-audit-gpu/xdp-audit-exporter-79bfkc225f",
 			"DaemonSet xdp-audit-gpu/xdp-audit-exporter",
 			"PodMonitor xdp-audit-gpu/xdp-audit-exporter",
 		}},
