@@ -49,14 +49,24 @@ func TestCovert(t *testing.T) {
 	expect(t, newCovertCollector(source, nil, time.Now), "")
 
 	c := NewCovert()
-	c.Judge(covertWindow(covertFlow("eth0", 1), 0, twoInTurn))
+	for second := range time.Duration(alarmingWindows) {
+		c.Judge(covertWindow(covertFlow("eth0", 1), second*time.Second-3*time.Second, twoInTurn))
+	}
+	// Of as many windows one has no alarm.
+	for second := range time.Duration(alarmingWindows) {
+		delta := twoInTurn
+		if second == 1 {
+			delta = steady
+		}
+		c.Judge(covertWindow(covertFlow("eth0", 4), second*time.Second-10*time.Minute, delta))
+	}
 	c.Judge(covertWindow(covertFlow("eth0", 2), time.Minute, steady))
 	c.Judge(covertWindow(covertFlow("eth0", 2), 2*time.Minute, steady))
 	c.Judge(covertWindow(covertFlow("gone", 3), 2*time.Minute, twoInTurn))
 	const counts = `
 # HELP xdp_audit_covert_alarmed_windows_total Windows of deltas of which a test alarmed.
 # TYPE xdp_audit_covert_alarmed_windows_total counter
-xdp_audit_covert_alarmed_windows_total{device="eth0"} 1
+xdp_audit_covert_alarmed_windows_total{device="eth0"} 7
 xdp_audit_covert_alarmed_windows_total{device="eth1"} 0
 # HELP xdp_audit_covert_alarms_total Windows of deltas of which this test alarmed.
 # TYPE xdp_audit_covert_alarms_total counter
@@ -64,7 +74,7 @@ xdp_audit_covert_alarms_total{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="entropy"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="information"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="phase"} 0
-xdp_audit_covert_alarms_total{device="eth0",test="symbols"} 1
+xdp_audit_covert_alarms_total{device="eth0",test="symbols"} 7
 xdp_audit_covert_alarms_total{device="eth1",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="entropy"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="information"} 0
@@ -79,8 +89,13 @@ xdp_audit_covert_skipped_deltas_total 4000
 xdp_audit_covert_watched_flows 3
 # HELP xdp_audit_covert_windows_total Windows of deltas that were judged.
 # TYPE xdp_audit_covert_windows_total counter
-xdp_audit_covert_windows_total{device="eth0"} 3
+xdp_audit_covert_windows_total{device="eth0"} 10
 xdp_audit_covert_windows_total{device="eth1"} 0
+`
+	const alarming = `# HELP xdp_audit_covert_alarming_flows Flows of which each of the last four windows alarmed, the last one within ten minutes.
+# TYPE xdp_audit_covert_alarming_flows gauge
+xdp_audit_covert_alarming_flows{device="eth0"} %d
+xdp_audit_covert_alarming_flows{device="eth1"} 0
 `
 	const scores = `# HELP xdp_audit_covert_score Highest score of a test for covert timing channels among the flows with a window in the last ten minutes, 1 and more is an alarm; 0 without any.
 # TYPE xdp_audit_covert_score gauge
@@ -99,8 +114,9 @@ xdp_audit_covert_score{device="eth1",test="symbols"} 0
 	at := func(after time.Duration) covertCollector {
 		return newCovertCollector(source, c, func() time.Time { return noon.Add(after) })
 	}
-	expect(t, at(10*time.Minute), counts+fmt.Sprintf(scores, "8")+rest)
-	expect(t, at(10*time.Minute+1), counts+fmt.Sprintf(scores, "0")+rest)
+	expect(t, at(-9*time.Minute), counts+fmt.Sprintf(alarming, 1)+fmt.Sprintf(scores, "8")+rest)
+	expect(t, at(10*time.Minute), counts+fmt.Sprintf(alarming, 1)+fmt.Sprintf(scores, "8")+rest)
+	expect(t, at(10*time.Minute+1), counts+fmt.Sprintf(alarming, 0)+fmt.Sprintf(scores, "0")+rest)
 }
 
 // Of alarms in a row the first has a verdict, and one in a minute after that, with the number of those between.
@@ -204,15 +220,29 @@ func BenchmarkCovertScrape(b *testing.B) {
 	}
 }
 
+// docs/metrics.md has the number of series. Two of the exporter's four are the collector's duration and success.
+func TestCovertSeries(t *testing.T) {
+	for devices := range 3 {
+		source := &fakeSource{counters: make([]bpf.Counters, devices)}
+		for i := range source.counters {
+			source.counters[i].Device = fmt.Sprint("eth", i)
+		}
+		collector := registered{nil, newCovertCollector(source, NewCovert(), time.Now)}
+		if got, want := testutil.CollectAndCount(collector), 13*devices+2; got != want {
+			t.Errorf("%d devices have %d series, want %d", devices, got, want)
+		}
+	}
+}
+
 func TestCovertScoresAreNotMixedUp(t *testing.T) {
 	c := NewCovert()
 	c.Judge(covertWindow(covertFlow("eth0", 1), 0, twoInTurn))
 	c.Judge(covertWindow(covertFlow("eth1", 1), 0, steady))
-	highest := c.highest(noon)
-	if highest["eth0"][covert.Symbols] < 1 || highest["eth1"][covert.Symbols] != 0 {
-		t.Errorf("got %v", highest)
+	states := c.states(noon)
+	if states["eth0"].highest[covert.Symbols] < 1 || states["eth1"].highest[covert.Symbols] != 0 {
+		t.Errorf("got %v", states)
 	}
-	if strings.Contains(fmt.Sprint(highest), "NaN") {
-		t.Errorf("a test that cannot judge has a score: %v", highest)
+	if strings.Contains(fmt.Sprint(states), "NaN") {
+		t.Errorf("a test that cannot judge has a score: %v", states)
 	}
 }

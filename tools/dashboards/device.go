@@ -83,16 +83,17 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_calibration_learning_cpus{` + ofDevice + `}`, "learning"})
 
 	b.row("Covert timing channels")
-	b.graph(8, "Scores of windows", "short", "Highest score of each test among the flows with a window in ten minutes; 1 and more is an alarm. Empty without --collector.covert.",
+	b.graph(12, "Scores of windows", "short", "Highest score of each test among the flows with a window in ten minutes; 1 and more is an alarm. Empty without --collector.covert.",
 		query{`xdp_audit_covert_score{` + ofDevice + `}`, "{{test}}"})
-	b.graph(8, "Windows that alarm", "percentunit", "Share of the windows of an hour of which a test alarmed, and the share from which on that is more than chance: there the alert fires.",
-		query{`increase(xdp_audit_covert_alarmed_windows_total{` + ofDevice + `}[1h]) / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0)`, "alarmed"},
-		query{`0.02 + 4 * sqrt(0.02 / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0))`, "alert"})
-	b.graph(8, "Alarms by test", "short", "Windows of an hour of which the test alarmed; a window may be in several.",
+	b.graph(12, "Flows that alarm in each window", "short", "Flows of which each of the last four windows alarmed. The alert fires from 1 on.",
+		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, "flows"})
+	b.graph(12, "Windows that alarm", "percentunit", "Share of the windows of an hour of which a test alarmed. Up to 2 % is chance.",
+		query{`increase(xdp_audit_covert_alarmed_windows_total{` + ofDevice + `}[1h]) / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0)`, "alarmed"})
+	b.graph(12, "Alarms by test", "short", "Windows of an hour of which the test alarmed; a window may be in several.",
 		query{`increase(xdp_audit_covert_alarms_total{` + ofDevice + `}[1h])`, "{{test}}"})
 
 	b.row("Losses")
-	b.graph(8, "Fates of events", "pps", "What became of the event of each flagged packet. rate_limit and suppressed are as configured; ring_full, no_reader and other are losses.",
+	b.graph(8, "Fates of events", "pps", "What became of the event of each flagged packet. rate_limit and suppressed are as configured; ring_full, no_reader, reader_gap and other are losses.",
 		query{`sum by (fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval]))`, "{{fate}}"})
 	b.graph(8, "Events", "pps", "Events that were sent, received, and by all of the exporter lost or unreadable.",
 		query{`rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="sent"}[$__rate_interval])`, "sent"},

@@ -15,7 +15,7 @@ const (
 	perDevice   = "{{instance}} {{device}}"
 	perInstance = "{{instance}}"
 
-	lost = `fate=~"ring_full|no_reader|other"`
+	lost = `fate=~"ring_full|no_reader|reader_gap|other"`
 )
 
 // fleet is an overview of all exporters that a Prometheus scrapes.
@@ -25,13 +25,13 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, true)
 
 	b.row("State")
-	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer.", none(), false,
-		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or vector(0)`, ""})
-	b.number("Devices without hook", "none", "Devices that are configured and not audited.", none(), false,
-		query{`count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)`, ""})
+	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer; 1 if there is no target at all.", none(), false,
+		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or absent(up{job="xdp_audit"}) or vector(0)`, ""})
+	b.number("Devices without hook", "none", "Devices that are configured and not audited, and those that match a glob and find no room. Of exporters that answer.", none(), false,
+		query{`(count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)) + (sum(xdp_audit_devices_refused{` + ofInstance + `}) or vector(0))`, ""})
 	b.number("Alerts", "none", "Alerts of deploy/rules/xdp_audit_alerts.yml that fire.", none(), false,
 		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})
-	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, refused.", none(), false,
+	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, unread at the end of one, refused.", none(), false,
 		query{`sum(increase(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[15m]))`, ""})
 	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
@@ -47,8 +47,8 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Share of flagged packets against the device's own", "short", "How many times the device's mean of the day before. The alert fires from 3 on.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} / (avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m) > 0)`, perDevice})
-	b.graph(12, "Windows with signs of a covert channel", "percentunit", "Share of the windows of an hour of which a test alarmed, by device. Up to 2 % is chance. Empty without --collector.covert.",
-		query{`increase(xdp_audit_covert_alarmed_windows_total{` + ofDevice + `}[1h]) / (increase(xdp_audit_covert_windows_total{` + ofDevice + `}[1h]) > 0)`, perDevice})
+	b.graph(12, "Flows with signs of a covert channel", "short", "Flows of which four windows in a row alarmed, by device. The alert fires from 1 on. Empty without --collector.covert.",
+		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Flagged packets that become events", "percentunit", "Share that is rare enough for the device (--audit.calibrate), whatever the event rate then lets through.",
 		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 
