@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,7 +158,35 @@ func TestPackages(t *testing.T) {
 	deb, rpm := packages(t)
 	t.Run("the deb on a running systemd", func(t *testing.T) { testDebianPackage(t, deb) })
 	t.Run("the unit needs what it keeps", func(t *testing.T) { testUnitNeedsWhatItKeeps(t, deb) })
+	t.Run("the unit with CAP_SYS_ADMIN at its start", func(t *testing.T) { testSysAdmin(t, deb) })
 	t.Run("the rpm", func(t *testing.T) { testRPMPackage(t, rpm) })
+}
+
+// documented runs the only commands of docs/fleet.md that have a word in them, on the host and as root.
+func (h *host) documented(word string) {
+	h.t.Helper()
+	text, err := os.ReadFile("../docs/fleet.md")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var found []string
+	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		if block[1] == "" && strings.Contains(block[2], word) {
+			found = append(found, block[2])
+		}
+	}
+	if len(found) != 1 {
+		h.t.Fatalf("%d blocks of docs/fleet.md have %s, want 1", len(found), word)
+	}
+	h.run("sh", "-euc", strings.ReplaceAll(found[0], "sudo ", ""))
+}
+
+// configure writes the settings of the unit.
+func (h *host) configure(settings string) {
+	h.t.Helper()
+	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte(settings), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // copyIn makes a package known to the host as /package.deb.
@@ -190,9 +219,7 @@ func testDebianPackage(t *testing.T, deb string) {
 	h.run("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", "/lib/systemd/system/"+unit)
 
 	const settings = "XDP_INTERFACE=" + device + "\nARGS=\"--web.listen-address=" + address + " --trail.file=/var/log/xdp_audit/trail.log\"\n"
-	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte(settings), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	h.configure(settings)
 	h.run("systemctl", "enable", "--now", unit)
 	e := &exporter{h.init, l.client(), "http"}
 	e.awaitReady("/-/ready")
@@ -292,9 +319,7 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	h := l.boot()
 	h.copyIn(deb)
 	h.run("dpkg", "--install", "/package.deb")
-	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte("XDP_INTERFACE="+device+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	h.configure("XDP_INTERFACE=" + device + "\n")
 	dropIns := h.path("/run/systemd/system/" + unit + ".d")
 	if err := os.MkdirAll(dropIns, 0o750); err != nil {
 		t.Fatal(err)
@@ -327,6 +352,33 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	}
 }
 
+// testSysAdmin gives the unit what a kernel with a high kernel.perf_event_paranoid asks for: it holds nothing once it serves.
+func testSysAdmin(t *testing.T, deb string) {
+	l := newLab(t)
+	h := l.boot()
+	h.copyIn(deb)
+	h.run("dpkg", "--install", "/package.deb")
+	e := &exporter{h.init, l.client(), "http"}
+	for _, test := range []struct{ description, device, want string }{
+		{"a device by its name", device, "CapPrm:\t0000000000000000\n"},
+		{"devices that are followed", "audited*", "CapPrm:\t000000c000001000\n"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			h.configure("XDP_INTERFACE=" + test.device + "\n")
+			h.documented("sys_admin.conf")
+			e.awaitReady("/-/ready")
+			pid := strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", unit))
+			status := h.run("cat", "/proc/"+pid+"/status")
+			for _, want := range []string{test.want, "CapBnd:\t000000c000201000\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+				if !strings.Contains(status, want) {
+					t.Errorf("the process has not %q:\n%s", want, status)
+				}
+			}
+		})
+	}
+	h.run("systemctl", "stop", unit)
+}
+
 // testRPMPackage lets rpm read what is in the package: a database of rpm is not at hand.
 func testRPMPackage(t *testing.T, path string) {
 	rpm := findTool(t, "rpm")
@@ -351,11 +403,12 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/share/doc/xdp-audit-exporter/NOTICE
 /usr/share/doc/xdp-audit-exporter/README.md
 /usr/share/doc/xdp-audit-exporter/copyright
+/usr/share/doc/xdp-audit-exporter/examples/sys_admin.conf
 /usr/share/doc/xdp-audit-exporter/web-config.example.yml
 `},
 		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
 		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
-			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 8)},
+			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 9)},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()
