@@ -35,6 +35,8 @@ COPY LICENSE NOTICE bpf/LICENSE.GPL-2.0 /licenses/
 # A capability from --cap-add reaches only uid 0 when no-new-privileges is set.
 USER 0:0
 EXPOSE 9400
+# It asks on port 9400, without TLS. With another --web.listen-address, or with a
+# --web.config.file, override it: both flags belong to its command as well.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s --retries=3 \
   CMD ["/xdp_audit_exporter", "--healthcheck"]
 ENTRYPOINT ["/xdp_audit_exporter"]

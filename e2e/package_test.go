@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,7 +158,36 @@ func TestPackages(t *testing.T) {
 	deb, rpm := packages(t)
 	t.Run("the deb on a running systemd", func(t *testing.T) { testDebianPackage(t, deb) })
 	t.Run("the unit needs what it keeps", func(t *testing.T) { testUnitNeedsWhatItKeeps(t, deb) })
+	t.Run("the unit with CAP_SYS_ADMIN at its start", func(t *testing.T) { testSysAdmin(t, deb) })
+	t.Run("the unit with pins", func(t *testing.T) { testPins(t, deb) })
 	t.Run("the rpm", func(t *testing.T) { testRPMPackage(t, rpm) })
+}
+
+// documented runs the only commands of docs/fleet.md that have a word in them, on the host and as root.
+func (h *host) documented(word string) {
+	h.t.Helper()
+	text, err := os.ReadFile("../docs/fleet.md")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var found []string
+	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		if block[1] == "" && strings.Contains(block[2], word) {
+			found = append(found, block[2])
+		}
+	}
+	if len(found) != 1 {
+		h.t.Fatalf("%d blocks of docs/fleet.md have %s, want 1", len(found), word)
+	}
+	h.run("sh", "-euc", strings.ReplaceAll(found[0], "sudo ", ""))
+}
+
+// configure writes the settings of the unit.
+func (h *host) configure(settings string) {
+	h.t.Helper()
+	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte(settings), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // copyIn makes a package known to the host as /package.deb.
@@ -190,9 +220,7 @@ func testDebianPackage(t *testing.T, deb string) {
 	h.run("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", "/lib/systemd/system/"+unit)
 
 	const settings = "XDP_INTERFACE=" + device + "\nARGS=\"--web.listen-address=" + address + " --trail.file=/var/log/xdp_audit/trail.log\"\n"
-	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte(settings), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	h.configure(settings)
 	h.run("systemctl", "enable", "--now", unit)
 	e := &exporter{h.init, l.client(), "http"}
 	e.awaitReady("/-/ready")
@@ -292,9 +320,7 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	h := l.boot()
 	h.copyIn(deb)
 	h.run("dpkg", "--install", "/package.deb")
-	if err := os.WriteFile(h.path("/etc/default/xdp_audit_exporter"), []byte("XDP_INTERFACE="+device+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	h.configure("XDP_INTERFACE=" + device + "\n")
 	dropIns := h.path("/run/systemd/system/" + unit + ".d")
 	if err := os.MkdirAll(dropIns, 0o750); err != nil {
 		t.Fatal(err)
@@ -327,6 +353,130 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	}
 }
 
+// testSysAdmin gives the unit what a kernel with a high kernel.perf_event_paranoid asks for: it holds nothing once it serves.
+func testSysAdmin(t *testing.T, deb string) {
+	l := newLab(t)
+	h := l.boot()
+	h.copyIn(deb)
+	h.run("dpkg", "--install", "/package.deb")
+	e := &exporter{h.init, l.client(), "http"}
+	for _, test := range []struct{ description, device, want string }{
+		{"a device by its name", device, "CapPrm:\t0000000000000000\n"},
+		{"devices that are followed", "audited*", "CapPrm:\t000000c000001000\n"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			h.configure("XDP_INTERFACE=" + test.device + "\n")
+			h.documented("sys_admin.conf")
+			e.awaitReady("/-/ready")
+			pid := strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", unit))
+			status := h.run("cat", "/proc/"+pid+"/status")
+			for _, want := range []string{test.want, "CapBnd:\t000000c000201000\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+				if !strings.Contains(status, want) {
+					t.Errorf("the process has not %q:\n%s", want, status)
+				}
+			}
+		})
+	}
+	h.run("systemctl", "stop", unit)
+}
+
+// testPins has the unit keep maps and hooks as docs/fleet.md says. Each packet sent is a packet counted, whatever becomes of
+// the process and of the package meanwhile, and in the end nothing is left.
+func testPins(t *testing.T, deb string) {
+	l := newLab(t)
+	h := l.boot()
+	h.copyIn(deb)
+	h.run("dpkg", "--install", "/package.deb")
+	const folder = "/run/xdp_audit_bpf"
+	e := &exporter{h.init, l.client(), "http"}
+	settle := func() {
+		t.Helper()
+		h.run("systemctl", "reset-failed", unit) // forgets how often it was started
+		e.awaitReady("/-/ready")
+	}
+	expectPackets := func(description string, want uint64) {
+		t.Helper()
+		if got := e.atRest().sum("packets_total"); got != float64(want) {
+			t.Errorf("%s: %v packets were counted, and %d sent", description, got, want)
+		}
+	}
+	expectAttached := func(description string) {
+		t.Helper()
+		if modes := l.attached(); modes[device] != attachedDriver {
+			t.Errorf("%s: attached are %v", description, modes)
+		}
+	}
+
+	h.configure("XDP_INTERFACE=" + device + "\nARGS=--web.listen-address=" + address + "\n")
+	h.documented("pins.conf")
+	settle()
+	if output := h.run("systemd-analyze", "verify", "/lib/systemd/system/"+unit); output != "" {
+		t.Errorf("systemd-analyze verify says\n%s", output)
+	}
+	h.expectConfined()
+	if got := h.run("stat", "--file-system", "--format=%T", folder); got != "bpf_fs\n" {
+		t.Errorf("%s is a file system %s", folder, got)
+	}
+	if got := h.run("stat", "--format=%U:%G %a", folder); got != "xdp_audit:xdp_audit 1700\n" {
+		t.Errorf("%s has owner and mode %s", folder, got)
+	}
+
+	f := l.newFlow(l.audited.IPv4.Addr())
+	traffic := l.startStream(f)
+	for range 3 {
+		h.run("systemctl", "restart", unit)
+		settle()
+	}
+	h.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", unit)
+	expectAttached("after kill -9")
+	h.run("systemctl", "restart", unit)
+	settle()
+	h.run("dpkg", "--install", "/package.deb")
+	settle()
+	sent, err := traffic.end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectPackets("across restarts", sent)
+	h.expectConfined()
+
+	h.run("systemctl", "stop", unit)
+	expectAttached("after systemctl stop")
+	l.send(f, 1000)
+	h.run("systemctl", "start", unit)
+	settle()
+	expectPackets("across a stop", sent+1000)
+	if mounts := h.run("cat", "/proc/mounts"); strings.Count(mounts, " "+folder+" ") != 1 {
+		t.Errorf("%s is not mounted once:\n%s", folder, mounts)
+	}
+
+	h.documented("--bpf.unpin")
+	l.expectNothingAttached()
+
+	// Devices that are followed are pinned by the unit itself, once it is confined.
+	h.configure("XDP_INTERFACE=audited*\nARGS=--web.listen-address=" + address + "\n")
+	h.run("systemctl", "start", unit)
+	settle()
+	second, _ := l.connect("audited1", "sender1", 1)
+	l.poll(func() error {
+		if hooks := e.scrape().sum("hook_up"); hooks != 2 {
+			return fmt.Errorf("%v hooks are up, want 2", hooks)
+		}
+		return nil
+	})
+	l.send(f, 100)
+	l.send(l.newFlow(second.IPv4.Addr()), 200)
+	h.run("systemctl", "restart", unit)
+	settle()
+	expectPackets("of two devices, across a restart", 300)
+
+	h.run("dpkg", "--remove", "xdp-audit-exporter")
+	l.expectNothingAttached()
+	if _, err := os.Stat(h.path(folder)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("removing the package left %s: %v", folder, err)
+	}
+}
+
 // testRPMPackage lets rpm read what is in the package: a database of rpm is not at hand.
 func testRPMPackage(t *testing.T, path string) {
 	rpm := findTool(t, "rpm")
@@ -344,6 +494,7 @@ func testRPMPackage(t *testing.T, path string) {
 		{"files", []string{"--list"}, `/etc/default/xdp_audit_exporter
 /etc/logrotate.d/xdp_audit_exporter
 /usr/bin/xdp_audit_exporter
+/usr/lib/systemd/system/run-xdp_audit_bpf.mount
 /usr/lib/systemd/system/xdp_audit_exporter.service
 /usr/lib/sysusers.d/xdp_audit_exporter.conf
 /usr/share/doc/xdp-audit-exporter/LICENSE
@@ -351,11 +502,13 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/share/doc/xdp-audit-exporter/NOTICE
 /usr/share/doc/xdp-audit-exporter/README.md
 /usr/share/doc/xdp-audit-exporter/copyright
+/usr/share/doc/xdp-audit-exporter/examples/pins.conf
+/usr/share/doc/xdp-audit-exporter/examples/sys_admin.conf
 /usr/share/doc/xdp-audit-exporter/web-config.example.yml
 `},
 		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
 		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
-			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 8)},
+			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 11)},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()

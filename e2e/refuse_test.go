@@ -249,11 +249,18 @@ func TestParanoidKernelsNameTheSetting(t *testing.T) {
 	})
 	l := newLab(t)
 	args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
-	l.start(binaries.exporter, args, func(cmd *exec.Cmd) {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}
-		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
-		cmd.Dir = "/"
-	}).expectRefusal("set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN")
+	with := func(capabilities ...uintptr) func(*exec.Cmd) {
+		return func(cmd *exec.Cmd) {
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: true}
+			cmd.SysProcAttr.AmbientCaps = capabilities
+			cmd.Dir = "/"
+		}
+	}
+	l.start(binaries.exporter, args, with(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN)).
+		expectRefusal("set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN")
+	e := l.launch(binaries.exporter, args, with(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN))
+	e.awaitReady("/-/ready")
+	e.expectStopped()
 	l.startExporter("--audit.device=" + device).expectStopped() // root has it
 }
 

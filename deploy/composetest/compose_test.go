@@ -197,13 +197,16 @@ func TestOverrides(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snippet := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(string(readme))
-	if snippet == nil {
-		t.Fatal("README.md has no override for old engines")
+	snippets := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
+	if len(snippets) != 2 {
+		t.Fatalf("README.md has %d overrides, want those for old engines and for paranoid kernels", len(snippets))
 	}
-	forOldEngines := filepath.Join(t.TempDir(), "docker-compose.override.yml")
-	if err := os.WriteFile(forOldEngines, []byte(snippet[1]), 0o600); err != nil {
-		t.Fatal(err)
+	folder := t.TempDir()
+	forOldEngines, forParanoidKernels := filepath.Join(folder, "old.yml"), filepath.Join(folder, "paranoid.yml")
+	for i, path := range []string{forOldEngines, forParanoidKernels} {
+		if err := os.WriteFile(path, []byte(snippets[i][1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, test := range []struct {
 		file         string
@@ -213,6 +216,7 @@ func TestOverrides(t *testing.T) {
 	}{
 		{"../docker-compose.privileged.yml", true, nil, []string{"/lib/modules:ro", "/sys/kernel/debug", "/usr/src:ro"}},
 		{forOldEngines, false, []string{"SYS_ADMIN", "NET_ADMIN"}, nil},
+		{forParanoidKernels, false, []string{"BPF", "PERFMON", "NET_ADMIN", "SYS_ADMIN"}, nil},
 	} {
 		t.Run(filepath.Base(test.file), func(t *testing.T) {
 			project := mustLoad(t, file, test.file)

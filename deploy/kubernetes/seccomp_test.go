@@ -27,7 +27,6 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
@@ -153,25 +152,12 @@ func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
 // The exporter runs as the manifest says: with its arguments and environment, as uid 0 with no capability but those that it
 // adds, without new privileges, and under the profile that containerd makes of these capabilities.
 func TestRunsAsAContainer(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_BPF") == "1" {
-			t.Fatal("REQUIRE_BPF=1, but only root may make network namespaces")
-		}
-		t.Skip("only root may make network namespaces")
-	}
-	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
-	build := exec.Command("go", "build", "-o", binary, ".")
-	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
+	needRoot(t)
+	binary := buildExporter(t)
 	objects := render(t, base)
-	container := find[*apps.DaemonSet](t, objects).Spec.Template.Spec.Containers[0]
+	container := containerOf(t, objects)
 	environment := find[*core.ConfigMap](t, objects).Data
-	var added []string
-	for _, capability := range container.SecurityContext.Capabilities.Add {
-		added = append(added, "CAP_"+string(capability))
-	}
+	added := capabilitiesOf(container)
 
 	for _, test := range []struct {
 		description string
@@ -185,7 +171,7 @@ func TestRunsAsAContainer(t *testing.T) {
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			capabilities := slices.DeleteFunc(slices.Clone(added), func(name string) bool { return name == test.missing })
-			node, client := newNode(t)
+			node, _, client := newNode(t)
 			cmd, log := startContainer(t, node, capabilities, environment, append([]string{binary}, container.Args...))
 			if test.missing != "" {
 				err := cmd.Wait()
@@ -196,16 +182,9 @@ func TestRunsAsAContainer(t *testing.T) {
 				return
 			}
 			url := fmt.Sprintf("http://127.0.0.1:%d", container.Ports[0].ContainerPort)
-			page := ""
-			err := netlab.Poll(deadline(t), func() (err error) {
-				page, err = get(client, url+container.ReadinessProbe.HTTPGet.Path)
-				return err
-			})
-			if err != nil {
-				_ = cmd.Process.Kill()
-				t.Fatalf("%v\n%s", errors.Join(err, cmd.Wait()), log)
-			}
-			if page, err = get(client, url+"/metrics"); err != nil || !strings.Contains(page, `xdp_audit_hook_up{device="eth0"} 1`) {
+			awaitAnswer(t, cmd, log, client, url+container.ReadinessProbe.HTTPGet.Path)
+			page, err := get(client, url+"/metrics")
+			if err != nil || !strings.Contains(page, `xdp_audit_hook_up{device="eth0"} 1`) {
 				t.Errorf("%v, or no hook in\n%s", err, page)
 			}
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
@@ -230,8 +209,56 @@ func TestRunsAsAContainer(t *testing.T) {
 	}
 }
 
-// newNode returns a network namespace with an eth0, and a client in it.
-func newNode(t *testing.T) (*netlab.Namespace, *http.Client) {
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("REQUIRE_BPF") == "1" {
+		t.Fatal("REQUIRE_BPF=1, but only root may make network namespaces")
+	}
+	t.Skip("only root may make network namespaces")
+}
+
+// buildExporter returns the path of the exporter as the image has it.
+func buildExporter(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return binary
+}
+
+// capabilitiesOf returns the capabilities that a container adds, as Linux names them.
+func capabilitiesOf(container *core.Container) (names []string) {
+	for _, capability := range container.SecurityContext.Capabilities.Add {
+		names = append(names, "CAP_"+string(capability))
+	}
+	return names
+}
+
+// await waits until a container is ready.
+func await(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer, isReady func() error) {
+	t.Helper()
+	if err := netlab.Poll(deadline(t), isReady); err != nil {
+		_ = cmd.Process.Kill()
+		t.Fatalf("%v\n%s", errors.Join(err, cmd.Wait()), log)
+	}
+}
+
+func awaitAnswer(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer, client *http.Client, url string) {
+	t.Helper()
+	await(t, cmd, log, func() error {
+		_, err := get(client, url)
+		return err
+	})
+}
+
+// newNode returns a network namespace with an eth0, the one at the other end of it, and a client in the first.
+func newNode(t *testing.T) (node, peer *netlab.Namespace, client *http.Client) {
 	t.Helper()
 	var ends [2]netlab.End
 	for i, device := range []string{"eth0", "peer0"} {
@@ -247,7 +274,7 @@ func newNode(t *testing.T) (*netlab.Namespace, *http.Client) {
 	}
 	transport := &http.Transport{DialContext: ends[0].Namespace.Dial}
 	t.Cleanup(transport.CloseIdleConnections)
-	return ends[0].Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
+	return ends[0].Namespace, ends[1].Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
 }
 
 // startContainer starts a command confined to capabilities and their default profile.

@@ -16,3 +16,12 @@ if [ -d /run/systemd/system ]; then
 else
 	systemctl disable xdp_audit_exporter.service
 fi
+
+# With the drop-in pins.conf the hooks outlive the unit. They are not to outlive the
+# program that takes them off.
+pins=/run/xdp_audit_bpf
+if mountpoint -q "$pins"; then
+	/usr/bin/xdp_audit_exporter --bpf.pin-path="$pins/pins" --bpf.unpin
+	umount "$pins"
+	rmdir "$pins"
+fi
