@@ -33,9 +33,10 @@ const (
 
 // pins is a folder of a bpf file system, locked by this process.
 type pins struct {
-	path   string
-	folder *os.File
-	isNew  bool // what is pinned is of this process
+	path     string
+	folder   *os.File
+	isNew    bool                 // the maps that are pinned are of this process
+	newLinks map[string]link.Link // hooks that this process has pinned first, by their name
 }
 
 // layoutRecord is what map_audit_layout holds.
@@ -56,7 +57,7 @@ func openPins(path string) (*pins, error) {
 	if err != nil {
 		return nil, explainPin(path, err)
 	}
-	p := &pins{path: path, folder: folder}
+	p := &pins{path: path, folder: folder, newLinks: map[string]link.Link{}}
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		owner := ""
 		if record, err := p.readLayout(); err == nil && record.PID != 0 {
@@ -148,17 +149,21 @@ func (p *pins) removeMaps() error {
 	return nil
 }
 
-// discardNew unpins what a start that failed has pinned, and removes the folder if nothing is in it.
+// discardNew unpins what a start that failed has pinned, and removes the folder if nothing is in it. Maps that hooks of a
+// process before count in by now stay. A hook that cannot be unpinned is detached.
 func (p *pins) discardNew() error {
 	defer func() { _ = os.Remove(p.path) }()
-	if !p.isNew {
-		return nil
+	var errs []error
+	for name, l := range p.newLinks {
+		if err := p.remove(name); err != nil {
+			errs = append(errs, err, l.Detach())
+		}
 	}
-	names, err := p.names(linkPinPrefix)
-	for _, name := range names {
-		err = errors.Join(err, p.remove(name))
+	left, err := p.names(linkPinPrefix)
+	if errs = append(errs, err); p.isNew && err == nil && len(left) == 0 {
+		errs = append(errs, p.removeMaps())
 	}
-	return errors.Join(err, p.removeMaps())
+	return errors.Join(errs...)
 }
 
 func (p *pins) readLayout() (layoutRecord, error) {

@@ -61,7 +61,7 @@ type device struct {
 
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then
 // nothing is left attached that was not before. If some but not all devices can be attached, the others are logged and have
-// a [Hook] that is not up.
+// a [Hook] that is not up. The audit ends with [Audit.Close], or with [Audit.Abandon] if what it was opened for then fails.
 func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 		return nil, err
 	}
 	if err := audit.attachAll(ifaces); err != nil {
-		return nil, errors.Join(err, audit.abandon())
+		return nil, errors.Join(err, audit.Abandon())
 	}
 	return audit, nil
 }
@@ -100,7 +100,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	a := &Audit{config: config, logger: logger, spare: map[int]link.Link{}, refused: map[string]bool{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.abandon())
+			err = errors.Join(err, a.Abandon())
 		}
 	}()
 	if config.PinPath != "" {
@@ -260,12 +260,14 @@ func (a *Audit) pinLink(l link.Link, ifindex int) error {
 		return nil
 	}
 	path := a.pins.linkPath(ifindex)
-	if err := a.pins.remove(filepath.Base(path)); err != nil {
+	name := filepath.Base(path)
+	if err := a.pins.remove(name); err != nil {
 		return err
 	}
 	if err := l.Pin(path); err != nil {
 		return explainPin(a.pins.path, err)
 	}
+	a.pins.newLinks[name] = l
 	return nil
 }
 
@@ -274,7 +276,9 @@ func (a *Audit) pinLink(l link.Link, ifindex int) error {
 func (a *Audit) dropLink(l link.Link, ifindex int) error {
 	var err error
 	if a.pins != nil {
-		err = a.pins.remove(filepath.Base(a.pins.linkPath(ifindex)))
+		name := filepath.Base(a.pins.linkPath(ifindex))
+		delete(a.pins.newLinks, name)
+		err = a.pins.remove(name)
 	}
 	return errors.Join(err, l.Close())
 }
@@ -372,12 +376,15 @@ func (a *Audit) Close() error {
 	return errors.Join(errs...)
 }
 
-// abandon is Close for a start that failed: pins that were there before stay, and others do not.
-func (a *Audit) abandon() error {
+// Abandon is Close for a start that failed: hooks that were pinned before go on, and nothing else stays attached or pinned.
+// It needs no capability, but it has to be able to remove files from the folder of the pins.
+func (a *Audit) Abandon() error {
+	a.changing.Lock()
 	var err error
 	if a.pins != nil {
 		err = a.pins.discardNew()
 	}
+	a.changing.Unlock()
 	return errors.Join(err, a.Close())
 }
 
