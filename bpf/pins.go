@@ -205,6 +205,17 @@ func (p *pins) writeLayout(text string) error {
 
 func binarySize(record layoutRecord) int { return len(record.Text) + 8 }
 
+// pinMaps pins maps where none are pinned, and then their layout.
+func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout string) error {
+	p.isNew = true
+	for name, m := range maps {
+		if err := p.pinMap(name, m); err != nil {
+			return err
+		}
+	}
+	return p.writeLayout(layout)
+}
+
 func (p *pins) pinMap(name string, m *ebpf.Map) error {
 	if err := m.Pin(p.mapPath(name)); err != nil {
 		return explainPin(p.path, err)

@@ -82,7 +82,11 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := audit.attachAll(ifaces); err != nil {
+	err = audit.attachAll(ifaces)
+	if err == nil {
+		err = audit.tables.replacePins(audit.pins, logger)
+	}
+	if err != nil {
 		return nil, errors.Join(err, audit.Abandon())
 	}
 	return audit, nil
@@ -108,7 +112,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 			return nil, err
 		}
 	}
-	if a.tables, err = newTables(config, keys, a.pins, logger); err != nil {
+	if a.tables, err = newTables(config, keys, a.pins); err != nil {
 		return nil, err
 	}
 	devices := len(a.tables.devices.entries)

@@ -145,6 +145,74 @@ func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	}
 }
 
+// A start with another layout that fails leaves maps, hook and counters of the pinned audit, whenever it fails.
+func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
+	for _, test := range []struct {
+		description, want string
+		args              []string
+	}{
+		{"a device that does not exist", "absent0 does not exist", []string{"--audit.device=absent0"}},
+		{"a device that refuses", "lo (driver unknown) has no native XDP", []string{"--audit.device=lo"}},
+		{"both", "absent0 does not exist", []string{"--audit.device=lo", "--audit.device=absent0"}},
+		{"a glob that matches nothing", "no device matches absent*", []string{"--audit.device=absent*"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			pin := "--bpf.pin-path=" + folder
+			f := l.newFlow(l.audited.IPv4.Addr())
+			e := l.startExporter(pin, "--audit.device="+device)
+			l.send(f, 300)
+			e.endWith(syscall.SIGTERM)
+			before, _ := l.pinned(folder)
+
+			l.start(binaries.exporter, serving(append(test.args, pin, "--audit.flows=1024"))).expectRefusal(test.want)
+			if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+				t.Errorf("attached are %v", modes)
+			}
+			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("pinned are %v, and were %v", after, before)
+			}
+			l.send(f, 200)
+			e = l.startExporter(pin, "--audit.device="+device)
+			e.expectLog("Audit taken over")
+			if got := e.atRest().sum("packets_total"); got != 500 {
+				t.Errorf("%v packets were counted, want 500", got)
+			}
+			e.endWith(syscall.SIGTERM)
+			l.unpin(folder)
+		})
+	}
+}
+
+// The hook that was there goes on if a start with another layout fails when it has replaced the maps.
+func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	second, _ := l.connect("audited1", "sender1", 1)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+
+	refusal := lastRefusals[0]
+	args = append(args, "--audit.flows=1024")
+	failing := append(refusal.args(t), append(args, "--audit.device="+second.Device)...)
+	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	e.expectLog("Audit taken over")
+	if got := e.atRest().sum("packets_total"); got != 200 {
+		t.Errorf("%v packets were counted, want the 200 since the maps were replaced", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
 // An address that is taken is found before anything is attached or taken over.
 func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	l := newLab(t)
