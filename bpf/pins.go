@@ -112,6 +112,18 @@ func (p *pins) linkPath(ifindex int) string {
 	return filepath.Join(p.path, fmt.Sprint(linkPinPrefix, ifindex))
 }
 
+// pinLink pins a hook in the place of what is pinned as that of the device.
+func (p *pins) pinLink(l link.Link, ifindex int) error {
+	path := p.linkPath(ifindex)
+	if err := p.remove(filepath.Base(path)); err != nil {
+		return err
+	}
+	if err := l.Pin(path); err != nil {
+		return explainPin(p.path, err)
+	}
+	return nil
+}
+
 // names returns the names of what is pinned that begin with prefix.
 func (p *pins) names(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(p.path)

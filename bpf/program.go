@@ -31,6 +31,7 @@ type Audit struct {
 
 	changing sync.Mutex        // held while devices are attached and let go
 	spare    map[int]link.Link // hooks without a device, by the index of the device that they are on
+	ended    []endedHook       // taken off devices for others, until it is known how that went
 	refused  map[string]bool   // devices for which there is no index
 
 	mu       sync.Mutex // guards what follows, and the devices; taken after changing
@@ -152,7 +153,7 @@ func (a *Audit) attachAll(ifaces []iface) error {
 	}
 	attached := slices.ContainsFunc(a.devices, func(d *device) bool { return d.link != nil })
 	if !attached && !a.config.AllowNone && len(failed) > 0 {
-		return inOneLine(failed)
+		return errors.Join(inOneLine(failed), a.restoreEnded())
 	}
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)
@@ -196,7 +197,7 @@ func (a *Audit) attach(d *device, on iface) (err error) {
 			refusals = append(refusals, explainRefusal(d, mode, err))
 			continue
 		}
-		if err := a.pinLink(l, d.ifindex); err != nil {
+		if err := a.pinNewLink(l, d.ifindex); err != nil {
 			return errors.Join(err, l.Close())
 		}
 		a.change(func() { d.link, d.mode, d.wasUp = l, mode, true })
@@ -228,6 +229,7 @@ func (a *Audit) replaceProgram(d *device, on iface, modes []Mode) bool {
 		}
 	}
 	a.logger.Info("Hook is attached anew, because its program cannot be replaced", "device", d.name, "mode", a.config.Mode, "err", err)
+	a.noteEnded(d, l, on.mode)
 	if err := a.dropLink(l, on.index); err != nil {
 		a.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
@@ -258,20 +260,15 @@ func (a *Audit) change(f func()) {
 	f()
 }
 
-// pinLink pins a hook, if hooks are pinned.
-func (a *Audit) pinLink(l link.Link, ifindex int) error {
+// pinNewLink pins a hook that this process has attached, if hooks are pinned.
+func (a *Audit) pinNewLink(l link.Link, ifindex int) error {
 	if a.pins == nil {
 		return nil
 	}
-	path := a.pins.linkPath(ifindex)
-	name := filepath.Base(path)
-	if err := a.pins.remove(name); err != nil {
+	if err := a.pins.pinLink(l, ifindex); err != nil {
 		return err
 	}
-	if err := l.Pin(path); err != nil {
-		return explainPin(a.pins.path, err)
-	}
-	a.pins.newLinks[name] = l
+	a.pins.newLinks[filepath.Base(a.pins.linkPath(ifindex))] = l
 	return nil
 }
 

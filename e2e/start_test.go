@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -211,6 +212,69 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	}
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)
+}
+
+// A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can be put back only with
+// CAP_SYS_ADMIN; otherwise that of the start takes its place, whose maps end with it if the layout is another.
+func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
+	const withoutAdmin = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
+	for _, test := range []struct {
+		description string
+		wrapper     []string
+		args        []string
+		want        float64 // of 500 packets
+	}{
+		{"another mode", nil, nil, 500},
+		{"another mode and layout", nil, []string{"--audit.flows=1024"}, 500},
+		{"another mode, with three capabilities", []string{"setpriv", withoutAdmin}, nil, 500},
+		{"another mode and layout, with three capabilities", []string{"setpriv", withoutAdmin}, []string{"--audit.flows=1024"}, 300},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			args := []string{"--audit.device=lo", "--bpf.pin-path=" + folder}
+			f := l.newLocalFlow()
+			e := l.startExporter(append(args, "--audit.mode=skb")...)
+			l.send(f, 300)
+			e.endWith(syscall.SIGTERM)
+			before, _ := l.pinned(folder)
+
+			command := slices.Concat(test.wrapper, []string{binaries.exporter}, serving(args), test.args, []string{"--audit.mode=drv"})
+			l.start(command[0], command[1:]).expectFailure("lo (driver unknown) has no native XDP: use mode skb")
+			if modes := l.attached(); len(modes) != 1 || modes["lo"] != attachedGeneric {
+				t.Errorf("attached are %v", modes)
+			}
+			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("pinned are %v, and were %v", after, before)
+			}
+			l.send(f, 200)
+			e = l.startExporter(append(args, "--audit.mode=skb")...)
+			e.expectLog("Audit taken over", "hooks=1")
+			if got := e.atRest().sum("packets_total", "protocol=udp"); got != test.want {
+				t.Errorf("%v packets were counted, want %v", got, test.want)
+			}
+			e.endWith(syscall.SIGTERM)
+			l.unpin(folder)
+		})
+	}
+}
+
+// newLocalFlow opens a flow within the audited namespace, over its loopback device.
+func (l *lab) newLocalFlow() *flow {
+	l.t.Helper()
+	f := &flow{}
+	err := l.audited.Namespace.Do(func() (err error) {
+		if f.server, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			return err
+		}
+		f.client, err = net.Dial("udp", f.server.LocalAddr().String())
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { f.server.Close(); f.client.Close() })
+	return f
 }
 
 // An address that is taken is found before anything is attached or taken over.
