@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"slices"
 	"strings"
@@ -19,12 +20,18 @@ import (
 // detached by force, nor that another's program is off a device.
 const resyncInterval = 10 * time.Second
 
+// maxPause is the most resyncs from one attempt to the next at a device that never took the program. An attempt has the whole
+// program verified and compiled.
+const maxPause = 30
+
 // iface is a network device as the kernel lists it.
 type iface struct {
-	name  string
-	index int
-	mtu   int
-	mode  uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
+	name   string
+	index  int
+	mtu    int
+	flags  net.Flags
+	master int    // index of the bridge or bond that it is a port of
+	mode   uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
 }
 
 // listInterfaces lists the devices of the network namespace. A dump that a change has cut short is made again.
@@ -39,7 +46,7 @@ func listInterfaces() ([]iface, error) {
 	ifaces := make([]iface, 0, len(links))
 	for _, l := range links {
 		attrs := l.Attrs()
-		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU}
+		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU, flags: attrs.Flags, master: attrs.MasterIndex}
 		if attrs.Xdp != nil {
 			i.mode = attrs.Xdp.AttachMode
 		}
@@ -130,7 +137,7 @@ func (a *Audit) Follow(ctx context.Context) error {
 }
 
 // followOnce compares the devices that there are with those that are audited. Those that were refused and look as they did
-// then are tried again if isRetry.
+// then are tried again if isRetry and they are due.
 func (a *Audit) followOnce(isRetry bool) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
@@ -290,7 +297,9 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 	tried := now
 	tried.mode = d.tried.mode // that changes with every attempt
 	switch {
-	case !isHere && (d.wasUp || d.isGone), !isRetry && tried == d.tried && d.refusal != "":
+	case !isHere && (d.wasUp || d.isGone):
+		return nil
+	case isHere && d.refusal != "" && tried == d.tried && (!isRetry || !d.isDue(now)):
 		return nil
 	case !isHere:
 		a.change(func() { d.isGone = true })
@@ -298,6 +307,10 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 	default:
 		a.change(func() { d.isGone = false })
 		err = a.attach(d, now)
+	}
+	d.waited, d.pause = 0, min(2*d.pause, maxPause)
+	if d.tried != now || d.refusal == "" {
+		d.pause = 1
 	}
 	d.tried = now
 	if err == nil {
@@ -314,6 +327,14 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 	}
 	d.refusal = err.Error()
 	return err
+}
+
+// isDue reports whether a device that was refused is to be tried again at a resync: at each one after it was up once, or if it
+// looks otherwise than at the last attempt, which includes a program of somebody else that is gone. Else it is after a
+// pause, which each attempt doubles.
+func (d *device) isDue(now iface) bool {
+	d.waited++
+	return d.wasUp || now != d.tried || d.waited >= d.pause
 }
 
 // admit returns the device of that name, and gives it an index if it has none.

@@ -58,6 +58,8 @@ type device struct {
 	wasUp   bool   // it was attached once
 	tried   iface  // the device as it was at the last attempt
 	refusal string // of the last attempt; empty if it succeeded
+	pause   int    // resyncs from the last attempt to the next, if that was refused
+	waited  int    // of these
 }
 
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then

@@ -99,7 +99,7 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 	for _, mode := range []string{"drv", "skb", "auto"} {
 		t.Run(mode, func(t *testing.T) {
 			l := newLab(t)
-			other := l.occupy(device, link.XDPDriverMode)
+			other, _ := l.occupy(device, link.XDPDriverMode)
 			args := []string{"--web.listen-address=" + address, "--audit.device=" + device, "--audit.mode=" + mode}
 			l.start(binaries.exporter, args).expectRefusal(device, fmt.Sprintf("XDP program %d", programID(t, other)))
 			if modes := l.attached(); modes[device] != attachedDriver {
@@ -112,28 +112,9 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 // A port of a bridge that holds a program is refused by the kernel, though it holds none itself. It takes one if it comes
 // before the bridge.
 func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
-	const bridge = "bridge0"
-	newBridge := func(t *testing.T) *lab {
-		t.Helper()
-		l := newLab(t)
-		err := l.audited.Namespace.Do(func() error {
-			return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.change(bridge, func(upper netlink.Link) error {
-			port, err := netlink.LinkByName(device)
-			if err != nil {
-				return err
-			}
-			return netlink.LinkSetMaster(port, upper)
-		})
-		return l
-	}
 	for _, mode := range []string{"drv", "skb", "auto"} {
 		t.Run(mode, func(t *testing.T) {
-			l := newBridge(t)
+			l := newBridgeLab(t)
 			l.occupy(bridge, link.XDPGenericMode)
 			p := l.start(binaries.exporter, serving([]string{"--audit.device=" + device, "--audit.mode=" + mode}))
 			p.expectRefusal(device, "name it before devices on top of it", "file exists: Cannot attach when an upper device already has a program")
@@ -146,15 +127,37 @@ func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 		})
 	}
 	t.Run("in order", func(t *testing.T) {
-		l := newBridge(t)
+		l := newBridgeLab(t)
 		e := l.startExporter("--audit.device="+device+","+bridge, "--audit.mode=skb")
 		l.awaitAttached(device, bridge)
 		e.expectStopped()
 	})
 }
 
+const bridge = "bridge0"
+
+// newBridgeLab makes a network in which the audited device is a port of a bridge.
+func newBridgeLab(t *testing.T) *lab {
+	t.Helper()
+	l := newLab(t)
+	err := l.audited.Namespace.Do(func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.change(bridge, func(upper netlink.Link) error {
+		port, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(port, upper)
+	})
+	return l
+}
+
 // occupy attaches a program that passes all packets to a device of the audited namespace until the end of the test.
-func (l *lab) occupy(device string, mode link.XDPAttachFlags) *ebpf.Program {
+func (l *lab) occupy(device string, mode link.XDPAttachFlags) (*ebpf.Program, link.Link) {
 	l.t.Helper()
 	const xdpPass = 2
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -178,7 +181,7 @@ func (l *lab) occupy(device string, mode link.XDPAttachFlags) *ebpf.Program {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { attached.Close() })
-	return program
+	return program, attached
 }
 
 func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
