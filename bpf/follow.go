@@ -74,8 +74,34 @@ func matching(glob string, ifaces []iface) []string {
 	return names
 }
 
+func noDevice(name string, ifaces []iface) error {
+	return fmt.Errorf("device %s does not exist: the devices here are %s", name, namesOf(ifaces))
+}
+
 func noMatch(glob string, ifaces []iface) error {
 	return fmt.Errorf("no device matches %s: the devices here are %s", glob, namesOf(ifaces))
+}
+
+// checkAnyIsHere returns an error if there is no device to audit and there has to be one. That is known before anything is
+// taken from an audit that is pinned, such as the index of a device.
+func (c Config) checkAnyIsHere(ifaces []iface) error {
+	if c.AllowNone {
+		return nil
+	}
+	var missing []error
+	for _, name := range c.Devices {
+		if slices.ContainsFunc(ifaces, func(i iface) bool { return i.name == name }) {
+			return nil
+		}
+		missing = append(missing, noDevice(name, ifaces))
+	}
+	for _, glob := range c.Globs {
+		if len(matching(glob, ifaces)) > 0 {
+			return nil
+		}
+		missing = append(missing, noMatch(glob, ifaces))
+	}
+	return inOneLine(missing)
 }
 
 // expandGlobs returns the configuration with the devices that its globs match now in their place.
@@ -303,7 +329,7 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 		return nil
 	case !isHere:
 		a.change(func() { d.isGone = true })
-		err = fmt.Errorf("device %s does not exist: the devices here are %s", d.name, namesOf(ifaces))
+		err = noDevice(d.name, ifaces)
 	default:
 		a.change(func() { d.isGone = false })
 		err = a.attach(d, now)

@@ -76,6 +76,9 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := config.checkAnyIsHere(ifaces); err != nil {
+		return nil, err
+	}
 	if !config.Follow {
 		if config, err = config.expandGlobs(ifaces); err != nil {
 			return nil, err

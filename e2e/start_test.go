@@ -153,6 +153,7 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 		args              []string
 	}{
 		{"a device that does not exist", "absent0 does not exist", []string{"--audit.device=absent0"}},
+		{"several of them", "absent1 does not exist", []string{"--audit.device=absent0,absent1"}},
 		{"a device that refuses", "lo (driver unknown) has no native XDP", []string{"--audit.device=lo"}},
 		{"both", "absent0 does not exist", []string{"--audit.device=lo", "--audit.device=absent0"}},
 		{"a glob that matches nothing", "no device matches absent*", []string{"--audit.device=absent*"}},
@@ -184,6 +185,28 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 			l.unpin(folder)
 		})
 	}
+}
+
+// A device that does not exist takes no place from one that is audited, where there is room for one.
+func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.max-devices=1", "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	l.start(binaries.exporter, serving(append(args[:2:2], "--audit.device=absent0"))).expectRefusal("absent0 does not exist")
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	if got := e.atRest().sum("packets_total"); got != 500 {
+		t.Errorf("%v packets were counted, want 500", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
 }
 
 // The hook that was there goes on if a start with another layout fails when it has replaced the maps.
