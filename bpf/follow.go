@@ -123,8 +123,11 @@ func (c Config) expandGlobs(ifaces []iface) (Config, error) {
 }
 
 // Follow attaches devices of the configuration when they appear, and lets go of those that vanish, until the context ends.
-// Without Config.Follow it does nothing but wait for that.
+// Without Config.Follow it only ends the hooks that were pinned on other devices, and waits for that.
 func (a *Audit) Follow(ctx context.Context) error {
+	a.changing.Lock()
+	a.dropSpare()
+	a.changing.Unlock()
 	if !a.config.Follow {
 		<-ctx.Done()
 		return nil

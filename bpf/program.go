@@ -65,6 +65,7 @@ type device struct {
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then
 // nothing is left attached that was not before. If some but not all devices can be attached, the others are logged and have
 // a [Hook] that is not up. The audit ends with [Audit.Close], or with [Audit.Abandon] if what it was opened for then fails.
+// A hook that was pinned on a device which is not configured any more goes on until [Audit.Follow] or Close.
 func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -163,7 +164,9 @@ func (a *Audit) attachAll(ifaces []iface) error {
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)
 	}
-	a.dropSpare()
+	if err := a.forgetEnded(); err != nil {
+		a.logger.Warn("Program could not be closed", "err", err)
+	}
 	return nil
 }
 
@@ -349,6 +352,12 @@ func (d *device) unload() error {
 func (a *Audit) Close() error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	a.dropSpare()
+	return a.release()
+}
+
+// release gives back all that the audit holds. Hooks that are pinned go on. a.changing is held.
+func (a *Audit) release() error {
 	var errs []error
 	if a.events != nil {
 		errs = append(errs, a.events.close()) // it waits for the reader, which may read counters
@@ -386,12 +395,12 @@ func (a *Audit) Close() error {
 // It needs no capability, but it has to be able to remove files from the folder of the pins.
 func (a *Audit) Abandon() error {
 	a.changing.Lock()
+	defer a.changing.Unlock()
 	var err error
 	if a.pins != nil {
 		err = a.pins.discardNew()
 	}
-	a.changing.Unlock()
-	return errors.Join(err, a.Close())
+	return errors.Join(err, a.release())
 }
 
 // Slots returns the slots of the flow table.

@@ -112,23 +112,25 @@ func TestAStartThatFailsDetachesWhatItCannotUnpin(t *testing.T) {
 	l.unpin(folder)
 }
 
-// A start that fails over a pinned audit leaves that as it was, and takes off what it added.
+// A start that fails over a pinned audit leaves that as it was, on devices that it would not have audited as well, and takes
+// off what it added.
 func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	for _, refusal := range lastRefusals {
 		t.Run(refusal.description, func(t *testing.T) {
 			l := newLab(t)
 			folder := l.mountBPF(0)
 			second, _ := l.connect("audited1", "sender1", 1)
+			third, _ := l.connect("audited2", "sender2", 2)
 			pin := []string{"--bpf.pin-path=" + folder, "--audit.baseline=device"}
 			f := l.newFlow(l.audited.IPv4.Addr())
-			e := l.startExporter(append(pin, "--audit.device="+device)...)
+			e := l.startExporter(append(pin, "--audit.device="+device+","+third.Device)...)
 			l.send(f, 300)
 			e.endWith(syscall.SIGTERM)
 			before, _ := l.pinned(folder)
 
 			args := append(refusal.args(t), append(pin, "--audit.device="+device+","+second.Device)...)
 			l.start(binaries.exporter, serving(args)).expectFailure(refusal.want)
-			if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+			if modes := l.attached(); len(modes) != 2 || modes[device] != attachedDriver || modes[third.Device] != attachedDriver {
 				t.Errorf("attached are %v", modes)
 			}
 			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
