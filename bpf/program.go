@@ -205,7 +205,7 @@ func (a *Audit) attach(d *device, on iface) (err error) {
 			refusals = append(refusals, explainRefusal(d, mode, err))
 			continue
 		}
-		if err := a.pinNewLink(l, d.ifindex); err != nil {
+		if err := a.pinNewLink(l, d); err != nil {
 			return errors.Join(err, l.Close())
 		}
 		a.change(func() { d.link, d.mode, d.wasUp = l, mode, true })
@@ -268,15 +268,18 @@ func (a *Audit) change(f func()) {
 	f()
 }
 
-// pinNewLink pins a hook that this process has attached, if hooks are pinned.
-func (a *Audit) pinNewLink(l link.Link, ifindex int) error {
+// pinNewLink pins a hook that this process has attached, if hooks are pinned. One in the place of a hook that was pinned
+// before is not new: it goes on if the start fails.
+func (a *Audit) pinNewLink(l link.Link, d *device) error {
 	if a.pins == nil {
 		return nil
 	}
-	if err := a.pins.pinLink(l, ifindex); err != nil {
+	if err := a.pins.pinLink(l, d.ifindex); err != nil {
 		return err
 	}
-	a.pins.newLinks[filepath.Base(a.pins.linkPath(ifindex))] = l
+	if !slices.ContainsFunc(a.ended, func(ended endedHook) bool { return ended.device == d }) {
+		a.pins.newLinks[filepath.Base(a.pins.linkPath(d.ifindex))] = l
+	}
 	return nil
 }
 

@@ -189,6 +189,30 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	}
 }
 
+// A hook that was attached anew in another mode goes on as well.
+func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(append(args, "--audit.mode=skb")...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	refusal := lastRefusals[0]
+	l.start(binaries.exporter, serving(append(refusal.args(t), args...))).expectFailure(refusal.want)
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	e.expectLog("Audit taken over", "hooks=1")
+	if got := e.atRest().sum("packets_total"); got != 500 {
+		t.Errorf("%v packets were counted, want 500", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
 // A device that does not exist takes no place from one that is audited, where there is room for one.
 func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	l := newLab(t)
