@@ -72,14 +72,15 @@ type audit interface {
 	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
 	Learnt() map[string]bpf.Learnt
+	Abandon() error
 	Close() error
 }
 
 type openFunc func(bpf.Config, *slog.Logger) (audit, error)
 
 // run is the exporter from its arguments to its end, which is a canceled context or an error. Whatever can be wrong with
-// the arguments is found before open attaches anything, and nothing is attached when run returns. What the exporter then no
-// longer needs is given up with drop, before it serves.
+// the arguments is found before open attaches anything, and nothing is attached when run returns, but what is pinned for the
+// exporter after this one. What the exporter then no longer needs is given up with drop, before it serves.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc, drop dropFunc) (err error) {
 	o, err := parseFlags(args, stdout)
 	if err != nil || o == nil {
@@ -126,7 +127,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, attached.Close()) }()
+	end := attached.Abandon
+	defer func() { err = errors.Join(err, end()) }()
 
 	held, err := o.dropPrivileges(drop, records, logger)
 	if err != nil {
@@ -152,6 +154,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, open open
 
 	record := recorder(records, logger)
 	learning := o.newSaver(attached, logger)
+	end = attached.Close
 	err = serve(ctx, logger, listeners, o, handler,
 		func(ctx context.Context) error {
 			return attached.ReadEvents(ctx, func(event *bpf.Event) {

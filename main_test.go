@@ -59,8 +59,10 @@ type fakeAudit struct {
 	readErr  chan error
 	closed   chan struct{}
 	closeErr error
-	scrape   func() // called by every scrape
-	learnt   map[string]bpf.Learnt
+
+	isAbandoned bool   // when it is closed
+	scrape      func() // called by every scrape
+	learnt      map[string]bpf.Learnt
 }
 
 func newFakeAudit() *fakeAudit {
@@ -111,6 +113,11 @@ func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) err
 func (f *fakeAudit) Follow(ctx context.Context) error {
 	<-ctx.Done()
 	return nil
+}
+
+func (f *fakeAudit) Abandon() error {
+	f.isAbandoned = true
+	return f.Close()
 }
 
 func (f *fakeAudit) Close() error {
@@ -731,6 +738,9 @@ func TestFailures(t *testing.T) {
 		t.Errorf("got %v when events could not be read, want %v", err, failure)
 	}
 	<-e.audit.closed
+	if e.audit.isAbandoned {
+		t.Error("an audit that ran is not left to the exporter after this one")
+	}
 
 	e = start(t)
 	e.audit.closeErr = failure

@@ -33,7 +33,7 @@ func (o *options) dropPrivileges(drop dropFunc, records *trail.Trail, logger *sl
 	}
 	config := *o.web.WebConfigFile
 	needs := privilege.Needs{Read: webFiles(config), Attach: o.audit.Follow}
-	if o.audit.Follow && o.audit.PinPath != "" {
+	if o.audit.PinPath != "" { // a start that fails unpins what it has pinned
 		needs.Manage = []string{o.audit.PinPath}
 	}
 	if o.isToSave() {

@@ -32,6 +32,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 		{"no files", nil, privilege.Needs{}},
 		{"a trail", []string{"--trail.file=" + trailFile}, privilege.Needs{Append: []string{trailFile}}},
 		{"a trail on standard output", []string{"--trail.file=-"}, privilege.Needs{}},
+		{"pins", []string{"--bpf.pin-path=/sys/fs/bpf/a"}, privilege.Needs{Manage: []string{"/sys/fs/bpf/a"}}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			var got *privilege.Needs
@@ -62,6 +63,9 @@ func TestPrivilegesAreDropped(t *testing.T) {
 			case <-fake.closed:
 			default:
 				t.Error("the hook is left attached")
+			}
+			if !fake.isAbandoned {
+				t.Error("what is pinned is left to an exporter after this one")
 			}
 			if got == nil || !reflect.DeepEqual(*got, test.want) {
 				t.Errorf("got %+v, want %+v", got, test.want)

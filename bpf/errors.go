@@ -82,7 +82,13 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	if driver == "" {
 		driver = "unknown"
 	}
-	isTaken := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST)
+	// Either may have another reason: a program on a device on top of this one, or whatever a driver calls busy.
+	isBusy := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST)
+	var holds uint32
+	if isBusy {
+		holds = programOn(d.ifindex)
+	}
+	isTaken := holds != 0
 	if !isTaken && mode != ModeHW {
 		if reason := askReason(d.program, d.ifindex, mode); reason != "" {
 			err = fmt.Errorf("%w: %s", err, reason)
@@ -91,13 +97,15 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	switch {
 	case isTaken:
 		return fmt.Errorf("device %s already holds XDP program %d: detach it first (ip link set dev %s xdp off, or end the process that owns it): %w",
-			d.name, programOn(d.ifindex), d.name, err)
+			d.name, holds, d.name, err)
 	case mode == ModeHW:
 		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: the kernel refused to load the program for it: %w",
 			d.name, driver, rootCause(err))
 	case mode == ModeDriver && errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("device %s (driver %s) has no native XDP: use mode skb: %w", d.name, driver, err)
-	case mode == ModeDriver:
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("attaching to device %s in mode %s: name it before devices on top of it, or take their programs off: %w", d.name, mode, err)
+	case mode == ModeDriver && !isBusy:
 		return fmt.Errorf("device %s (driver %s) refused native XDP: check its MTU and queues, or use mode skb: %w", d.name, driver, err)
 	}
 	return fmt.Errorf("attaching to device %s in mode %s: %w", d.name, mode, err)

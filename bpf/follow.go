@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"slices"
 	"strings"
@@ -19,12 +20,18 @@ import (
 // detached by force, nor that another's program is off a device.
 const resyncInterval = 10 * time.Second
 
+// maxPause is the most resyncs from one attempt to the next at a device that never took the program. An attempt has the whole
+// program verified and compiled.
+const maxPause = 30
+
 // iface is a network device as the kernel lists it.
 type iface struct {
-	name  string
-	index int
-	mtu   int
-	mode  uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
+	name   string
+	index  int
+	mtu    int
+	flags  net.Flags
+	master int    // index of the bridge or bond that it is a port of
+	mode   uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
 }
 
 // listInterfaces lists the devices of the network namespace. A dump that a change has cut short is made again.
@@ -39,7 +46,7 @@ func listInterfaces() ([]iface, error) {
 	ifaces := make([]iface, 0, len(links))
 	for _, l := range links {
 		attrs := l.Attrs()
-		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU}
+		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU, flags: attrs.Flags, master: attrs.MasterIndex}
 		if attrs.Xdp != nil {
 			i.mode = attrs.Xdp.AttachMode
 		}
@@ -67,8 +74,34 @@ func matching(glob string, ifaces []iface) []string {
 	return names
 }
 
+func noDevice(name string, ifaces []iface) error {
+	return fmt.Errorf("device %s does not exist: the devices here are %s", name, namesOf(ifaces))
+}
+
 func noMatch(glob string, ifaces []iface) error {
 	return fmt.Errorf("no device matches %s: the devices here are %s", glob, namesOf(ifaces))
+}
+
+// checkAnyIsHere returns an error if there is no device to audit and there has to be one. That is known before anything is
+// taken from an audit that is pinned, such as the index of a device.
+func (c Config) checkAnyIsHere(ifaces []iface) error {
+	if c.AllowNone {
+		return nil
+	}
+	var missing []error
+	for _, name := range c.Devices {
+		if slices.ContainsFunc(ifaces, func(i iface) bool { return i.name == name }) {
+			return nil
+		}
+		missing = append(missing, noDevice(name, ifaces))
+	}
+	for _, glob := range c.Globs {
+		if len(matching(glob, ifaces)) > 0 {
+			return nil
+		}
+		missing = append(missing, noMatch(glob, ifaces))
+	}
+	return inOneLine(missing)
 }
 
 // expandGlobs returns the configuration with the devices that its globs match now in their place.
@@ -90,8 +123,11 @@ func (c Config) expandGlobs(ifaces []iface) (Config, error) {
 }
 
 // Follow attaches devices of the configuration when they appear, and lets go of those that vanish, until the context ends.
-// Without Config.Follow it does nothing but wait for that.
+// Without Config.Follow it only ends the hooks that were pinned on other devices, and waits for that.
 func (a *Audit) Follow(ctx context.Context) error {
+	a.changing.Lock()
+	a.dropSpare()
+	a.changing.Unlock()
 	if !a.config.Follow {
 		<-ctx.Done()
 		return nil
@@ -130,7 +166,7 @@ func (a *Audit) Follow(ctx context.Context) error {
 }
 
 // followOnce compares the devices that there are with those that are audited. Those that were refused and look as they did
-// then are tried again if isRetry.
+// then are tried again if isRetry and they are due.
 func (a *Audit) followOnce(isRetry bool) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
@@ -228,8 +264,11 @@ func (a *Audit) reconcile(ifaces []iface, isRetry bool) (failures []error) {
 	return failures
 }
 
-// dropSpare ends the hooks that no device of the configuration has taken.
+// dropSpare ends the hooks that no device of the configuration has taken, and forgets those that were ended for others.
 func (a *Audit) dropSpare() {
+	if err := a.forgetEnded(); err != nil {
+		a.logger.Warn("Program could not be closed", "err", err)
+	}
 	for ifindex := range a.spare {
 		a.logger.Info("Hook detached from a device that is not to be audited", "ifindex", ifindex)
 		a.dropSpareOn(ifindex)
@@ -287,14 +326,20 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 	tried := now
 	tried.mode = d.tried.mode // that changes with every attempt
 	switch {
-	case !isHere && (d.wasUp || d.isGone), !isRetry && tried == d.tried && d.refusal != "":
+	case !isHere && (d.wasUp || d.isGone):
+		return nil
+	case isHere && d.refusal != "" && tried == d.tried && (!isRetry || !d.isDue(now)):
 		return nil
 	case !isHere:
 		a.change(func() { d.isGone = true })
-		err = fmt.Errorf("device %s does not exist: the devices here are %s", d.name, namesOf(ifaces))
+		err = noDevice(d.name, ifaces)
 	default:
 		a.change(func() { d.isGone = false })
 		err = a.attach(d, now)
+	}
+	d.waited, d.pause = 0, min(2*d.pause, maxPause)
+	if d.tried != now || d.refusal == "" {
+		d.pause = 1
 	}
 	d.tried = now
 	if err == nil {
@@ -311,6 +356,14 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 	}
 	d.refusal = err.Error()
 	return err
+}
+
+// isDue reports whether a device that was refused is to be tried again at a resync: at each one after it was up once, or if it
+// looks otherwise than at the last attempt, which includes a program of somebody else that is gone. Else it is after a
+// pause, which each attempt doubles.
+func (d *device) isDue(now iface) bool {
+	d.waited++
+	return d.wasUp || now != d.tried || d.waited >= d.pause
 }
 
 // admit returns the device of that name, and gives it an index if it has none.

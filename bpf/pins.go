@@ -33,9 +33,10 @@ const (
 
 // pins is a folder of a bpf file system, locked by this process.
 type pins struct {
-	path   string
-	folder *os.File
-	isNew  bool // what is pinned is of this process
+	path     string
+	folder   *os.File
+	isNew    bool                 // the maps that are pinned are of this process
+	newLinks map[string]link.Link // hooks that this process has pinned first, by their name
 }
 
 // layoutRecord is what map_audit_layout holds.
@@ -56,7 +57,7 @@ func openPins(path string) (*pins, error) {
 	if err != nil {
 		return nil, explainPin(path, err)
 	}
-	p := &pins{path: path, folder: folder}
+	p := &pins{path: path, folder: folder, newLinks: map[string]link.Link{}}
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		owner := ""
 		if record, err := p.readLayout(); err == nil && record.PID != 0 {
@@ -111,6 +112,18 @@ func (p *pins) linkPath(ifindex int) string {
 	return filepath.Join(p.path, fmt.Sprint(linkPinPrefix, ifindex))
 }
 
+// pinLink pins a hook in the place of what is pinned as that of the device.
+func (p *pins) pinLink(l link.Link, ifindex int) error {
+	path := p.linkPath(ifindex)
+	if err := p.remove(filepath.Base(path)); err != nil {
+		return err
+	}
+	if err := l.Pin(path); err != nil {
+		return explainPin(p.path, err)
+	}
+	return nil
+}
+
 // names returns the names of what is pinned that begin with prefix.
 func (p *pins) names(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(p.path)
@@ -148,17 +161,21 @@ func (p *pins) removeMaps() error {
 	return nil
 }
 
-// discardNew unpins what a start that failed has pinned, and removes the folder if nothing is in it.
+// discardNew unpins what a start that failed has pinned, and removes the folder if nothing is in it. Maps that hooks of a
+// process before count in by now stay. A hook that cannot be unpinned is detached.
 func (p *pins) discardNew() error {
 	defer func() { _ = os.Remove(p.path) }()
-	if !p.isNew {
-		return nil
+	var errs []error
+	for name, l := range p.newLinks {
+		if err := p.remove(name); err != nil {
+			errs = append(errs, err, l.Detach())
+		}
 	}
-	names, err := p.names(linkPinPrefix)
-	for _, name := range names {
-		err = errors.Join(err, p.remove(name))
+	left, err := p.names(linkPinPrefix)
+	if errs = append(errs, err); p.isNew && err == nil && len(left) == 0 {
+		errs = append(errs, p.removeMaps())
 	}
-	return errors.Join(err, p.removeMaps())
+	return errors.Join(errs...)
 }
 
 func (p *pins) readLayout() (layoutRecord, error) {
@@ -199,6 +216,17 @@ func (p *pins) writeLayout(text string) error {
 }
 
 func binarySize(record layoutRecord) int { return len(record.Text) + 8 }
+
+// pinMaps pins maps where none are pinned, and then their layout.
+func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout string) error {
+	p.isNew = true
+	for name, m := range maps {
+		if err := p.pinMap(name, m); err != nil {
+			return err
+		}
+	}
+	return p.writeLayout(layout)
+}
 
 func (p *pins) pinMap(name string, m *ebpf.Map) error {
 	if err := m.Pin(p.mapPath(name)); err != nil {

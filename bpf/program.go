@@ -31,6 +31,7 @@ type Audit struct {
 
 	changing sync.Mutex        // held while devices are attached and let go
 	spare    map[int]link.Link // hooks without a device, by the index of the device that they are on
+	ended    []endedHook       // taken off devices for others, until it is known how that went
 	refused  map[string]bool   // devices for which there is no index
 
 	mu       sync.Mutex // guards what follows, and the devices; taken after changing
@@ -57,11 +58,14 @@ type device struct {
 	wasUp   bool   // it was attached once
 	tried   iface  // the device as it was at the last attempt
 	refusal string // of the last attempt; empty if it succeeded
+	pause   int    // resyncs from the last attempt to the next, if that was refused
+	waited  int    // of these
 }
 
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then
 // nothing is left attached that was not before. If some but not all devices can be attached, the others are logged and have
-// a [Hook] that is not up.
+// a [Hook] that is not up. The audit ends with [Audit.Close], or with [Audit.Abandon] if what it was opened for then fails.
+// A hook that was pinned on a device which is not configured any more goes on until [Audit.Follow] or Close.
 func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -73,6 +77,9 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := config.checkAnyIsHere(ifaces); err != nil {
+		return nil, err
+	}
 	if !config.Follow {
 		if config, err = config.expandGlobs(ifaces); err != nil {
 			return nil, err
@@ -82,8 +89,12 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := audit.attachAll(ifaces); err != nil {
-		return nil, errors.Join(err, audit.abandon())
+	err = audit.attachAll(ifaces)
+	if err == nil {
+		err = audit.tables.replacePins(audit.pins, logger)
+	}
+	if err != nil {
+		return nil, errors.Join(err, audit.Abandon())
 	}
 	return audit, nil
 }
@@ -100,7 +111,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	a := &Audit{config: config, logger: logger, spare: map[int]link.Link{}, refused: map[string]bool{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.abandon())
+			err = errors.Join(err, a.Abandon())
 		}
 	}()
 	if config.PinPath != "" {
@@ -108,7 +119,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 			return nil, err
 		}
 	}
-	if a.tables, err = newTables(config, keys, a.pins, logger); err != nil {
+	if a.tables, err = newTables(config, keys, a.pins); err != nil {
 		return nil, err
 	}
 	devices := len(a.tables.devices.entries)
@@ -148,12 +159,14 @@ func (a *Audit) attachAll(ifaces []iface) error {
 	}
 	attached := slices.ContainsFunc(a.devices, func(d *device) bool { return d.link != nil })
 	if !attached && !a.config.AllowNone && len(failed) > 0 {
-		return inOneLine(failed)
+		return errors.Join(inOneLine(failed), a.restoreEnded())
 	}
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)
 	}
-	a.dropSpare()
+	if err := a.forgetEnded(); err != nil {
+		a.logger.Warn("Program could not be closed", "err", err)
+	}
 	return nil
 }
 
@@ -192,7 +205,7 @@ func (a *Audit) attach(d *device, on iface) (err error) {
 			refusals = append(refusals, explainRefusal(d, mode, err))
 			continue
 		}
-		if err := a.pinLink(l, d.ifindex); err != nil {
+		if err := a.pinNewLink(l, d); err != nil {
 			return errors.Join(err, l.Close())
 		}
 		a.change(func() { d.link, d.mode, d.wasUp = l, mode, true })
@@ -224,6 +237,7 @@ func (a *Audit) replaceProgram(d *device, on iface, modes []Mode) bool {
 		}
 	}
 	a.logger.Info("Hook is attached anew, because its program cannot be replaced", "device", d.name, "mode", a.config.Mode, "err", err)
+	a.noteEnded(d, l, on.mode)
 	if err := a.dropLink(l, on.index); err != nil {
 		a.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
@@ -254,17 +268,17 @@ func (a *Audit) change(f func()) {
 	f()
 }
 
-// pinLink pins a hook, if hooks are pinned.
-func (a *Audit) pinLink(l link.Link, ifindex int) error {
+// pinNewLink pins a hook that this process has attached, if hooks are pinned. One in the place of a hook that was pinned
+// before is not new: it goes on if the start fails.
+func (a *Audit) pinNewLink(l link.Link, d *device) error {
 	if a.pins == nil {
 		return nil
 	}
-	path := a.pins.linkPath(ifindex)
-	if err := a.pins.remove(filepath.Base(path)); err != nil {
+	if err := a.pins.pinLink(l, d.ifindex); err != nil {
 		return err
 	}
-	if err := l.Pin(path); err != nil {
-		return explainPin(a.pins.path, err)
+	if !slices.ContainsFunc(a.ended, func(ended endedHook) bool { return ended.device == d }) {
+		a.pins.newLinks[filepath.Base(a.pins.linkPath(d.ifindex))] = l
 	}
 	return nil
 }
@@ -274,7 +288,9 @@ func (a *Audit) pinLink(l link.Link, ifindex int) error {
 func (a *Audit) dropLink(l link.Link, ifindex int) error {
 	var err error
 	if a.pins != nil {
-		err = a.pins.remove(filepath.Base(a.pins.linkPath(ifindex)))
+		name := filepath.Base(a.pins.linkPath(ifindex))
+		delete(a.pins.newLinks, name)
+		err = a.pins.remove(name)
 	}
 	return errors.Join(err, l.Close())
 }
@@ -339,6 +355,12 @@ func (d *device) unload() error {
 func (a *Audit) Close() error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	a.dropSpare()
+	return a.release()
+}
+
+// release gives back all that the audit holds. Hooks that are pinned go on. a.changing is held.
+func (a *Audit) release() error {
 	var errs []error
 	if a.events != nil {
 		errs = append(errs, a.events.close()) // it waits for the reader, which may read counters
@@ -372,13 +394,16 @@ func (a *Audit) Close() error {
 	return errors.Join(errs...)
 }
 
-// abandon is Close for a start that failed: pins that were there before stay, and others do not.
-func (a *Audit) abandon() error {
+// Abandon is Close for a start that failed: hooks that were pinned before go on, and nothing else stays attached or pinned.
+// It needs no capability, but it has to be able to remove files from the folder of the pins.
+func (a *Audit) Abandon() error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	var err error
 	if a.pins != nil {
 		err = a.pins.discardNew()
 	}
-	return errors.Join(err, a.Close())
+	return errors.Join(err, a.release())
 }
 
 // Slots returns the slots of the flow table.

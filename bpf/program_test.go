@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
@@ -182,5 +183,19 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 		})
+	}
+}
+
+// A driver may call itself busy for reasons of its own: only a program that is on the device is named.
+func TestABusyDeviceIsNotTaken(t *testing.T) {
+	config := testConfig()
+	d := loadTest(t, config).devices[0]
+	for _, refusal := range []error{unix.EBUSY, unix.EEXIST} {
+		for _, mode := range []Mode{ModeDriver, ModeGeneric} {
+			err := explainRefusal(d, mode, fmt.Errorf("create link: %w", refusal)) // the device has no index, and so no program
+			if text := err.Error(); !errors.Is(err, refusal) || strings.Contains(text, "holds") || strings.Contains(text, "MTU") {
+				t.Errorf("%v in mode %s is said to be: %s", refusal, mode, text)
+			}
+		}
 	}
 }

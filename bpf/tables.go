@@ -29,11 +29,20 @@ type tables struct {
 	cpus        int  // possible CPUs, and so blocks of counters of a device
 	hasFrags    bool // the kernel hands frames in several buffers to XDP
 	isTakenOver bool // the maps are those of a process before
+
+	replacing *replacement // nil unless the maps are to be pinned in the place of others
 }
 
-// newTables makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are
-// replaced, and their name in the file system with them.
-func newTables(config Config, keys io.Reader, p *pins, logger *slog.Logger) (t *tables, err error) {
+// replacement is what replacePins is to pin.
+type replacement struct {
+	maps    map[string]*ebpf.Map
+	layout  string
+	differs string // from what is pinned
+}
+
+// newTables makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are left as
+// they are, for replacePins.
+func newTables(config Config, keys io.Reader, p *pins) (t *tables, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("counting the possible CPUs: %w", err)
@@ -55,7 +64,7 @@ func newTables(config Config, keys io.Reader, p *pins, logger *slog.Logger) (t *
 		specs[name] = spec.Maps[name]
 		specs[name].MaxEntries = uint32(n)
 	}
-	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices), logger); err != nil {
+	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices)); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	// Recording begins anew with each process: what it would take over is a window at most.
@@ -77,9 +86,9 @@ func newTables(config Config, keys io.Reader, p *pins, logger *slog.Logger) (t *
 }
 
 // openMaps fills t.maps.
-func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string, logger *slog.Logger) (err error) {
+func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string) (err error) {
+	differs := ""
 	if p != nil {
-		var differs string
 		t.maps, differs, err = p.loadMaps(slices.Collect(maps.Keys(specs)), layout)
 		if err != nil {
 			return err
@@ -87,9 +96,6 @@ func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string
 		if t.maps != nil {
 			t.isTakenOver = true
 			return p.writeLayout(layout)
-		}
-		if differs != "" {
-			logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines begin anew", "path", p.path, "differs", differs)
 		}
 	}
 	t.maps = map[string]*ebpf.Map{}
@@ -100,19 +106,26 @@ func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string
 		}
 		t.maps[name] = m
 	}
-	if p == nil {
+	switch {
+	case p == nil:
+		return nil
+	case differs == "":
+		return p.pinMaps(t.maps, layout)
+	}
+	t.replacing = &replacement{maps.Clone(t.maps), layout, differs}
+	return nil
+}
+
+// replacePins pins the maps in the place of those that do not fit. Until then a process that ends leaves these as they were.
+func (t *tables) replacePins(p *pins, logger *slog.Logger) error {
+	if t.replacing == nil {
 		return nil
 	}
-	p.isNew = true
+	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines begin anew", "path", p.path, "differs", t.replacing.differs)
 	if err := p.removeMaps(); err != nil {
 		return err
 	}
-	for name, m := range t.maps {
-		if err := p.pinMap(name, m); err != nil {
-			return err
-		}
-	}
-	return p.writeLayout(layout)
+	return p.pinMaps(t.replacing.maps, t.replacing.layout)
 }
 
 func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {

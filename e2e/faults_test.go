@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -167,6 +168,44 @@ func TestFaultsWithPins(t *testing.T) {
 	}
 	t.Logf("%d packets were counted during kills at %v; %v events were left behind", sent, counts,
 		s.sum("event_fates_total", "fate=reader_gap"))
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
+// Killed at any moment of a change of the layout, an exporter leaves a hook, and pins that the next one takes over or replaces.
+func TestFaultsInChangesOfTheLayout(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	random := rand.New(rand.NewPCG(3, uint64(time.Now().UnixNano())))
+	args := append([]string{"--audit.device=" + device, "--bpf.pin-path=" + folder}, flagMuch...)
+	l.startExporter(args...).endWith(syscall.SIGKILL)
+
+	f := l.newFlow(l.audited.IPv4.Addr())
+	traffic := l.startStream(f)
+	replaced, taken := 0, 0
+	for i := range faults(t) {
+		m := moments[random.IntN(len(moments))]
+		e := l.launch(binaries.exporter, serving(append(args, fmt.Sprint("--audit.flows=", 1024<<(i%2)))))
+		m.kill(e, random)
+		if modes := l.attached(); modes[device] != attachedDriver {
+			t.Fatalf("attached are %v after a kill at %s", modes, m.name)
+		}
+		log := e.stderr.String()
+		replaced += strings.Count(log, "Pinned maps do not fit and are replaced")
+		taken += strings.Count(log, "Audit taken over")
+	}
+	sent, err := traffic.end()
+	if err != nil || sent == 0 {
+		t.Errorf("of the packets %d arrived: %v", sent, err)
+	}
+	l.startExporter(append(args, "--audit.flows=4096")...).endWith(syscall.SIGKILL)
+	l.send(f, 300)
+	e := l.startExporter(append(args, "--audit.flows=4096")...)
+	e.expectLog("Audit taken over")
+	if got := e.atRest().sum("packets_total"); got != 300 {
+		t.Errorf("%v packets were counted, want 300", got)
+	}
+	t.Logf("%d packets arrived; maps were replaced %d times and taken over %d times", sent, replaced, taken)
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)
 }

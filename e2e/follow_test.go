@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -470,6 +471,27 @@ func TestARefusalGivesTheReason(t *testing.T) {
 	if links, err := l.audited.Namespace.Links(); err != nil || len(links) != 2 {
 		t.Errorf("devices %v, %v", links, err)
 	}
+}
+
+// A device that was refused from the start is attached soon after what was in the way is gone: another's program, or one on
+// the bridge that it was a port of.
+func TestRefusedDevicesAreAttachedWhenTheyCanBe(t *testing.T) {
+	l := newBridgeLab(t)
+	l.connect("audited1", "sender1", 1)
+	l.occupy(bridge, link.XDPGenericMode)
+	_, other := l.occupy("audited1", link.XDPDriverMode)
+	e := l.startExporter("--audit.device="+device+",audited1", "--audit.follow")
+	l.awaitAttached(bridge, "audited1")
+	e.expectLog("level=ERROR", device, "Cannot attach when an upper device already has a program")
+	e.expectLog("level=ERROR", "audited1", "already holds XDP program")
+	l.change(device, netlink.LinkSetNoMaster)
+	e.await(hookIs(device, 1))
+	if err := hookIs("audited1", 0)(e.scrape()); err != nil {
+		t.Error(err)
+	}
+	other.Close()
+	e.await(hookIs("audited1", 1))
+	e.endWith(syscall.SIGTERM)
 }
 
 // Followed and pinned: what vanishes while no exporter runs is let go by the next, and what appears is attached.

@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -323,9 +325,7 @@ func TestDevicesOfARestart(t *testing.T) {
 	} {
 		e := l.startExporter(pin, "--audit.device="+step.devices, "--audit.mode="+step.mode)
 		s := e.atRest()
-		if modes := l.attached(); len(modes) != len(step.want) {
-			t.Errorf("%s: attached are %v", step.description, modes)
-		}
+		l.awaitAttached(slices.Collect(maps.Keys(step.want))...)
 		for name, want := range step.want {
 			if got := s.sum("packets_total", "device="+name); got != want {
 				t.Errorf("%s: %v packets on %s, want %v", step.description, got, name, want)

@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,7 +99,7 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 	for _, mode := range []string{"drv", "skb", "auto"} {
 		t.Run(mode, func(t *testing.T) {
 			l := newLab(t)
-			other := l.occupy(link.XDPDriverMode)
+			other, _ := l.occupy(device, link.XDPDriverMode)
 			args := []string{"--web.listen-address=" + address, "--audit.device=" + device, "--audit.mode=" + mode}
 			l.start(binaries.exporter, args).expectRefusal(device, fmt.Sprintf("XDP program %d", programID(t, other)))
 			if modes := l.attached(); modes[device] != attachedDriver {
@@ -108,8 +109,55 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 	}
 }
 
-// occupy attaches a program that passes all packets to the audited device until the end of the test.
-func (l *lab) occupy(mode link.XDPAttachFlags) *ebpf.Program {
+// A port of a bridge that holds a program is refused by the kernel, though it holds none itself. It takes one if it comes
+// before the bridge.
+func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
+	for _, mode := range []string{"drv", "skb", "auto"} {
+		t.Run(mode, func(t *testing.T) {
+			l := newBridgeLab(t)
+			l.occupy(bridge, link.XDPGenericMode)
+			p := l.start(binaries.exporter, serving([]string{"--audit.device=" + device, "--audit.mode=" + mode}))
+			p.expectRefusal(device, "name it before devices on top of it", "file exists: Cannot attach when an upper device already has a program")
+			if log := p.stderr.String(); strings.Contains(log, "already holds") || strings.Contains(log, "MTU") {
+				t.Errorf("another reason is given: %s", log)
+			}
+			if modes := l.attached(); len(modes) != 1 || modes[bridge] != attachedGeneric {
+				t.Errorf("attached are %v", modes)
+			}
+		})
+	}
+	t.Run("in order", func(t *testing.T) {
+		l := newBridgeLab(t)
+		e := l.startExporter("--audit.device="+device+","+bridge, "--audit.mode=skb")
+		l.awaitAttached(device, bridge)
+		e.expectStopped()
+	})
+}
+
+const bridge = "bridge0"
+
+// newBridgeLab makes a network in which the audited device is a port of a bridge.
+func newBridgeLab(t *testing.T) *lab {
+	t.Helper()
+	l := newLab(t)
+	err := l.audited.Namespace.Do(func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.change(bridge, func(upper netlink.Link) error {
+		port, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(port, upper)
+	})
+	return l
+}
+
+// occupy attaches a program that passes all packets to a device of the audited namespace until the end of the test.
+func (l *lab) occupy(device string, mode link.XDPAttachFlags) (*ebpf.Program, link.Link) {
 	l.t.Helper()
 	const xdpPass = 2
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -133,7 +181,7 @@ func (l *lab) occupy(mode link.XDPAttachFlags) *ebpf.Program {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { attached.Close() })
-	return program
+	return program, attached
 }
 
 func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {

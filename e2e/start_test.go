@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// lastRefusals are reasons for which a start fails that are not found before the hooks are attached, with a part of what is
+// said then.
+var lastRefusals = []struct {
+	description, want string
+	args              func(t *testing.T) []string
+}{
+	{"a web configuration that takes a privilege to read", "cannot be used without privileges", func(t *testing.T) []string {
+		t.Helper()
+		config := filepath.Join(t.TempDir(), "web.yml")
+		if err := os.WriteFile(config, []byte("basic_auth_users: {}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		giveAway(t, config)
+		return []string{"--web.config.file=" + config}
+	}},
+	{"a folder of baselines that takes a privilege to write", "cannot be written", func(t *testing.T) []string {
+		t.Helper()
+		folder := t.TempDir()
+		giveAway(t, folder)
+		return []string{"--audit.baseline-file=" + filepath.Join(folder, "baseline.json")}
+	}},
+}
+
+// giveAway makes a file another user's.
+func giveAway(t *testing.T, path string) {
+	t.Helper()
+	const nobody = 65534
+	if err := os.Chown(path, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// expectFailure expects that a start fails for a reason.
+func (p *process) expectFailure(want string) {
+	p.lab.t.Helper()
+	if code := p.wait(); code != 1 {
+		p.lab.t.Errorf("exit code %d, want 1", code)
+	}
+	lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.Contains(last, "error: ") || !strings.Contains(last, want) {
+		p.lab.t.Errorf("the last line does not contain %q:\n%s", want, &p.stderr)
+	}
+}
+
+// expectNothingPinned expects that nothing is in a folder, if there is one: who may not read others may not remove it.
+func (l *lab) expectNothingPinned(folder string) {
+	l.t.Helper()
+	if names, _ := l.pinned(folder); len(names) > 0 {
+		l.t.Errorf("pinned are %v", names)
+	}
+}
+
+// A start that fails when its hooks are attached and pinned takes them off again.
+func TestAStartThatFailsLateLeavesNothing(t *testing.T) {
+	for _, refusal := range lastRefusals {
+		for _, test := range []struct {
+			description string
+			args        []string
+		}{
+			{"without pins", nil},
+			{"with pins", []string{"--bpf.pin-path={pins}"}},
+			{"with pins, and privileges to attach", []string{"--bpf.pin-path={pins}", "--audit.follow"}},
+		} {
+			t.Run(refusal.description+", "+test.description, func(t *testing.T) {
+				l := newLab(t)
+				folder := l.mountBPF(0)
+				args := append(refusal.args(t), "--audit.device="+device)
+				for _, arg := range test.args {
+					args = append(args, strings.ReplaceAll(arg, "{pins}", folder))
+				}
+				l.start(binaries.exporter, serving(args)).expectFailure(refusal.want)
+				l.expectNothingAttached()
+				l.expectNothingPinned(folder)
+			})
+		}
+	}
+}
+
+// Where the folder of the pins is another user's, they stay, but the hook does not.
+func TestAStartThatFailsDetachesWhatItCannotUnpin(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	err := l.audited.Namespace.Do(func() error {
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			return err
+		}
+		giveAway(t, folder)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusal := lastRefusals[0]
+	args := append(refusal.args(t), "--audit.device="+device, "--bpf.pin-path="+folder)
+	l.start(binaries.exporter, serving(args)).expectFailure("permission denied")
+	l.expectNothingAttached()
+	l.unpin(folder)
+}
+
+// A start that fails over a pinned audit leaves that as it was, on devices that it would not have audited as well, and takes
+// off what it added.
+func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
+	for _, refusal := range lastRefusals {
+		t.Run(refusal.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			second, _ := l.connect("audited1", "sender1", 1)
+			third, _ := l.connect("audited2", "sender2", 2)
+			pin := []string{"--bpf.pin-path=" + folder, "--audit.baseline=device"}
+			f := l.newFlow(l.audited.IPv4.Addr())
+			e := l.startExporter(append(pin, "--audit.device="+device+","+third.Device)...)
+			l.send(f, 300)
+			e.endWith(syscall.SIGTERM)
+			before, _ := l.pinned(folder)
+
+			args := append(refusal.args(t), append(pin, "--audit.device="+device+","+second.Device)...)
+			l.start(binaries.exporter, serving(args)).expectFailure(refusal.want)
+			if modes := l.attached(); len(modes) != 2 || modes[device] != attachedDriver || modes[third.Device] != attachedDriver {
+				t.Errorf("attached are %v", modes)
+			}
+			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("pinned are %v, and were %v", after, before)
+			}
+			l.send(f, 200)
+			e = l.startExporter(append(pin, "--audit.device="+device)...)
+			e.expectLog("Audit taken over")
+			if got := e.atRest().sum("packets_total", "device="+device); got != 500 {
+				t.Errorf("%v packets were counted, want 500", got)
+			}
+			e.endWith(syscall.SIGTERM)
+			l.unpin(folder)
+		})
+	}
+}
+
+// A start with another layout that fails leaves maps, hook and counters of the pinned audit, whenever it fails.
+func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
+	for _, test := range []struct {
+		description, want string
+		args              []string
+	}{
+		{"a device that does not exist", "absent0 does not exist", []string{"--audit.device=absent0"}},
+		{"several of them", "absent1 does not exist", []string{"--audit.device=absent0,absent1"}},
+		{"a device that refuses", "lo (driver unknown) has no native XDP", []string{"--audit.device=lo"}},
+		{"both", "absent0 does not exist", []string{"--audit.device=lo", "--audit.device=absent0"}},
+		{"a glob that matches nothing", "no device matches absent*", []string{"--audit.device=absent*"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			pin := "--bpf.pin-path=" + folder
+			f := l.newFlow(l.audited.IPv4.Addr())
+			e := l.startExporter(pin, "--audit.device="+device)
+			l.send(f, 300)
+			e.endWith(syscall.SIGTERM)
+			before, _ := l.pinned(folder)
+
+			l.start(binaries.exporter, serving(append(test.args, pin, "--audit.flows=1024"))).expectRefusal(test.want)
+			if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+				t.Errorf("attached are %v", modes)
+			}
+			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("pinned are %v, and were %v", after, before)
+			}
+			l.send(f, 200)
+			e = l.startExporter(pin, "--audit.device="+device)
+			e.expectLog("Audit taken over")
+			if got := e.atRest().sum("packets_total"); got != 500 {
+				t.Errorf("%v packets were counted, want 500", got)
+			}
+			e.endWith(syscall.SIGTERM)
+			l.unpin(folder)
+		})
+	}
+}
+
+// A hook that was attached anew in another mode goes on as well.
+func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(append(args, "--audit.mode=skb")...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	refusal := lastRefusals[0]
+	l.start(binaries.exporter, serving(append(refusal.args(t), args...))).expectFailure(refusal.want)
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	e.expectLog("Audit taken over", "hooks=1")
+	if got := e.atRest().sum("packets_total"); got != 500 {
+		t.Errorf("%v packets were counted, want 500", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
+// A device that does not exist takes no place from one that is audited, where there is room for one.
+func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.max-devices=1", "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	l.start(binaries.exporter, serving(append(args[:2:2], "--audit.device=absent0"))).expectRefusal("absent0 does not exist")
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	if got := e.atRest().sum("packets_total"); got != 500 {
+		t.Errorf("%v packets were counted, want 500", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
+// The hook that was there goes on if a start with another layout fails when it has replaced the maps.
+func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	second, _ := l.connect("audited1", "sender1", 1)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+
+	refusal := lastRefusals[0]
+	args = append(args, "--audit.flows=1024")
+	failing := append(refusal.args(t), append(args, "--audit.device="+second.Device)...)
+	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
+	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
+		t.Errorf("attached are %v", modes)
+	}
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	e.expectLog("Audit taken over")
+	if got := e.atRest().sum("packets_total"); got != 200 {
+		t.Errorf("%v packets were counted, want the 200 since the maps were replaced", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
+
+// A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can be put back only with
+// CAP_SYS_ADMIN; otherwise that of the start takes its place, whose maps end with it if the layout is another.
+func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
+	const withoutAdmin = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
+	for _, test := range []struct {
+		description string
+		wrapper     []string
+		args        []string
+		want        float64 // of 500 packets
+	}{
+		{"another mode", nil, nil, 500},
+		{"another mode and layout", nil, []string{"--audit.flows=1024"}, 500},
+		{"another mode, with three capabilities", []string{"setpriv", withoutAdmin}, nil, 500},
+		{"another mode and layout, with three capabilities", []string{"setpriv", withoutAdmin}, []string{"--audit.flows=1024"}, 300},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			args := []string{"--audit.device=lo", "--bpf.pin-path=" + folder}
+			f := l.newLocalFlow()
+			e := l.startExporter(append(args, "--audit.mode=skb")...)
+			l.send(f, 300)
+			e.endWith(syscall.SIGTERM)
+			before, _ := l.pinned(folder)
+
+			command := slices.Concat(test.wrapper, []string{binaries.exporter}, serving(args), test.args, []string{"--audit.mode=drv"})
+			l.start(command[0], command[1:]).expectFailure("lo (driver unknown) has no native XDP: use mode skb")
+			if modes := l.attached(); len(modes) != 1 || modes["lo"] != attachedGeneric {
+				t.Errorf("attached are %v", modes)
+			}
+			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("pinned are %v, and were %v", after, before)
+			}
+			l.send(f, 200)
+			e = l.startExporter(append(args, "--audit.mode=skb")...)
+			e.expectLog("Audit taken over", "hooks=1")
+			if got := e.atRest().sum("packets_total", "protocol=udp"); got != test.want {
+				t.Errorf("%v packets were counted, want %v", got, test.want)
+			}
+			e.endWith(syscall.SIGTERM)
+			l.unpin(folder)
+		})
+	}
+}
+
+// newLocalFlow opens a flow within the audited namespace, over its loopback device.
+func (l *lab) newLocalFlow() *flow {
+	l.t.Helper()
+	f := &flow{}
+	err := l.audited.Namespace.Do(func() (err error) {
+		if f.server, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			return err
+		}
+		f.client, err = net.Dial("udp", f.server.LocalAddr().String())
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { f.server.Close(); f.client.Close() })
+	return f
+}
+
+// An address that is taken is found before anything is attached or taken over.
+func TestAnAddressInUseLeavesThePins(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--audit.device=" + device, "--bpf.pin-path=" + folder}
+	var taken net.Listener
+	listen := func() {
+		t.Helper()
+		err := l.audited.Namespace.Do(func() (err error) {
+			taken, err = net.Listen("tcp", address)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	listen()
+	l.start(binaries.exporter, serving(args)).expectRefusal(address, "address already in use")
+	taken.Close()
+	if _, exists := l.pinned(folder); exists {
+		t.Error("there is a folder of pins")
+	}
+	l.expectNothingAttached()
+
+	f := l.newFlow(l.audited.IPv4.Addr())
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	listen()
+	l.start(binaries.exporter, serving(append(args, "--audit.flows=1024"))).expectRefusal(address, "address already in use")
+	taken.Close()
+	l.send(f, 200)
+	e = l.startExporter(args...)
+	if got := e.atRest().sum("packets_total"); got != 500 {
+		t.Errorf("%v packets were counted, want 500", got)
+	}
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
+}
