@@ -41,9 +41,11 @@ type eventReader struct {
 	domain    Domain
 	clock     monotonicAnchor
 	owners    atomic.Pointer[owners]
-	reading   sync.Mutex // held while events are counted in the table of devices
 	lost      atomic.Uint64
 	malformed atomic.Uint64
+
+	counting sync.Mutex // held while an event is counted in the table of devices
+	isClosed bool       // the table may be unmapped
 }
 
 // newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
@@ -127,22 +129,25 @@ func (r *eventReader) setOwner(index int, owner eventOwner) {
 }
 
 // close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
-// Without privilege a kernel before 5.19 does not let it, and takes them out with the map.
+// Without privilege a kernel before 5.19 does not let it, and takes them out with the map. It does not wait for the handler of
+// an event, which may hang.
 func (r *eventReader) close() error {
 	paused := r.reader.Pause()
 	if errors.Is(paused, unix.EPERM) {
 		paused = nil
 	}
-	if err := errors.Join(paused, r.reader.Close()); err != nil {
+	err := errors.Join(paused, r.reader.Close())
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	r.isClosed = true
+	if err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
-	r.reading.Lock() // until nobody reads any more
-	defer r.reading.Unlock()
 	return nil
 }
 
 // ReadEvents calls handle for each perf event until the context ends, and then for those that are still in the rings. The
-// event is valid during the call only, which must not close the audit. It must not run twice at a time.
+// event is valid during the call only, for which [Audit.Close] does not wait. It must not run twice at a time.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
@@ -168,8 +173,6 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 
 // drain handles what is in the rings until the deadline of the reader has passed and they are empty.
 func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Event)) error {
-	r.reading.Lock()
-	defer r.reading.Unlock()
 	for {
 		err := r.reader.ReadInto(record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -183,18 +186,35 @@ func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Even
 			continue
 		}
 		id, ok := decodeEvent(record.RawSample, event, r.domain)
-		owner := r.owners.Load().find(id)
-		if !ok || owner == nil {
-			r.malformed.Add(1)
+		owner, err := r.count(id, ok)
+		if err != nil {
+			return err
+		}
+		if owner == nil {
 			continue
 		}
 		event.Device = owner.name
 		event.Time = r.clock.wallTime(event.KtimeNs)
-		if owner.received != nil {
-			atomic.AddUint64(owner.received, 1)
-		}
 		handle(event)
 	}
+}
+
+// count counts an event, and returns whose it is: nil if it is malformed. Its error is that of a reader that is closed.
+func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	if r.isClosed {
+		return nil, os.ErrClosed
+	}
+	owner := r.owners.Load().find(id)
+	if !ok || owner == nil {
+		r.malformed.Add(1)
+		return nil, nil
+	}
+	if owner.received != nil {
+		atomic.AddUint64(owner.received, 1)
+	}
+	return owner, nil
 }
 
 // decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns which
