@@ -88,8 +88,8 @@ type watching struct {
 	next uint64 // number of the delta that its next window begins with
 }
 
-func newWatcher(t *tables, config Config) (w *watcher, err error) {
-	w = &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
+func newWatcher(t *tables, config Config) (_ *watcher, err error) {
+	w := &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())

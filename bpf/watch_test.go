@@ -5,10 +5,13 @@ package bpf
 
 import (
 	"encoding/binary"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -225,6 +228,31 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 		if w := p.watcher.watched[flow]; w != nil && !p.watcher.isIn(w.id) {
 			t.Error("a flow that is gone is still watched")
 		}
+	}
+}
+
+// What cannot be mapped is an error, after which nothing is.
+func TestWatchesThatCannotBeMapped(t *testing.T) {
+	p := newWatchProbe(t, func(*Config) {})
+	mapped := func() int {
+		text, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), "bpf-map")
+	}
+	before := mapped()
+	for _, name := range []string{programMapFlowSets, programMapFlowKeys, programMapFlowWatches, programMapSampledFlows} {
+		other := *p.tables
+		other.maps = maps.Clone(p.tables.maps)
+		other.maps[name] = p.tables.maps[programMapAuditEvents]
+		w, err := newWatcher(&other, p.config)
+		if w != nil || err == nil || !strings.Contains(err.Error(), "mapping the recorded deltas") {
+			t.Errorf("without %s: got %v and the error %v", name, w, err)
+		}
+	}
+	if after := mapped(); before == 0 || after != before {
+		t.Errorf("%d arrays are mapped, want %d", after, before)
 	}
 }
 
