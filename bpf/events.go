@@ -17,6 +17,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/perf"
 	"golang.org/x/sys/unix"
 
@@ -37,41 +38,30 @@ const (
 
 // eventReader reads the perf events of all devices.
 type eventReader struct {
-	reader    *perf.Reader
 	domain    Domain
 	clock     monotonicAnchor
 	owners    atomic.Pointer[owners]
 	lost      atomic.Uint64
 	malformed atomic.Uint64
 
-	counting sync.Mutex // held while an event is counted in the table of devices
-	isClosed bool       // the table may be unmapped
+	rings, allowances *ebpf.Map
+	cpus              int
+
+	counting sync.Mutex   // held while an event is counted in the table of devices, and while rings are opened anew
+	reader   *perf.Reader // changed under counting, by ReadEvents alone
+	isClosed bool         // the table may be unmapped, and the maps closed
 }
 
-// newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
-// numbered without a gap.
+// newEventReader opens the rings.
 func newEventReader(t *tables, config Config, devices int) (*eventReader, error) {
-	online, err := onlineCPUs()
-	if err != nil {
+	r := &eventReader{
+		domain: config.Domain, clock: newMonotonicAnchor(),
+		rings: t.maps[programMapAuditEvents], allowances: t.maps[programMapEventAllowances], cpus: t.cpus,
+	}
+	var err error
+	if r.reader, err = openRings(r.rings, r.allowances, r.cpus); err != nil {
 		return nil, err
 	}
-	allowances := t.maps[programMapEventAllowances]
-	for cpu := range t.cpus {
-		ring := len(online) // no such ring
-		for i, id := range online {
-			if id == cpu {
-				ring = i
-			}
-		}
-		if err := allowances.Put(uint32(cpu), &programEventAllowance{Ring: uint32(ring)}); err != nil {
-			return nil, fmt.Errorf("assigning the ring of CPU %d: %w", cpu, err)
-		}
-	}
-	reader, err := perf.NewReaderWithOptions(t.maps[programMapAuditEvents], ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
-	if err != nil {
-		return nil, explainRings(err)
-	}
-	r := &eventReader{reader: reader, domain: config.Domain, clock: newMonotonicAnchor()}
 	none := make(owners, devices)
 	r.owners.Store(&none)
 	return r, nil
@@ -132,15 +122,14 @@ func (r *eventReader) setOwner(index int, owner eventOwner) {
 // Without privilege a kernel before 5.19 does not let it, and takes them out with the map. It does not wait for the handler of
 // an event, which may hang.
 func (r *eventReader) close() error {
+	r.counting.Lock()
+	r.isClosed = true
+	r.counting.Unlock()
 	paused := r.reader.Pause()
 	if errors.Is(paused, unix.EPERM) {
 		paused = nil
 	}
-	err := errors.Join(paused, r.reader.Close())
-	r.counting.Lock()
-	defer r.counting.Unlock()
-	r.isClosed = true
-	if err != nil {
+	if err := errors.Join(paused, r.reader.Close()); err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
 	return nil
@@ -151,14 +140,25 @@ func (r *eventReader) close() error {
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
+	read := func(reader *perf.Reader, until time.Time) error {
+		reader.SetDeadline(until)
+		return a.events.drain(reader, &record, &event, handle)
+	}
+	rings := ringCheck{reported: map[int]bool{}}
 	for {
 		// Looked at before the rings are drained: what was sent before the end is read.
 		ended := ctx.Err() != nil
-		a.events.reader.SetDeadline(time.Now().Add(flushInterval))
-		if ended {
-			a.events.reader.SetDeadline(time.Now())
+		until := time.Now()
+		if !ended {
+			until = until.Add(flushInterval)
 		}
-		err := a.events.drain(&record, &event, handle)
+		err := read(a.events.reader, until)
+		if err == nil && !ended {
+			var old *perf.Reader
+			if old, err = a.mendRings(&rings); old != nil {
+				err = errors.Join(read(old, time.Now()), old.Close())
+			}
+		}
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
@@ -172,9 +172,9 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 }
 
 // drain handles what is in the rings until the deadline of the reader has passed and they are empty.
-func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Event)) error {
+func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Event, handle func(*Event)) error {
 	for {
-		err := r.reader.ReadInto(record)
+		err := reader.ReadInto(record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}
