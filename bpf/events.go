@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -115,6 +116,16 @@ func parseCPUList(list string) ([]int, error) {
 // setOwner says which device the events of an index are of from now on.
 func (r *eventReader) setOwner(index int, owner eventOwner) {
 	changed := r.owners.Load().with(index, owner)
+	r.owners.Store(&changed)
+}
+
+// retire ends the count of the device that has an index. Events of it that are still in a ring have its name, and count for
+// nobody.
+func (r *eventReader) retire(index int) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	changed := slices.Clone(*r.owners.Load())
+	changed[index].current.received = nil
 	r.owners.Store(&changed)
 }
 
