@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -72,8 +73,17 @@ type saver struct {
 	terms  baselinefile.Terms
 	learnt func() map[string]bpf.Learnt
 	logger *slog.Logger
-	known  map[string]bpf.Learnt // of the devices that are gone as well
-	saved  int                   // devices in the file
+
+	most     int // devices that are known at a time, if no more are there
+	known    map[string]knownDevice
+	looks    uint64
+	isBehind bool // a device is known that was not when the file was written
+}
+
+// knownDevice is a device that has learnt enough. It may be gone.
+type knownDevice struct {
+	learnt bpf.Learnt
+	seen   uint64 // the last look at which it was there
 }
 
 // newSaver returns nil if nothing is to be saved.
@@ -81,7 +91,30 @@ func (o *options) newSaver(attached audit, logger *slog.Logger) *saver {
 	if !o.isToSave() {
 		return nil
 	}
-	return &saver{path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, logger: logger, known: map[string]bpf.Learnt{}}
+	return &saver{
+		path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, logger: logger,
+		most: int(o.audit.MaxDevices), known: map[string]knownDevice{},
+	}
+}
+
+// look adds what is learnt by now. Of more devices than are to be known, those that are gone longest are forgotten.
+func (s *saver) look() {
+	s.looks++
+	for name, learnt := range s.learnt() {
+		if _, isKnown := s.known[name]; !isKnown {
+			s.isBehind = true
+		}
+		s.known[name] = knownDevice{learnt, s.looks}
+	}
+	for len(s.known) > s.most {
+		oldest := slices.MinFunc(slices.Sorted(maps.Keys(s.known)), func(a, b string) int {
+			return cmp.Compare(s.known[a].seen, s.known[b].seen)
+		})
+		if s.known[oldest].seen == s.looks {
+			return
+		}
+		delete(s.known, oldest)
+	}
 }
 
 // run saves whenever another device has learnt enough.
@@ -97,8 +130,8 @@ func (s *saver) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		maps.Copy(s.known, s.learnt())
-		if len(s.known) == s.saved {
+		s.look()
+		if !s.isBehind {
 			continue
 		}
 		if err := s.save(); err != nil {
@@ -112,7 +145,7 @@ func (s *saver) finish() error {
 	if s == nil {
 		return nil
 	}
-	maps.Copy(s.known, s.learnt())
+	s.look()
 	if len(s.known) == 0 {
 		s.logger.Warn("Baseline is not saved: no device has learnt enough", "path", s.path)
 		return nil
@@ -121,11 +154,14 @@ func (s *saver) finish() error {
 }
 
 func (s *saver) save() error {
-	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: s.known}
+	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: map[string]bpf.Learnt{}}
+	for name, device := range s.known {
+		file.Devices[name] = device.learnt
+	}
 	if err := baselinefile.Write(s.path, file); err != nil {
 		return fmt.Errorf("--audit.baseline-file: %w", err)
 	}
-	s.saved = len(s.known)
+	s.isBehind = false
 	s.logger.Info("Baseline saved", "path", s.path, "devices", strings.Join(slices.Sorted(maps.Keys(s.known)), ","))
 	return nil
 }

@@ -7,11 +7,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -132,8 +135,55 @@ func TestSavingFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gone", "baseline.json")
 	s := &saver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
 		return map[string]bpf.Learnt{"eth0": someLearnt()}
-	}, logger: slog.New(slog.DiscardHandler), known: map[string]bpf.Learnt{}}
+	}, logger: slog.New(slog.DiscardHandler), known: map[string]knownDevice{}}
 	if err := s.finish(); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path[:len(path)-len("baseline.json")]) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Devices come and go by the thousand. The file has those that are there and, as far as there is room, those that went last,
+// and can be read.
+func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "baseline.json")
+	wide := someLearnt()
+	for bin := range wide.Scores[timing.SideLate] {
+		wide.Scores[timing.SideLate][bin] = 1
+	}
+	now := map[string]bpf.Learnt{}
+	o := &options{audit: bpf.DefaultConfig(), baselineFile: path}
+	s := o.newSaver(&fakeAudit{}, slog.New(slog.DiscardHandler))
+	s.learnt = func() map[string]bpf.Learnt { return now }
+	for i := range 5000 {
+		now = map[string]bpf.Learnt{"eth0": wide, fmt.Sprintf("veth%d", i): wide}
+		s.look()
+		if !s.isBehind {
+			t.Fatalf("device %d is not to be saved", i)
+		}
+		s.isBehind = false
+		if s.look(); s.isBehind {
+			t.Fatalf("device %d is to be saved again", i)
+		}
+	}
+	if err := s.finish(); err != nil {
+		t.Fatal(err)
+	}
+	file, err := baselinefile.Read(path, s.terms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names, want []string
+	for i := range 15 {
+		want = append(want, fmt.Sprintf("veth%d", 4985+i))
+	}
+	if names = slices.Sorted(maps.Keys(file.Devices)); !slices.Equal(names, append([]string{"eth0"}, want...)) {
+		t.Errorf("the devices are %v", names)
+	}
+
+	// More that are there are all kept.
+	for i := range 20 {
+		now[fmt.Sprintf("eth%d", i)] = wide
+	}
+	if s.look(); len(s.known) != len(now) {
+		t.Errorf("%d devices are known, and %d there", len(s.known), len(now))
 	}
 }

@@ -26,7 +26,7 @@ type deviceEntry struct {
 	gap        uint64 // events that were left in the rings of a process that had ended
 	goneNs     uint64 // CLOCK_MONOTONIC when the device vanished; 0 while it is audited
 	state      uint32 // entryFree or entryTaken; written last
-	generation uint32 // devices that had the index before
+	generation uint32 // of the devices that had the index, from 1 on; 0 before the first
 	keys       [10]uint32
 	ifindex    uint32 // where it was attached last
 	reserved   uint32
@@ -127,12 +127,15 @@ func (t *deviceTable) take(index int, name string) error {
 	if err := binary.Read(t.keys, binary.NativeEndian, &keys); err != nil {
 		return fmt.Errorf("choosing keys of the flow hash: %w", err)
 	}
-	generation := (e.generation + 1) & (1<<(32-ownerShift) - 1)
-	*e = deviceEntry{generation: generation, keys: keys, goneFlows: e.goneFlows}
+	*e = deviceEntry{generation: nextGeneration(e.generation), keys: keys, goneFlows: e.goneFlows}
 	copy(e.name[:], name)
 	atomic.StoreUint32(&e.state, entryTaken)
 	return nil
 }
+
+// nextGeneration counts from 1 to the highest that an owner has room for, and then from 1 again: 0 is that of an index which
+// nobody had.
+func nextGeneration(generation uint32) uint32 { return generation%(1<<(32-ownerShift)-1) + 1 }
 
 // setGone notes that a device has vanished, or that it is back.
 func (t *deviceTable) setGone(index int, isGone bool) {

@@ -63,6 +63,25 @@ func TestIndicesOfDevices(t *testing.T) {
 	}
 }
 
+// The generation of an index begins anew where it has no room left, and is never 0: that is an index that nobody had, and the
+// first one's owner would be nobody.
+func TestGenerationsBeginAnew(t *testing.T) {
+	table := newTestTable(1)
+	const most = 1<<(32-ownerShift) - 1
+	for _, test := range []struct{ before, want uint32 }{{0, 1}, {1, 2}, {most - 1, most}, {most, 1}} {
+		table.entries[0].generation = test.before
+		table.mustTake(t, "a", 0)
+		if got := table.entries[0].generation; got != test.want {
+			t.Errorf("generation %d follows %d, want %d", got, test.before, test.want)
+		}
+		o := make(owners, 1).with(0, eventOwner{id: table.owner(0), name: "a"})
+		if got := o.find(table.owner(0)); got == nil || got.name != "a" {
+			t.Errorf("the owner of generation %d is %+v", test.want, got)
+		}
+		table.release(0)
+	}
+}
+
 func TestOwnersOfEvents(t *testing.T) {
 	var first, second, third uint64
 	o := make(owners, 2)

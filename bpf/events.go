@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/perf"
 	"golang.org/x/sys/unix"
 
@@ -37,39 +39,30 @@ const (
 
 // eventReader reads the perf events of all devices.
 type eventReader struct {
-	reader    *perf.Reader
 	domain    Domain
 	clock     monotonicAnchor
 	owners    atomic.Pointer[owners]
-	reading   sync.Mutex // held while events are counted in the table of devices
 	lost      atomic.Uint64
 	malformed atomic.Uint64
+
+	rings, allowances *ebpf.Map
+	cpus              int
+
+	counting sync.Mutex   // held while an event is counted in the table of devices, and while rings are opened anew
+	reader   *perf.Reader // changed under counting, by ReadEvents alone
+	isClosed bool         // the table may be unmapped, and the maps closed
 }
 
-// newEventReader opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are
-// numbered without a gap.
+// newEventReader opens the rings.
 func newEventReader(t *tables, config Config, devices int) (*eventReader, error) {
-	online, err := onlineCPUs()
-	if err != nil {
+	r := &eventReader{
+		domain: config.Domain, clock: newMonotonicAnchor(),
+		rings: t.maps[programMapAuditEvents], allowances: t.maps[programMapEventAllowances], cpus: t.cpus,
+	}
+	var err error
+	if r.reader, err = openRings(r.rings, r.allowances, r.cpus); err != nil {
 		return nil, err
 	}
-	allowances := t.maps[programMapEventAllowances]
-	for cpu := range t.cpus {
-		ring := len(online) // no such ring
-		for i, id := range online {
-			if id == cpu {
-				ring = i
-			}
-		}
-		if err := allowances.Put(uint32(cpu), &programEventAllowance{Ring: uint32(ring)}); err != nil {
-			return nil, fmt.Errorf("assigning the ring of CPU %d: %w", cpu, err)
-		}
-	}
-	reader, err := perf.NewReaderWithOptions(t.maps[programMapAuditEvents], ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
-	if err != nil {
-		return nil, explainRings(err)
-	}
-	r := &eventReader{reader: reader, domain: config.Domain, clock: newMonotonicAnchor()}
 	none := make(owners, devices)
 	r.owners.Store(&none)
 	return r, nil
@@ -126,9 +119,23 @@ func (r *eventReader) setOwner(index int, owner eventOwner) {
 	r.owners.Store(&changed)
 }
 
+// retire ends the count of the device that has an index. Events of it that are still in a ring have its name, and count for
+// nobody.
+func (r *eventReader) retire(index int) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	changed := slices.Clone(*r.owners.Load())
+	changed[index].current.received = nil
+	r.owners.Store(&changed)
+}
+
 // close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
-// Without privilege a kernel before 5.19 does not let it, and takes them out with the map.
+// Without privilege a kernel before 5.19 does not let it, and takes them out with the map. It does not wait for the handler of
+// an event, which may hang.
 func (r *eventReader) close() error {
+	r.counting.Lock()
+	r.isClosed = true
+	r.counting.Unlock()
 	paused := r.reader.Pause()
 	if errors.Is(paused, unix.EPERM) {
 		paused = nil
@@ -136,24 +143,33 @@ func (r *eventReader) close() error {
 	if err := errors.Join(paused, r.reader.Close()); err != nil {
 		return fmt.Errorf("closing the rings of %s: %w", programMapAuditEvents, err)
 	}
-	r.reading.Lock() // until nobody reads any more
-	defer r.reading.Unlock()
 	return nil
 }
 
 // ReadEvents calls handle for each perf event until the context ends, and then for those that are still in the rings. The
-// event is valid during the call only, which must not close the audit. It must not run twice at a time.
+// event is valid during the call only, for which [Audit.Close] does not wait. It must not run twice at a time.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
+	read := func(reader *perf.Reader, until time.Time) error {
+		reader.SetDeadline(until)
+		return a.events.drain(reader, &record, &event, handle)
+	}
+	rings := ringCheck{reported: map[int]bool{}}
 	for {
 		// Looked at before the rings are drained: what was sent before the end is read.
 		ended := ctx.Err() != nil
-		a.events.reader.SetDeadline(time.Now().Add(flushInterval))
-		if ended {
-			a.events.reader.SetDeadline(time.Now())
+		until := time.Now()
+		if !ended {
+			until = until.Add(flushInterval)
 		}
-		err := a.events.drain(&record, &event, handle)
+		err := read(a.events.reader, until)
+		if err == nil && !ended {
+			var old *perf.Reader
+			if old, err = a.mendRings(&rings); old != nil {
+				err = errors.Join(read(old, time.Now()), old.Close())
+			}
+		}
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
@@ -167,11 +183,9 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 }
 
 // drain handles what is in the rings until the deadline of the reader has passed and they are empty.
-func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Event)) error {
-	r.reading.Lock()
-	defer r.reading.Unlock()
+func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Event, handle func(*Event)) error {
 	for {
-		err := r.reader.ReadInto(record)
+		err := reader.ReadInto(record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}
@@ -183,18 +197,35 @@ func (r *eventReader) drain(record *perf.Record, event *Event, handle func(*Even
 			continue
 		}
 		id, ok := decodeEvent(record.RawSample, event, r.domain)
-		owner := r.owners.Load().find(id)
-		if !ok || owner == nil {
-			r.malformed.Add(1)
+		owner, err := r.count(id, ok)
+		if err != nil {
+			return err
+		}
+		if owner == nil {
 			continue
 		}
 		event.Device = owner.name
 		event.Time = r.clock.wallTime(event.KtimeNs)
-		if owner.received != nil {
-			atomic.AddUint64(owner.received, 1)
-		}
 		handle(event)
 	}
+}
+
+// count counts an event, and returns whose it is: nil if it is malformed. Its error is that of a reader that is closed.
+func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	if r.isClosed {
+		return nil, os.ErrClosed
+	}
+	owner := r.owners.Load().find(id)
+	if !ok || owner == nil {
+		r.malformed.Add(1)
+		return nil, nil
+	}
+	if owner.received != nil {
+		atomic.AddUint64(owner.received, 1)
+	}
+	return owner, nil
 }
 
 // decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns which

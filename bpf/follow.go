@@ -421,7 +421,9 @@ func (a *Audit) takeIndex(name string) (int, error) {
 			return 0, err
 		}
 	}
-	return index, table.take(index, name)
+	a.events.retire(index) // before its count begins anew
+	a.change(func() { err = table.take(index, name) })
+	return index, err
 }
 
 // clearIndex leaves nothing of the device that had the index, and no program that counts there.

@@ -363,7 +363,7 @@ func (a *Audit) Close() error {
 func (a *Audit) release() error {
 	var errs []error
 	if a.events != nil {
-		errs = append(errs, a.events.close()) // it waits for the reader, which may read counters
+		errs = append(errs, a.events.close()) // before the table that it counts in is unmapped
 	}
 	if a.watcher != nil {
 		errs = append(errs, a.watcher.close())

@@ -88,8 +88,8 @@ type watching struct {
 	next uint64 // number of the delta that its next window begins with
 }
 
-func newWatcher(t *tables, config Config) (w *watcher, err error) {
-	w = &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
+func newWatcher(t *tables, config Config) (_ *watcher, err error) {
+	w := &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -201,14 +201,14 @@ func (w *watcher) use(f func()) {
 }
 
 // next returns the next window of the flow that has a watch; nil if there is none. The watch of a flow that is gone is free
-// then.
+// then, and that of a flow which was gone for a while and has its place again: another flow's packet has cleared the byte.
 func (w *watcher) next(number, length int, owners *owners) *Window {
 	flow := w.watched[number]
 	if flow == nil {
 		return nil
 	}
 	owner := owners.find(flow.key.Owner)
-	if owner == nil || !w.isIn(flow.id) {
+	if owner == nil || !w.isIn(flow.id) || !w.isRecorded(number, flow.id) {
 		w.release(number)
 		return nil
 	}
@@ -345,6 +345,13 @@ func (w *watcher) at(id flowID) (set *programFlowSet, way int) {
 func (w *watcher) isIn(id flowID) bool {
 	set, way := w.at(id)
 	return atomic.LoadUint32(&set.Tags[way]) == id.tag
+}
+
+// isRecorded reports whether the program finds a watch where a flow was.
+func (w *watcher) isRecorded(number int, id flowID) bool {
+	set, way := w.at(id)
+	watches := atomic.LoadUint64(set.watchWord())
+	return (*[flowWays]uint8)(unsafe.Pointer(&watches))[way] == uint8(number+1)
 }
 
 // keyOf returns whose packets those of a flow are; ok is false if the flow is not there any more, or its set too busy to tell.

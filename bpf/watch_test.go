@@ -5,10 +5,13 @@ package bpf
 
 import (
 	"encoding/binary"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -225,6 +228,77 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 		if w := p.watcher.watched[flow]; w != nil && !p.watcher.isIn(w.id) {
 			t.Error("a flow that is gone is still watched")
 		}
+	}
+}
+
+// A flow that lost its place and has it again, all between two rounds, has no watch any more: it gets one again.
+func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
+	p := newWatchProbe(t, func(c *Config) { c.Flows = flowWays })
+	watched := udpFrame()
+	p.awaitWatch(watched)
+	id := p.watcher.watched[0].id
+	at := p.now[string(watched)]
+	send := func(frame []byte, times int) {
+		for range times {
+			at += 1e6
+			run(t, p.devices[0].program, frame, at, 1)
+		}
+	}
+	sendToOthers := func() {
+		for i := range flowWays - 1 {
+			send(newTestFlow(i).frame, 1)
+		}
+	}
+	sendToOthers()
+	send(newTestFlow(flowWays).frame, 2) // takes the place, and clears the watch
+	if set, _ := p.watcher.at(id); p.watcher.isIn(id) || set.Watches != [flowWays]uint8{} {
+		t.Fatalf("the flow is in its place: %t, and the watches are %v", p.watcher.isIn(id), set.Watches)
+	}
+	sendToOthers()
+	send(watched, 1)
+	if !p.watcher.isIn(id) {
+		t.Fatal("the flow is not in its place again")
+	}
+	p.now[string(watched)] = at
+	for i := range uint64(2 * testWindow) {
+		p.send(watched, 1000+i)
+		if i%100 == 0 {
+			p.round()
+		}
+	}
+	p.round()
+	if len(p.windows) != 1 {
+		t.Fatalf("%d windows, want 1", len(p.windows))
+	}
+	for i, delta := range p.windows[0].DeltasNs {
+		if want := p.windows[0].DeltasNs[0] + uint32(i); delta != want {
+			t.Fatalf("delta %d of the window is %d, want %d", i, delta, want)
+		}
+	}
+}
+
+// What cannot be mapped is an error, after which nothing is.
+func TestWatchesThatCannotBeMapped(t *testing.T) {
+	p := newWatchProbe(t, func(*Config) {})
+	mapped := func() int {
+		text, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), "bpf-map")
+	}
+	before := mapped()
+	for _, name := range []string{programMapFlowSets, programMapFlowKeys, programMapFlowWatches, programMapSampledFlows} {
+		other := *p.tables
+		other.maps = maps.Clone(p.tables.maps)
+		other.maps[name] = p.tables.maps[programMapAuditEvents]
+		w, err := newWatcher(&other, p.config)
+		if w != nil || err == nil || !strings.Contains(err.Error(), "mapping the recorded deltas") {
+			t.Errorf("without %s: got %v and the error %v", name, w, err)
+		}
+	}
+	if after := mapped(); before == 0 || after != before {
+		t.Errorf("%d arrays are mapped, want %d", after, before)
 	}
 }
 

@@ -42,6 +42,8 @@ const (
 	recordInterval = time.Minute
 	// mostPasts is the number of flows whose past is kept; then that of the flow without a window for longest is not.
 	mostPasts = 4096
+	// mostDevices is the number of devices of which counts are kept, as many as can be audited at a time.
+	mostDevices = 4096
 )
 
 // Covert judges windows of deltas by the past of their flows, and keeps what is exported of it. Its methods are safe for
@@ -67,6 +69,7 @@ type covertPast struct {
 type covertCounts struct {
 	windows, alarmed uint64
 	alarms           [covert.NumTests]uint64
+	judged           time.Time // when the last window was read
 }
 
 // NewCovert returns a Covert without a past.
@@ -91,6 +94,7 @@ func (c *Covert) Judge(window *bpf.Window) *covert.Verdict {
 		c.devices[window.Device] = counts
 	}
 	counts.windows++
+	counts.judged = window.Time
 	if len(tests) == 0 {
 		flow.inTurn = 0
 		return nil
@@ -123,6 +127,23 @@ func (c *Covert) past(flow bpf.Flow) *covertPast {
 	past := &covertPast{}
 	c.pasts[flow] = past
 	return past
+}
+
+// forget leaves no more devices than are to be kept, but for those that are shown: the counts of such a device must not fall.
+// Those without a window for longest go first.
+func (c *Covert) forget(shown []bpf.Counters) {
+	tooMany := len(c.devices) - mostDevices
+	if tooMany <= 0 {
+		return
+	}
+	gone := maps.Clone(c.devices)
+	for i := range shown {
+		delete(gone, shown[i].Device)
+	}
+	oldest := slices.SortedFunc(maps.Keys(gone), func(a, b string) int { return gone[a].judged.Compare(gone[b].judged) })
+	for _, device := range oldest[:min(tooMany, len(oldest))] {
+		delete(c.devices, device)
+	}
 }
 
 // covertState is that of the flows of a device whose last window is not too old.
@@ -181,6 +202,7 @@ func (c covertCollector) Update(ch chan<- prometheus.Metric) error {
 	defer c.covert.mu.Unlock()
 	states := c.covert.states(c.now())
 	counters := c.source.Counters()
+	c.covert.forget(counters)
 	for i := range counters {
 		device := counters[i].Device
 		var counts covertCounts

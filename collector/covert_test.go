@@ -119,6 +119,37 @@ xdp_audit_covert_score{device="eth1",test="symbols"} 0
 	expect(t, at(10*time.Minute+1), counts+fmt.Sprintf(alarming, 0)+fmt.Sprintf(scores, "0")+rest)
 }
 
+// Of devices that come and go by the thousand, those that went first are forgotten. One that is there never is.
+func TestDevicesAreForgotten(t *testing.T) {
+	c := NewCovert()
+	c.devices["eth0"] = &covertCounts{windows: 3, judged: noon}
+	for i := range 2 * mostDevices {
+		c.devices[fmt.Sprintf("veth%d", i)] = &covertCounts{windows: 1, judged: noon.Add(time.Duration(i+1) * time.Second)}
+	}
+	source := &fakeSource{counters: []bpf.Counters{{Device: "eth0"}, {Device: "eth1"}}}
+	const name = "xdp_audit_covert_windows_total"
+	shown := gatherer(t, registered{t, newCovertCollector(source, c, func() time.Time { return noon })})
+	if err := testutil.GatherAndCompare(shown, strings.NewReader(`
+# HELP xdp_audit_covert_windows_total Windows of deltas that were judged.
+# TYPE xdp_audit_covert_windows_total counter
+xdp_audit_covert_windows_total{device="eth0"} 3
+xdp_audit_covert_windows_total{device="eth1"} 0
+`), name); err != nil {
+		t.Error(err)
+	}
+	if len(c.devices) != mostDevices {
+		t.Errorf("%d devices are kept, want %d", len(c.devices), mostDevices)
+	}
+	for _, name := range []string{"eth0", fmt.Sprintf("veth%d", mostDevices+1), fmt.Sprintf("veth%d", 2*mostDevices-1)} {
+		if c.devices[name] == nil {
+			t.Errorf("%s is forgotten", name)
+		}
+	}
+	if c.devices[fmt.Sprintf("veth%d", mostDevices)] != nil {
+		t.Error("a device is kept that went before others which are not")
+	}
+}
+
 // Of alarms in a row the first has a verdict, and one in a minute after that, with the number of those between.
 func TestVerdictsAreRare(t *testing.T) {
 	c := NewCovert()

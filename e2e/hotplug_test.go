@@ -7,52 +7,135 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A CPU is taken away from the whole machine for a second, and given back, while packets arrive: none is lost or counted
-// twice, and scrapes go on. Only with CPU_HOTPLUG=1, as it is felt by whatever else runs.
+// twice, and scrapes go on. Its events find a ring again if the exporter may open one, and if not, the log says that they are
+// lost. Only with CPU_HOTPLUG=1, as it is felt by whatever else runs.
 func TestACPUGoesAndComesBack(t *testing.T) {
 	if os.Getenv("CPU_HOTPLUG") != "1" {
-		t.Skip("CPU_HOTPLUG=1 takes a CPU away from the machine for a second")
+		t.Skip("CPU_HOTPLUG=1 takes a CPU away from the machine for a second, again and again")
 	}
 	cpu, err := lastCPU()
 	if err != nil {
 		t.Fatal(err)
 	}
-	switchFile := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
-	set := func(state string) error { return os.WriteFile(switchFile, []byte(state), 0) }
-	l := newLab(t)
-	e := l.startExporter(append([]string{"--audit.device=" + device}, flagMuch...)...)
-	traffic := l.startStream(l.newFlow(l.audited.IPv4.Addr()))
-	last, scrapes := 0.0, 0
-	scrapeFor := func(during time.Duration) (err error) {
-		for end := time.Now().Add(during); err == nil && time.Now().Before(end); scrapes++ {
-			_, err = e.scrapeUnderLoad(&last)
-		}
-		return err
+	for _, test := range []struct {
+		description string
+		isLate      bool // the CPU is offline when the exporter starts
+		isMended    bool
+		args        []string
+	}{
+		{"events are lost without privileges", false, false, nil},
+		{"events find a new ring with privileges", false, true, []string{"--privileges.keep"}},
+		{"events find a new ring while devices are followed", false, true, []string{"--audit.follow"}},
+		{"a CPU that was offline at the start gets a ring", true, true, []string{"--privileges.keep"}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			f := l.newFlow(l.audited.IPv4.Addr())
+			args := append(append([]string{"--audit.device=" + device}, flagMuch...), test.args...)
+			var e *exporter
+			var sent uint64
+			if test.isLate {
+				l.withoutCPU(cpu, func() { e = l.startExporter(args...) })
+			} else {
+				e = l.startExporter(args...)
+				traffic := l.startStream(f)
+				last, scrapes := 0.0, 0
+				l.withoutCPU(cpu, func() {
+					for end := time.Now().Add(time.Second); time.Now().Before(end); scrapes++ {
+						if _, err := e.scrapeUnderLoad(&last); err != nil {
+							t.Fatal(err)
+						}
+					}
+				})
+				var err error
+				if sent, err = traffic.end(); err != nil {
+					t.Error(err)
+				}
+				t.Logf("%d packets and %d scrapes without CPU %d", sent, scrapes, cpu)
+			}
+
+			ringless := func(s scrape) float64 {
+				return s.sum("event_fates_total", "fate=no_reader") + s.sum("event_fates_total", "fate=other")
+			}
+			sendThere := func() {
+				const packets = 500
+				if err := f.sendOn(cpu, packets); err != nil {
+					t.Fatal(err)
+				}
+				sent += packets
+			}
+			message := "Rings opened anew, for CPUs that were offline"
+			if !test.isMended {
+				message = "Events of a CPU that was offline are lost until a restart"
+			}
+			l.poll(func() error {
+				sendThere()
+				if !strings.Contains(e.stderr.String(), message) {
+					return fmt.Errorf("the log does not say %q; %v events found no ring", message, ringless(e.scrape()))
+				}
+				return nil
+			})
+			before := e.atRest()
+			if ringless(before) == 0 {
+				t.Error("every event found a ring")
+			}
+			var after scrape
+			l.poll(func() error {
+				sendThere()
+				after = e.atRest()
+				if flags := after.sum("leak_flags_total") - before.sum("leak_flags_total"); flags < 100 {
+					return fmt.Errorf("%v packets were flagged", flags)
+				}
+				return nil
+			})
+			if lost := ringless(after) - ringless(before); lost > 0 == test.isMended {
+				t.Errorf("%v more events found no ring", lost)
+			}
+			if got := after.sum("packets_total", "family=ipv4", "protocol=udp"); got != float64(sent) {
+				t.Errorf("%v packets were counted, and %d sent", got, sent)
+			}
+			t.Logf("of %v flags %v were sent, %v found no reader and %v had another fate", after.sum("leak_flags_total"),
+				after.sum("event_fates_total", "fate=sent"), after.sum("event_fates_total", "fate=no_reader"),
+				after.sum("event_fates_total", "fate=other"))
+			e.expectLog(message)
+			e.expectStopped()
+		})
 	}
-	err = func() (err error) {
-		if err := set("0"); err != nil {
-			t.Skipf("the kernel takes no CPU away: %v", err)
+}
+
+// withoutCPU calls during while a CPU is offline, and skips the test if the kernel takes none away.
+func (l *lab) withoutCPU(cpu int, during func()) {
+	l.t.Helper()
+	file := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
+	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+		skip(l.t, fmt.Errorf("the kernel takes no CPU away: %w", err))
+	}
+	defer func() { // whatever happens
+		if err := os.WriteFile(file, []byte("1"), 0); err != nil {
+			l.t.Error(err)
 		}
-		defer func() { err = errors.Join(err, set("1")) }() // whatever happens
-		return scrapeFor(time.Second)
 	}()
-	if err := errors.Join(err, scrapeFor(time.Second)); err != nil {
-		t.Error(err)
-	}
-	sent, err := traffic.end()
-	if err != nil {
-		t.Error(err)
-	}
-	s := e.atRest()
-	if got := s.sum("packets_total", "family=ipv4", "protocol=udp"); got != float64(sent) {
-		t.Errorf("%v packets were counted, and %d sent", got, sent)
-	}
-	t.Logf("%d packets, %d scrapes; of %v flags %v were sent, %v found no reader and %v had another fate", sent, scrapes,
-		s.sum("leak_flags_total"), s.sum("event_fates_total", "fate=sent"), s.sum("event_fates_total", "fate=no_reader"),
-		s.sum("event_fates_total", "fate=other"))
-	e.expectStopped()
+	during()
+}
+
+// sendOn is send on a CPU: a veth pair receives where it is sent.
+func (f *flow) sendOn(cpu, packets int) error {
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends
+		var set unix.CPUSet
+		set.Set(cpu)
+		err := unix.SchedSetaffinity(0, &set)
+		failed <- errors.Join(err, f.send(packets))
+	}()
+	return <-failed
 }

@@ -6,10 +6,13 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestSignalsEndInOrder(t *testing.T) {
@@ -43,6 +46,67 @@ func TestKillLeavesNothing(t *testing.T) {
 	e.signal(syscall.SIGKILL)
 	e.wait()
 	l.expectNothingAttached()
+}
+
+// Nobody reads the trail, so that a write to it waits for ever. The exporter ends all the same, and detaches.
+func TestAWriteThatHangsDoesNotKeepTheExporter(t *testing.T) {
+	const pipeBytes, recordBytes = 4096, 64 // no record is shorter
+	for _, test := range []struct {
+		description string
+		open        func(t *testing.T) (path string, stdout *os.File)
+	}{
+		{"a named pipe", func(t *testing.T) (string, *os.File) {
+			path := filepath.Join(t.TempDir(), "trail")
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			reader, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { reader.Close() })
+			limitPipe(t, reader, pipeBytes)
+			return path, nil
+		}},
+		{"a pipe as standard output", func(t *testing.T) (string, *os.File) {
+			reader, writer, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { reader.Close(); writer.Close() })
+			limitPipe(t, reader, pipeBytes)
+			return "-", writer
+		}},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			path, stdout := test.open(t)
+			args := append([]string{"--web.listen-address=" + address, "--audit.device=" + device, "--trail.file=" + path}, flagMuch...)
+			e := l.launch(binaries.exporter, args, func(cmd *exec.Cmd) {
+				if stdout != nil {
+					cmd.Stdout = stdout
+				}
+			})
+			e.awaitReady("/-/ready")
+			f := l.newFlow(l.audited.IPv4.Addr())
+			l.poll(func() error {
+				l.send(f, 1000)
+				if sent := e.scrape().sum("event_fates_total", "fate=sent"); sent*recordBytes <= pipeBytes {
+					return fmt.Errorf("%v events were sent, which fit into the pipe", sent)
+				}
+				return nil
+			})
+			e.expectStopped()
+			e.expectLog("level=WARN", "Leaving events behind that could not be written")
+		})
+	}
+}
+
+func limitPipe(t *testing.T, pipe *os.File, size int) {
+	t.Helper()
+	if _, err := unix.FcntlInt(pipe.Fd(), unix.F_SETPIPE_SZ, size); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestHangupReopensTheTrail(t *testing.T) {

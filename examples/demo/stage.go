@@ -46,8 +46,8 @@ type stage struct {
 }
 
 // newStage makes the network and starts the exporter in it, on a socket that it takes over.
-func newStage(exporter string, listener *net.TCPListener) (s *stage, err error) {
-	s = &stage{
+func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) {
+	s := &stage{
 		url:     "http://" + listener.Addr().String() + "/metrics",
 		audited: netlab.End{Device: device, IPv4: netip.MustParsePrefix("192.0.2.1/24")},
 		sender:  netlab.End{Device: "sender0", IPv4: netip.MustParsePrefix("192.0.2.2/24")},

@@ -231,11 +231,15 @@ func (t Terms) differs(now Terms) string {
 }
 
 // Write puts a file in its place in one piece: whoever opens the path finds the file before or this one, whole, even if the
-// machine ends meanwhile. It can be read by its owner alone.
+// machine ends meanwhile. It can be read by its owner alone. What Read would refuse for its size is refused.
 func Write(path string, f *File) error {
 	text, err := f.Encode()
 	if err != nil {
 		return err
+	}
+	if len(text) > maxBytes {
+		return fmt.Errorf("%s is not written: the %d devices would take %d bytes, and no more than %d can be read: audit fewer",
+			path, len(f.Devices), len(text), maxBytes)
 	}
 	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
 	if err != nil {

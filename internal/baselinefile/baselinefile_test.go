@@ -6,6 +6,7 @@ package baselinefile
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -169,6 +170,30 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 				t.Errorf("the error is not one line with file and remedy: %s", text)
 			}
 		})
+	}
+}
+
+// What could not be read again is not written, and what was there stays.
+func TestAFileThatIsTooLargeIsNotWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "baseline.json")
+	if err := Write(path, example()); err != nil {
+		t.Fatal(err)
+	}
+	large := example()
+	wide := large.Devices["eth0"]
+	for side := range wide.Scores {
+		for bin := range wide.Scores[side] {
+			wide.Scores[side][bin] = 1
+		}
+	}
+	for i := range 1000 {
+		large.Devices[fmt.Sprint("veth", i)] = wide
+	}
+	if err := Write(path, large); err == nil || !strings.Contains(err.Error(), path+" is not written: the 1002 devices would take ") {
+		t.Errorf("got %v", err)
+	}
+	if f, err := Read(path, terms); err != nil || !reflect.DeepEqual(f, example()) {
+		t.Errorf("read back: %+v, %v", f, err)
 	}
 }
 

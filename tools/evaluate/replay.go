@@ -36,7 +36,7 @@ type replayer struct {
 }
 
 // newReplayer makes a replayer for a program by its id.
-func newReplayer(id ebpf.ProgramID) (r *replayer, err error) {
+func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 	audit, err := ebpf.NewProgramFromID(id)
 	if err != nil {
 		return nil, fmt.Errorf("opening program %d: %w", id, err)
@@ -56,7 +56,7 @@ func newReplayer(id ebpf.ProgramID) (r *replayer, err error) {
 	}
 	spec.Maps[replayMapTimes].MaxEntries = batchPackets
 	spec.Maps[replayMapRecords].MaxEntries = batchPackets
-	r = &replayer{}
+	r := &replayer{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())

@@ -7,7 +7,7 @@
 # program and pattern, and powers off. The report goes to the second serial port, and the
 # first is the kernel's. Lines that begin with @ are for whoever reads the report.
 
-export PATH=/bin HOME=/ TMPDIR=/tmp E2E_BINARIES=/programs E2E_OWN_KERNEL=1 REQUIRE_BPF=1
+export PATH=/bin HOME=/ TMPDIR=/tmp E2E_BINARIES=/programs E2E_OWN_KERNEL=1 REQUIRE_BPF=1 CPU_HOTPLUG=1
 
 set -e
 /bin/busybox --install -s /bin
