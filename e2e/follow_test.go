@@ -255,7 +255,7 @@ func TestAbsentDevicesMayCome(t *testing.T) {
 func TestDevicesMadeAnew(t *testing.T) {
 	const rounds, devices, warm, group = 50, 20, 5, 1
 	l := newLab(t)
-	e := l.startExporter("--audit.device=again*", "--audit.follow")
+	e := l.startExporter("--audit.device=again*", "--audit.follow", fmt.Sprintf("--audit.max-devices=%d", devices))
 	names := make([]string, devices)
 	for i := range names {
 		names[i] = fmt.Sprintf("again%d", i)
