@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,6 +66,49 @@ func (l *lab) expectNothingPinned(folder string) {
 	}
 }
 
+// pinnedAudit is one of 300 packets that goes on while no exporter runs.
+type pinnedAudit struct {
+	*lab
+	folder string
+	flow   *flow
+	args   []string // of the exporter that it is of
+	pins   []string
+}
+
+func (l *lab) pinAudit(folder string, f *flow, args ...string) *pinnedAudit {
+	l.t.Helper()
+	e := l.startExporter(args...)
+	l.send(f, 300)
+	e.endWith(syscall.SIGTERM)
+	pins, _ := l.pinned(folder)
+	return &pinnedAudit{l, folder, f, args, pins}
+}
+
+// expectKept expects that a start which failed has left the hooks, and that of the packets before it and 200 after it so many
+// are counted.
+func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
+	p.t.Helper()
+	if modes := p.attached(); !maps.Equal(modes, hooks) {
+		p.t.Errorf("attached are %v, want %v", modes, hooks)
+	}
+	p.send(p.flow, 200)
+	e := p.startExporter(p.args...)
+	e.expectLog("Audit taken over")
+	if got := e.atRest().sum("packets_total", "protocol=udp"); got != packets {
+		p.t.Errorf("%v packets were counted, want %v", got, packets)
+	}
+	e.endWith(syscall.SIGTERM)
+	p.unpin(p.folder)
+}
+
+// expectSamePins expects that as many and the same names are pinned as before the start which failed.
+func (p *pinnedAudit) expectSamePins() {
+	p.t.Helper()
+	if after, _ := p.pinned(p.folder); !slices.Equal(after, p.pins) {
+		p.t.Errorf("pinned are %v, and were %v", after, p.pins)
+	}
+}
+
 // A start that fails when its hooks are attached and pinned takes them off again.
 func TestAStartThatFailsLateLeavesNothing(t *testing.T) {
 	for _, refusal := range lastRefusals {
@@ -122,28 +166,12 @@ func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 			second, _ := l.connect("audited1", "sender1", 1)
 			third, _ := l.connect("audited2", "sender2", 2)
 			pin := []string{"--bpf.pin-path=" + folder, "--audit.baseline=device"}
-			f := l.newFlow(l.audited.IPv4.Addr())
-			e := l.startExporter(append(pin, "--audit.device="+device+","+third.Device)...)
-			l.send(f, 300)
-			e.endWith(syscall.SIGTERM)
-			before, _ := l.pinned(folder)
+			p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(pin, "--audit.device="+device+","+third.Device)...)
 
 			args := append(refusal.args(t), append(pin, "--audit.device="+device+","+second.Device)...)
 			l.start(binaries.exporter, serving(args)).expectFailure(refusal.want)
-			if modes := l.attached(); len(modes) != 2 || modes[device] != attachedDriver || modes[third.Device] != attachedDriver {
-				t.Errorf("attached are %v", modes)
-			}
-			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
-				t.Errorf("pinned are %v, and were %v", after, before)
-			}
-			l.send(f, 200)
-			e = l.startExporter(append(pin, "--audit.device="+device)...)
-			e.expectLog("Audit taken over")
-			if got := e.atRest().sum("packets_total", "device="+device); got != 500 {
-				t.Errorf("%v packets were counted, want 500", got)
-			}
-			e.endWith(syscall.SIGTERM)
-			l.unpin(folder)
+			p.expectSamePins()
+			p.expectKept(map[string]uint32{device: attachedDriver, third.Device: attachedDriver}, 500)
 		})
 	}
 }
@@ -164,27 +192,11 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 			l := newLab(t)
 			folder := l.mountBPF(0)
 			pin := "--bpf.pin-path=" + folder
-			f := l.newFlow(l.audited.IPv4.Addr())
-			e := l.startExporter(pin, "--audit.device="+device)
-			l.send(f, 300)
-			e.endWith(syscall.SIGTERM)
-			before, _ := l.pinned(folder)
+			p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), pin, "--audit.device="+device)
 
 			l.start(binaries.exporter, serving(append(test.args, pin, "--audit.flows=1024"))).expectRefusal(test.want)
-			if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
-				t.Errorf("attached are %v", modes)
-			}
-			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
-				t.Errorf("pinned are %v, and were %v", after, before)
-			}
-			l.send(f, 200)
-			e = l.startExporter(pin, "--audit.device="+device)
-			e.expectLog("Audit taken over")
-			if got := e.atRest().sum("packets_total"); got != 500 {
-				t.Errorf("%v packets were counted, want 500", got)
-			}
-			e.endWith(syscall.SIGTERM)
-			l.unpin(folder)
+			p.expectSamePins()
+			p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 		})
 	}
 }
@@ -194,23 +206,11 @@ func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
 	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
-	f := l.newFlow(l.audited.IPv4.Addr())
-	e := l.startExporter(append(args, "--audit.mode=skb")...)
-	l.send(f, 300)
-	e.endWith(syscall.SIGTERM)
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(args, "--audit.mode=skb")...)
 	refusal := lastRefusals[0]
 	l.start(binaries.exporter, serving(append(refusal.args(t), args...))).expectFailure(refusal.want)
-	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
-		t.Errorf("attached are %v", modes)
-	}
-	l.send(f, 200)
-	e = l.startExporter(args...)
-	e.expectLog("Audit taken over", "hooks=1")
-	if got := e.atRest().sum("packets_total"); got != 500 {
-		t.Errorf("%v packets were counted, want 500", got)
-	}
-	e.endWith(syscall.SIGTERM)
-	l.unpin(folder)
+	p.args = args
+	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
 // A device that does not exist takes no place from one that is audited, where there is room for one.
@@ -218,21 +218,9 @@ func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
 	args := []string{"--bpf.pin-path=" + folder, "--audit.max-devices=1", "--audit.device=" + device}
-	f := l.newFlow(l.audited.IPv4.Addr())
-	e := l.startExporter(args...)
-	l.send(f, 300)
-	e.endWith(syscall.SIGTERM)
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
 	l.start(binaries.exporter, serving(append(args[:2:2], "--audit.device=absent0"))).expectRefusal("absent0 does not exist")
-	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
-		t.Errorf("attached are %v", modes)
-	}
-	l.send(f, 200)
-	e = l.startExporter(args...)
-	if got := e.atRest().sum("packets_total"); got != 500 {
-		t.Errorf("%v packets were counted, want 500", got)
-	}
-	e.endWith(syscall.SIGTERM)
-	l.unpin(folder)
+	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
 // The hook that was there goes on if a start with another layout fails when it has replaced the maps.
@@ -241,26 +229,13 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	folder := l.mountBPF(0)
 	second, _ := l.connect("audited1", "sender1", 1)
 	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
-	f := l.newFlow(l.audited.IPv4.Addr())
-	e := l.startExporter(args...)
-	l.send(f, 300)
-	e.endWith(syscall.SIGTERM)
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
 
 	refusal := lastRefusals[0]
-	args = append(args, "--audit.flows=1024")
-	failing := append(refusal.args(t), append(args, "--audit.device="+second.Device)...)
+	p.args = append(p.args, "--audit.flows=1024")
+	failing := append(refusal.args(t), append(p.args, "--audit.device="+second.Device)...)
 	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
-	if modes := l.attached(); len(modes) != 1 || modes[device] != attachedDriver {
-		t.Errorf("attached are %v", modes)
-	}
-	l.send(f, 200)
-	e = l.startExporter(args...)
-	e.expectLog("Audit taken over")
-	if got := e.atRest().sum("packets_total"); got != 200 {
-		t.Errorf("%v packets were counted, want the 200 since the maps were replaced", got)
-	}
-	e.endWith(syscall.SIGTERM)
-	l.unpin(folder)
+	p.expectKept(map[string]uint32{device: attachedDriver}, 200) // those since the maps were replaced
 }
 
 // A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can be put back only with
@@ -282,28 +257,12 @@ func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 			l := newLab(t)
 			folder := l.mountBPF(0)
 			args := []string{"--audit.device=lo", "--bpf.pin-path=" + folder}
-			f := l.newLocalFlow()
-			e := l.startExporter(append(args, "--audit.mode=skb")...)
-			l.send(f, 300)
-			e.endWith(syscall.SIGTERM)
-			before, _ := l.pinned(folder)
+			p := l.pinAudit(folder, l.newLocalFlow(), append(args, "--audit.mode=skb")...)
 
 			command := slices.Concat(test.wrapper, []string{binaries.exporter}, serving(args), test.args, []string{"--audit.mode=drv"})
 			l.start(command[0], command[1:]).expectFailure("lo (driver unknown) has no native XDP: use mode skb")
-			if modes := l.attached(); len(modes) != 1 || modes["lo"] != attachedGeneric {
-				t.Errorf("attached are %v", modes)
-			}
-			if after, _ := l.pinned(folder); strings.Join(after, " ") != strings.Join(before, " ") {
-				t.Errorf("pinned are %v, and were %v", after, before)
-			}
-			l.send(f, 200)
-			e = l.startExporter(append(args, "--audit.mode=skb")...)
-			e.expectLog("Audit taken over", "hooks=1")
-			if got := e.atRest().sum("packets_total", "protocol=udp"); got != test.want {
-				t.Errorf("%v packets were counted, want %v", got, test.want)
-			}
-			e.endWith(syscall.SIGTERM)
-			l.unpin(folder)
+			p.expectSamePins()
+			p.expectKept(map[string]uint32{"lo": attachedGeneric}, test.want)
 		})
 	}
 }
@@ -350,18 +309,9 @@ func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	}
 	l.expectNothingAttached()
 
-	f := l.newFlow(l.audited.IPv4.Addr())
-	e := l.startExporter(args...)
-	l.send(f, 300)
-	e.endWith(syscall.SIGTERM)
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
 	listen()
 	l.start(binaries.exporter, serving(append(args, "--audit.flows=1024"))).expectRefusal(address, "address already in use")
 	taken.Close()
-	l.send(f, 200)
-	e = l.startExporter(args...)
-	if got := e.atRest().sum("packets_total"); got != 500 {
-		t.Errorf("%v packets were counted, want 500", got)
-	}
-	e.endWith(syscall.SIGTERM)
-	l.unpin(folder)
+	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
