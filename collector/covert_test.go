@@ -52,8 +52,8 @@ func TestCovert(t *testing.T) {
 	for second := range time.Duration(alarmingWindows) {
 		c.Judge(covertWindow(covertFlow("eth0", 1), second*time.Second-3*time.Second, twoInTurn))
 	}
-	// Of as many windows one has no alarm.
-	for second := range time.Duration(alarmingWindows) {
+	// As many windows alarm, but not in a row.
+	for second := range time.Duration(alarmingWindows + 1) {
 		delta := twoInTurn
 		if second == 1 {
 			delta = steady
@@ -66,7 +66,7 @@ func TestCovert(t *testing.T) {
 	const counts = `
 # HELP xdp_audit_covert_alarmed_windows_total Windows of deltas of which a test alarmed.
 # TYPE xdp_audit_covert_alarmed_windows_total counter
-xdp_audit_covert_alarmed_windows_total{device="eth0"} 7
+xdp_audit_covert_alarmed_windows_total{device="eth0"} 8
 xdp_audit_covert_alarmed_windows_total{device="eth1"} 0
 # HELP xdp_audit_covert_alarms_total Windows of deltas of which this test alarmed.
 # TYPE xdp_audit_covert_alarms_total counter
@@ -74,7 +74,7 @@ xdp_audit_covert_alarms_total{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="entropy"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="information"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="phase"} 0
-xdp_audit_covert_alarms_total{device="eth0",test="symbols"} 7
+xdp_audit_covert_alarms_total{device="eth0",test="symbols"} 8
 xdp_audit_covert_alarms_total{device="eth1",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="entropy"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="information"} 0
@@ -89,7 +89,7 @@ xdp_audit_covert_skipped_deltas_total 4000
 xdp_audit_covert_watched_flows 3
 # HELP xdp_audit_covert_windows_total Windows of deltas that were judged.
 # TYPE xdp_audit_covert_windows_total counter
-xdp_audit_covert_windows_total{device="eth0"} 10
+xdp_audit_covert_windows_total{device="eth0"} 11
 xdp_audit_covert_windows_total{device="eth1"} 0
 `
 	const alarming = `# HELP xdp_audit_covert_alarming_flows Flows of which each of the last four windows alarmed, the last one within ten minutes.
