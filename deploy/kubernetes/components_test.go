@@ -20,7 +20,6 @@ import (
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
@@ -49,15 +48,7 @@ func overlay(t *testing.T, folder string, components ...string) []runtime.Object
 	if err := memory.WriteFile("/kubernetes/overlay/kustomization.yaml", []byte(text)); err != nil {
 		t.Fatal(err)
 	}
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(memory, "/kubernetes/overlay")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := resources.AsYaml()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return decodeAll(t, stream)
+	return renderIn(t, memory, "/kubernetes/overlay")
 }
 
 func containerOf(t *testing.T, objects []runtime.Object) *core.Container {

@@ -82,7 +82,12 @@ func decodeAll(t *testing.T, stream []byte) (objects []runtime.Object) {
 // render returns what `kubectl apply -k` of a folder applies.
 func render(t *testing.T, folder string) []runtime.Object {
 	t.Helper()
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
+	return renderIn(t, filesys.MakeFsOnDisk(), folder)
+}
+
+func renderIn(t *testing.T, files filesys.FileSystem, folder string) []runtime.Object {
+	t.Helper()
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(files, folder)
 	if err != nil {
 		t.Fatal(err)
 	}
