@@ -41,7 +41,8 @@ func (a *Audit) restoreEnded() error {
 			errs = append(errs, fmt.Errorf("device %s is no longer audited in mode %s as it was: %w", ended.device.name, ended.mode, err))
 		}
 	}
-	return errors.Join(append(errs, a.forgetEnded())...)
+	a.forgetEnded()
+	return errors.Join(errs...)
 }
 
 func (a *Audit) restore(ended endedHook) error {
@@ -69,13 +70,15 @@ func (a *Audit) restore(ended endedHook) error {
 	return nil
 }
 
-func (a *Audit) forgetEnded() error {
-	var errs []error
+// forgetEnded closes the programs of the hooks that were ended.
+func (a *Audit) forgetEnded() {
 	for _, ended := range a.ended {
-		if ended.program != nil {
-			errs = append(errs, ended.program.Close())
+		if ended.program == nil {
+			continue
+		}
+		if err := ended.program.Close(); err != nil {
+			a.logger.Warn("Program could not be closed", "device", ended.device.name, "err", err)
 		}
 	}
 	a.ended = nil
-	return errors.Join(errs...)
 }

@@ -266,9 +266,7 @@ func (a *Audit) reconcile(ifaces []iface, isRetry bool) (failures []error) {
 
 // dropSpare ends the hooks that no device of the configuration has taken, and forgets those that were ended for others.
 func (a *Audit) dropSpare() {
-	if err := a.forgetEnded(); err != nil {
-		a.logger.Warn("Program could not be closed", "err", err)
-	}
+	a.forgetEnded()
 	for ifindex := range a.spare {
 		a.logger.Info("Hook detached from a device that is not to be audited", "ifindex", ifindex)
 		a.dropSpareOn(ifindex)

@@ -35,8 +35,8 @@ const (
 type pins struct {
 	path     string
 	folder   *os.File
-	isNew    bool                 // the maps that are pinned are of this process
-	newLinks map[string]link.Link // hooks that this process has pinned first, by their name
+	isNew    bool              // the maps that are pinned are of this process
+	newLinks map[int]link.Link // hooks that this process has pinned first, by the index of their device
 }
 
 // layoutRecord is what map_audit_layout holds.
@@ -57,7 +57,7 @@ func openPins(path string) (*pins, error) {
 	if err != nil {
 		return nil, explainPin(path, err)
 	}
-	p := &pins{path: path, folder: folder, newLinks: map[string]link.Link{}}
+	p := &pins{path: path, folder: folder, newLinks: map[int]link.Link{}}
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		owner := ""
 		if record, err := p.readLayout(); err == nil && record.PID != 0 {
@@ -108,20 +108,23 @@ func (p *pins) close() error { return p.folder.Close() }
 
 func (p *pins) mapPath(name string) string { return filepath.Join(p.path, mapPinPrefix+name) }
 
-func (p *pins) linkPath(ifindex int) string {
-	return filepath.Join(p.path, fmt.Sprint(linkPinPrefix, ifindex))
-}
+func linkName(ifindex int) string { return fmt.Sprint(linkPinPrefix, ifindex) }
 
 // pinLink pins a hook in the place of what is pinned as that of the device.
 func (p *pins) pinLink(l link.Link, ifindex int) error {
-	path := p.linkPath(ifindex)
-	if err := p.remove(filepath.Base(path)); err != nil {
+	if err := p.unpinLink(ifindex); err != nil {
 		return err
 	}
-	if err := l.Pin(path); err != nil {
+	if err := l.Pin(filepath.Join(p.path, linkName(ifindex))); err != nil {
 		return explainPin(p.path, err)
 	}
 	return nil
+}
+
+// unpinLink unpins the hook of a device, if one is pinned.
+func (p *pins) unpinLink(ifindex int) error {
+	delete(p.newLinks, ifindex)
+	return p.remove(linkName(ifindex))
 }
 
 // names returns the names of what is pinned that begin with prefix.
@@ -166,8 +169,8 @@ func (p *pins) removeMaps() error {
 func (p *pins) discardNew() error {
 	defer func() { _ = os.Remove(p.path) }()
 	var errs []error
-	for name, l := range p.newLinks {
-		if err := p.remove(name); err != nil {
+	for ifindex, l := range p.newLinks {
+		if err := p.unpinLink(ifindex); err != nil {
 			errs = append(errs, err, l.Detach())
 		}
 	}
@@ -300,7 +303,7 @@ func (p *pins) loadLinks() (map[int]link.Link, error) {
 			return links, fmt.Errorf("opening the pinned hook %s in %s: %w", name, p.path, err)
 		}
 		ifindex := ifindexOf(l)
-		if ifindex != 0 && filepath.Join(p.path, name) == p.linkPath(ifindex) {
+		if ifindex != 0 && name == linkName(ifindex) {
 			links[ifindex] = l
 			continue
 		}
@@ -421,7 +424,7 @@ func Unpin(path string, logger *slog.Logger) (err error) {
 		if iface, err := net.InterfaceByIndex(ifindex); err == nil {
 			device = iface.Name
 		}
-		if err := errors.Join(p.remove(filepath.Base(p.linkPath(ifindex))), l.Close()); err != nil {
+		if err := errors.Join(p.unpinLink(ifindex), l.Close()); err != nil {
 			return fmt.Errorf("detaching %s: %w", device, err)
 		}
 		logger.Info("Hook detached", "device", device)

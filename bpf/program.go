@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
@@ -164,9 +163,7 @@ func (a *Audit) attachAll(ifaces []iface) error {
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)
 	}
-	if err := a.forgetEnded(); err != nil {
-		a.logger.Warn("Program could not be closed", "err", err)
-	}
+	a.forgetEnded()
 	return nil
 }
 
@@ -278,7 +275,7 @@ func (a *Audit) pinNewLink(l link.Link, d *device) error {
 		return err
 	}
 	if !slices.ContainsFunc(a.ended, func(ended endedHook) bool { return ended.device == d }) {
-		a.pins.newLinks[filepath.Base(a.pins.linkPath(d.ifindex))] = l
+		a.pins.newLinks[d.ifindex] = l
 	}
 	return nil
 }
@@ -288,9 +285,7 @@ func (a *Audit) pinNewLink(l link.Link, d *device) error {
 func (a *Audit) dropLink(l link.Link, ifindex int) error {
 	var err error
 	if a.pins != nil {
-		name := filepath.Base(a.pins.linkPath(ifindex))
-		delete(a.pins.newLinks, name)
-		err = a.pins.remove(name)
+		err = a.pins.unpinLink(ifindex)
 	}
 	return errors.Join(err, l.Close())
 }
