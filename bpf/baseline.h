@@ -139,12 +139,21 @@ static __always_inline bool is_near(const struct baseline *baseline, __u64 devia
 static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample, __u64 delta_ns,
 						   struct last_flag *last)
 {
-	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
-	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
-	__s64 sign = sign_of(difference);
-	__u64 deviation = with_sign(difference, sign), n = baseline->n;
-	__u64 clipped = deviation;
+	__u64 deviation, clipped, n;
 	bool is_flagged = true, is_far;
+	__s64 difference, sign;
+	struct u128 m2;
+
+	/* All is read anew, or the others would have to keep for this what they have read. */
+	barrier_var(baseline);
+	barrier_var(sample);
+	m2.low = baseline->m2_low;
+	m2.high = baseline->m2_high;
+	n = baseline->n;
+	difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
+	sign = sign_of(difference);
+	deviation = with_sign(difference, sign);
+	clipped = deviation;
 
 	if (config.shortcut_shift >= 0 && !is_outside(deviation, n, m2, config.shortcut_shift & 7)) {
 		baseline_update(baseline, deviation, sign);
@@ -185,18 +194,19 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
 						     struct last_flag *last)
 {
-	enum outcome outcome = OUTCOME_MIN_SAMPLES;
 	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
 	__s64 sign = sign_of(difference);
 	__u64 deviation = with_sign(difference, sign);
 
-	if (baseline->n >= config.min_samples) {
-		if (__builtin_expect(!is_near(baseline, deviation), 0))
-			return baseline_judge(baseline, sample, delta_ns, last);
-		outcome = OUTCOME_JUDGED;
+	if (unlikely(baseline->n < config.min_samples)) {
+		barrier_var(baseline);
+		baseline_update(baseline, deviation, sign);
+		return OUTCOME_MIN_SAMPLES;
 	}
+	if (unlikely(!is_near(baseline, deviation)))
+		return baseline_judge(baseline, sample, delta_ns, last);
 	baseline_update(baseline, deviation, sign);
-	return outcome;
+	return OUTCOME_JUDGED;
 }
 
 #endif

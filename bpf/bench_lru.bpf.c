@@ -5,6 +5,7 @@
 
 /* The audit with the kernel's LRU hash as its flow table, to compare. Nothing guards a slot: two CPUs would tear it. */
 
+#include "common.h"
 #include "flow.h"
 
 /* Key: the flow. Value: its baseline. Writer: any CPU. When it is full, one of the flows not seen for long goes. */
@@ -15,15 +16,22 @@ struct {
 	__type(value, struct flow_slot);
 } bench_lru_flows SEC(".maps");
 
-static __always_inline enum outcome lru_observe(const struct flow_key *key, __u64 now_ns,
+/* Takes the key from the frame, as a program would that looks flows up by their keys. */
+static __always_inline enum outcome lru_observe(struct xdp_md *ctx, __u64 mixed, __u64 now_ns,
 						struct device_counters *counters)
 {
-	struct flow_slot *slot = bpf_map_lookup_elem(&bench_lru_flows, key);
-	struct flow_slot first = { .last_ns = now_ns };
+	struct flow_slot *slot, first = { .last_ns = now_ns };
+	struct frame frame = frame_of(ctx);
+	struct packet packet;
+	struct flow_key key;
 
+	if (parse_common(&frame, &packet))
+		return OUTCOME_CONTENDED;
+	read_key(ctx, &packet, &key);
+	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)
 		return slot_observe(slot, NULL, 0, now_ns, counters);
-	if (!bpf_map_update_elem(&bench_lru_flows, key, &first, BPF_ANY))
+	if (!bpf_map_update_elem(&bench_lru_flows, &key, &first, BPF_ANY))
 		counters->flow_inserts++;
 	return OUTCOME_NEW_FLOW;
 }

@@ -18,13 +18,13 @@ static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
 
-static __always_inline void count_packet(struct device_counters *counters, const struct packet *packet,
-					 enum outcome outcome)
+/* The cells of a family and a protocol. */
+static __always_inline struct protocol_counters *cells_of(struct device_counters *counters, __u8 cell)
 {
-	struct protocol_counters *cells = &counters->protocols[0][0] + (packet->cell & (PROTOCOL_CELLS - 1));
+	struct protocol_counters *cells = &counters->protocols[0][0] + (cell & (PROTOCOL_CELLS - 1));
 
-	cells->bytes += packet->len_bytes;
-	cells->packets[outcome]++;
+	barrier_var(cells); /* as in slot_at() */
+	return cells;
 }
 
 /* The first delta on any CPU of the device becomes the reference of all; 0 stands for none yet. */
@@ -49,7 +49,7 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	__s64 difference, sign;
 	__u64 distance;
 
-	if (!reference)
+	if (unlikely(!reference))
 		reference = choose_reference(counters, delta_ns);
 	difference = delta_ns - reference;
 	sign = sign_of(difference);

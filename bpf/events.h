@@ -13,6 +13,8 @@
 #include "clock.h"
 #include "counters.h"
 #include "maps.h"
+#include "order.h"
+#include "parse.h"
 
 #define ENOENT 2
 #define ENOSPC 28
@@ -46,7 +48,7 @@ static __always_inline enum fate fate_of(long error)
 
 static __always_inline bool is_flagged(enum outcome outcome)
 {
-	return outcome == OUTCOME_FLAGGED_EARLY || outcome == OUTCOME_FLAGGED_LATE;
+	return (__u32)outcome - OUTCOME_FLAGGED_EARLY <= OUTCOME_FLAGGED_LATE - OUTCOME_FLAGGED_EARLY;
 }
 
 static __noinline int send_event(struct xdp_md *ctx, const struct event_allowance *allowance,
@@ -58,25 +60,21 @@ static __noinline int send_event(struct xdp_md *ctx, const struct event_allowanc
 /* Makes the next state the last one, after all of it is written. */
 static __always_inline void publish_flag(struct last_flag *last)
 {
-	__u64 sequence = last->sequence + 1;
-
-	if (config.stores_are_ordered) {
-		barrier();
-		*(volatile __u64 *)&last->sequence = sequence;
-	} else {
-		__sync_lock_test_and_set(&last->sequence, sequence);
-	}
+	store_in_order(&last->sequence, last->sequence + 1);
 }
 
 /* Makes an event of a flag, if the allowance has room. */
-static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_state *flag, const struct packet *packet)
+static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_state *flag)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
 
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
-		struct audit_event event = { .flag = *flag, .key = packet->key };
+		struct audit_event event = { .flag = *flag };
+		struct packet packet = {};
 
+		parse_any(ctx, &packet);
+		read_key(ctx, &packet, &event.key);
 		event.key.owner = config.owner;
 		return send_event(ctx, allowance, &event);
 	}
@@ -84,17 +82,16 @@ static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_st
 }
 
 /* Completes and publishes the state that the flagged packet left, and makes an event of it if it is rare. */
-static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
-					const struct packet *packet)
+static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns)
 {
 	struct flag_state *flag = next_flag(&counters->last_flag);
 	__u32 fate = FATE_SUPPRESSED;
 
 	flag->audit_ns = now_ns;
 	flag->ktime_ns = clock_ktime(now_ns);
-	flag->len_bytes = packet->len_bytes;
+	flag->len_bytes = whole_len(ctx);
 	if (!config.tail_q32 || is_rare(counters, now_ns, flag))
-		fate = make_event(ctx, flag, packet);
+		fate = make_event(ctx, flag);
 	publish_flag(&counters->last_flag);
 	if (fate < FATES)
 		counters->fates[fate]++;

@@ -10,7 +10,9 @@
 
 #include "baseline.h"
 #include "counters.h"
+#include "hash.h"
 #include "maps.h"
+#include "parse.h"
 #include "variant.h"
 
 /* See set_find(). */
@@ -23,32 +25,6 @@ struct flow_hash {
 	__u32 tag;  /* never 0 */
 	__u32 reserved;
 };
-
-/* The NH family of universal hash functions (Black et al., UMAC, 1999) over the words of a flow: for keys that an attacker
- * does not know, two flows agree with probability 2⁻³², whatever they are. Each device has keys of its own.
- */
-static __always_inline __u64 hash_words(const struct flow_key *key)
-{
-	const volatile __u32 *keys = config.hash_keys;
-	__u32 ports = (__u32)key->source_port << 16 | key->destination_port;
-	__u32 kind = (__u32)key->vlan_id << 16 | key->family << 8 | key->ip_protocol;
-	__u64 sum = (__u64)(ports + keys[0]) * (kind + keys[1]);
-
-	sum += (__u64)(key->source[0] + keys[2]) * (key->destination[0] + keys[3]);
-	if (key->family == FAMILY_IPV6) {
-		sum += (__u64)(key->source[1] + keys[4]) * (key->destination[1] + keys[5]);
-		sum += (__u64)(key->source[2] + keys[6]) * (key->destination[2] + keys[7]);
-		sum += (__u64)(key->source[3] + keys[8]) * (key->destination[3] + keys[9]);
-	}
-	return sum;
-}
-
-/* A permutation that lets every bit depend on all: a product's bits depend on the lower ones alone. */
-static __always_inline __u64 hash_mix(__u64 v)
-{
-	v = (v ^ v >> 32) * 0x9e3779b97f4a7c15ULL;
-	return (v ^ v >> 32) * 0xbf58476d1ce4e5b9ULL;
-}
 
 /* No bit is used twice, but those of set and mark where a table has more than 2¹³ sets. */
 static __always_inline struct flow_hash hash_of(__u64 mixed)
@@ -167,18 +143,26 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
 	return slot;
 }
 
-/* Gives a new flow a slot. Apart from the rest, because few packets get here. */
-static __noinline void set_insert(struct flow_set *set, __u64 mixed, const struct flow_key *key, __u64 now_ns,
-				  struct device_counters *counters)
+/* Gives a new flow a slot in its set. Apart from the rest, because few packets get here; what is known of them is worked
+ * out anew, so that the others need not keep it.
+ */
+static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 now_ns, struct device_counters *counters)
 {
-	struct flow_hash hash = hash_of(mixed);
-	__u32 way = set_find_victim(set, hash.way), cold = hash.set * FLOW_WAYS + way;
-	struct flow_key *taken_by = bpf_map_lookup_elem(&flow_keys, &cold);
+	struct packet packet = {};
+	struct flow_hash hash;
+	struct flow_key *key;
+	__u32 way, place;
 
+	barrier_var(ctx); /* else what it points to is handed over in its place, which the verifier does not follow */
+	parse_any(ctx, &packet);
+	hash = hash_of(hash_packet(&packet));
+	way = set_find_victim(set, hash.way);
+	place = hash.set * FLOW_WAYS + way;
+	key = bpf_map_lookup_elem(&flow_keys, &place);
 	set_take(set, way, &hash, now_ns, counters);
-	if (taken_by) {
-		*taken_by = *key;
-		taken_by->owner = config.owner;
+	if (key) {
+		read_key(ctx, &packet, key);
+		key->owner = config.owner;
 	}
 }
 
@@ -190,39 +174,40 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct 
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 
-	if (now_ns < last_ns) {
+	if (unlikely(delta_ns > config.idle_timeout_ns)) { /* or now is before last */
+		if (now_ns >= last_ns) {
+			slot->last_ns = now_ns;
+			return OUTCOME_IDLE_GAP;
+		}
 		/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
 		if (last_ns - now_ns > config.idle_timeout_ns)
 			slot->last_ns = now_ns;
 		return OUTCOME_REORDERED;
 	}
 	slot->last_ns = now_ns;
-	if (delta_ns > config.idle_timeout_ns)
-		return OUTCOME_IDLE_GAP;
 	count_delta(counters, delta_ns);
-	if (__builtin_expect(config.variants, 0))
+	if (unlikely(config.variants))
 		return variant_observe(slot, set, place, delta_ns, counters);
 	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 }
 
-/* Finds the packet's flow, or makes it one, and judges the packet by it. */
-static __always_inline enum outcome flow_observe(const struct flow_key *key, __u64 now_ns,
+/* Finds the flow with this hash, or makes it one, and judges the packet by it. */
+static __always_inline enum outcome flow_observe(struct xdp_md *ctx, __u64 mixed, __u64 now_ns,
 						 struct device_counters *counters)
 {
-	__u64 mixed = hash_mix(hash_words(key));
 	struct flow_hash hash = hash_of(mixed);
 	__u32 map_key = hash.set; /* a copy: what a helper reads cannot stay in registers */
 	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
 	enum outcome outcome = OUTCOME_NEW_FLOW;
 	int way;
 
-	if (!set || !set_try_lock(set))
+	if (unlikely(!set || !set_try_lock(set)))
 		return OUTCOME_CONTENDED;
 	way = set_find(set, &hash);
-	if (way >= 0)
+	if (likely(way >= 0))
 		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);
 	else
-		set_insert(set, mixed, key, now_ns, counters);
+		set_insert(ctx, set, now_ns, counters);
 	set_unlock(set);
 	return outcome;
 }

@@ -52,7 +52,7 @@ func newTestFlow(i int) testFlow {
 		vlan = i % 4096
 		frame, ethertype = tagged(vlan, ethertype, frame), tagVLAN
 	}
-	words := []uint32{raw(sourcePort)<<16 | raw(destinationPort), uint32(vlan)<<16 | uint32(family)<<8 | uint32(protocol)}
+	words := []uint32{raw(destinationPort)<<16 | raw(sourcePort), uint32(vlan)<<16 | uint32(family)<<8 | uint32(protocol)}
 	source, target := rawWords(addresses[:len(addresses)/2]), rawWords(addresses[len(addresses)/2:])
 	for w := range source {
 		words = append(words, source[w], target[w])

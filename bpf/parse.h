@@ -17,6 +17,7 @@
 
 #include <bpf/bpf_endian.h>
 
+#include "hash.h"
 #include "types.h"
 
 #define VLAN_TAGS 2
@@ -87,7 +88,10 @@ static __always_inline bool frame_has(const struct frame *frame, const void *byt
 
 static __always_inline __u32 frame_len(const struct frame *frame)
 {
-	return frame->data_end - frame->data + frame->beyond_bytes;
+	__u64 len = frame->data_end - frame->data;
+
+	barrier_var(len); /* else it is the difference of halves of pointers, which cannot be kept on the stack */
+	return len + frame->beyond_bytes;
 }
 
 static __always_inline bool is_vlan_tag(__be16 ethertype)
@@ -96,23 +100,24 @@ static __always_inline bool is_vlan_tag(__be16 ethertype)
 }
 
 /* Returns the offset behind the link layer and its tags, or -1. Leaves the ethertype of the payload in *ethertype and
- * the outer tag in the key.
+ * the id of the outer tag in *vlan_id.
  */
-static __always_inline int parse_ethernet(const struct frame *frame, struct packet *packet, __be16 *ethertype)
+static __always_inline int parse_ethernet(const struct frame *frame, __be16 *ethertype, __u32 *vlan_id)
 {
 	const struct ethhdr *eth = frame_at(frame, 0);
 	__u32 offset = sizeof(*eth);
 
-	if (!frame_has(frame, eth, sizeof(*eth)))
+	*vlan_id = 0;
+	if (unlikely(!frame_has(frame, eth, sizeof(*eth))))
 		return -1;
 	*ethertype = load_be16(&eth->h_proto);
-	for (int i = 0; i < VLAN_TAGS && is_vlan_tag(*ethertype); i++) {
+	for (int i = 0; i < VLAN_TAGS && unlikely(is_vlan_tag(*ethertype)); i++) {
 		const struct vlan_tag *tag = frame_at(frame, offset);
 
 		if (!frame_has(frame, tag, sizeof(*tag)))
 			return -1;
 		if (i == 0)
-			packet->key.vlan_id = bpf_ntohs(tag->control) & VLAN_ID_MASK;
+			*vlan_id = bpf_ntohs(tag->control) & VLAN_ID_MASK;
 		*ethertype = tag->next_protocol;
 		offset += sizeof(*tag);
 	}
@@ -126,6 +131,30 @@ static __always_inline bool is_icmp_echo(enum family family, __u8 type)
 	return type == IPV6_ECHO_REQUEST || type == IPV6_ECHO_REPLY;
 }
 
+/* The ports, or what stands in for them: the id of an echo, type and code, as in NetFlow. */
+static __always_inline __u32 ports_of_icmp(enum family family, const struct icmp_header *icmp)
+{
+	__be16 id = is_icmp_echo(family, icmp->type) ? icmp->echo_id : 0;
+
+	return id | (__u32)bpf_htons(icmp->type << 8 | icmp->code) << 16;
+}
+
+/* Whether a header of that size is in the frame, and in the `len` bytes that are its packet's. */
+static __always_inline bool has_header(const struct frame *frame, const void *header, __u32 len, __u32 size)
+{
+	return frame_has(frame, header, size) && len >= size;
+}
+
+static __always_inline bool has_tcp_header(const struct frame *frame, const struct tcphdr *tcp, __u32 len)
+{
+	return has_header(frame, tcp, len, sizeof(*tcp)) && tcp->doff >= 5 && len >= tcp->doff * 4u;
+}
+
+static __always_inline __u32 load_ports(const void *header)
+{
+	return *(const __be32 *)header;
+}
+
 /* Reads the ports. The `len` bytes from `offset` on are the packet's transport header and payload, all inside the frame.
  * Returns 0, or -1 if the header is cut short or malformed.
  */
@@ -133,33 +162,21 @@ static __always_inline int parse_transport(const struct frame *frame, __u32 offs
 					   __u8 protocol, struct packet *packet)
 {
 	const void *header = frame_at(frame, offset);
-	struct flow_key *key = &packet->key;
 
 	packet->cell = protocol_cell(family, protocol);
 	if (protocol == PROTOCOL_OTHER)
 		return 0;
-	if (!frame_has(frame, header, LEAST_TRANSPORT_HEADER) || len < LEAST_TRANSPORT_HEADER)
+	if (!has_header(frame, header, len, LEAST_TRANSPORT_HEADER))
 		return -1;
 	if (protocol == PROTOCOL_ICMP) {
-		/* Type and code stand in for a port, as in NetFlow. */
-		const struct icmp_header *icmp = header;
-
-		if (is_icmp_echo(family, icmp->type))
-			key->source_port = icmp->echo_id;
-		key->destination_port = bpf_htons(icmp->type << 8 | icmp->code);
+		packet->ports = ports_of_icmp(family, header);
 		return 0;
 	}
-	if (protocol == PROTOCOL_TCP) {
-		const struct tcphdr *tcp = header;
-
-		if (!frame_has(frame, tcp, sizeof(*tcp)) || tcp->doff < 5 || len < tcp->doff * 4u)
-			return -1;
-	} else if (protocol == PROTOCOL_SCTP && (!frame_has(frame, header, sizeof(struct sctp_header)) ||
-						 len < sizeof(struct sctp_header))) {
+	if (protocol == PROTOCOL_TCP && !has_tcp_header(frame, header, len))
 		return -1;
-	}
-	key->source_port = ((const struct udphdr *)header)->source;
-	key->destination_port = ((const struct udphdr *)header)->dest;
+	if (protocol == PROTOCOL_SCTP && !has_header(frame, header, len, sizeof(struct sctp_header)))
+		return -1;
+	packet->ports = load_ports(header);
 	return 0;
 }
 
@@ -178,26 +195,28 @@ static __always_inline __u8 protocol_of_ipv6(int header)
 	return protocols[header & 0xff];
 }
 
+static __always_inline __u64 hash_ipv4_addresses(const struct iphdr *ip)
+{
+	return hash_pair(ip->saddr, ip->daddr, HASH_KEY_ADDRESSES);
+}
+
 static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
 {
 	const struct iphdr *ip = frame_at(frame, offset);
-	struct flow_key *key = &packet->key;
 	__u32 header_len, total_len;
 	__u8 protocol;
 
 	packet->cell = protocol_cell(FAMILY_IPV4, PROTOCOL_OTHER);
-	key->family = FAMILY_IPV4;
 	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
 		return -1;
 	protocol = protocols[ip->protocol];
 	packet->cell = protocol_cell(FAMILY_IPV4, protocol);
-	key->ip_protocol = ip->protocol;
+	packet->kind |= FAMILY_IPV4 << 8 | ip->protocol;
 	header_len = ip->ihl * 4;
 	total_len = bpf_ntohs(ip->tot_len);
 	if (total_len < header_len || offset + total_len > frame_len(frame))
 		return -1;
-	key->source[0] = ip->saddr;
-	key->destination[0] = ip->daddr;
+	packet->addresses = hash_ipv4_addresses(ip);
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)) {
 		packet->is_fragment = true;
 		return 0;
@@ -266,19 +285,27 @@ static __noinline int parse_ipv6_extensions(const void *data, const void *data_e
 	return -1;
 }
 
+static __always_inline __u64 hash_ipv6_addresses(const struct ipv6hdr *ip)
+{
+	const __be32 *source = ip->saddr.in6_u.u6_addr32, *destination = ip->daddr.in6_u.u6_addr32;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		sum += hash_pair(source[i], destination[i], HASH_KEY_ADDRESSES + 2 * i);
+	return sum;
+}
+
 static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
 {
 	const struct ipv6hdr *ip = frame_at(frame, offset);
-	struct flow_key *key = &packet->key;
 	__u32 end;
 	int header;
 
 	packet->cell = protocol_cell(FAMILY_IPV6, PROTOCOL_OTHER);
-	key->family = FAMILY_IPV6;
 	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 6)
 		return -1;
-	__builtin_memcpy(key->source, &ip->saddr, sizeof(key->source));
-	__builtin_memcpy(key->destination, &ip->daddr, sizeof(key->destination));
+	packet->addresses = hash_ipv6_addresses(ip);
 	header = ip->nexthdr;
 	offset += sizeof(*ip);
 	end = offset + bpf_ntohs(ip->payload_len);
@@ -297,7 +324,7 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 		packet->is_fragment = WALK_IS_FRAGMENT(walk);
 		packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
 	}
-	key->ip_protocol = header;
+	packet->kind |= FAMILY_IPV6 << 8 | header;
 	if (packet->is_fragment)
 		return 0;
 	return parse_transport(frame, offset & OFFSET_MASK, end - offset, FAMILY_IPV6, protocol_of_ipv6(header), packet);
@@ -309,17 +336,92 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, s
 static __always_inline int parse_frame(const struct frame *frame, struct packet *packet)
 {
 	__be16 ethertype;
+	__u32 vlan_id;
 	int offset;
 
 	packet->len_bytes = frame_len(frame);
-	offset = parse_ethernet(frame, packet, &ethertype);
+	offset = parse_ethernet(frame, &ethertype, &vlan_id);
 	if (offset < 0)
 		return -1;
+	packet->kind = vlan_id << 16;
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_ipv4(frame, offset, packet);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(frame, offset, packet);
 	return -1;
+}
+
+static __always_inline struct frame frame_of(const struct xdp_md *ctx)
+{
+	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
+
+	return frame;
+}
+
+/* Parses again what could not be parsed as a frame in one buffer: the lengths in the headers go beyond the first buffer of
+ * a frame in several. All headers are in it. Returns whether that was it.
+ */
+static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct frame *frame, struct packet *packet)
+{
+	__u32 first_bytes = frame_len(frame), len_bytes;
+
+	if (!config.has_frags)
+		return false;
+	len_bytes = bpf_xdp_get_buff_len(ctx);
+	if (len_bytes <= first_bytes)
+		return false;
+	frame->beyond_bytes = len_bytes - first_bytes;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	return !parse_frame(frame, packet);
+}
+
+/* Parses any frame into a zeroed packet, whichever buffers it is in. Returns 0 or -1, as parse_frame() does. A global
+ * function, which the verifier follows once and not for each way that leads to it.
+ */
+__noinline int parse_any(struct xdp_md *ctx, struct packet *packet)
+{
+	struct frame frame = frame_of(ctx);
+
+	if (!packet)
+		return -1;
+	if (!parse_frame(&frame, packet) || parse_frame_in_buffers(ctx, &frame, packet))
+		return 0;
+	return -1;
+}
+
+/* The bytes of a frame, in whichever buffers they are. */
+static __always_inline __u32 whole_len(struct xdp_md *ctx)
+{
+	struct frame frame = frame_of(ctx);
+
+	return config.has_frags ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
+}
+
+/* Reads the key of a packet that was parsed, with addresses from its frame. The device is left to whoever keeps the key. */
+static __always_inline void read_key(struct xdp_md *ctx, const struct packet *packet, struct flow_key *key)
+{
+	struct frame frame = frame_of(ctx);
+	__be16 ethertype;
+	__u32 vlan_id;
+	int offset = parse_ethernet(&frame, &ethertype, &vlan_id);
+	const struct iphdr *ip = frame_at(&frame, offset);
+	const struct ipv6hdr *ip6 = frame_at(&frame, offset);
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->source_port = packet->ports;
+	key->destination_port = packet->ports >> 16;
+	key->vlan_id = packet->kind >> 16;
+	key->ip_protocol = packet->kind;
+	key->family = packet->kind >> 8;
+	if (offset < 0)
+		return;
+	if (key->family == FAMILY_IPV4 && frame_has(&frame, ip, sizeof(*ip))) {
+		key->source[0] = ip->saddr;
+		key->destination[0] = ip->daddr;
+	} else if (key->family == FAMILY_IPV6 && frame_has(&frame, ip6, sizeof(*ip6))) {
+		__builtin_memcpy(key->source, &ip6->saddr, sizeof(key->source));
+		__builtin_memcpy(key->destination, &ip6->daddr, sizeof(key->destination));
+	}
 }
 
 #endif

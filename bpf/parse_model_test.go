@@ -213,7 +213,7 @@ func (p *parsed) transport(o octets) class {
 
 // appendWords appends the words of a flow that are hashed.
 func appendWords(words []uint32, key *programFlowKey) []uint32 {
-	words = append(words, uint32(key.SourcePort)<<16|uint32(key.DestinationPort),
+	words = append(words, uint32(key.DestinationPort)<<16|uint32(key.SourcePort),
 		uint32(key.VlanId)<<16|uint32(key.Family)<<8|uint32(key.IpProtocol))
 	n := 1
 	if Family(key.Family) == FamilyIPv6 {

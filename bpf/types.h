@@ -11,6 +11,10 @@
 
 #include <bpf/bpf_helpers.h>
 
+/* Where the compiler shall put what seldom happens: out of the way, and without registers of its own. */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
 #define FLOW_WAYS 8
 #define HISTOGRAM_LINEAR_CELLS 512
 #define HISTOGRAM_CELLS (2 * HISTOGRAM_LINEAR_CELLS)
@@ -142,9 +146,13 @@ struct flow_key {
 	__u32 reserved;
 };
 
-/* A frame after parsing. The device in the key is left to whoever keeps the key. */
+/* A frame after parsing, few words, so that those of a common packet are in registers. The addresses are still in the frame,
+ * where read_key() gets them for the few packets that need them.
+ */
 struct packet {
-	struct flow_key key;
+	__u64 addresses;  /* their part of the flow's hash */
+	__u32 ports;	  /* as in a UDP header, the source in the lower half */
+	__u32 kind;	  /* VLAN id of the outer tag or 0, family, IP protocol: 16, 8 and 8 bits */
 	__u32 len_bytes;
 	__u8 cell;	  /* of the counters: see protocol_cell() */
 	bool is_fragment; /* and not the first of its packet */

@@ -12,6 +12,7 @@
 #include "baseline.h"
 #include "log2.h"
 #include "maps.h"
+#include "order.h"
 #include "watch.h"
 
 /* baseline_observe() and more, for what config.variants says. Apart from the rest, so that a program without variants is as it
@@ -38,9 +39,9 @@ static __noinline enum outcome variant_observe(struct flow_slot *slot, struct fl
 	}
 	if (!(config.variants & VARIANT_DEVICE))
 		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag);
-	store_sequence(&device->sequence, device->sequence + 1);
+	store_in_order(&device->sequence, device->sequence + 1);
 	outcome = baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag);
-	store_sequence(&device->sequence, device->sequence + 1);
+	store_in_order(&device->sequence, device->sequence + 1);
 	return outcome;
 }
 

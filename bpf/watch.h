@@ -10,20 +10,9 @@
 #define XDP_AUDIT_WATCH_H
 
 #include "maps.h"
+#include "order.h"
 
 #define SAMPLED_SHIFT 60 /* one packet in 16 */
-
-/* Stores a sequence number before all that follows and after all that precedes. */
-static __always_inline void store_sequence(__u64 *sequence, __u64 number)
-{
-	if (config.stores_are_ordered) {
-		barrier();
-		*(volatile __u64 *)sequence = number;
-		barrier();
-	} else {
-		__sync_lock_test_and_set(sequence, number);
-	}
-}
 
 /* Records a delta if its flow has a watch. A flow that took the way of a watched one does not have its watch. */
 static __always_inline void watch_record(struct flow_set *set, __u32 way, __u64 delta_ns)
@@ -39,7 +28,7 @@ static __always_inline void watch_record(struct flow_set *set, __u32 way, __u64 
 		return;
 	}
 	watch->deltas_ns[watch->recorded & (WATCH_DELTAS - 1)] = delta_ns;
-	store_sequence(&watch->recorded, watch->recorded + 1);
+	store_in_order(&watch->recorded, watch->recorded + 1);
 }
 
 /* Whether a packet is sampled. It depends on its time to the nanosecond, so that no rhythm of a flow keeps it out. */
@@ -59,7 +48,7 @@ static __always_inline void watch_sample(const struct flow_set *set, __u32 place
 	sample = &samples->samples[samples->taken & (FLOW_SAMPLES - 1)];
 	sample->place = place;
 	sample->tag = set->tags[place & (FLOW_WAYS - 1)];
-	store_sequence(&samples->taken, samples->taken + 1);
+	store_in_order(&samples->taken, samples->taken + 1);
 }
 
 /* What there is to do for a delta of the flow at that place. */

@@ -10,6 +10,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "clock.h"
+#include "common.h"
 #include "counters.h"
 #include "events.h"
 #include "flow.h"
@@ -18,60 +19,60 @@
 /* A driver that spreads a frame over several buffers puts as much into the first, unless it splits the headers off. */
 #define LEAST_FIRST_BUFFER 1024
 
-/* The length of a whole frame whose headers agree with what is in its first buffer, as do those of a small packet that is
- * padded to a jumbo frame. Short frames, of which there are many, are not asked about.
+/* The length of a packet whose headers agree with what is in its first buffer, as do those of a small one that is padded to a
+ * jumbo frame. Short frames, of which there are many, are not asked about.
  */
-static __always_inline void add_other_buffers(struct xdp_md *ctx, struct packet *packet)
+static __always_inline __u32 packet_len(struct xdp_md *ctx, const struct packet *packet)
 {
-	if (packet->len_bytes >= LEAST_FIRST_BUFFER && config.has_frags)
-		packet->len_bytes = bpf_xdp_get_buff_len(ctx);
+	return packet->len_bytes >= LEAST_FIRST_BUFFER ? whole_len(ctx) : packet->len_bytes;
 }
 
-/* Parses again what could not be parsed as a frame in one buffer: the lengths in the headers go beyond the first buffer of
- * a frame in several. All headers are in it. Returns whether that was it.
- */
-static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct frame *frame, struct packet *packet)
+static __always_inline void count_packet(struct device_counters *counters, const struct packet *packet, __u32 len_bytes,
+					 enum outcome outcome)
 {
-	__u32 first_bytes = frame_len(frame), len_bytes;
+	struct protocol_counters *cells = cells_of(counters, packet->cell);
 
-	if (!config.has_frags)
-		return false;
-	len_bytes = bpf_xdp_get_buff_len(ctx);
-	if (len_bytes <= first_bytes)
-		return false;
-	frame->beyond_bytes = len_bytes - first_bytes;
-	__builtin_memset(packet, 0, sizeof(*packet));
-	return !parse_frame(frame, packet);
+	cells->bytes += len_bytes;
+	cells->packets[outcome]++;
 }
 
-/* Everything between the clock and the counters. */
-static __always_inline enum outcome audit_packet(struct xdp_md *ctx, __u64 now_ns, struct device_counters *counters,
-						 struct packet *packet)
+/* Whether a packet that is not a common one is audited. If not, it is counted. */
+static __always_inline bool parse_uncommon(struct xdp_md *ctx, struct device_counters *counters, struct packet *packet)
 {
-	struct frame frame = { .data = (void *)(long)ctx->data, .data_end = (void *)(long)ctx->data_end };
-	enum outcome outcome;
+	struct packet any = {};
+	bool is_parsed = !parse_any(ctx, &any);
 
-	if (parse_frame(&frame, packet) && !parse_frame_in_buffers(ctx, &frame, packet))
-		return OUTCOME_UNPARSED;
-	add_other_buffers(ctx, packet);
-	if (packet->is_fragment)
-		return OUTCOME_FRAGMENT;
-	if (now_ns == CLOCK_NONE)
-		return OUTCOME_UNTIMED;
-	outcome = flow_observe(&packet->key, now_ns, counters);
-	if (is_flagged(outcome))
-		report_flag(ctx, counters, now_ns, packet);
-	return outcome;
+	*packet = any;
+	if (is_parsed && !any.is_fragment)
+		return true;
+	if (is_parsed)
+		count_packet(counters, &any, packet_len(ctx, &any), OUTCOME_FRAGMENT);
+	else
+		count_packet(counters, &any, any.len_bytes, OUTCOME_UNPARSED);
+	return false;
 }
 
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
 	__u64 now_ns = clock_read(ctx);
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
-	struct packet packet = {};
+	enum outcome outcome = OUTCOME_UNTIMED;
+	struct protocol_counters *cells;
+	struct frame frame = frame_of(ctx);
+	struct packet packet;
 
-	if (counters)
-		count_packet(counters, &packet, audit_packet(ctx, now_ns, counters, &packet));
+	if (unlikely(!counters))
+		return XDP_PASS;
+	if (unlikely(parse_common(&frame, &packet)) && !parse_uncommon(ctx, counters, &packet))
+		return XDP_PASS;
+	cells = cells_of(counters, packet.cell);
+	cells->bytes += packet_len(ctx, &packet); /* now, so that it need not be kept */
+	if (likely(now_ns != CLOCK_NONE)) {
+		outcome = flow_observe(ctx, hash_packet(&packet), now_ns, counters);
+		if (unlikely(is_flagged(outcome)))
+			report_flag(ctx, counters, now_ns);
+	}
+	cells->packets[outcome]++;
 	return XDP_PASS;
 }
 

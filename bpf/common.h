@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* A parser of what nearly all packets are: TCP and UDP over IPv4 without options and IPv6 without extension headers, whole
+ * and in one buffer. Of these it comes to the same as parse_frame(), with a third of the instructions; all else it leaves.
+ */
+
+#ifndef XDP_AUDIT_COMMON_H
+#define XDP_AUDIT_COMMON_H
+
+#include "parse.h"
+
+#define IPV4_COMMON_START 0x45 /* version 4, header of 5 words */
+
+/* The `len` bytes from `header` on are the transport header, of which LEAST_TRANSPORT_HEADER bytes are in the frame, and the
+ * payload.
+ */
+static __always_inline int parse_common_transport(const struct frame *frame, const void *header, __u32 len,
+						  enum family family, __u8 ip_protocol, struct packet *packet)
+{
+	if (ip_protocol == IPPROTO_TCP) {
+		if (unlikely(!has_tcp_header(frame, header, len)))
+			return -1;
+		packet->cell = protocol_cell(family, PROTOCOL_TCP);
+	} else {
+		if (unlikely(ip_protocol != IPPROTO_UDP))
+			return -1;
+		packet->cell = protocol_cell(family, PROTOCOL_UDP);
+	}
+	packet->kind |= family << 8 | ip_protocol;
+	packet->ports = load_ports(header);
+	return 0;
+}
+
+static __always_inline int parse_common_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
+{
+	const struct iphdr *ip = frame_at(frame, offset);
+	__u32 total_len;
+
+	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + LEAST_TRANSPORT_HEADER) || *(const __u8 *)ip != IPV4_COMMON_START))
+		return -1;
+	total_len = bpf_ntohs(ip->tot_len);
+	if (unlikely(total_len < sizeof(*ip) + LEAST_TRANSPORT_HEADER || offset + total_len > packet->len_bytes))
+		return -1;
+	if (unlikely(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)))
+		return -1;
+	packet->addresses = hash_ipv4_addresses(ip);
+	return parse_common_transport(frame, ip + 1, total_len - sizeof(*ip), FAMILY_IPV4, ip->protocol, packet);
+}
+
+static __always_inline int parse_common_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
+{
+	const struct ipv6hdr *ip = frame_at(frame, offset);
+	__u32 len;
+
+	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + LEAST_TRANSPORT_HEADER) || ip->version != 6))
+		return -1;
+	len = bpf_ntohs(ip->payload_len);
+	if (unlikely(len < LEAST_TRANSPORT_HEADER || offset + sizeof(*ip) + len > packet->len_bytes))
+		return -1;
+	packet->addresses = hash_ipv6_addresses(ip);
+	return parse_common_transport(frame, ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
+}
+
+/* Parses a common packet. Returns 0, or -1 if it is another, or malformed. */
+static __always_inline int parse_common(const struct frame *frame, struct packet *packet)
+{
+	__be16 ethertype;
+	__u32 vlan_id;
+	int offset = parse_ethernet(frame, &ethertype, &vlan_id);
+
+	if (unlikely(offset < 0))
+		return -1;
+	packet->len_bytes = frame_len(frame);
+	packet->kind = vlan_id << 16;
+	packet->is_fragment = false;
+	if (ethertype == bpf_htons(ETH_P_IP))
+		return parse_common_ipv4(frame, offset, packet);
+	if (ethertype == bpf_htons(ETH_P_IPV6))
+		return parse_common_ipv6(frame, offset, packet);
+	return -1;
+}
+
+#endif
