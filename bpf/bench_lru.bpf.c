@@ -28,6 +28,7 @@ static __always_inline enum outcome lru_observe(struct xdp_md *ctx, __u64 mixed,
 	if (parse_common(&frame, &packet))
 		return OUTCOME_CONTENDED;
 	read_key(ctx, &packet, &key);
+	count_pending(counters);
 	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)
 		return slot_observe(slot, NULL, 0, now_ns, counters);

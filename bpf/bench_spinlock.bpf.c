@@ -53,6 +53,7 @@ static __always_inline enum outcome spinlock_observe(struct xdp_md *ctx, __u64 m
 
 	if (!locked)
 		return OUTCOME_CONTENDED;
+	count_pending(counters);
 	bpf_spin_lock(&locked->lock);
 	way = set_find(set, &hash);
 	if (way >= 0)

@@ -203,6 +203,7 @@ static __always_inline enum outcome flow_observe(struct xdp_md *ctx, __u64 mixed
 
 	if (unlikely(!set || !set_try_lock(set)))
 		return OUTCOME_CONTENDED;
+	count_pending(counters);
 	way = set_find(set, &hash);
 	if (likely(way >= 0))
 		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);

@@ -26,6 +26,7 @@ type counterReader struct {
 	memory    []byte
 	config    Config
 	params    timing.Params
+	cuts      *[timing.LinearCells]uint32
 	blocks    [][]programDeviceCounters // by device and CPU
 	sums      [][]blockSums             // as last read
 	totals    []Uint128                 // Σ delta by device, as last read
@@ -44,7 +45,7 @@ func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterRe
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, config: config, params: config.params(), totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, config: config, params: config.params(), cuts: timing.Cuts(), totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -135,9 +136,7 @@ func (r *counterReader) read(device int, c *Counters) {
 		for e := range c.Evictions {
 			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
 		}
-		for i := range c.Histogram {
-			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
-		}
+		r.addHistogram(block, &c.Histogram)
 		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
 		}
@@ -235,6 +234,38 @@ func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums
 		}
 	}
 	return *last
+}
+
+// addHistogram adds the deltas of a block to a histogram. The last delta is pending until the next packet of a flow counts it,
+// and changes what is pending only then. If there is one cell less than deltas, it is not counted yet. If a packet came while
+// the cells were read, it is by now. So no cell is ever lower than in an earlier reading.
+func (r *counterReader) addHistogram(block *programDeviceCounters, histogram *timing.Histogram) {
+	deltas := loadDeltas(block)
+	pending := atomic.LoadUint64(&block.Sums.Pending)
+	var cells timing.Histogram
+	var counted uint64
+	for i := range cells {
+		cells[i] = atomic.LoadUint64(&block.Histogram[i])
+		counted += cells[i]
+	}
+	if pending != 0 && pending-1 <= timing.MaxDelta {
+		cell := timing.Cell(pending-1, r.cuts)
+		switch {
+		case atomic.LoadUint64(&block.Sums.Pending) != pending || loadDeltas(block) != deltas:
+			cells[cell] = atomic.LoadUint64(&block.Histogram[cell])
+		case counted == deltas-1:
+			cells[cell]++
+		}
+	}
+	for i := range histogram {
+		histogram[i] += cells[i]
+	}
+}
+
+// loadDeltas returns the packets of a block that had a delta.
+func loadDeltas(block *programDeviceCounters) uint64 {
+	packets := loadPackets(block)
+	return packets.Deltas()
 }
 
 func loadPackets(block *programDeviceCounters) (packets Packets) {

@@ -4,7 +4,10 @@
 package bpf
 
 import (
+	"math"
 	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 func TestTotalIsExactAndNeverFalls(t *testing.T) {
@@ -46,6 +49,48 @@ func TestSumBeforeItsCarryIsNotBelieved(t *testing.T) {
 	}
 }
 
+func sumOfCells(h *timing.Histogram) (sum uint64) {
+	for _, n := range h {
+		sum += n
+	}
+	return sum
+}
+
+// The delta that is pending is in the histogram once, whether or not the program has counted it already.
+func TestPendingDeltaIsReadOnce(t *testing.T) {
+	cuts := timing.Cuts()
+	for _, test := range []struct {
+		name                     string
+		deltas, counted, pending uint64
+		want                     uint64
+	}{
+		{"no delta so far", 0, 0, 0, 0},
+		{"the last delta is pending", 5, 4, 1001, 5},
+		{"a delta of nothing is pending", 1, 0, 1, 1},
+		{"a packet has counted it and not taken it away yet", 5, 5, 1001, 5},
+		{"a new flow has counted it", 5, 5, 0, 5},
+		{"a packet has left its own, and is not counted itself", 5, 5, 2001, 5},
+		{"the longest delta is pending", 1, 0, 1 + timing.MaxDelta, 1},
+		{"what is pending is no delta", 1, 0, math.MaxUint64, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			block := &programDeviceCounters{}
+			block.Protocols[FamilyIPv4][ProtocolUDP].Packets[OutcomeJudged] = test.deltas
+			block.Histogram[7] = test.counted
+			block.Sums.Pending = test.pending
+			want := timing.Histogram{7: test.counted + 3} // 3 of another block
+			if test.want > test.counted {
+				want[timing.Cell(test.pending-1, cuts)]++
+			}
+			got := timing.Histogram{7: 3}
+			(&counterReader{cuts: cuts}).addHistogram(block, &got)
+			if got != want || sumOfCells(&got) != test.want+3 {
+				t.Errorf("got %d deltas, want %d", sumOfCells(&got)-3, test.want)
+			}
+		})
+	}
+}
+
 // Counters are read while the program counts: every identity that the cells give holds at each reading, and no sum falls.
 func TestReadingsUnderTraffic(t *testing.T) {
 	config := DefaultConfig()
@@ -78,11 +123,19 @@ func TestReadingsUnderTraffic(t *testing.T) {
 				t.Fatalf("%s fell from %v to %v", name, pair[0], pair[1])
 			}
 		}
+		for cell, n := range c.Histogram {
+			if n < last.Histogram[cell] {
+				t.Fatalf("cell %d of the histogram fell from %d to %d", cell, last.Histogram[cell], n)
+			}
+		}
 		last = c
 	}
 	t.Logf("%d readings", readings)
 	if got, want := sumOf(&last.Packets), packetsRun(t, audit.devices[0].program); got != want {
 		t.Errorf("counted %d packets, want %d", got, want)
+	}
+	if got, want := sumOfCells(&last.Histogram), last.Packets.Deltas(); got != want {
+		t.Errorf("the histogram has %d deltas, want %d", got, want)
 	}
 	if last.Sums.TotalNs == (Uint128{}) {
 		t.Error("no delta was summed")

@@ -238,7 +238,7 @@ struct delta_sums {
 	__u64 reference_ns;
 	__u64 deviation[2][2];
 	__u64 squared[2];
-	__u64 reserved;
+	__u64 pending; /* 1 + the last delta, which is in no cell of the histogram yet; 0: there is none */
 };
 
 /* The baseline of a device on one CPU. While it is written, the sequence is odd; a reader that finds the same even one

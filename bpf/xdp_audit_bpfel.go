@@ -86,7 +86,7 @@ type programDeviceCounters struct {
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
-		Reserved    uint64
+		Pending     uint64
 	}
 	Protocols [4][8]struct {
 		_       structs.HostLayout

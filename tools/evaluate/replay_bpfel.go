@@ -28,7 +28,7 @@ type replayDeviceCounters struct {
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
-		Reserved    uint64
+		Pending     uint64
 	}
 	Protocols [4][8]struct {
 		_       structs.HostLayout
