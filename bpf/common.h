@@ -81,4 +81,18 @@ static __always_inline int parse_common(const struct frame *frame, struct packet
 	return -1;
 }
 
+/* Parses any frame. Returns 0 or -1, as parse_frame() does. */
+static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packet)
+{
+	struct frame frame = frame_of(ctx);
+	struct packet any = {};
+	int error;
+
+	if (likely(!parse_common(&frame, packet)))
+		return 0;
+	error = parse_any(ctx, &any);
+	*packet = any; /* whose address was given away */
+	return error;
+}
+
 #endif

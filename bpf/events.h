@@ -11,10 +11,10 @@
 #include "baseline.h"
 #include "calibration.h"
 #include "clock.h"
+#include "common.h"
 #include "counters.h"
 #include "maps.h"
 #include "order.h"
-#include "parse.h"
 
 #define ENOENT 2
 #define ENOSPC 28
@@ -71,9 +71,9 @@ static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_st
 
 	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
 		struct audit_event event = { .flag = *flag };
-		struct packet packet = {};
+		struct packet packet;
 
-		parse_any(ctx, &packet);
+		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, &event.key);
 		event.key.owner = config.owner;
 		return send_event(ctx, allowance, &event);

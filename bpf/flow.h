@@ -9,10 +9,10 @@
 #define XDP_AUDIT_FLOW_H
 
 #include "baseline.h"
+#include "common.h"
 #include "counters.h"
 #include "hash.h"
 #include "maps.h"
-#include "parse.h"
 #include "variant.h"
 
 /* See set_find(). */
@@ -148,13 +148,13 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
  */
 static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 now_ns, struct device_counters *counters)
 {
-	struct packet packet = {};
+	struct packet packet;
 	struct flow_hash hash;
 	struct flow_key *key;
 	__u32 way, place;
 
 	barrier_var(ctx); /* else what it points to is handed over in its place, which the verifier does not follow */
-	parse_any(ctx, &packet);
+	parse_packet(ctx, &packet);
 	hash = hash_of(hash_packet(&packet));
 	way = set_find_victim(set, hash.way);
 	place = hash.set * FLOW_WAYS + way;

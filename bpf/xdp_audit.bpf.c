@@ -27,29 +27,14 @@ static __always_inline __u32 packet_len(struct xdp_md *ctx, const struct packet 
 	return packet->len_bytes >= LEAST_FIRST_BUFFER ? whole_len(ctx) : packet->len_bytes;
 }
 
-static __always_inline void count_packet(struct device_counters *counters, const struct packet *packet, __u32 len_bytes,
-					 enum outcome outcome)
+/* Counts a packet that is not audited. */
+static __always_inline void count_uncommon(struct device_counters *counters, const struct packet *packet, __u32 len_bytes,
+					   enum outcome outcome)
 {
 	struct protocol_counters *cells = cells_of(counters, packet->cell);
 
 	cells->bytes += len_bytes;
 	cells->packets[outcome]++;
-}
-
-/* Whether a packet that is not a common one is audited. If not, it is counted. */
-static __always_inline bool parse_uncommon(struct xdp_md *ctx, struct device_counters *counters, struct packet *packet)
-{
-	struct packet any = {};
-	bool is_parsed = !parse_any(ctx, &any);
-
-	*packet = any;
-	if (is_parsed && !any.is_fragment)
-		return true;
-	if (is_parsed)
-		count_packet(counters, &any, packet_len(ctx, &any), OUTCOME_FRAGMENT);
-	else
-		count_packet(counters, &any, any.len_bytes, OUTCOME_UNPARSED);
-	return false;
 }
 
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
@@ -58,13 +43,18 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
 	enum outcome outcome = OUTCOME_UNTIMED;
 	struct protocol_counters *cells;
-	struct frame frame = frame_of(ctx);
 	struct packet packet;
 
 	if (unlikely(!counters))
 		return XDP_PASS;
-	if (unlikely(parse_common(&frame, &packet)) && !parse_uncommon(ctx, counters, &packet))
+	if (unlikely(parse_packet(ctx, &packet))) {
+		count_uncommon(counters, &packet, packet.len_bytes, OUTCOME_UNPARSED);
 		return XDP_PASS;
+	}
+	if (unlikely(packet.is_fragment)) {
+		count_uncommon(counters, &packet, packet_len(ctx, &packet), OUTCOME_FRAGMENT);
+		return XDP_PASS;
+	}
 	cells = cells_of(counters, packet.cell);
 	cells->bytes += packet_len(ctx, &packet); /* now, so that it need not be kept */
 	if (likely(now_ns != CLOCK_NONE)) {
