@@ -224,13 +224,13 @@ func FuzzCounters(f *testing.F) {
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&blocks[0])), blockBytes), memory)
 		config := DefaultConfig()
 		reader := &counterReader{
-			config: config, params: config.params(), blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
+			config: config, params: config.params(), cuts: timing.Cuts(), blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
 			totals: make([]Uint128, 1), baselines: [][]timing.State{make([]timing.State, 1)},
 		}
 		var first, second Counters
 		reader.read(0, &first)
 		reader.read(0, &second)
-		if first.Packets != second.Packets || first.Sums != second.Sums {
+		if first.Packets != second.Packets || first.Sums != second.Sums || first.Histogram != second.Histogram {
 			t.Error("two readings of the same memory differ")
 		}
 		if deviation := first.Baseline.StandardDeviation(); math.IsNaN(deviation) || deviation < 0 {
