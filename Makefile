@@ -14,7 +14,7 @@ BENCH_COUNT ?= 5
 BENCH_TIME  ?= 50ms
 LIVE_ROUNDS ?= 31
 SOAK        ?= 10m
-FUZZTIME    ?= 10s
+FUZZTIME    ?= 100000x
 FRAMES      ?= 10000000
 
 .PHONY: all
@@ -59,7 +59,7 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 	else \
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
-	@GO="$(GO)" scripts/fuzz.sh 2s
+	@GO="$(GO)" scripts/fuzz.sh 20000x
 	@echo ">> running the manifests' tests"
 	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
 	@$(MAKE) test-kernels
@@ -105,7 +105,7 @@ soak: check-root ## load the exporter for a time, SOAK=10m, and check that it ta
 	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
 
 .PHONY: fuzz
-fuzz: check-root ## send FRAMES=10000000 random frames through the program, and fuzz each parser for FUZZTIME=10s (needs root)
+fuzz: check-root ## send FRAMES=10000000 random frames through the program, and fuzz each parser with FUZZTIME=100000x inputs (needs root)
 	@echo ">> sending $(FRAMES) random frames"
 	REQUIRE_BPF=1 FRAMES=$(FRAMES) $(GO) test -v -count=1 -timeout 0 -run '^TestRandomFramesEqualModel$$' ./bpf
 	@GO="$(GO)" scripts/fuzz.sh "$(FUZZTIME)"
