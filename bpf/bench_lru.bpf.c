@@ -5,7 +5,6 @@
 
 /* The audit with the kernel's LRU hash as its flow table, to compare. Nothing guards a slot: two CPUs would tear it. */
 
-#include "common.h"
 #include "flow.h"
 
 /* Key: the flow. Value: its baseline. Writer: any CPU. When it is full, one of the flows not seen for long goes. */
@@ -16,18 +15,13 @@ struct {
 	__type(value, struct flow_slot);
 } bench_lru_flows SEC(".maps");
 
-/* Takes the key from the frame, as a program would that looks flows up by their keys. */
-static __always_inline enum outcome lru_observe(struct xdp_md *ctx, __u64 mixed, __u64 now_ns,
+static __always_inline enum outcome lru_observe(struct xdp_md *ctx, const struct packet *packet, __u64 now_ns,
 						struct device_counters *counters)
 {
 	struct flow_slot *slot, first = { .last_ns = now_ns };
-	struct frame frame = frame_of(ctx);
-	struct packet packet;
 	struct flow_key key;
 
-	if (parse_common(&frame, &packet))
-		return OUTCOME_CONTENDED;
-	read_key(ctx, &packet, &key);
+	read_key(ctx, packet, &key);
 	count_pending(counters);
 	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)

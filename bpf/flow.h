@@ -143,24 +143,21 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
 	return slot;
 }
 
-/* Gives a new flow a slot in its set. Apart from the rest, because few packets get here; what is known of them is worked
- * out anew, so that the others need not keep it.
+/* Gives a new flow a slot. Apart from the rest, because few packets get here; the frame is parsed anew for the key, so that
+ * the others need not keep what it takes.
  */
-static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 now_ns, struct device_counters *counters)
+static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 mixed, __u64 now_ns,
+				  struct device_counters *counters)
 {
+	struct flow_hash hash = hash_of(mixed);
+	__u32 way = set_find_victim(set, hash.way), place = hash.set * FLOW_WAYS + way;
+	struct flow_key *key = bpf_map_lookup_elem(&flow_keys, &place);
 	struct packet packet;
-	struct flow_hash hash;
-	struct flow_key *key;
-	__u32 way, place;
 
 	barrier_var(ctx); /* else what it points to is handed over in its place, which the verifier does not follow */
-	parse_packet(ctx, &packet);
-	hash = hash_of(hash_packet(&packet));
-	way = set_find_victim(set, hash.way);
-	place = hash.set * FLOW_WAYS + way;
-	key = bpf_map_lookup_elem(&flow_keys, &place);
 	set_take(set, way, &hash, now_ns, counters);
 	if (key) {
+		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, key);
 		key->owner = config.owner;
 	}
@@ -174,7 +171,7 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct 
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 
-	if (unlikely(delta_ns > config.idle_timeout_ns)) { /* or now is before last */
+	if (unlikely(delta_ns > config.idle_timeout_ns)) { /* or now is before last, unless the clock wraps */
 		if (now_ns >= last_ns) {
 			slot->last_ns = now_ns;
 			return OUTCOME_IDLE_GAP;
@@ -191,10 +188,11 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct 
 	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 }
 
-/* Finds the flow with this hash, or makes it one, and judges the packet by it. */
-static __always_inline enum outcome flow_observe(struct xdp_md *ctx, __u64 mixed, __u64 now_ns,
+/* Finds the packet's flow, or makes it one, and judges the packet by it. */
+static __always_inline enum outcome flow_observe(struct xdp_md *ctx, const struct packet *packet, __u64 now_ns,
 						 struct device_counters *counters)
 {
+	__u64 mixed = hash_packet(packet);
 	struct flow_hash hash = hash_of(mixed);
 	__u32 map_key = hash.set; /* a copy: what a helper reads cannot stay in registers */
 	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
@@ -208,7 +206,7 @@ static __always_inline enum outcome flow_observe(struct xdp_md *ctx, __u64 mixed
 	if (likely(way >= 0))
 		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);
 	else
-		set_insert(ctx, set, now_ns, counters);
+		set_insert(ctx, set, mixed, now_ns, counters);
 	set_unlock(set);
 	return outcome;
 }

@@ -216,7 +216,9 @@ func FuzzCPUList(f *testing.F) {
 // A mapped block of counters is read to an end, whatever is in it, and what is read can be exported.
 func FuzzCounters(f *testing.F) {
 	const blockBytes = int(unsafe.Sizeof(programDeviceCounters{}))
+	cuts := timing.Cuts()
 	f.Add(make([]byte, 64))
+	f.Add([]byte{unsafe.Offsetof(programDeviceCounters{}.Sums.Pending): 100})
 	f.Add(bytes.Repeat([]byte{0xff}, blockBytes))
 	f.Add(bytes.Repeat([]byte{1, 0, 0, 0, 0, 0, 0, 0x80}, blockBytes/8))
 	f.Fuzz(func(t *testing.T, memory []byte) {
@@ -224,7 +226,7 @@ func FuzzCounters(f *testing.F) {
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&blocks[0])), blockBytes), memory)
 		config := DefaultConfig()
 		reader := &counterReader{
-			config: config, params: config.params(), cuts: timing.Cuts(), blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
+			config: config, params: config.params(), cuts: cuts, blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
 			totals: make([]Uint128, 1), baselines: [][]timing.State{make([]timing.State, 1)},
 		}
 		var first, second Counters

@@ -8,7 +8,7 @@
 
 #include "maps.h"
 
-/* Stores a number after all that precedes, and before all that follows. Where stores may overtake each other only an exchange
+/* Stores a number after all stores that precede, and before all that follow. Where stores may overtake each other only an exchange
  * does that.
  */
 static __always_inline void store_in_order(__u64 *number, __u64 value)

@@ -254,7 +254,7 @@ static const struct extension_size {
 #define EXTENSION_SIZE_MASK 0xffc
 
 /* What the walk over extension headers comes to, in one register: a frame view handed over by pointer would have to live
- * on the stack for every packet.
+ * on the stack for all that are parsed.
  */
 #define WALK_HEADER(walk) ((walk) & 0xff)
 #define WALK_IS_FRAGMENT(walk) ((walk) >> 8 & 1)

@@ -33,9 +33,12 @@ type counterReader struct {
 	baselines [][]timing.State          // by device and CPU, as last read; nil where flows have baselines of their own
 }
 
-// blockSums are the sums of 128 bits of one block.
+// blockSums are the sums of 128 bits of one block, and the cell of its histogram to which a pending delta was added.
 type blockSums struct {
 	above, below, squared Uint128
+
+	cell  int
+	shown uint64
 }
 
 func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
@@ -136,7 +139,7 @@ func (r *counterReader) read(device int, c *Counters) {
 		for e := range c.Evictions {
 			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
 		}
-		r.addHistogram(block, &c.Histogram)
+		r.addHistogram(block, &r.sums[device][cpu], &c.Histogram)
 		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
 		}
@@ -237,9 +240,11 @@ func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums
 }
 
 // addHistogram adds the deltas of a block to a histogram. The last delta is pending until the next packet of a flow counts it,
-// and changes what is pending only then. If there is one cell less than deltas, it is not counted yet. If a packet came while
-// the cells were read, it is by now. So no cell is ever lower than in an earlier reading.
-func (r *counterReader) addHistogram(block *programDeviceCounters, histogram *timing.Histogram) {
+// and changes what is pending only then. If there is one cell less than deltas, it is not counted yet. If the word or the
+// outcomes changed while the cells were read, it is counted by now, or no earlier reading had it. So no cell falls.
+//
+// Where a count was lost, as by two packets at once on one CPU, it cannot be told any more. Then the cell stays as it was shown.
+func (r *counterReader) addHistogram(block *programDeviceCounters, last *blockSums, histogram *timing.Histogram) {
 	deltas := loadDeltas(block)
 	pending := atomic.LoadUint64(&block.Sums.Pending)
 	var cells timing.Histogram
@@ -248,15 +253,18 @@ func (r *counterReader) addHistogram(block *programDeviceCounters, histogram *ti
 		cells[i] = atomic.LoadUint64(&block.Histogram[i])
 		counted += cells[i]
 	}
+	shownCell, shown := last.cell, last.shown
 	if pending != 0 && pending-1 <= timing.MaxDelta {
 		cell := timing.Cell(pending-1, r.cuts)
 		switch {
 		case atomic.LoadUint64(&block.Sums.Pending) != pending || loadDeltas(block) != deltas:
 			cells[cell] = atomic.LoadUint64(&block.Histogram[cell])
-		case counted == deltas-1:
+		case counted == deltas-1 && (cell == shownCell || cells[shownCell] >= shown):
 			cells[cell]++
+			last.cell, last.shown = cell, cells[cell]
 		}
 	}
+	cells[shownCell] = max(cells[shownCell], shown)
 	for i := range histogram {
 		histogram[i] += cells[i]
 	}

@@ -83,11 +83,43 @@ func TestPendingDeltaIsReadOnce(t *testing.T) {
 				want[timing.Cell(test.pending-1, cuts)]++
 			}
 			got := timing.Histogram{7: 3}
-			(&counterReader{cuts: cuts}).addHistogram(block, &got)
+			r, last := &counterReader{cuts: cuts}, &blockSums{}
+			r.addHistogram(block, last, &timing.Histogram{})
+			r.addHistogram(block, last, &got) // and no more than once by each reading
 			if got != want || sumOfCells(&got) != test.want+3 {
 				t.Errorf("got %d deltas, want %d", sumOfCells(&got)-3, test.want)
 			}
 		})
+	}
+}
+
+// Where a count was lost, what is pending is taken for counted too early or too late: no cell falls for that.
+func TestNoCellFallsAfterACountWasLost(t *testing.T) {
+	cuts := timing.Cuts()
+	r, last := &counterReader{cuts: cuts}, &blockSums{}
+	block := &programDeviceCounters{}
+	outcomes := &block.Protocols[FamilyIPv4][ProtocolUDP].Packets
+	first, second := timing.Cell(1000, cuts), timing.Cell(5000, cuts)
+	outcomes[OutcomeJudged], block.Histogram[first] = 10, 8 // one is pending, and one was lost
+	before := timing.Histogram{}
+	for step, change := range []func(){
+		func() { block.Sums.Pending = 1 + 1000 },
+		func() { block.Histogram[first]++ }, // as if it were still pending
+		func() { block.Sums.Pending = 1 + 5000 },
+		func() { outcomes[OutcomeJudged]++ },
+		func() { block.Histogram[second]++ },
+		func() { block.Sums.Pending = 0 },
+		func() { outcomes[OutcomeNewFlow]++ },
+	} {
+		change()
+		after := timing.Histogram{}
+		r.addHistogram(block, last, &after)
+		for cell := range after {
+			if after[cell] < before[cell] {
+				t.Errorf("step %d: cell %d fell from %d to %d", step, cell, before[cell], after[cell])
+			}
+		}
+		before = after
 	}
 }
 

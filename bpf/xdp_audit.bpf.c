@@ -58,7 +58,7 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	cells = cells_of(counters, packet.cell);
 	cells->bytes += packet_len(ctx, &packet); /* now, so that it need not be kept */
 	if (likely(now_ns != CLOCK_NONE)) {
-		outcome = flow_observe(ctx, hash_packet(&packet), now_ns, counters);
+		outcome = flow_observe(ctx, &packet, now_ns, counters);
 		if (unlikely(is_flagged(outcome)))
 			report_flag(ctx, counters, now_ns);
 	}
