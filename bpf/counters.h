@@ -62,7 +62,7 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 }
 
 /* Counts the delta before this packet's in the histogram. To find its cell takes as long as all else that a packet waits for
- * once its own delta is known. A reader adds what is pending, if there is one cell less than there are deltas.
+ * once its own delta is known. A reader adds what is pending, if the cells have one delta less than the outcomes.
  */
 static __always_inline void count_pending(struct device_counters *counters)
 {

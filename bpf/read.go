@@ -240,8 +240,8 @@ func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums
 }
 
 // addHistogram adds the deltas of a block to a histogram. The last delta is pending until the next packet of a flow counts it,
-// and changes what is pending only then. If there is one cell less than deltas, it is not counted yet. If the word or the
-// outcomes changed while the cells were read, it is counted by now, or no earlier reading had it. So no cell falls.
+// and changes what is pending only then. If the cells have one delta less than the outcomes, it is not counted yet. If the word
+// or the outcomes changed while the cells were read, it is counted by now, or no earlier reading had it. So no cell falls.
 //
 // Where a count was lost, as by two packets at once on one CPU, it cannot be told any more. Then the cell stays as it was shown.
 func (r *counterReader) addHistogram(block *programDeviceCounters, last *blockSums, histogram *timing.Histogram) {
