@@ -2,7 +2,7 @@
 /* Copyright The XDP Audit Exporter Authors */
 
 /* A parser of what nearly all packets are: TCP and UDP over IPv4 without options and IPv6 without extension headers, whole
- * and in one buffer. Of these it comes to the same as parse_frame(), with a third of the instructions; all else it leaves.
+ * and in one buffer. Of these it comes to the same as parse_frame(), and keeps it in registers; all else it leaves.
  */
 
 #ifndef XDP_AUDIT_COMMON_H

@@ -222,13 +222,11 @@ func FuzzCounters(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, blockBytes))
 	f.Add(bytes.Repeat([]byte{1, 0, 0, 0, 0, 0, 0, 0x80}, blockBytes/8))
 	f.Fuzz(func(t *testing.T, memory []byte) {
-		blocks := make([]programDeviceCounters, 1)
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(&blocks[0])), blockBytes), memory)
+		block := unsafe.Slice((*byte)(unsafe.Pointer(new(programDeviceCounters))), blockBytes)
+		copy(block, memory)
 		config := DefaultConfig()
-		reader := &counterReader{
-			config: config, params: config.params(), cuts: cuts, blocks: [][]programDeviceCounters{blocks}, sums: [][]blockSums{make([]blockSums, 1)},
-			totals: make([]Uint128, 1), baselines: [][]timing.State{make([]timing.State, 1)},
-		}
+		config.Baseline = BaselineDevice
+		reader := newCounterReader(block, 1, 1, config, cuts)
 		var first, second Counters
 		reader.read(0, &first)
 		reader.read(0, &second)

@@ -122,7 +122,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 		return nil, err
 	}
 	devices := len(a.tables.devices.entries)
-	if a.counters, err = newCounterReader(a.tables.maps[programMapAuditCounters], a.tables.cpus, devices, config); err != nil {
+	if a.counters, err = mapCounters(a.tables.maps[programMapAuditCounters], a.tables.cpus, devices, config); err != nil {
 		return nil, err
 	}
 	if a.pins != nil {

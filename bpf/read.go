@@ -33,22 +33,27 @@ type counterReader struct {
 	baselines [][]timing.State          // by device and CPU, as last read; nil where flows have baselines of their own
 }
 
-// blockSums are the sums of 128 bits of one block, and the cell of its histogram to which a pending delta was added.
+// blockSums is what was last read of a block: its sums of 128 bits, and the cell of the histogram that was more than the block's.
 type blockSums struct {
 	above, below, squared Uint128
 
-	cell  int
-	shown uint64
+	cell  int    // to which a pending delta was added last
+	shown uint64 // of that cell, with it
 }
 
-func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
+func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
 	size := int(unsafe.Sizeof(programDeviceCounters{}))
 	memory, err := unix.Mmap(m.FD(), 0, size*cpus*devices, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
+	return newCounterReader(memory, cpus, devices, config, timing.Cuts()), nil
+}
+
+// newCounterReader returns a reader of the blocks in memory, one for each CPU of each device.
+func newCounterReader(memory []byte, cpus, devices int, config Config, cuts *[timing.LinearCells]uint32) *counterReader {
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, config: config, params: config.params(), cuts: timing.Cuts(), totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, config: config, params: config.params(), cuts: cuts, totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -56,7 +61,7 @@ func newCounterReader(m *ebpf.Map, cpus, devices int, config Config) (*counterRe
 			r.baselines = append(r.baselines, make([]timing.State, cpus))
 		}
 	}
-	return r, nil
+	return r
 }
 
 func (r *counterReader) close() error {
