@@ -15,14 +15,15 @@ struct {
 	__type(value, struct flow_slot);
 } bench_lru_flows SEC(".maps");
 
-static __always_inline enum outcome lru_observe(struct xdp_md *ctx, const struct packet *packet, __u64 now_ns,
+static __always_inline enum outcome lru_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
 						struct device_counters *counters)
 {
-	struct flow_slot *slot, first = { .last_ns = now_ns };
+	struct flow_slot *slot, first = {};
 	struct flow_key key;
+	__u64 now_ns;
 
 	read_key(ctx, packet, &key);
-	count_pending(counters);
+	now_ns = *now = first.last_ns = clock_read(ctx);
 	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)
 		return slot_observe(slot, NULL, 0, now_ns, counters);

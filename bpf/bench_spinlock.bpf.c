@@ -41,19 +41,19 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
 }
 
-static __always_inline enum outcome spinlock_observe(struct xdp_md *ctx, const struct packet *packet, __u64 now_ns,
+static __always_inline enum outcome spinlock_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
 						     struct device_counters *counters)
 {
 	struct flow_hash hash = hash_of(hash_packet(packet));
 	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &hash.set);
 	struct flow_set *set = (struct flow_set *)locked;
 	enum outcome outcome = OUTCOME_NEW_FLOW;
-	__u64 delta_ns = ~0ULL;
+	__u64 delta_ns = ~0ULL, now_ns;
 	int way;
 
 	if (!locked)
 		return OUTCOME_CONTENDED;
-	count_pending(counters);
+	now_ns = *now = clock_read(ctx);
 	bpf_spin_lock(&locked->lock);
 	way = set_find(set, &hash);
 	if (way >= 0)

@@ -52,7 +52,7 @@ type benchSpinlockDeviceCounters struct {
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
-		Pending     uint64
+		Reserved    uint64
 	}
 	Protocols [4][8]struct {
 		_       structs.HostLayout
@@ -140,13 +140,12 @@ type benchSpinlockFlowSamples struct {
 }
 
 type benchSpinlockFlowSet struct {
-	_        structs.HostLayout
-	Lock     uint32
-	Reserved uint32
-	Marks    [8]uint16
-	Tags     [8]uint32
-	Watches  [8]uint8
-	Slots    [8]struct {
+	_       structs.HostLayout
+	Lock    uint64
+	Marks   [8]uint16
+	Tags    [8]uint32
+	Watches [8]uint8
+	Slots   [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline struct {

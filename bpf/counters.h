@@ -9,7 +9,6 @@
 #include "histogram.h"
 #include "maps.h"
 #include "math.h"
-#include "order.h"
 
 /* NULL only if the map is smaller than user space promised. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
@@ -43,7 +42,7 @@ static __noinline __u64 choose_reference(struct device_counters *counters, __u64
 	return chosen;
 }
 
-/* Counts a delta in the sums, and leaves it pending. */
+/* Counts a delta in the histogram and in the sums. */
 static __always_inline void count_delta(struct device_counters *counters, __u64 delta_ns)
 {
 	struct delta_sums *sums = &counters->sums;
@@ -53,25 +52,12 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 
 	if (unlikely(!reference))
 		reference = choose_reference(counters, delta_ns);
-	sums->pending = delta_ns + 1;
+	counters->histogram[histogram_cell(delta_ns)]++;
 	difference = delta_ns - reference;
 	sign = sign_of(difference);
 	distance = with_sign(difference, sign);
 	add_u128(sums->deviation[sign & 1], distance);
 	add_u128(sums->squared, distance * distance);
-}
-
-/* Counts the delta before this packet's in the histogram. To find its cell takes as long as all else that a packet waits for
- * once its own delta is known. A reader adds what is pending, if the cells have one delta less than the outcomes.
- */
-static __always_inline void count_pending(struct device_counters *counters)
-{
-	__u64 pending = counters->sums.pending;
-
-	if (likely(pending)) {
-		counters->histogram[histogram_cell(pending - 1)]++;
-		store_in_order(&counters->sums.pending, 0);
-	}
 }
 
 #endif

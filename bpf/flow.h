@@ -9,10 +9,12 @@
 #define XDP_AUDIT_FLOW_H
 
 #include "baseline.h"
+#include "clock.h"
 #include "common.h"
 #include "counters.h"
 #include "hash.h"
 #include "maps.h"
+#include "order.h"
 #include "variant.h"
 
 /* See set_find(). */
@@ -41,21 +43,15 @@ static __always_inline struct flow_hash hash_of(__u64 mixed)
 
 static __always_inline bool set_try_lock(struct flow_set *set)
 {
-	__u32 held = __sync_val_compare_and_swap(&set->lock, 0, 1);
+	__u64 held = __sync_val_compare_and_swap(&set->lock, 0, 1);
 
 	barrier_var(held); /* else it is turned into a truth value, and then tested */
 	return !held;
 }
 
-/* Where stores may overtake each other only an exchange orders what came before it. */
 static __always_inline void set_unlock(struct flow_set *set)
 {
-	if (config.stores_are_ordered) {
-		barrier();
-		*(volatile __u32 *)&set->lock = 0;
-	} else {
-		__sync_lock_test_and_set(&set->lock, 0);
-	}
+	store_in_order(&set->lock, 0);
 }
 
 /* In each 16-bit lane that agrees with the mark sets the highest bit; it may set others, but none below the first. */
@@ -163,13 +159,14 @@ static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u6
 	}
 }
 
-/* Measures the delta since the flow's last packet, counts and judges it. Counting needs no lock, but fills the time in
- * which the division of the baseline's update is under way.
+/* Measures the delta since the flow's last packet, judges and counts it. Counting needs no lock, but fills the time in which
+ * the division of the baseline's update is under way.
  */
 static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct flow_set *set, __u32 place,
 						 __u64 now_ns, struct device_counters *counters)
 {
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
+	enum outcome outcome;
 
 	if (unlikely(delta_ns > config.idle_timeout_ns)) { /* or now is before last, unless the clock wraps */
 		if (now_ns >= last_ns) {
@@ -182,26 +179,32 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct 
 		return OUTCOME_REORDERED;
 	}
 	slot->last_ns = now_ns;
-	count_delta(counters, delta_ns);
 	if (unlikely(config.variants))
-		return variant_observe(slot, set, place, delta_ns, counters);
-	return baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
+		outcome = variant_observe(slot, set, place, delta_ns, counters);
+	else
+		outcome = baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
+	count_delta(counters, delta_ns);
+	return outcome;
 }
 
-/* Finds the packet's flow, or makes it one, and judges the packet by it. */
-static __always_inline enum outcome flow_observe(struct xdp_md *ctx, const struct packet *packet, __u64 now_ns,
+/* Finds the packet's flow, or makes it one, and judges the packet by it. Its time goes to *now: the clock is read as late as
+ * can be, because the processor waits there for all that came before.
+ */
+static __always_inline enum outcome flow_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
 						 struct device_counters *counters)
 {
-	__u64 mixed = hash_packet(packet);
+	__u64 mixed = hash_packet(packet), now_ns;
 	struct flow_hash hash = hash_of(mixed);
 	__u32 map_key = hash.set; /* a copy: what a helper reads cannot stay in registers */
 	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
 	enum outcome outcome = OUTCOME_NEW_FLOW;
 	int way;
 
+	now_ns = *now = clock_read(ctx);
+	if (unlikely(now_ns == CLOCK_NONE))
+		return OUTCOME_UNTIMED;
 	if (unlikely(!set || !set_try_lock(set)))
 		return OUTCOME_CONTENDED;
-	count_pending(counters);
 	way = set_find(set, &hash);
 	if (likely(way >= 0))
 		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);

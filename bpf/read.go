@@ -26,19 +26,15 @@ type counterReader struct {
 	memory    []byte
 	config    Config
 	params    timing.Params
-	cuts      *[timing.LinearCells]uint32
 	blocks    [][]programDeviceCounters // by device and CPU
 	sums      [][]blockSums             // as last read
 	totals    []Uint128                 // Σ delta by device, as last read
 	baselines [][]timing.State          // by device and CPU, as last read; nil where flows have baselines of their own
 }
 
-// blockSums is what was last read of a block: its sums of 128 bits, and the cell of the histogram that was more than the block's.
+// blockSums are the sums of 128 bits of one block.
 type blockSums struct {
 	above, below, squared Uint128
-
-	cell  int    // to which a pending delta was added last
-	shown uint64 // of that cell, with it
 }
 
 func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
@@ -47,13 +43,13 @@ func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader,
 	if err != nil {
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
-	return newCounterReader(memory, cpus, devices, config, timing.Cuts()), nil
+	return newCounterReader(memory, cpus, devices, config), nil
 }
 
 // newCounterReader returns a reader of the blocks in memory, one for each CPU of each device.
-func newCounterReader(memory []byte, cpus, devices int, config Config, cuts *[timing.LinearCells]uint32) *counterReader {
+func newCounterReader(memory []byte, cpus, devices int, config Config) *counterReader {
 	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, config: config, params: config.params(), cuts: cuts, totals: make([]Uint128, devices)}
+	r := &counterReader{memory: memory, config: config, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
@@ -144,7 +140,9 @@ func (r *counterReader) read(device int, c *Counters) {
 		for e := range c.Evictions {
 			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
 		}
-		r.addHistogram(block, &r.sums[device][cpu], &c.Histogram)
+		for i := range c.Histogram {
+			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
+		}
 		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.LastFlag = flag
 		}
@@ -242,43 +240,6 @@ func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums
 		}
 	}
 	return *last
-}
-
-// addHistogram adds the deltas of a block to a histogram. The last delta is pending until the next packet of a flow counts it,
-// and changes what is pending only then. If the cells have one delta less than the outcomes, it is not counted yet. If the word
-// or the outcomes changed while the cells were read, it is counted by now, or no earlier reading had it. So no cell falls.
-//
-// Where a count was lost, as by two packets at once on one CPU, it cannot be told any more. Then the cell stays as it was shown.
-func (r *counterReader) addHistogram(block *programDeviceCounters, last *blockSums, histogram *timing.Histogram) {
-	deltas := loadDeltas(block)
-	pending := atomic.LoadUint64(&block.Sums.Pending)
-	var cells timing.Histogram
-	var counted uint64
-	for i := range cells {
-		cells[i] = atomic.LoadUint64(&block.Histogram[i])
-		counted += cells[i]
-	}
-	shownCell, shown := last.cell, last.shown
-	if pending != 0 && pending-1 <= timing.MaxDelta {
-		cell := timing.Cell(pending-1, r.cuts)
-		switch {
-		case atomic.LoadUint64(&block.Sums.Pending) != pending || loadDeltas(block) != deltas:
-			cells[cell] = atomic.LoadUint64(&block.Histogram[cell])
-		case counted == deltas-1 && (cell == shownCell || cells[shownCell] >= shown):
-			cells[cell]++
-			last.cell, last.shown = cell, cells[cell]
-		}
-	}
-	cells[shownCell] = max(cells[shownCell], shown)
-	for i := range histogram {
-		histogram[i] += cells[i]
-	}
-}
-
-// loadDeltas returns the packets of a block that had a delta.
-func loadDeltas(block *programDeviceCounters) uint64 {
-	packets := loadPackets(block)
-	return packets.Deltas()
 }
 
 func loadPackets(block *programDeviceCounters) (packets Packets) {

@@ -4,7 +4,6 @@
 package bpf
 
 import (
-	"math"
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
@@ -54,73 +53,6 @@ func sumOfCells(h *timing.Histogram) (sum uint64) {
 		sum += n
 	}
 	return sum
-}
-
-// The delta that is pending is in the histogram once, whether or not the program has counted it already.
-func TestPendingDeltaIsReadOnce(t *testing.T) {
-	cuts := timing.Cuts()
-	for _, test := range []struct {
-		name                     string
-		deltas, counted, pending uint64
-		want                     uint64
-	}{
-		{"no delta so far", 0, 0, 0, 0},
-		{"the last delta is pending", 5, 4, 1001, 5},
-		{"a delta of nothing is pending", 1, 0, 1, 1},
-		{"a packet has counted it and not taken it away yet", 5, 5, 1001, 5},
-		{"a new flow has counted it", 5, 5, 0, 5},
-		{"a packet has left its own, and is not counted itself", 5, 5, 2001, 5},
-		{"the longest delta is pending", 1, 0, 1 + timing.MaxDelta, 1},
-		{"what is pending is no delta", 1, 0, math.MaxUint64, 0},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			block := &programDeviceCounters{}
-			block.Protocols[FamilyIPv4][ProtocolUDP].Packets[OutcomeJudged] = test.deltas
-			block.Histogram[7] = test.counted
-			block.Sums.Pending = test.pending
-			want := timing.Histogram{7: test.counted + 3} // 3 of another block
-			if test.want > test.counted {
-				want[timing.Cell(test.pending-1, cuts)]++
-			}
-			got := timing.Histogram{7: 3}
-			r, last := &counterReader{cuts: cuts}, &blockSums{}
-			r.addHistogram(block, last, &timing.Histogram{})
-			r.addHistogram(block, last, &got) // and no more than once by each reading
-			if got != want || sumOfCells(&got) != test.want+3 {
-				t.Errorf("got %d deltas, want %d", sumOfCells(&got)-3, test.want)
-			}
-		})
-	}
-}
-
-// Where a count was lost, what is pending is taken for counted too early or too late: no cell falls for that.
-func TestNoCellFallsAfterACountWasLost(t *testing.T) {
-	cuts := timing.Cuts()
-	r, last := &counterReader{cuts: cuts}, &blockSums{}
-	block := &programDeviceCounters{}
-	outcomes := &block.Protocols[FamilyIPv4][ProtocolUDP].Packets
-	first, second := timing.Cell(1000, cuts), timing.Cell(5000, cuts)
-	outcomes[OutcomeJudged], block.Histogram[first] = 10, 8 // one is pending, and one was lost
-	before := timing.Histogram{}
-	for step, change := range []func(){
-		func() { block.Sums.Pending = 1 + 1000 },
-		func() { block.Histogram[first]++ }, // as if it were still pending
-		func() { block.Sums.Pending = 1 + 5000 },
-		func() { outcomes[OutcomeJudged]++ },
-		func() { block.Histogram[second]++ },
-		func() { block.Sums.Pending = 0 },
-		func() { outcomes[OutcomeNewFlow]++ },
-	} {
-		change()
-		after := timing.Histogram{}
-		r.addHistogram(block, last, &after)
-		for cell := range after {
-			if after[cell] < before[cell] {
-				t.Errorf("step %d: cell %d fell from %d to %d", step, cell, before[cell], after[cell])
-			}
-		}
-		before = after
-	}
 }
 
 // Counters are read while the program counts: every identity that the cells give holds at each reading, and no sum falls.

@@ -169,8 +169,7 @@ struct flow_slot {
  * hash; tag 0 marks a free slot. A watch is its number + 1; 0: the flow is not watched, or the one before was.
  */
 struct flow_set {
-	__u32 lock;
-	__u32 reserved;
+	__u64 lock; /* 1 while it is held */
 	__u16 marks[FLOW_WAYS];
 	__u32 tags[FLOW_WAYS];
 	__u8 watches[FLOW_WAYS];
@@ -238,7 +237,7 @@ struct delta_sums {
 	__u64 reference_ns;
 	__u64 deviation[2][2];
 	__u64 squared[2];
-	__u64 pending; /* 1 + the last delta, which is in no cell of the histogram yet; 0: there is none */
+	__u64 reserved;
 };
 
 /* The baseline of a device on one CPU. While it is written, the sequence is odd; a reader that finds the same even one

@@ -331,7 +331,7 @@ func (w *watcher) give(number int, id flowID, owners *owners) {
 func (w *watcher) release(number int) {
 	set, way := w.at(w.watched[number].id)
 	set.setWatch(way, 0)
-	for atomic.LoadUint32(&set.Lock) != 0 { //nolint:revive // until a packet that may have seen the watch is done
+	for atomic.LoadUint64(&set.Lock) != 0 { //nolint:revive // until a packet that may have seen the watch is done
 	}
 	w.watched[number] = nil
 	w.flows.Add(-1)
@@ -360,12 +360,12 @@ func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 	from := (*[flowKeyWords]uint32)(unsafe.Pointer(&w.keys[id.place]))
 	to := (*[flowKeyWords]uint32)(unsafe.Pointer(&key))
 	for range 1000 {
-		isFree := atomic.LoadUint32(&set.Lock) == 0 && w.isIn(id)
+		isFree := atomic.LoadUint64(&set.Lock) == 0 && w.isIn(id)
 		for i := range from {
 			to[i] = atomic.LoadUint32(&from[i])
 		}
 		// A new flow's tag is written under the lock, before or after its key.
-		if isFree && atomic.LoadUint32(&set.Lock) == 0 && w.isIn(id) {
+		if isFree && atomic.LoadUint64(&set.Lock) == 0 && w.isIn(id) {
 			return key, key.Family < uint8(NumFamilies)
 		}
 	}

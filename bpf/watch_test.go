@@ -378,7 +378,7 @@ func TestReleaseWaitsForThePacket(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	p.awaitWatch(udpFrame())
 	set, way := p.watcher.at(p.watcher.watched[0].id)
-	atomic.StoreUint32(&set.Lock, 1)
+	atomic.StoreUint64(&set.Lock, 1)
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
@@ -392,7 +392,7 @@ func TestReleaseWaitsForThePacket(t *testing.T) {
 		t.Error("the watch is free while the set is locked")
 	case <-time.After(50 * time.Millisecond):
 	}
-	atomic.StoreUint32(&set.Lock, 0)
+	atomic.StoreUint64(&set.Lock, 0)
 	<-released
 	if set.Watches[way] != 0 || p.WatchCounts().Flows != 0 {
 		t.Errorf("watch %d of a flow that has none, %d flows watched", set.Watches[way], p.WatchCounts().Flows)

@@ -9,7 +9,6 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "clock.h"
 #include "common.h"
 #include "counters.h"
 #include "events.h"
@@ -39,11 +38,11 @@ static __always_inline void count_uncommon(struct device_counters *counters, con
 
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
-	__u64 now_ns = clock_read(ctx);
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
-	enum outcome outcome = OUTCOME_UNTIMED;
 	struct protocol_counters *cells;
+	enum outcome outcome;
 	struct packet packet;
+	__u64 now_ns;
 
 	if (unlikely(!counters))
 		return XDP_PASS;
@@ -57,11 +56,9 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	}
 	cells = cells_of(counters, packet.cell);
 	cells->bytes += packet_len(ctx, &packet); /* now, so that it need not be kept */
-	if (likely(now_ns != CLOCK_NONE)) {
-		outcome = flow_observe(ctx, &packet, now_ns, counters);
-		if (unlikely(is_flagged(outcome)))
-			report_flag(ctx, counters, now_ns);
-	}
+	outcome = flow_observe(ctx, &packet, &now_ns, counters);
+	if (unlikely(is_flagged(outcome)))
+		report_flag(ctx, counters, now_ns);
 	cells->packets[outcome]++;
 	return XDP_PASS;
 }

@@ -86,7 +86,7 @@ type programDeviceCounters struct {
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
-		Pending     uint64
+		Reserved    uint64
 	}
 	Protocols [4][8]struct {
 		_       structs.HostLayout
@@ -149,13 +149,12 @@ type programFlowSamples struct {
 }
 
 type programFlowSet struct {
-	_        structs.HostLayout
-	Lock     uint32
-	Reserved uint32
-	Marks    [8]uint16
-	Tags     [8]uint32
-	Watches  [8]uint8
-	Slots    [8]programFlowSlot
+	_       structs.HostLayout
+	Lock    uint64
+	Marks   [8]uint16
+	Tags    [8]uint32
+	Watches [8]uint8
+	Slots   [8]programFlowSlot
 }
 
 type programFlowSlot struct {

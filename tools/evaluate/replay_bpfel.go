@@ -28,7 +28,7 @@ type replayDeviceCounters struct {
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
-		Pending     uint64
+		Reserved    uint64
 	}
 	Protocols [4][8]struct {
 		_       structs.HostLayout
@@ -79,13 +79,12 @@ type replayDeviceCounters struct {
 }
 
 type replayFlowSet struct {
-	_        structs.HostLayout
-	Lock     uint32
-	Reserved uint32
-	Marks    [8]uint16
-	Tags     [8]uint32
-	Watches  [8]uint8
-	Slots    [8]struct {
+	_       structs.HostLayout
+	Lock    uint64
+	Marks   [8]uint16
+	Tags    [8]uint32
+	Watches [8]uint8
+	Slots   [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline replayBaseline
