@@ -45,7 +45,7 @@ static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u6
 	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), least = { .low = n - 1 };
 	struct variance variance;
 
-	if (config.variants & VARIANT_LOG2)
+	if (constant(variants) & VARIANT_LOG2)
 		least = multiply_u32(log2_least_squared(mean_q16), n - 1);
 	m.low += eight.low;
 	m.high += eight.high + (m.low < eight.low);
@@ -66,10 +66,10 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 	__u64 squared = variance.mantissa + variance.mantissa / n;
 	__u32 deviation_log2 = log2_u64(deviation_q16), squared_log2 = log2_u64(squared);
 	__u64 d = top_32(deviation_q16, deviation_log2), left = d * d;
-	__u64 right = top_32(squared, squared_log2) * config.threshold2_mantissa;
-	__s64 shift = squared_log2 - 31 + variance.exponent + config.threshold2_exponent;
+	__u64 right = top_32(squared, squared_log2) * constant(threshold2_mantissa);
+	__s64 shift = squared_log2 - 31 + variance.exponent + constant(threshold2_exponent);
 
-	if (!config.threshold2_mantissa)
+	if (!constant(threshold2_mantissa))
 		return true;
 	if (!deviation_q16)
 		return false;
@@ -107,7 +107,7 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 dev
 	baseline->m2_low = m2_low;
 	if (m2_low < product)
 		baseline->m2_high++;
-	if (n == config.window_twice) {
+	if (n == constant(window_twice)) {
 		n >>= 1;
 		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
 		baseline->m2_high >>= 1;
@@ -129,7 +129,7 @@ static __always_inline bool is_near(const struct baseline *baseline, __u64 devia
 	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
 	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 
-	return fits_64(d, m2) && d * d * (baseline->n - 1) < m2.low * config.shortcut_factor;
+	return fits_64(d, m2) && d * d * (baseline->n - 1) < m2.low * constant(shortcut_factor);
 }
 
 /* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
@@ -155,12 +155,12 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	deviation = with_sign(difference, sign);
 	clipped = deviation;
 
-	if (config.shortcut_shift >= 0 && !is_outside(deviation, n, m2, config.shortcut_shift & 7)) {
+	if (constant(shortcut_shift) >= 0 && !is_outside(deviation, n, m2, constant(shortcut_shift) & 7)) {
 		baseline_update(baseline, deviation, sign);
 		return OUTCOME_JUDGED;
 	}
 	is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
-	if (is_far || config.threshold2_mantissa) {
+	if (is_far || constant(threshold2_mantissa)) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
 		is_flagged = reaches_threshold(deviation, variance, n);
@@ -198,7 +198,7 @@ static __always_inline enum outcome baseline_observe(struct baseline *baseline, 
 	__s64 sign = sign_of(difference);
 	__u64 deviation = with_sign(difference, sign);
 
-	if (unlikely(baseline->n < config.min_samples)) {
+	if (unlikely(baseline->n < constant(min_samples))) {
 		barrier_var(baseline);
 		baseline_update(baseline, deviation, sign);
 		return OUTCOME_MIN_SAMPLES;

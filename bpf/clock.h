@@ -23,7 +23,7 @@ static __always_inline __u64 clock_read_metadata(const struct xdp_md *ctx)
 /* The audit clock, in ns, or CLOCK_NONE if it has no time for this packet. */
 static __always_inline __u64 clock_read(const struct xdp_md *ctx)
 {
-	if (config.clock_source == CLOCK_SOURCE_METADATA)
+	if (constant(clock_source) == CLOCK_SOURCE_METADATA)
 		return clock_read_metadata(ctx);
 	return bpf_ktime_get_ns();
 }
@@ -31,7 +31,7 @@ static __always_inline __u64 clock_read(const struct xdp_md *ctx)
 /* CLOCK_MONOTONIC for a packet that the audit clock put at audit_ns. */
 static __always_inline __u64 clock_ktime(__u64 audit_ns)
 {
-	return config.clock_source == CLOCK_SOURCE_KTIME ? audit_ns : bpf_ktime_get_ns();
+	return constant(clock_source) == CLOCK_SOURCE_KTIME ? audit_ns : bpf_ktime_get_ns();
 }
 
 #endif

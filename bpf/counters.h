@@ -13,7 +13,7 @@
 /* NULL only if the map is smaller than user space promised. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 {
-	__u32 key = config.first_block + cpu;
+	__u32 key = constant(first_block) + cpu;
 
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }

@@ -32,7 +32,7 @@ struct flow_hash {
 static __always_inline struct flow_hash hash_of(__u64 mixed)
 {
 	struct flow_hash hash = {
-		.set = mixed >> 32 & config.set_mask,
+		.set = mixed >> 32 & constant(set_mask),
 		.way = mixed >> 61,
 		.mark = mixed >> 45 & 0xffff,
 		.tag = mixed | 1,
@@ -110,7 +110,7 @@ static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 p
 
 static __always_inline void count_eviction(struct device_counters *counters, __u64 last_ns, __u64 now_ns)
 {
-	bool is_expired = now_ns > last_ns && now_ns - last_ns > config.idle_timeout_ns;
+	bool is_expired = now_ns > last_ns && now_ns - last_ns > constant(idle_timeout_ns);
 
 	counters->flow_evictions[is_expired ? EVICTION_EXPIRED : EVICTION_LIVE]++;
 }
@@ -155,7 +155,7 @@ static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u6
 	if (key) {
 		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, key);
-		key->owner = config.owner;
+		key->owner = constant(owner);
 	}
 }
 
@@ -168,18 +168,18 @@ static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct 
 	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
 	enum outcome outcome;
 
-	if (unlikely(delta_ns > config.idle_timeout_ns)) { /* or now is before last, unless the clock wraps */
+	if (unlikely(delta_ns > constant(idle_timeout_ns))) { /* or now is before last, unless the clock wraps */
 		if (now_ns >= last_ns) {
 			slot->last_ns = now_ns;
 			return OUTCOME_IDLE_GAP;
 		}
 		/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
-		if (last_ns - now_ns > config.idle_timeout_ns)
+		if (last_ns - now_ns > constant(idle_timeout_ns))
 			slot->last_ns = now_ns;
 		return OUTCOME_REORDERED;
 	}
 	slot->last_ns = now_ns;
-	if (unlikely(config.variants))
+	if (unlikely(constant(variants)))
 		outcome = variant_observe(slot, set, place, delta_ns, counters);
 	else
 		outcome = baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);

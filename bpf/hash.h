@@ -15,10 +15,13 @@
 #define HASH_KEY_PORTS 0     /* and kind, as in struct packet */
 #define HASH_KEY_ADDRESSES 2 /* source and destination, and for IPv6 three pairs more */
 
-static __always_inline __u64 hash_pair(__u32 a, __u32 b, int key)
+static __always_inline __u64 multiply(__u32 a, __u32 b)
 {
-	return (__u64)(a + config.hash_keys[key]) * (b + config.hash_keys[key + 1]);
+	return (__u64)a * b;
 }
+
+/* A macro, since the number of a key has to be a constant. */
+#define hash_pair(a, b, key) multiply((a) + constant(hash_keys[key]), (b) + constant(hash_keys[(key) + 1]))
 
 /* A permutation that lets every bit depend on all: a product's bits depend on the lower ones alone. */
 static __always_inline __u64 hash_mix(__u64 v)

@@ -288,12 +288,11 @@ static __noinline int parse_ipv6_extensions(const void *data, const void *data_e
 static __always_inline __u64 hash_ipv6_addresses(const struct ipv6hdr *ip)
 {
 	const __be32 *source = ip->saddr.in6_u.u6_addr32, *destination = ip->daddr.in6_u.u6_addr32;
-	__u64 sum = 0;
 
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		sum += hash_pair(source[i], destination[i], HASH_KEY_ADDRESSES + 2 * i);
-	return sum;
+	return hash_pair(source[0], destination[0], HASH_KEY_ADDRESSES) +
+	       hash_pair(source[1], destination[1], HASH_KEY_ADDRESSES + 2) +
+	       hash_pair(source[2], destination[2], HASH_KEY_ADDRESSES + 4) +
+	       hash_pair(source[3], destination[3], HASH_KEY_ADDRESSES + 6);
 }
 
 static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
@@ -365,7 +364,7 @@ static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct fr
 {
 	__u32 first_bytes = frame_len(frame), len_bytes;
 
-	if (!config.has_frags)
+	if (!constant(has_frags))
 		return false;
 	len_bytes = bpf_xdp_get_buff_len(ctx);
 	if (len_bytes <= first_bytes)
@@ -394,7 +393,7 @@ static __always_inline __u32 whole_len(struct xdp_md *ctx)
 {
 	struct frame frame = frame_of(ctx);
 
-	return config.has_frags ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
+	return constant(has_frags) ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
 }
 
 /* Reads the key of a packet that was parsed, with addresses from its frame. The device is left to whoever keeps the key. */

@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/constants"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -151,22 +152,27 @@ func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, er
 
 // configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
 func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
-	constants := config.constants()
-	constants.FirstBlock = uint32(index * t.cpus)
-	constants.HashKeys = t.devices.entries[index].keys
-	constants.Owner = t.devices.owner(index)
+	values := config.constants()
+	values.FirstBlock = uint32(index * t.cpus)
+	values.HashKeys = t.devices.entries[index].keys
+	values.Owner = t.devices.owner(index)
 	if t.hasFrags {
-		constants.HasFrags = 1
+		values.HasFrags = 1
 	}
 	if learnt, isFrozen := config.Frozen[t.devices.entries[index].deviceName()]; isFrozen {
-		constants.Variants |= variantFrozen
-		constants.Frozen = programBaseline{
+		values.Variants |= variantFrozen
+		values.Frozen = programBaseline{
 			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),
 		}
-		_, constants.FrozenCuts = config.params().Cuts(&learnt)
+		_, values.FrozenCuts = config.params().Cuts(&learnt)
 	}
-	if err := spec.Variables[programVarConfig].Set(constants); err != nil {
+	if err := spec.Variables[programVarConfig].Set(values); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
+	}
+	for _, program := range spec.Programs {
+		if err := constants.Write(program.Instructions, spec.Variables[programVarConfig].Value); err != nil {
+			return fmt.Errorf("configuring the program: %w", err)
+		}
 	}
 	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
 		return fmt.Errorf("configuring the histogram: %w", err)

@@ -16,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/constants"
 )
 
 // The verdicts of XDP programs: enum xdp_action of linux/bpf.h.
@@ -208,6 +210,9 @@ func (e *exporter) loadDroppingAudit() *ebpf.Program {
 		}
 		m.MaxEntries = replacements[name].MaxEntries()
 	}
+	if err := writeConstantsOf(replacements[".rodata"], spec); err != nil {
+		t.Fatal(err)
+	}
 	if err := replaceVerdict(spec.Programs[name], xdpPass, xdpDrop); err != nil {
 		t.Fatal(err)
 	}
@@ -220,6 +225,21 @@ func (e *exporter) loadDroppingAudit() *ebpf.Program {
 	}
 	t.Cleanup(collection.Close)
 	return collection.Programs[name]
+}
+
+// writeConstantsOf gives the programs the configuration that is in the read-only data of a running one.
+func writeConstantsOf(data *ebpf.Map, spec *ebpf.CollectionSpec) error {
+	values, err := data.LookupBytes(uint32(0))
+	if err != nil {
+		return err
+	}
+	config := spec.Variables["config"]
+	for _, program := range spec.Programs {
+		if err := constants.Write(program.Instructions, values[config.Offset:][:len(config.Value)]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mapsOf opens the maps of a program by the names that the kernel knows.
