@@ -11,6 +11,7 @@
 #include "parse.h"
 
 #define IPV4_COMMON_START 0x45 /* version 4, header of 5 words */
+#define LEAST_IPV4_PACKET (sizeof(struct iphdr) + LEAST_TRANSPORT_HEADER)
 
 /* The `len` bytes from `header` on are the transport header, of which LEAST_TRANSPORT_HEADER bytes are in the frame, and the
  * payload.
@@ -18,17 +19,23 @@
 static __always_inline int parse_common_transport(const struct frame *frame, const void *header, __u32 len,
 						  enum family family, __u8 ip_protocol, struct packet *packet)
 {
+	__u32 kind;
+
+	packet->ports = load_ports(header);
 	if (ip_protocol == IPPROTO_TCP) {
 		if (unlikely(!has_tcp_header(frame, header, len)))
 			return -1;
 		packet->cell = protocol_cell(family, PROTOCOL_TCP);
+		kind = packet->kind | family << 8 | IPPROTO_TCP;
+		barrier_var(kind); /* a constant for each way, and not their sum behind them */
 	} else {
 		if (unlikely(ip_protocol != IPPROTO_UDP))
 			return -1;
 		packet->cell = protocol_cell(family, PROTOCOL_UDP);
+		kind = packet->kind | family << 8 | IPPROTO_UDP;
+		barrier_var(kind);
 	}
-	packet->kind |= family << 8 | ip_protocol;
-	packet->ports = load_ports(header);
+	packet->kind = kind;
 	return 0;
 }
 
@@ -37,10 +44,11 @@ static __always_inline int parse_common_ipv4(const struct frame *frame, __u32 of
 	const struct iphdr *ip = frame_at(frame, offset);
 	__u32 total_len;
 
-	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + LEAST_TRANSPORT_HEADER) || *(const __u8 *)ip != IPV4_COMMON_START))
+	if (unlikely(!frame_has(frame, ip, LEAST_IPV4_PACKET) || *(const __u8 *)ip != IPV4_COMMON_START))
 		return -1;
 	total_len = bpf_ntohs(ip->tot_len);
-	if (unlikely(total_len < sizeof(*ip) + LEAST_TRANSPORT_HEADER || offset + total_len > packet->len_bytes))
+	/* Below the least it is a large number. */
+	if (unlikely(total_len - (__u32)LEAST_IPV4_PACKET > packet->len_bytes - offset - (__u32)LEAST_IPV4_PACKET))
 		return -1;
 	if (unlikely(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)))
 		return -1;
@@ -65,15 +73,22 @@ static __always_inline int parse_common_ipv6(const struct frame *frame, __u32 of
 /* Parses a common packet. Returns 0, or -1 if it is another, or malformed. */
 static __always_inline int parse_common(const struct frame *frame, struct packet *packet)
 {
+	const struct ethhdr *eth = frame_at(frame, 0);
 	__be16 ethertype;
 	__u32 vlan_id;
-	int offset = parse_ethernet(frame, &ethertype, &vlan_id);
+	int offset;
 
+	packet->len_bytes = frame_len(frame);
+	packet->kind = 0;
+	packet->is_fragment = false;
+	if (unlikely(!frame_has(frame, eth + 1, LEAST_IPV4_PACKET))) /* nor has it an IPv6 packet */
+		return -1;
+	if (likely(load_be16(&eth->h_proto) == bpf_htons(ETH_P_IP)))
+		return parse_common_ipv4(frame, sizeof(*eth), packet);
+	offset = parse_ethernet(frame, &ethertype, &vlan_id);
 	if (unlikely(offset < 0))
 		return -1;
-	packet->len_bytes = frame_len(frame);
 	packet->kind = vlan_id << 16;
-	packet->is_fragment = false;
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_common_ipv4(frame, offset, packet);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
@@ -85,11 +100,13 @@ static __always_inline int parse_common(const struct frame *frame, struct packet
 static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packet)
 {
 	struct frame frame = frame_of(ctx);
-	struct packet any = {};
+	struct packet any;
 	int error;
 
 	if (likely(!parse_common(&frame, packet)))
 		return 0;
+	barrier(); /* else this is done for common packets too */
+	__builtin_memset(&any, 0, sizeof(any));
 	error = parse_any(ctx, &any);
 	*packet = any; /* whose address was given away */
 	return error;
