@@ -92,13 +92,17 @@ static __always_inline __u64 clip_limit(struct variance variance)
 	return shift < 0 ? root >> (-shift & 63) : root << (shift & 63);
 }
 
+static __always_inline __u64 round_q16(__u64 v)
+{
+	return (v + (1 << (MEAN_SHIFT - 1))) >> MEAN_SHIFT;
+}
+
 /* One step of Welford's method; halves the baseline when it has twice the window. */
 static __always_inline void baseline_update(struct baseline *baseline, __u64 deviation_q16, __s64 sign)
 {
-	const __u64 half = 1 << (MEAN_SHIFT - 1);
 	__u64 n = (__u64)baseline->n + 1;
 	__u64 step = (deviation_q16 + n / 2) / n;
-	__u64 product = ((deviation_q16 + half) >> MEAN_SHIFT) * ((deviation_q16 - step + half) >> MEAN_SHIFT);
+	__u64 product = round_q16(deviation_q16) * round_q16(deviation_q16 - step);
 	__u64 m2_low;
 
 	baseline->mean_q16 += with_sign(step, sign);
@@ -121,15 +125,14 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 	return &last->states[(last->sequence + 1) & 1];
 }
 
-/* Whether a deviation is so small that it is neither flagged nor clipped: d² · (n − 1) < M2 · 2^shortcut, exactly, the
- * deviation rounded up to whole units, where 64 bits are enough for that.
+/* Whether surely deviation² · (n − 1) < M2 · factor for a factor of at most 16: the deviation is rounded up to whole units or
+ * one more, and what has more than 64 bits is cut off where that makes M2 smaller.
  */
-static __always_inline bool is_near(const struct baseline *baseline, __u64 deviation_q16)
+static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low, __u64 factor)
 {
-	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
-	__u64 d = (deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
+	__u64 d = round_q16(deviation_q16) + 1;
 
-	return fits_64(d, m2) && d * d * (baseline->n - 1) < m2.low * constant(shortcut_factor);
+	return !(d >> 19) && d * d * n < m2_low * factor;
 }
 
 /* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
@@ -141,6 +144,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 {
 	__u64 deviation, clipped, n;
 	bool is_flagged = true, is_far;
+	__u32 outcome;
 	__s64 difference, sign;
 	struct u128 m2;
 
@@ -159,7 +163,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 		baseline_update(baseline, deviation, sign);
 		return OUTCOME_JUDGED;
 	}
-	is_far = is_outside(deviation, n, m2, CLIP_SHIFT);
+	is_far = !is_surely_inside(deviation, n, m2.low, 1 << CLIP_SHIFT) && is_outside(deviation, n, m2, CLIP_SHIFT);
 	if (is_far || constant(threshold2_mantissa)) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
@@ -176,6 +180,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 
 		flag->delta_ns = delta_ns;
 		flag->mean_q16 = baseline->mean_q16;
+		flag->deviation_q16 = deviation;
 		flag->m2_low = m2.low;
 		flag->m2_high = m2.high;
 		flag->n = n;
@@ -184,7 +189,9 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	baseline_update(baseline, clipped, sign);
 	if (!is_flagged)
 		return OUTCOME_JUDGED;
-	return sign < 0 ? OUTCOME_FLAGGED_EARLY : OUTCOME_FLAGGED_LATE;
+	outcome = OUTCOME_FLAGGED_LATE + sign; /* OUTCOME_FLAGGED_EARLY is the one before */
+	barrier_var(outcome);
+	return outcome & 7; /* whose bounds Linux 6.1 knows */
 }
 
 /* Judges a sample, of at most 2³¹ units, against those before it, then updates the baseline with it: from min_samples on
@@ -203,7 +210,7 @@ static __always_inline enum outcome baseline_observe(struct baseline *baseline, 
 		baseline_update(baseline, deviation, sign);
 		return OUTCOME_MIN_SAMPLES;
 	}
-	if (unlikely(!is_near(baseline, deviation)))
+	if (unlikely(!is_surely_inside(deviation, baseline->n, baseline->m2_low, constant(shortcut_factor))))
 		return baseline_judge(baseline, sample, delta_ns, last);
 	baseline_update(baseline, deviation, sign);
 	return OUTCOME_JUDGED;

@@ -80,17 +80,17 @@ type benchDeviceCounters struct {
 		Sequence uint64
 		Reserved [7]uint64
 		States   [2]struct {
-			_        structs.HostLayout
-			AuditNs  uint64
-			KtimeNs  uint64
-			DeltaNs  uint64
-			MeanQ16  uint64
-			M2Low    uint64
-			M2High   uint32
-			N        uint32
-			LenBytes uint32
-			IsLate   uint32
-			Reserved uint64
+			_            structs.HostLayout
+			AuditNs      uint64
+			KtimeNs      uint64
+			DeltaNs      uint64
+			MeanQ16      uint64
+			M2Low        uint64
+			M2High       uint32
+			N            uint32
+			LenBytes     uint32
+			IsLate       uint32
+			DeviationQ16 uint64
 		}
 	}
 	Histogram   [1024]uint64

@@ -47,10 +47,7 @@ struct score {
 
 static __always_inline struct score score_of(const struct flag_state *flag)
 {
-	__u64 sample = constant(variants) & VARIANT_LOG2 ? log2_of_delta(flag->delta_ns) : flag->delta_ns;
-	__s64 difference = (sample << MEAN_SHIFT) - flag->mean_q16;
-	__u64 deviation = with_sign(difference, sign_of(difference));
-	__u64 d = (deviation + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
+	__u64 d = (flag->deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
 	struct score score = { .left = d * d, .right = flag->m2_low, .base = -(__s64)constant(score_offset) };
 
 	if (d >> 19) { /* the product has 64 bits */
@@ -66,15 +63,14 @@ static __always_inline struct score score_of(const struct flag_state *flag)
 		if (score.right < least)
 			score.right = least;
 	}
-	score.left = score.left * (flag->n - 1) | 1;
-	score.right |= 1;
+	score.left *= flag->n - 1;
 	return score;
 }
 
 /* The bin of a score, by its logarithm: a look-up for each side in the place of a division. */
 static __always_inline __u32 score_bin(const struct score *score)
 {
-	__s64 octaves = score->base + log2_q16(score->left) - log2_q16(score->right);
+	__s64 octaves = score->base + log2_q16(score->left | 1) - log2_q16(score->right | 1);
 
 	if (octaves < 0)
 		return 0;
@@ -83,15 +79,13 @@ static __always_inline __u32 score_bin(const struct score *score)
 }
 
 /* Whether a score is below the bin before the cut by its whole octaves, which is told without its logarithm. The bin between
- * is wider than what the logarithms err by. False if it takes more than 64 bits to tell.
+ * is wider than what the logarithms err by.
  */
 static __always_inline bool is_far_below(const struct score *score, __u32 cut)
 {
-	__s64 shift = ((((__s64)cut - 1) << SCORE_BIN_SHIFT) - score->base) >> SCORE_SHIFT;
+	__u64 shift = ((((__s64)cut - 1) << SCORE_BIN_SHIFT) - score->base) >> SCORE_SHIFT;
 
-	if (shift < 0 || shift > 63 || score->right >> (63 - (shift & 63)) >> 1)
-		return false;
-	return score->left < score->right << (shift & 63);
+	return cut && shift < 64 && score->left >> (shift & 63) < score->right;
 }
 
 /* Halves the scores, or with a mask of 0 makes them zero. The half that a bin cannot keep goes to the next one below, so that

@@ -82,14 +82,16 @@ static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_st
 }
 
 /* Completes and publishes the state that the flagged packet left, and makes an event of it if it is rare. */
-static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns)
+static __always_inline void report_flag(struct xdp_md *ctx, struct device_counters *counters, __u64 now_ns,
+					__u32 len_bytes)
 {
 	struct flag_state *flag = next_flag(&counters->last_flag);
 	__u32 fate = FATE_SUPPRESSED;
 
+	barrier_var(flag); /* as in slot_at() */
 	flag->audit_ns = now_ns;
 	flag->ktime_ns = clock_ktime(now_ns);
-	flag->len_bytes = whole_len(ctx);
+	flag->len_bytes = len_bytes;
 	if (!constant(tail_q32) || is_rare(counters, now_ns, flag))
 		fate = make_event(ctx, flag);
 	publish_flag(&counters->last_flag);

@@ -212,7 +212,7 @@ struct flag_state {
 	__u32 n;
 	__u32 len_bytes;
 	__u32 is_late;
-	__u64 reserved;
+	__u64 deviation_q16; /* of the sample from the mean, its absolute value */
 };
 
 /* What goes through audit_events. */

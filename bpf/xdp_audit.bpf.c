@@ -42,6 +42,7 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	struct protocol_counters *cells;
 	enum outcome outcome;
 	struct packet packet;
+	__u32 len_bytes;
 	__u64 now_ns;
 
 	if (unlikely(!counters))
@@ -55,10 +56,11 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	cells = cells_of(counters, packet.cell);
-	cells->bytes += packet_len(ctx, &packet); /* now, so that it need not be kept */
+	len_bytes = packet_len(ctx, &packet);
+	cells->bytes += len_bytes;
 	outcome = flow_observe(ctx, &packet, &now_ns, counters);
 	if (unlikely(is_flagged(outcome)))
-		report_flag(ctx, counters, now_ns);
+		report_flag(ctx, counters, now_ns, len_bytes);
 	cells->packets[outcome]++;
 	return XDP_PASS;
 }

@@ -111,17 +111,17 @@ type programEventAllowance struct {
 }
 
 type programFlagState struct {
-	_        structs.HostLayout
-	AuditNs  uint64
-	KtimeNs  uint64
-	DeltaNs  uint64
-	MeanQ16  uint64
-	M2Low    uint64
-	M2High   uint32
-	N        uint32
-	LenBytes uint32
-	IsLate   uint32
-	Reserved uint64
+	_            structs.HostLayout
+	AuditNs      uint64
+	KtimeNs      uint64
+	DeltaNs      uint64
+	MeanQ16      uint64
+	M2Low        uint64
+	M2High       uint32
+	N            uint32
+	LenBytes     uint32
+	IsLate       uint32
+	DeviationQ16 uint64
 }
 
 type programFlowKey struct {

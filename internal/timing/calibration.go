@@ -129,25 +129,20 @@ func (p Params) ScoreOf(s *State, deltaNs uint64) Score {
 	} else {
 		score.right = max(score.right, p.leastM2(s))
 	}
-	score.left = score.left*(s.N-1) | 1
-	score.right |= 1
+	score.left *= s.N - 1
 	return score
 }
 
 // Bin returns the bin of the score.
 func (s Score) Bin() uint32 {
-	octaves := s.base + logQ16(s.left) - logQ16(s.right)
+	octaves := s.base + logQ16(s.left|1) - logQ16(s.right|1)
 	return uint32(min(max(octaves, 0)>>scoreBinShift, ScoreBins-1))
 }
 
-// isFarBelow reports whether the score is below the bin before the cut by its whole octaves. It is false if that takes more
-// than 64 bits to tell.
+// isFarBelow reports whether the score is below the bin before the cut by its whole octaves.
 func (s Score) isFarBelow(cut uint32) bool {
 	shift := ((int64(cut)-1)<<scoreBinShift - s.base) >> scoreShift
-	if shift < 0 || shift > 63 || bits.Len64(s.right)+int(shift) > 64 {
-		return false
-	}
-	return s.left < s.right<<shift
+	return cut > 0 && shift >= 0 && shift < 64 && s.left>>shift < s.right
 }
 
 // forget halves the scores, which are those of a number of judged packets that is halved with them. The half that a bin cannot keep goes to the next one below.
