@@ -125,8 +125,9 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 	return &last->states[(last->sequence + 1) & 1];
 }
 
-/* Whether surely deviation² · (n − 1) < M2 · factor for a factor of at most 16: the deviation is rounded up to whole units or
- * one more, and what has more than 64 bits is cut off where that makes M2 smaller.
+/* Whether surely deviation² · (n − 1) < M2 · factor for a factor of at most 16. The deviation is rounded up to whole units or one
+ * more, below 2¹⁹, and n, below 2²⁵, is not made one less: 64 bits are enough for that. Those that the other side has above are cut
+ * off, which makes it smaller.
  */
 static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low, __u64 factor)
 {

@@ -3,7 +3,9 @@
 
 //go:build ignore
 
-/* The audit with the kernel's LRU hash as its flow table, to compare. Nothing guards a slot: two CPUs would tear it. */
+/* The audit with the kernel's LRU hash as its flow table, to compare. Nothing guards a slot: two CPUs would tear it. Only with the
+ * kernel's clock, which always has a time.
+ */
 
 #include "flow.h"
 

@@ -100,7 +100,7 @@ func (r *report) markdown(machine machine) string {
 	b.WriteString("\n")
 	r.writeOthers(&b)
 	b.WriteString("\n")
-	fmt.Fprintf(&b, "The program with tag `%s` has %d instructions, of which the verifier followed %d, and\n%d bytes of machine code.\n",
+	fmt.Fprintf(&b, "The program has the tag `%s` before it is configured. Then it has %d instructions, of which the verifier followed %d, and\n%d bytes of machine code.\n",
 		r.size.tag, r.size.translated, r.size.verified, r.size.jited)
 	b.WriteString("\n")
 	r.writeNoise(&b)

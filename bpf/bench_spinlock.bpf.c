@@ -4,7 +4,7 @@
 //go:build ignore
 
 /* The audit with the same flow table under the kernel's spin lock, to compare. Loads from Linux 6.9 on, which allows the
- * call of a function under the lock.
+ * call of a function under the lock. Only with the kernel's clock, which always has a time.
  */
 
 #include "flow.h"

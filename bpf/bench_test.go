@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"os"
 	"testing"
 	"time"
@@ -138,7 +139,7 @@ type programSize struct {
 	verified   uint32 // instructions, those of every path
 	translated int    // instructions
 	jited      uint32 // bytes; 0 without a compiler
-	tag        string
+	tag        string // the digest of the kernel, of the program before it is configured
 }
 
 // benchmarkLoad measures how long it takes to load the program; an op is one program.
@@ -167,7 +168,14 @@ func sizeOf(t testing.TB, d *device) programSize {
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := programSize{tag: info.Tag}
+	spec, err := loadProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := programSize{}
+	if size.tag, err = spec.Programs[programProgXdpAudit].Instructions.Tag(binary.NativeEndian); err != nil {
+		t.Fatal(err)
+	}
 	size.verified, _ = info.VerifiedInstructions()
 	translated, err := info.TranslatedSize()
 	if err != nil {

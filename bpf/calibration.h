@@ -48,7 +48,7 @@ struct score {
 static __always_inline struct score score_of(const struct flag_state *flag)
 {
 	__u64 d = (flag->deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
-	struct score score = { .left = d * d, .right = flag->m2_low, .base = -(__s64)constant(score_offset) };
+	struct score score = { .left = d * d, .right = flag->m2_low, .base = -constant(score_offset) };
 
 	if (d >> 19) { /* the product has 64 bits */
 		score.left >>= 25;
@@ -79,7 +79,8 @@ static __always_inline __u32 score_bin(const struct score *score)
 }
 
 /* Whether a score is below the bin before the cut by its whole octaves, which is told without its logarithm. The bin between
- * is wider than what the logarithms err by.
+ * is wider than what the logarithms err by. False if it takes another shift than one of 64 bits to the right to tell. The bins
+ * have no end below: at cut 0 no score is below the tail.
  */
 static __always_inline bool is_far_below(const struct score *score, __u32 cut)
 {

@@ -15,13 +15,14 @@
 #define HASH_KEY_PORTS 0     /* and kind, as in struct packet */
 #define HASH_KEY_ADDRESSES 2 /* source and destination, and for IPv6 three pairs more */
 
-static __always_inline __u64 multiply(__u32 a, __u32 b)
+/* Of sums that have lost what is above 32 bits. */
+static __always_inline __u64 hash_product(__u32 a, __u32 b)
 {
 	return (__u64)a * b;
 }
 
 /* A macro, since the number of a key has to be a constant. */
-#define hash_pair(a, b, key) multiply((a) + constant(hash_keys[key]), (b) + constant(hash_keys[(key) + 1]))
+#define hash_pair(a, b, key) hash_product((a) + constant(hash_keys[key]), (b) + constant(hash_keys[(key) + 1]))
 
 /* A permutation that lets every bit depend on all: a product's bits depend on the lower ones alone. */
 static __always_inline __u64 hash_mix(__u64 v)

@@ -20,7 +20,7 @@ const volatile struct audit_config config;
 #define CONSTANT_MARK 0x5eedc0de00000000ULL
 #define CONSTANT_SIGNED 0x80000000ULL
 
-/* A member of the configuration, in the widest type of its sign. User space writes it into the instruction before the program is
+/* A member of the configuration but for the saved baseline, in the widest type of its sign. User space writes it into the instruction before the program is
  * loaded, so that a packet need not load it: internal/constants.
  */
 #define constant(member)                                                                                  \

@@ -218,7 +218,7 @@ func (t *tables) clearCounters(index int) error {
 // constants returns what the program of any device is configured with.
 func (c Config) constants() programAuditConfig {
 	mantissa, exponent := c.params().ThresholdSquared()
-	constants := programAuditConfig{
+	values := programAuditConfig{
 		IdleTimeoutNs:      uint64(c.IdleTimeout),
 		EventIntervalNs:    c.eventInterval(),
 		EventBurstNs:       uint64(time.Second),
@@ -234,21 +234,21 @@ func (c Config) constants() programAuditConfig {
 		ScoreOffset:        c.params().ScoreOffset(),
 	}
 	if runtime.GOARCH == "amd64" {
-		constants.StoresAreOrdered = 1
+		values.StoresAreOrdered = 1
 	}
 	if c.Clock == ClockMetadata {
-		constants.ClockSource = clockSourceMetadata
+		values.ClockSource = clockSourceMetadata
 	}
 	if c.Domain == DomainLog2 {
-		constants.Variants |= variantLog2
+		values.Variants |= variantLog2
 	}
 	if c.Baseline == BaselineDevice {
-		constants.Variants |= variantDevice
+		values.Variants |= variantDevice
 	}
 	if c.Watches > 0 {
-		constants.Variants |= variantWatch
+		values.Variants |= variantWatch
 	}
-	return constants
+	return values
 }
 
 const (

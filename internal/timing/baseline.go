@@ -77,7 +77,7 @@ func (p Params) ThresholdSquared() (mantissa uint32, exponent int32) {
 
 // ShortcutShift returns log2 of the largest power of two that is neither above the square of the threshold nor above
 // the square of the clipping deviation. A deviation whose square is below that many variances is neither flagged nor
-// clipped, which is what the kernel asks first. Below a threshold of 1 there is no such short cut: it returns −1.
+// clipped; the kernel asks first whether it is so by a margin. Below a threshold of 1 there is no such short cut: it returns −1.
 func (p Params) ShortcutShift() int32 {
 	squared := p.Threshold * p.Threshold
 	if squared < 1 {

@@ -139,7 +139,8 @@ func (s Score) Bin() uint32 {
 	return uint32(min(max(octaves, 0)>>scoreBinShift, ScoreBins-1))
 }
 
-// isFarBelow reports whether the score is below the bin before the cut by its whole octaves.
+// isFarBelow reports whether the score is below the bin before the cut by its whole octaves. It is false if it takes another
+// shift than one of 64 bits to the right to tell. The bins have no end below: at cut 0 no score is below the tail.
 func (s Score) isFarBelow(cut uint32) bool {
 	shift := ((int64(cut)-1)<<scoreBinShift - s.base) >> scoreShift
 	return cut > 0 && shift >= 0 && shift < 64 && s.left>>shift < s.right
