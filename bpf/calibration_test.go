@@ -263,3 +263,28 @@ func TestCalibrationOfSeveralCPUs(t *testing.T) {
 		t.Errorf("where no early packet is rare: got %+v", c)
 	}
 }
+
+// The bins have no end below, so that a score far below the first one is in the tail that begins there. Only a threshold below 1
+// flags such packets, and only an M2 of 2⁶⁴ or more takes a shift that could tell.
+func TestNoScoreIsBelowCutZero(t *testing.T) {
+	config := testConfig()
+	config.Threshold = 0
+	p := newProbe(t, config)
+	now := p.learn(t, udpFrame())
+	p.teach(t, timing.State{N: 8192, MeanQ16: 1e8 << 16, M2: Uint128{Hi: 16}})
+	before := p.Counters()[0]
+	flagged := before.Packets.Outcome(OutcomeFlaggedEarly) + before.Packets.Outcome(OutcomeFlaggedLate)
+	// A million packets were judged, and 49 scores are allowed: more than there are.
+	p.update(t, func(block *programDeviceCounters) {
+		block.Calibration = programCalibration{Flagged: flagged, Forgotten: before.Packets.Judged() - 1e6}
+	})
+	run(t, p.devices[0].program, udpFrame(), now+1e8+1000, 1)
+	known := p.block.Calibration.known()
+	if known.Allowed != 49 || known.Cuts != [2]uint32{} || known.Tails != [2]uint32{timing.SideLate: 1} {
+		t.Errorf("%d scores are allowed, the cuts are %v and the tails %v; want 49, none and one that is late",
+			known.Allowed, known.Cuts, known.Tails)
+	}
+	if suppressed := p.Counters()[0].Fates[FateSuppressed] - before.Fates[FateSuppressed]; suppressed != 0 {
+		t.Error("the packet was taken for one below the tail")
+	}
+}

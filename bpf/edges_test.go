@@ -33,6 +33,21 @@ func (p *probe) teach(t *testing.T, state timing.State) {
 	}
 }
 
+// update changes the counters of this CPU, of which the mapped memory can only be read.
+func (p *probe) update(t *testing.T, change func(*programDeviceCounters)) {
+	t.Helper()
+	block := *p.block
+	change(&block)
+	for cpu := range p.counters.blocks[0] {
+		if &p.counters.blocks[0][cpu] != p.block {
+			continue
+		}
+		if err := p.tables.maps[programMapAuditCounters].Update(uint32(cpu), &block, ebpf.UpdateExist); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // At the ends of what the arithmetic holds, the program still agrees with the model to the bit, nothing wraps, and no score
 // is NaN.
 func TestProgramAtTheEdges(t *testing.T) {
@@ -125,25 +140,18 @@ func TestCountersNearTheirEnds(t *testing.T) {
 	p := newProbe(t, testConfig())
 	now := p.learn(t, udpFrame())
 	const near = math.MaxUint64 - 1
-	block := *p.block
-	cell := &block.Protocols[FamilyIPv4][ProtocolUDP]
-	cell.Packets[OutcomeJudged], cell.Bytes = near, near-uint64(len(udpFrame()))
-	block.Histogram[timing.Cell(1e6+100, timing.Cuts())] = near
-	block.Sums.ReferenceNs = 1e6
-	block.Sums.Deviation = [2][2]uint64{{near, 7}, {near, 7}}
-	block.Sums.Squared = [2]uint64{near, 7}
-	want := block
-	for cpu := range p.counters.blocks[0] {
-		if &p.counters.blocks[0][cpu] != p.block {
-			continue
-		}
-		if err := p.tables.maps[programMapAuditCounters].Update(uint32(cpu), &block, ebpf.UpdateExist); err != nil {
-			t.Fatal(err)
-		}
-	}
+	p.update(t, func(block *programDeviceCounters) {
+		cell := &block.Protocols[FamilyIPv4][ProtocolUDP]
+		cell.Packets[OutcomeJudged], cell.Bytes = near, near-uint64(len(udpFrame()))
+		block.Histogram[timing.Cell(1e6+100, timing.Cuts())] = near
+		block.Sums.ReferenceNs = 1e6
+		block.Sums.Deviation = [2][2]uint64{{near, 7}, {near, 7}}
+		block.Sums.Squared = [2]uint64{near, 7}
+	})
+	want := *p.block
 	run(t, p.devices[0].program, udpFrame(), now+1e6+100, 1)
 
-	cell = &want.Protocols[FamilyIPv4][ProtocolUDP]
+	cell := &want.Protocols[FamilyIPv4][ProtocolUDP]
 	cell.Packets[OutcomeJudged]++
 	cell.Bytes += uint64(len(udpFrame()))
 	want.Histogram[timing.Cell(1e6+100, timing.Cuts())]++
