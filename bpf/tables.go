@@ -169,10 +169,8 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 	if err := spec.Variables[programVarConfig].Set(values); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
 	}
-	for _, program := range spec.Programs {
-		if err := constants.Write(program.Instructions, spec.Variables[programVarConfig].Value); err != nil {
-			return fmt.Errorf("configuring the program: %w", err)
-		}
+	if err := constants.Write(spec.Programs, spec.Variables[programVarConfig].Value); err != nil {
+		return fmt.Errorf("configuring the program: %w", err)
 	}
 	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
 		return fmt.Errorf("configuring the histogram: %w", err)

@@ -234,12 +234,7 @@ func writeConstantsOf(data *ebpf.Map, spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	config := spec.Variables["config"]
-	for _, program := range spec.Programs {
-		if err := constants.Write(program.Instructions, values[config.Offset:][:len(config.Value)]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return constants.Write(spec.Programs, values[config.Offset:][:len(config.Value)])
 }
 
 // mapsOf opens the maps of a program by the names that the kernel knows.

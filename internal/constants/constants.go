@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 )
 
@@ -24,9 +25,18 @@ const (
 	longMember  = 8
 )
 
-// Write writes the members of a configuration, as it is in memory, into the instructions that name them. The configuration
-// is written once: an instruction does not name a member any more when it has its value.
-func Write(instructions asm.Instructions, config []byte) error {
+// Write writes the members of a configuration, as it is in memory, into the instructions of all programs that name them. The
+// configuration is written once: an instruction does not name a member any more when it has its value.
+func Write(programs map[string]*ebpf.ProgramSpec, config []byte) error {
+	for name, program := range programs {
+		if err := write(program.Instructions, config); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func write(instructions asm.Instructions, config []byte) error {
 	for i := range instructions {
 		ins := &instructions[i]
 		if !ins.OpCode.IsDWordLoad() || ins.IsLoadFromMap() || uint64(ins.Constant)>>upperHalf != mark {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 )
 
@@ -18,6 +19,10 @@ func named(size, offset int64, isSigned bool) int64 {
 		constant |= 1 << signedShift
 	}
 	return constant
+}
+
+func only(instructions asm.Instructions) map[string]*ebpf.ProgramSpec {
+	return map[string]*ebpf.ProgramSpec{"audit": {Instructions: instructions}}
 }
 
 func TestWrite(t *testing.T) {
@@ -39,7 +44,7 @@ func TestWrite(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			instructions := asm.Instructions{asm.LoadImm(asm.R3, test.constant, asm.DWord), asm.Return()}
 			for range 2 { // what is written stays
-				if err := Write(instructions, config); err != nil {
+				if err := Write(only(instructions), config); err != nil {
 					t.Fatal(err)
 				}
 				if got := instructions[0].Constant; got != test.want || instructions[0].Dst != asm.R3 {
@@ -52,12 +57,12 @@ func TestWrite(t *testing.T) {
 
 func TestWriteRefusesWhatIsNoMember(t *testing.T) {
 	for want, constant := range map[string]int64{
-		"names bytes 12 to 20 of a configuration of 16 bytes": named(8, 12, false),
-		"names a member of 2 bytes, not of 4 or 8":            named(2, 0, false),
+		"audit: instruction 0 names bytes 12 to 20 of a configuration of 16 bytes": named(8, 12, false),
+		"audit: instruction 0 names a member of 2 bytes, not of 4 or 8":            named(2, 0, false),
 	} {
 		instructions := asm.Instructions{asm.LoadImm(asm.R1, constant, asm.DWord)}
-		if err := Write(instructions, make([]byte, 16)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want an error that %s", err, want)
+		if err := Write(only(instructions), make([]byte, 16)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 }
@@ -66,7 +71,7 @@ func TestWriteRefusesWhatIsNoMember(t *testing.T) {
 func TestWriteLeavesMapsAlone(t *testing.T) {
 	load := asm.LoadMapValue(asm.R1, 4<<sizeShift, mark)
 	instructions := asm.Instructions{load}
-	if err := Write(instructions, make([]byte, 16)); err != nil || instructions[0].Constant != load.Constant {
+	if err := Write(only(instructions), make([]byte, 16)); err != nil || instructions[0].Constant != load.Constant {
 		t.Errorf("got %v, %v", instructions[0], err)
 	}
 }
