@@ -97,32 +97,51 @@ static __always_inline __u64 round_q16(__u64 v)
 	return (v + (1 << (MEAN_SHIFT - 1))) >> MEAN_SHIFT;
 }
 
-/* One step of Welford's method; halves the baseline when it has twice the window. */
-static __always_inline void baseline_update(struct baseline *baseline, __u64 deviation_q16, __s64 sign)
-{
-	__u64 n = (__u64)baseline->n + 1;
-	__u64 step = (deviation_q16 + n / 2) / n;
-	__u64 product = round_q16(deviation_q16) * round_q16(deviation_q16 - step);
-	__u64 m2_low;
+/* Where a sample is from the mean: its absolute value in 2⁻¹⁶ units, and its sign. */
+struct deviation {
+	__u64 q16;
+	__s64 sign;
+};
 
-	baseline->mean_q16 += with_sign(step, sign);
+static __always_inline struct deviation deviation_of(const struct baseline *baseline, __u64 sample)
+{
+	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
+	struct deviation deviation = { .sign = sign_of(difference) };
+
+	barrier_var(deviation.sign); /* else what uses it is worked out of the difference, which is kept for that */
+	deviation.q16 = with_sign(difference, deviation.sign);
+	return deviation;
+}
+
+/* One step of Welford's method, behind n samples; halves the baseline when it has twice the window. */
+static __always_inline void baseline_update(struct baseline *baseline, __u64 n, struct deviation deviation)
+{
+	__u64 step, product, m2_low, all = n + 1, half = all;
+
+	barrier_var(half);
+	step = ((half >> 1) + deviation.q16) / all;
+	product = round_q16(deviation.q16) * round_q16(deviation.q16 - step);
+	baseline->mean_q16 += with_sign(step, deviation.sign);
 	m2_low = baseline->m2_low + product;
 	barrier_var(m2_low); /* as in add_u128() */
 	baseline->m2_low = m2_low;
 	if (m2_low < product)
 		baseline->m2_high++;
-	if (n == constant(window_twice)) {
-		n >>= 1;
+	if (all == constant(window_twice)) {
+		all >>= 1;
 		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
 		baseline->m2_high >>= 1;
 	}
-	baseline->n = n;
+	baseline->n = all;
 }
 
 /* The state that the next flagged packet of this CPU leaves. */
 static __always_inline struct flag_state *next_flag(struct last_flag *last)
 {
-	return &last->states[(last->sequence + 1) & 1];
+	void *at = (void *)last + ((last->sequence + 1) & 1) * sizeof(last->states[0]);
+
+	barrier_var(at); /* as in slot_at() */
+	return at + offsetof(struct last_flag, states);
 }
 
 /* Whether surely deviation² · (n − 1) < M2 · factor for a factor of at most 16. The deviation is rounded up to whole units or one
@@ -131,90 +150,99 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
  */
 static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low, __u64 factor)
 {
-	__u64 d = round_q16(deviation_q16) + 1;
+	__u64 d = round_q16(deviation_q16) + 1, right = m2_low * factor;
 
-	return !(d >> 19) && d * d * n < m2_low * factor;
+	barrier_var(right);
+	if (d >> 19)
+		return false;
+	d *= d;
+	barrier_var(d);
+	return d * n < right;
 }
 
-/* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. A flagged one leaves
- * what it was judged by in the next state of *last. It does not come back to the code of other packets, whose values
- * would give up their registers for that.
+/* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. What it is judged by is left
+ * in the next state of *last, where it stays if the sample is not flagged: nobody looks there.
  */
 static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample, __u64 delta_ns,
 						   struct last_flag *last)
 {
-	__u64 deviation, clipped, n;
+	struct deviation deviation = deviation_of(baseline, sample);
+	struct flag_state *flag = next_flag(last);
 	bool is_flagged = true, is_far;
+	__u64 n = baseline->n;
 	__u32 outcome;
-	__s64 difference, sign;
-	struct u128 m2;
+	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
 
-	/* All is read anew, or the others would have to keep for this what they have read. */
-	barrier_var(baseline);
-	barrier_var(sample);
-	m2.low = baseline->m2_low;
-	m2.high = baseline->m2_high;
-	n = baseline->n;
-	difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
-	sign = sign_of(difference);
-	deviation = with_sign(difference, sign);
-	clipped = deviation;
-
-	if (constant(shortcut_shift) >= 0 && !is_outside(deviation, n, m2, constant(shortcut_shift) & 7)) {
-		baseline_update(baseline, deviation, sign);
+	flag->delta_ns = delta_ns;
+	flag->mean_q16 = baseline->mean_q16;
+	flag->deviation_q16 = deviation.q16;
+	flag->m2_low = m2.low;
+	flag->m2_high = m2.high;
+	flag->n = n;
+	flag->is_late = deviation.sign + 1;
+	if (constant(shortcut_shift) >= 0 && !is_outside(deviation.q16, n, m2, constant(shortcut_shift) & 7)) {
+		baseline_update(baseline, n, deviation);
 		return OUTCOME_JUDGED;
 	}
-	is_far = !is_surely_inside(deviation, n, m2.low, 1 << CLIP_SHIFT) && is_outside(deviation, n, m2, CLIP_SHIFT);
+	is_far = !is_surely_inside(deviation.q16, n, m2.low, 1 << CLIP_SHIFT) && is_outside(deviation.q16, n, m2, CLIP_SHIFT);
 	if (is_far || constant(threshold2_mantissa)) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
-		is_flagged = reaches_threshold(deviation, variance, n);
+		is_flagged = reaches_threshold(deviation.q16, variance, n);
 		if (is_far) {
 			__u64 limit = clip_limit(variance);
 
-			if (deviation > limit)
-				clipped = limit;
+			if (deviation.q16 > limit)
+				deviation.q16 = limit;
 		}
 	}
-	if (is_flagged) {
-		struct flag_state *flag = next_flag(last);
-
-		flag->delta_ns = delta_ns;
-		flag->mean_q16 = baseline->mean_q16;
-		flag->deviation_q16 = deviation;
-		flag->m2_low = m2.low;
-		flag->m2_high = m2.high;
-		flag->n = n;
-		flag->is_late = sign + 1;
-	}
-	baseline_update(baseline, clipped, sign);
+	baseline_update(baseline, n, deviation);
 	if (!is_flagged)
 		return OUTCOME_JUDGED;
-	outcome = OUTCOME_FLAGGED_LATE + sign; /* OUTCOME_FLAGGED_EARLY is the one before */
+	outcome = OUTCOME_FLAGGED_LATE + deviation.sign; /* OUTCOME_FLAGGED_EARLY is the one before */
 	barrier_var(outcome);
 	return outcome & 7; /* whose bounds Linux 6.1 knows */
 }
 
-/* Judges a sample, of at most 2³¹ units, against those before it, then updates the baseline with it: from min_samples on
- * no further than four standard deviations from the mean. Most deviations are so small that they are neither flagged nor
- * clipped.
+/* Judges a sample of at most 2³¹ units against those before it, and lets it in, if it is what most are: so near to the mean that
+ * it is neither flagged nor clipped. Returns whether it was; else nothing was changed.
  */
-static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
+static __always_inline bool baseline_observe_near(struct baseline *baseline, __u64 sample)
+{
+	struct deviation deviation;
+	__u64 n = baseline->n;
+
+	barrier_var(n); /* else it is loaded wherever it is used */
+	if (unlikely(n < constant(min_samples)))
+		return false;
+	deviation = deviation_of(baseline, sample);
+	if (unlikely(!is_surely_inside(deviation.q16, n, baseline->m2_low, constant(shortcut_factor))))
+		return false;
+	baseline_update(baseline, n, deviation);
+	return true;
+}
+
+/* Judges a sample that baseline_observe_near() left, and lets it in: from min_samples on no further than four standard deviations
+ * from the mean.
+ */
+static __always_inline enum outcome baseline_observe_rest(struct baseline *baseline, __u64 sample, __u64 delta_ns,
 						     struct last_flag *last)
 {
-	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
-	__s64 sign = sign_of(difference);
-	__u64 deviation = with_sign(difference, sign);
+	__u64 n = baseline->n;
 
-	if (unlikely(baseline->n < constant(min_samples))) {
-		barrier_var(baseline);
-		baseline_update(baseline, deviation, sign);
-		return OUTCOME_MIN_SAMPLES;
-	}
-	if (unlikely(!is_surely_inside(deviation, baseline->n, baseline->m2_low, constant(shortcut_factor))))
+	if (n >= constant(min_samples))
 		return baseline_judge(baseline, sample, delta_ns, last);
-	baseline_update(baseline, deviation, sign);
-	return OUTCOME_JUDGED;
+	baseline_update(baseline, n, deviation_of(baseline, sample));
+	return OUTCOME_MIN_SAMPLES;
+}
+
+/* Judges any sample, and lets it in. */
+static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
+							 struct last_flag *last)
+{
+	if (likely(baseline_observe_near(baseline, sample)))
+		return OUTCOME_JUDGED;
+	return baseline_observe_rest(baseline, sample, delta_ns, last);
 }
 
 #endif

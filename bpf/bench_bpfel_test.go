@@ -46,18 +46,18 @@ type benchAuditConfig struct {
 }
 
 type benchDeviceCounters struct {
-	_    structs.HostLayout
+	_         structs.HostLayout
+	Protocols [4][8]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets [15]uint64
+	}
 	Sums struct {
 		_           structs.HostLayout
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
 		Reserved    uint64
-	}
-	Protocols [4][8]struct {
-		_       structs.HostLayout
-		Bytes   uint64
-		Packets [15]uint64
 	}
 	Fates         [8]uint64
 	FlowInserts   uint64
@@ -140,12 +140,8 @@ type benchFlowSamples struct {
 }
 
 type benchFlowSet struct {
-	_       structs.HostLayout
-	Lock    uint64
-	Marks   [8]uint16
-	Tags    [8]uint32
-	Watches [8]uint8
-	Slots   [8]struct {
+	_     structs.HostLayout
+	Slots [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline struct {
@@ -156,6 +152,10 @@ type benchFlowSet struct {
 			N       uint32
 		}
 	}
+	Lock    uint64
+	Marks   [8]uint16
+	Tags    [8]uint32
+	Watches [8]uint8
 }
 
 type benchLine struct {

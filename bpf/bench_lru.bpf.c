@@ -17,20 +17,20 @@ struct {
 	__type(value, struct flow_slot);
 } bench_lru_flows SEC(".maps");
 
-static __always_inline enum outcome lru_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
-						struct device_counters *counters)
+static __always_inline enum outcome lru_observe(struct visit *visit, const struct packet *packet)
 {
 	struct flow_slot *slot, first = {};
 	struct flow_key key;
-	__u64 now_ns;
+	__u64 now_ns = 0;
 
-	read_key(ctx, packet, &key);
-	now_ns = *now = first.last_ns = clock_read(ctx);
+	read_key(visit->ctx, packet, &key);
+	clock_read(visit, &now_ns);
+	visit->now_ns = first.last_ns = now_ns;
 	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)
-		return slot_observe(slot, NULL, 0, now_ns, counters);
+		return slot_observe(visit, slot, now_ns);
 	if (!bpf_map_update_elem(&bench_lru_flows, &key, &first, BPF_ANY))
-		counters->flow_inserts++;
+		visit->counters->flow_inserts++;
 	return OUTCOME_NEW_FLOW;
 }
 

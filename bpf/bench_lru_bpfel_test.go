@@ -46,18 +46,18 @@ type benchLRUAuditConfig struct {
 }
 
 type benchLRUDeviceCounters struct {
-	_    structs.HostLayout
+	_         structs.HostLayout
+	Protocols [4][8]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets [15]uint64
+	}
 	Sums struct {
 		_           structs.HostLayout
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
 		Reserved    uint64
-	}
-	Protocols [4][8]struct {
-		_       structs.HostLayout
-		Bytes   uint64
-		Packets [15]uint64
 	}
 	Fates         [8]uint64
 	FlowInserts   uint64
@@ -141,11 +141,11 @@ type benchLRUFlowSamples struct {
 
 type benchLRUFlowSet struct {
 	_       structs.HostLayout
+	Slots   [8]benchLRUFlowSlot
 	Lock    uint64
 	Marks   [8]uint16
 	Tags    [8]uint32
 	Watches [8]uint8
-	Slots   [8]benchLRUFlowSlot
 }
 
 type benchLRUFlowSlot struct {

@@ -9,10 +9,11 @@
 
 #include "flow.h"
 
-/* A flow_set: the lock comes first in both. */
+/* A flow_set, in which this lock is where that is. */
 struct locked_set {
+	struct flow_slot slots[FLOW_WAYS];
 	struct bpf_spin_lock lock;
-	__u32 rest[sizeof(struct flow_set) / sizeof(__u32) - 1];
+	__u32 rest[(sizeof(struct flow_set) - offsetof(struct flow_set, lock)) / sizeof(__u32) - 1];
 };
 
 /* Key: hash & config.set_mask. Value: a set. Writer: whoever holds the set's lock. As flow_sets. */
@@ -41,26 +42,27 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
 }
 
-static __always_inline enum outcome spinlock_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
-						     struct device_counters *counters)
+static __always_inline enum outcome spinlock_observe(struct visit *visit, const struct packet *packet)
 {
-	struct flow_hash hash = hash_of(hash_packet(packet));
-	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &hash.set);
+	struct device_counters *counters = visit->counters;
+	__u64 hash = hash_packet(packet), way = first_way_of(hash), delta_ns = ~0ULL, now_ns = 0;
+	__u32 map_key = set_of(hash);
+	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &map_key);
 	struct flow_set *set = (struct flow_set *)locked;
 	enum outcome outcome = OUTCOME_NEW_FLOW;
-	__u64 delta_ns = ~0ULL, now_ns;
-	int way;
 
 	if (!locked)
 		return OUTCOME_CONTENDED;
-	now_ns = *now = clock_read(ctx);
+	clock_read(visit, &now_ns);
 	bpf_spin_lock(&locked->lock);
-	way = set_find(set, &hash);
-	if (way >= 0)
-		outcome = locked_observe(&set->slots[way & (FLOW_WAYS - 1)], now_ns, &delta_ns, counters);
+	if (!is_flow_in(set, way, hash))
+		way = set_find(set, hash);
+	if (way < FLOW_WAYS)
+		outcome = locked_observe(slot_at(set, way), now_ns, &delta_ns, counters);
 	else /* set_insert() would look up the cold part, which is not allowed under this lock */
-		set_take(set, set_find_victim(set, hash.way), &hash, now_ns, counters);
+		set_take(set, set_find_victim(set, first_way_of(hash)), hash, now_ns, counters);
 	bpf_spin_unlock(&locked->lock);
+	visit->now_ns = now_ns;
 	if (delta_ns <= constant(idle_timeout_ns))
 		count_delta(counters, delta_ns);
 	return outcome;

@@ -46,18 +46,18 @@ type benchSpinlockAuditConfig struct {
 }
 
 type benchSpinlockDeviceCounters struct {
-	_    structs.HostLayout
+	_         structs.HostLayout
+	Protocols [4][8]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets [15]uint64
+	}
 	Sums struct {
 		_           structs.HostLayout
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
 		Reserved    uint64
-	}
-	Protocols [4][8]struct {
-		_       structs.HostLayout
-		Bytes   uint64
-		Packets [15]uint64
 	}
 	Fates         [8]uint64
 	FlowInserts   uint64
@@ -140,12 +140,8 @@ type benchSpinlockFlowSamples struct {
 }
 
 type benchSpinlockFlowSet struct {
-	_       structs.HostLayout
-	Lock    uint64
-	Marks   [8]uint16
-	Tags    [8]uint32
-	Watches [8]uint8
-	Slots   [8]struct {
+	_     structs.HostLayout
+	Slots [8]struct {
 		_        structs.HostLayout
 		LastNs   uint64
 		Baseline struct {
@@ -156,15 +152,30 @@ type benchSpinlockFlowSet struct {
 			N       uint32
 		}
 	}
+	Lock    uint64
+	Marks   [8]uint16
+	Tags    [8]uint32
+	Watches [8]uint8
 }
 
 type benchSpinlockLockedSet struct {
-	_    structs.HostLayout
+	_     structs.HostLayout
+	Slots [8]struct {
+		_        structs.HostLayout
+		LastNs   uint64
+		Baseline struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
+	}
 	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Rest [79]uint32
+	Rest [15]uint32
 }
 
 type benchSpinlockWatch struct {

@@ -8,24 +8,24 @@
 
 #include "maps.h"
 
-#define CLOCK_NONE (~0ULL)
-
-/* Reads 8 bytes of nanoseconds in front of the packet. */
-static __always_inline __u64 clock_read_metadata(const struct xdp_md *ctx)
+/* Reads the audit clock, in ns. Returns whether it has a time for this packet: of a metadata clock, whether there are 8 bytes of
+ * nanoseconds in front of it, which are not all ones.
+ */
+static __always_inline bool clock_read(struct visit *visit, __u64 *now_ns)
 {
-	const __u64 *metadata = (void *)(long)ctx->data_meta;
+	const struct xdp_md *ctx;
+	const __u64 *metadata;
 
+	if (constant(clock_source) != CLOCK_SOURCE_METADATA) {
+		*now_ns = bpf_ktime_get_ns();
+		return true;
+	}
+	ctx = read_aside(visit->ctx);
+	metadata = (void *)(long)ctx->data_meta;
 	if ((void *)(metadata + 1) > (void *)(long)ctx->data)
-		return CLOCK_NONE;
-	return *metadata;
-}
-
-/* The audit clock, in ns, or CLOCK_NONE if it has no time for this packet. */
-static __always_inline __u64 clock_read(const struct xdp_md *ctx)
-{
-	if (constant(clock_source) == CLOCK_SOURCE_METADATA)
-		return clock_read_metadata(ctx);
-	return bpf_ktime_get_ns();
+		return false;
+	*now_ns = *metadata;
+	return *now_ns != ~0ULL;
 }
 
 /* CLOCK_MONOTONIC for a packet that the audit clock put at audit_ns. */

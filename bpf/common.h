@@ -96,20 +96,26 @@ static __always_inline int parse_common(const struct frame *frame, struct packet
 	return -1;
 }
 
-/* Parses any frame. Returns 0 or -1, as parse_frame() does. */
-static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packet)
+/* Parses what parse_common() left. Returns 0 or -1, as parse_frame() does. */
+static __always_inline int parse_uncommon(struct xdp_md *ctx, struct packet *packet)
 {
-	struct frame frame = frame_of(ctx);
 	struct packet any;
 	int error;
 
-	if (likely(!parse_common(&frame, packet)))
-		return 0;
 	barrier(); /* else this is done for common packets too */
 	__builtin_memset(&any, 0, sizeof(any));
 	error = parse_any(ctx, &any);
 	*packet = any; /* whose address was given away */
+	packet->cell &= PROTOCOL_CELLS - 1;
 	return error;
+}
+
+/* Parses any frame. Returns 0 or -1, as parse_frame() does. */
+static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packet)
+{
+	struct frame frame = frame_of(ctx);
+
+	return likely(!parse_common(&frame, packet)) ? 0 : parse_uncommon(ctx, packet);
 }
 
 #endif

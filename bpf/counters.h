@@ -18,13 +18,10 @@ static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
 
-/* The cells of a family and a protocol. */
+/* The cells of a family and a protocol. The parsers see to it that there are some. */
 static __always_inline struct protocol_counters *cells_of(struct device_counters *counters, __u8 cell)
 {
-	struct protocol_counters *cells = &counters->protocols[0][0] + (cell & (PROTOCOL_CELLS - 1));
-
-	barrier_var(cells); /* as in slot_at() */
-	return cells;
+	return &counters->protocols[0][0] + cell;
 }
 
 /* The first delta on any CPU of the device becomes the reference of all; 0 stands for none yet. */
@@ -48,7 +45,7 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	struct delta_sums *sums = &counters->sums;
 	__u64 reference = sums->reference_ns;
 	__s64 difference, sign;
-	__u64 distance;
+	__u64 distance, side;
 
 	if (unlikely(!reference))
 		reference = choose_reference(counters, delta_ns);
@@ -56,7 +53,9 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	difference = delta_ns - reference;
 	sign = sign_of(difference);
 	distance = with_sign(difference, sign);
-	add_u128(sums->deviation[sign & 1], distance);
+	side = sign & sizeof(sums->deviation[0]);
+	barrier_var(side); /* else it is worked out in more steps */
+	add_u128((void *)sums->deviation + side, distance);
 	add_u128(sums->squared, distance * distance);
 }
 

@@ -57,6 +57,19 @@ static __noinline int send_event(struct xdp_md *ctx, const struct event_allowanc
 	return fate_of(bpf_perf_event_output(ctx, &audit_events, allowance->ring, (void *)event, sizeof(*event)));
 }
 
+/* Sends a flag with the key of its flow, for which the frame is parsed anew. Apart from the rest, whose stack has no room for it. */
+static __noinline int send_flag(struct xdp_md *ctx, const struct event_allowance *allowance,
+				const struct flag_state *flag)
+{
+	struct audit_event event = { .flag = *flag };
+	struct packet packet;
+
+	parse_packet(ctx, &packet);
+	read_key(ctx, &packet, &event.key);
+	event.key.owner = constant(owner);
+	return send_event(ctx, allowance, &event);
+}
+
 /* Makes the next state the last one, after all of it is written. */
 static __always_inline void publish_flag(struct last_flag *last)
 {
@@ -69,16 +82,9 @@ static __always_inline __u32 make_event(struct xdp_md *ctx, const struct flag_st
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
 
-	if (allowance && allowance_take(allowance, flag->ktime_ns)) {
-		struct audit_event event = { .flag = *flag };
-		struct packet packet;
-
-		parse_packet(ctx, &packet);
-		read_key(ctx, &packet, &event.key);
-		event.key.owner = constant(owner);
-		return send_event(ctx, allowance, &event);
-	}
-	return FATE_RATE_LIMIT;
+	if (!allowance || !allowance_take(allowance, flag->ktime_ns))
+		return FATE_RATE_LIMIT;
+	return send_flag(ctx, allowance, flag);
 }
 
 /* Completes and publishes the state that the flagged packet left, and makes an event of it if it is rare. */
@@ -88,7 +94,6 @@ static __always_inline void report_flag(struct xdp_md *ctx, struct device_counte
 	struct flag_state *flag = next_flag(&counters->last_flag);
 	__u32 fate = FATE_SUPPRESSED;
 
-	barrier_var(flag); /* as in slot_at() */
 	flag->audit_ns = now_ns;
 	flag->ktime_ns = clock_ktime(now_ns);
 	flag->len_bytes = len_bytes;

@@ -20,30 +20,34 @@
 /* See set_find(). */
 #define WAY_OF_CANDIDATE 0x08002a004c006e00ULL
 
-struct flow_hash {
-	__u32 set;
-	__u32 way;  /* where the flow is if that was free when it came */
-	__u64 mark; /* 16 bits */
-	__u32 tag;  /* never 0 */
-	__u32 reserved;
-};
+/* The parts of a flow's hash. No bit is in two of them, but those of the way, and in a table of more than 2¹⁶ sets some of the mark. */
 
-/* No bit is used twice, but those of set and mark where a table has more than 2¹³ sets. */
-static __always_inline struct flow_hash hash_of(__u64 mixed)
+static __always_inline __u32 set_of(__u64 hash)
 {
-	struct flow_hash hash = {
-		.set = mixed >> 32 & constant(set_mask),
-		.way = mixed >> 61,
-		.mark = mixed >> 45 & 0xffff,
-		.tag = mixed | 1,
-	};
+	return hash >> 32 & constant(set_mask);
+}
 
+/* Where the flow is if that was free when it came. */
+static __always_inline __u64 first_way_of(__u64 hash)
+{
+	return hash >> 61;
+}
+
+/* 16 bits. */
+static __always_inline __u64 mark_of(__u64 hash)
+{
+	return hash >> 48;
+}
+
+/* Never 0. */
+static __always_inline __u32 tag_of(__u64 hash)
+{
 	return hash;
 }
 
 static __always_inline bool set_try_lock(struct flow_set *set)
 {
-	__u64 held = __sync_val_compare_and_swap(&set->lock, 0, 1);
+	__u64 held = __sync_lock_test_and_set(&set->lock, 1);
 
 	barrier_var(held); /* else it is turned into a truth value, and then tested */
 	return !held;
@@ -62,34 +66,32 @@ static __always_inline __u64 lanes_that_agree(__u64 lanes, __u64 mark)
 	return (difference - 0x0001000100010001ULL) & ~difference & 0x8000800080008000ULL;
 }
 
-static __always_inline bool is_flow_in(const struct flow_set *set, int way, const struct flow_hash *hash)
+static __always_inline bool is_flow_in(const struct flow_set *set, __u64 way, __u64 hash)
 {
-	return set->tags[way & (FLOW_WAYS - 1)] == hash->tag && set->marks[way & (FLOW_WAYS - 1)] == hash->mark;
+	return set->tags[way] == tag_of(hash) && set->marks[way] == mark_of(hash);
 }
 
-/* Returns the way of the flow in its set, or -1. Most flows are where their hash says, so that their slot can be loaded
- * before it is known to be the right one. For the others it looks at all marks at once: a chain of comparisons would be
- * mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way 4 + i, which a
- * multiplication turns into the number of the way.
+/* Returns the way of a flow that is not in its first way, or FLOW_WAYS if it is in none. It looks at all marks at once: a chain of
+ * comparisons would be mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way
+ * 4 + i, which a multiplication turns into the number of the way.
  */
-static __always_inline int set_find(const struct flow_set *set, const struct flow_hash *hash)
+static __always_inline __u64 set_find(const struct flow_set *set, __u64 hash)
 {
 	const __u64 *marks = (const __u64 *)set->marks;
 	__u64 candidates;
 
-	if (is_flow_in(set, hash->way, hash))
-		return hash->way;
-	candidates = lanes_that_agree(marks[0], hash->mark) >> 15 | lanes_that_agree(marks[1], hash->mark) >> 11;
+	barrier_var(hash); /* else some of this is worked out for the others as well */
+	candidates = lanes_that_agree(marks[0], mark_of(hash)) >> 15 | lanes_that_agree(marks[1], mark_of(hash)) >> 11;
 
 	for (int i = 0; i < FLOW_WAYS && candidates; i++) {
 		__u64 first = candidates & -candidates;
-		__u32 way = first * WAY_OF_CANDIDATE >> 61;
+		__u64 way = first * WAY_OF_CANDIDATE >> 61;
 
 		if (is_flow_in(set, way, hash))
 			return way;
 		candidates ^= first;
 	}
-	return -1;
+	return FLOW_WAYS;
 }
 
 /* Returns the way that a new flow shall take: the one whose flow was seen longest ago, to within 8 ns, where free ones
@@ -116,7 +118,7 @@ static __always_inline void count_eviction(struct device_counters *counters, __u
 }
 
 /* Makes a way of a set a new flow's. */
-static __always_inline void set_take(struct flow_set *set, __u32 way, const struct flow_hash *hash, __u64 now_ns,
+static __always_inline void set_take(struct flow_set *set, __u32 way, __u64 hash, __u64 now_ns,
 				     struct device_counters *counters)
 {
 	struct flow_slot *slot = &set->slots[way];
@@ -124,16 +126,16 @@ static __always_inline void set_take(struct flow_set *set, __u32 way, const stru
 	if (set->tags[way])
 		count_eviction(counters, slot->last_ns, now_ns);
 	counters->flow_inserts++;
-	set->marks[way] = hash->mark;
-	set->tags[way] = hash->tag;
+	set->marks[way] = mark_of(hash);
+	set->tags[way] = tag_of(hash);
 	__builtin_memset(slot, 0, sizeof(*slot));
 	slot->last_ns = now_ns;
 }
 
 /* The compiler shall keep the address, and not work it out again for each access. */
-static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
+static __always_inline struct flow_slot *slot_at(struct flow_set *set, __u64 way)
 {
-	struct flow_slot *slot = &set->slots[way & (FLOW_WAYS - 1)];
+	struct flow_slot *slot = &set->slots[way];
 
 	barrier_var(slot);
 	return slot;
@@ -142,16 +144,15 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, int way)
 /* Gives a new flow a slot. Apart from the rest, because few packets get here; the frame is parsed anew for the key, so that
  * the others need not keep what it takes.
  */
-static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 mixed, __u64 now_ns,
+static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 hash, __u64 now_ns,
 				  struct device_counters *counters)
 {
-	struct flow_hash hash = hash_of(mixed);
-	__u32 way = set_find_victim(set, hash.way), place = hash.set * FLOW_WAYS + way;
+	__u32 way = set_find_victim(set, first_way_of(hash)), place = set_of(hash) * FLOW_WAYS + way;
 	struct flow_key *key = bpf_map_lookup_elem(&flow_keys, &place);
 	struct packet packet;
 
 	barrier_var(ctx); /* else what it points to is handed over in its place, which the verifier does not follow */
-	set_take(set, way, &hash, now_ns, counters);
+	set_take(set, way, hash, now_ns, counters);
 	if (key) {
 		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, key);
@@ -159,58 +160,98 @@ static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u6
 	}
 }
 
-/* Measures the delta since the flow's last packet, judges and counts it. Counting needs no lock, but fills the time in which
- * the division of the baseline's update is under way.
- */
-static __always_inline enum outcome slot_observe(struct flow_slot *slot, struct flow_set *set, __u32 place,
-						 __u64 now_ns, struct device_counters *counters)
+/* A packet whose time is not within the idle timeout after the flow's last one: later, or earlier. */
+static __always_inline enum outcome slot_resume(struct flow_slot *slot, __u64 now_ns)
 {
-	__u64 last_ns = slot->last_ns, delta_ns = now_ns - last_ns;
-	enum outcome outcome;
+	__u64 last_ns = slot->last_ns;
 
-	if (unlikely(delta_ns > constant(idle_timeout_ns))) { /* or now is before last, unless the clock wraps */
-		if (now_ns >= last_ns) {
-			slot->last_ns = now_ns;
-			return OUTCOME_IDLE_GAP;
-		}
-		/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
-		if (last_ns - now_ns > constant(idle_timeout_ns))
-			slot->last_ns = now_ns;
-		return OUTCOME_REORDERED;
+	if (now_ns >= last_ns) {
+		slot->last_ns = now_ns;
+		return OUTCOME_IDLE_GAP;
 	}
-	slot->last_ns = now_ns;
-	if (unlikely(constant(variants)))
-		outcome = variant_observe(slot, set, place, delta_ns, counters);
+	/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
+	if (last_ns - now_ns > constant(idle_timeout_ns))
+		slot->last_ns = now_ns;
+	return OUTCOME_REORDERED;
+}
+
+/* Judges and counts a delta that is not near to the mean, or in another way. All is read from the stack, or the others would have
+ * to keep for this what they have found.
+ */
+static __always_inline enum outcome slot_judge(struct visit *visit)
+{
+	struct device_counters *counters;
+	enum outcome outcome;
+	__u64 delta_ns;
+
+	barrier_var(visit);
+	counters = visit->counters;
+	delta_ns = visit->delta_ns;
+	if (constant(variants))
+		outcome = variant_observe(visit->slot, visit->set, visit->place, delta_ns, counters);
 	else
-		outcome = baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
+		outcome = baseline_observe_rest(&visit->slot->baseline, delta_ns, delta_ns, &counters->last_flag);
 	count_delta(counters, delta_ns);
 	return outcome;
 }
 
-/* Finds the packet's flow, or makes it one, and judges the packet by it. Its time goes to *now: the clock is read as late as
- * can be, because the processor waits there for all that came before.
+/* Measures the delta since the flow's last packet, judges and counts it. Counting needs no lock, but fills the time in which
+ * the division of the baseline's update is under way.
  */
-static __always_inline enum outcome flow_observe(struct xdp_md *ctx, const struct packet *packet, __u64 *now,
-						 struct device_counters *counters)
+static __always_inline enum outcome slot_observe(struct visit *visit, struct flow_slot *slot, __u64 now_ns)
 {
-	__u64 mixed = hash_packet(packet), now_ns;
-	struct flow_hash hash = hash_of(mixed);
-	__u32 map_key = hash.set; /* a copy: what a helper reads cannot stay in registers */
-	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
-	enum outcome outcome = OUTCOME_NEW_FLOW;
-	int way;
+	__u64 delta_ns = now_ns - slot->last_ns;
 
-	now_ns = *now = clock_read(ctx);
-	if (unlikely(now_ns == CLOCK_NONE))
-		return OUTCOME_UNTIMED;
-	if (unlikely(!set || !set_try_lock(set)))
-		return OUTCOME_CONTENDED;
-	way = set_find(set, &hash);
-	if (likely(way >= 0))
-		outcome = slot_observe(slot_at(set, way), set, hash.set * FLOW_WAYS + way, now_ns, counters);
-	else
-		set_insert(ctx, set, mixed, now_ns, counters);
-	set_unlock(set);
+	if (unlikely(delta_ns > constant(idle_timeout_ns))) /* or now is before last, unless the clock wraps */
+		return slot_resume(slot, now_ns);
+	slot->last_ns = now_ns;
+	if (likely(!constant(variants) && baseline_observe_near(&slot->baseline, delta_ns))) {
+		count_delta(read_aside(visit->counters), delta_ns);
+		return OUTCOME_JUDGED;
+	}
+	store_aside(visit->slot, slot);
+	store_aside(visit->delta_ns, delta_ns);
+	return slot_judge(visit);
+}
+
+/* Keeps the compiler from setting an outcome ahead, for the case that a condition holds. */
+static __always_inline enum outcome at_last(enum outcome outcome)
+{
+	barrier();
+	return outcome;
+}
+
+/* Finds the packet's flow, or makes it one, and judges the packet by it. The clock is read as late as can be, because the
+ * processor waits there for all that came before. Most packets are of flows that are where their hash says, and near to their
+ * mean: nothing on their way calls a function, for which the compiler would have to keep all it knows out of registers.
+ */
+static __always_inline enum outcome flow_observe(struct visit *visit, const struct packet *packet)
+{
+	__u64 hash = hash_packet(packet), way = first_way_of(hash), now_ns;
+	__u32 map_key = set_of(hash); /* a copy: what a helper reads cannot stay in registers */
+	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
+	enum outcome outcome;
+
+	if (unlikely(!set))
+		return at_last(OUTCOME_CONTENDED);
+	if (unlikely(!clock_read(visit, &now_ns)))
+		return at_last(OUTCOME_UNTIMED);
+	store_aside(visit->now_ns, now_ns);
+	if (unlikely(!set_try_lock(set)))
+		return at_last(OUTCOME_CONTENDED);
+	store_aside(visit->set, set);
+	if (unlikely(!is_flow_in(set, way, hash))) {
+		way = set_find(set, hash);
+		if (way >= FLOW_WAYS) {
+			set_insert(read_aside(visit->ctx), set, hash, read_aside(visit->now_ns), read_aside(visit->counters));
+			set_unlock(read_aside(visit->set));
+			return at_last(OUTCOME_NEW_FLOW);
+		}
+	}
+	if (constant(variants))
+		store_aside(visit->place, set_of(hash) * FLOW_WAYS + way);
+	outcome = slot_observe(visit, slot_at(set, way), read_aside(visit->now_ns));
+	set_unlock(read_aside(visit->set));
 	return outcome;
 }
 

@@ -13,27 +13,18 @@
 
 #define HISTOGRAM_CELL_BITS 4
 
-/* ⌊log2 v⌋ for 0 < v < 2³³. Without branches: deltas that lie around a boundary would be mispredicted. */
-static __always_inline __u32 log2_delta(__u64 v)
-{
-	__u64 one = (LOG2_TABLE_SIZE - 1 - v) >> 63, two = (LOG2_TABLE_SIZE * LOG2_TABLE_SIZE - 1 - v) >> 63, shift;
-
-	barrier_var(one);
-	barrier_var(two);
-	shift = LOG2_TABLE_BITS * (one + two);
-	return shift + log2_table[v >> shift & (LOG2_TABLE_SIZE - 1)];
-}
-
-/* The cell of a delta below 2³² ns. */
+/* The cell of a delta below 2³² ns. Without branches: deltas that lie around a boundary would be mispredicted. */
 static __always_inline __u32 histogram_cell(__u64 delta_ns)
 {
-	__u32 linear = delta_ns, above, cell;
+	__s64 room = (1 << (LOG2_TABLE_BITS + HISTOGRAM_CELL_BITS)) - 1 - delta_ns;
+	__u64 octaves = delta_ns >> HISTOGRAM_CELL_BITS;
+	__u32 shift, octave, linear, above, cell;
 
-	if (delta_ns >> HISTOGRAM_CELL_BITS) {
-		__u32 octave = log2_delta(delta_ns) - HISTOGRAM_CELL_BITS;
-
-		linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> octave);
-	}
+	barrier_var(room); /* else its sign is branched on */
+	barrier_var(octaves);
+	shift = sign_of(room) & LOG2_TABLE_BITS;
+	octave = shift + log2_table[octaves >> shift & (LOG2_TABLE_SIZE - 1)];
+	linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> octave);
 	linear &= HISTOGRAM_LINEAR_CELLS - 1;
 	above = (histogram_cuts[linear] - delta_ns) >> 63; /* no branch: 1 if above the cut */
 	cell = 2 * linear;

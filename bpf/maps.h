@@ -36,7 +36,7 @@ const volatile struct audit_config config;
 /* For each linear cell of the histogram the largest delta that belongs below the native boundary inside it. */
 const volatile __u32 histogram_cuts[HISTOGRAM_LINEAR_CELLS];
 
-/* ⌊log2 v⌋ for 0 < v < LOG2_TABLE_SIZE. */
+/* ⌊log2 v⌋ for 0 < v < LOG2_TABLE_SIZE, and 0 for 0. */
 const volatile __u8 log2_table[LOG2_TABLE_SIZE];
 
 /* Key: config.first_block + CPU. Value: the counters of that device on that CPU. Writer: that CPU. Never full. */

@@ -188,7 +188,7 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 }
 
 // log2Table returns ⌊log2 v⌋ by v, with 0 for 0.
-func log2Table() (table [1 << 11]uint8) {
+func log2Table() (table [1 << 14]uint8) {
 	for v := range table {
 		table[v] = uint8(max(bits.Len(uint(v)), 1) - 1)
 	}

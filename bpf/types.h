@@ -18,7 +18,7 @@
 #define FLOW_WAYS 8
 #define HISTOGRAM_LINEAR_CELLS 512
 #define HISTOGRAM_CELLS (2 * HISTOGRAM_LINEAR_CELLS)
-#define LOG2_TABLE_BITS 11
+#define LOG2_TABLE_BITS 14
 #define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
 #define LOG2_FRACTIONS 128
 #define SCORE_BINS 512
@@ -159,6 +159,24 @@ struct packet {
 	__u16 reserved;
 };
 
+/* What is known of a packet on its way. Most packets need little of it after it was stored: of those members read_aside() and
+ * store_aside() see to it that the compiler gives them no registers on the common way.
+ */
+struct visit {
+	struct xdp_md *ctx;
+	struct device_counters *counters;
+	struct protocol_counters *cells;
+	struct flow_set *set; /* which is locked */
+	struct flow_slot *slot;
+	__u64 now_ns;
+	__u64 delta_ns;
+	__u32 place; /* of the slot: see struct flow_sample */
+	__u32 len_bytes;
+};
+
+#define store_aside(member, value) (*(volatile typeof(member) *)&(member) = (value))
+#define read_aside(member) (*(volatile typeof(member) *)&(member))
+
 /* A flow: when it was last seen, and its baseline. Half a cache line. */
 struct flow_slot {
 	__u64 last_ns;
@@ -169,11 +187,11 @@ struct flow_slot {
  * hash; tag 0 marks a free slot. A watch is its number + 1; 0: the flow is not watched, or the one before was.
  */
 struct flow_set {
+	struct flow_slot slots[FLOW_WAYS];
 	__u64 lock; /* 1 while it is held */
 	__u16 marks[FLOW_WAYS];
 	__u32 tags[FLOW_WAYS];
 	__u8 watches[FLOW_WAYS];
-	struct flow_slot slots[FLOW_WAYS];
 };
 
 /* The last deltas of a watched flow. User space says whose they are, before the flow has the watch; the delta numbered i is in
@@ -271,8 +289,8 @@ struct protocol_counters {
  * block excepted), read by user space through mapped memory.
  */
 struct device_counters {
-	struct delta_sums sums;
 	struct protocol_counters protocols[PROTOCOL_CELLS / 8][8]; /* by family and protocol: more than there are, which makes shifts of products */
+	struct delta_sums sums;
 	__u64 fates[8];
 	__u64 flow_inserts;
 	__u64 flow_evictions[EVICTIONS];

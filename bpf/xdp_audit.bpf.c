@@ -21,9 +21,9 @@
 /* The length of a packet whose headers agree with what is in its first buffer, as do those of a small one that is padded to a
  * jumbo frame. Short frames, of which there are many, are not asked about.
  */
-static __always_inline __u32 packet_len(struct xdp_md *ctx, const struct packet *packet)
+static __always_inline __u32 packet_len(struct visit *visit, const struct packet *packet)
 {
-	return packet->len_bytes >= LEAST_FIRST_BUFFER ? whole_len(ctx) : packet->len_bytes;
+	return unlikely(packet->len_bytes >= LEAST_FIRST_BUFFER) ? whole_len(read_aside(visit->ctx)) : packet->len_bytes;
 }
 
 /* Counts a packet that is not audited. */
@@ -39,29 +39,43 @@ static __always_inline void count_uncommon(struct device_counters *counters, con
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
+	struct frame frame = frame_of(ctx);
 	struct protocol_counters *cells;
 	enum outcome outcome;
 	struct packet packet;
-	__u32 len_bytes;
-	__u64 now_ns;
+	struct visit visit;
+	__u64 len_bytes;
 
 	if (unlikely(!counters))
 		return XDP_PASS;
-	if (unlikely(parse_packet(ctx, &packet))) {
-		count_uncommon(counters, &packet, packet.len_bytes, OUTCOME_UNPARSED);
-		return XDP_PASS;
+	store_aside(visit.ctx, ctx);
+	store_aside(visit.counters, counters);
+	if (unlikely(parse_common(&frame, &packet))) {
+		if (parse_uncommon(read_aside(visit.ctx), &packet)) {
+			count_uncommon(read_aside(visit.counters), &packet, packet.len_bytes, OUTCOME_UNPARSED);
+			return XDP_PASS;
+		}
+		if (packet.is_fragment) {
+			count_uncommon(read_aside(visit.counters), &packet, packet_len(&visit, &packet), OUTCOME_FRAGMENT);
+			return XDP_PASS;
+		}
 	}
-	if (unlikely(packet.is_fragment)) {
-		count_uncommon(counters, &packet, packet_len(ctx, &packet), OUTCOME_FRAGMENT);
-		return XDP_PASS;
-	}
-	cells = cells_of(counters, packet.cell);
-	len_bytes = packet_len(ctx, &packet);
+	len_bytes = packet_len(&visit, &packet);
+	cells = cells_of(read_aside(visit.counters), packet.cell);
+	store_aside(visit.len_bytes, len_bytes);
+	store_aside(visit.cells, cells);
 	cells->bytes += len_bytes;
-	outcome = flow_observe(ctx, &packet, &now_ns, counters);
-	if (unlikely(is_flagged(outcome)))
-		report_flag(ctx, counters, now_ns, len_bytes);
-	cells->packets[outcome]++;
+	outcome = flow_observe(&visit, &packet);
+	cells = read_aside(visit.cells);
+	if (likely(outcome == OUTCOME_JUDGED)) {
+		cells->packets[OUTCOME_JUDGED]++;
+		barrier(); /* else it becomes one with what follows */
+		return XDP_PASS;
+	}
+	if (is_flagged(outcome))
+		report_flag(visit.ctx, visit.counters, visit.now_ns, visit.len_bytes);
+	if (outcome < OUTCOMES)
+		cells->packets[outcome]++;
 	return XDP_PASS;
 }
 

@@ -80,18 +80,18 @@ type programDeviceBaseline struct {
 }
 
 type programDeviceCounters struct {
-	_    structs.HostLayout
+	_         structs.HostLayout
+	Protocols [4][8]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets [15]uint64
+	}
 	Sums struct {
 		_           structs.HostLayout
 		ReferenceNs uint64
 		Deviation   [2][2]uint64
 		Squared     [2]uint64
 		Reserved    uint64
-	}
-	Protocols [4][8]struct {
-		_       structs.HostLayout
-		Bytes   uint64
-		Packets [15]uint64
 	}
 	Fates         [8]uint64
 	FlowInserts   uint64
@@ -150,11 +150,11 @@ type programFlowSamples struct {
 
 type programFlowSet struct {
 	_       structs.HostLayout
+	Slots   [8]programFlowSlot
 	Lock    uint64
 	Marks   [8]uint16
 	Tags    [8]uint32
 	Watches [8]uint8
-	Slots   [8]programFlowSlot
 }
 
 type programFlowSlot struct {

@@ -23,14 +23,15 @@ type Hash struct {
 }
 
 // HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order in which the keys are used. The function is
-// NH (Black et al., UMAC, 1999), a sum of products of pairs, each word with its key added modulo 2³², and then a permutation.
+// NH (Black et al., UMAC, 1999), a sum of products of pairs, each word with its key added modulo 2³², and then a permutation,
+// of which the lowest bit is set.
 func HashWords(words []uint32, keys *Keys) Hash {
 	mixed := mix(nh(words, keys))
 	return Hash{
 		Set:  mixed >> 32,
 		Way:  uint32(mixed >> 61),
-		Mark: uint16(mixed >> 45),
-		Tag:  uint32(mixed) | 1,
+		Mark: uint16(mixed >> 48),
+		Tag:  uint32(mixed),
 	}
 }
 
@@ -43,7 +44,7 @@ func nh(words []uint32, keys *Keys) (sum uint64) {
 
 func mix(v uint64) uint64 {
 	v = (v ^ v>>32) * 0x9e3779b97f4a7c15
-	return (v ^ v>>32) * 0xbf58476d1ce4e5b9
+	return (v^v>>32)*0xbf58476d1ce4e5b9 | 1
 }
 
 // Slot is a slot of the table; Tag 0 marks a free one.
