@@ -18,7 +18,7 @@ static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
 
-/* The cells of a family and a protocol. The parsers see to it that there are some. */
+/* The cells of a family and a protocol. The parsers leave a number below PROTOCOL_CELLS. */
 static __always_inline struct protocol_counters *cells_of(struct device_counters *counters, __u8 cell)
 {
 	return &counters->protocols[0][0] + cell;

@@ -303,6 +303,14 @@ func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 	return p.block.Device.Baseline.state()
 }
 
+// lastFlag returns the last flag, or the zero value before any.
+func (p *probe) lastFlag() (flag Flag) {
+	if last := loadLastFlag(&p.block.LastFlag, p.config.Domain); last != nil {
+		flag = *last
+	}
+	return flag
+}
+
 // compareFlag holds the last flag against the baseline before the packet and its delta.
 func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, outcome Outcome) {
 	t.Helper()
@@ -351,6 +359,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 	frame := udpFrame()
 	now := uint64(1e12)
 	var slot *programFlowSlot
+	var flag Flag
 	for i := range packets {
 		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))
 		at := now
@@ -369,6 +378,9 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		if want == OutcomeFlaggedEarly || want == OutcomeFlaggedLate {
 			p.compareFlag(t, before, at-lastNs, want)
 			p.compareCalibration(t, m)
+			flag = p.lastFlag()
+		} else if got := p.lastFlag(); got != flag {
+			t.Fatalf("packet %d, expected to be %v: the last flag is %+v, want that of before, %+v", i, want, got, flag)
 		}
 		got := p.block.Protocols[FamilyIPv4][ProtocolUDP].Packets[:NumOutcomes]
 		if [NumOutcomes]uint64(got) != m.outcomes {

@@ -222,8 +222,8 @@ static __always_inline enum outcome at_last(enum outcome outcome)
 }
 
 /* Finds the packet's flow, or makes it one, and judges the packet by it. The clock is read as late as can be, because the
- * processor waits there for all that came before. Most packets are of flows that are where their hash says, and near to their
- * mean: nothing on their way calls a function, for which the compiler would have to keep all it knows out of registers.
+ * processor waits there for all that came before. On the way of a packet that is near to the mean of its flow, nothing behind the
+ * clock calls a function but for a first delta: for a call the compiler has to keep what it knows out of most registers.
  */
 static __always_inline enum outcome flow_observe(struct visit *visit, const struct packet *packet)
 {

@@ -24,7 +24,7 @@ static __always_inline __u64 hash_product(__u32 a, __u32 b)
 /* A macro, since the number of a key has to be a constant. */
 #define hash_pair(a, b, key) hash_product((a) + constant(hash_keys[key]), (b) + constant(hash_keys[(key) + 1]))
 
-/* A permutation that lets every bit depend on all: a product's bits depend on the lower ones alone. Then the lowest bit is set, so
+/* Lets every bit depend on all: a product's bits depend on the lower ones alone. A permutation, of which the lowest bit is set, so
  * that no tag is 0.
  */
 static __always_inline __u64 hash_mix(__u64 v)

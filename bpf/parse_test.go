@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"unsafe"
 )
@@ -215,13 +216,18 @@ func sumOf(p *Packets) (sum uint64) {
 	return sum
 }
 
-// Without a timestamp in front of it a packet is counted, but cannot be judged.
-func TestPacketWithoutMetadataIsUntimed(t *testing.T) {
+// Without a timestamp in front of it, or with one that stands for none, a packet is counted, but cannot be judged.
+func TestPacketWithoutTimestampIsUntimed(t *testing.T) {
 	p := newProbe(t, testConfig())
-	runRaw(t, p.devices[0].program, udpFrame(), 0, 1)
-	packets, _ := p.counts()
-	if got := packets[FamilyIPv4][ProtocolUDP][OutcomeUntimed]; got != 1 {
-		t.Errorf("untimed packets: got %d, want 1", got)
+	for i, send := range []func(){
+		func() { runRaw(t, p.devices[0].program, udpFrame(), 0, 1) },
+		func() { run(t, p.devices[0].program, udpFrame(), math.MaxUint64, 1) },
+	} {
+		send()
+		packets, _ := p.counts()
+		if got, want := packets[FamilyIPv4][ProtocolUDP][OutcomeUntimed], uint64(i+1); got != want || sumOf(&packets) != want {
+			t.Errorf("untimed packets: got %d of %d, want %d", got, sumOf(&packets), want)
+		}
 	}
 }
 

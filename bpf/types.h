@@ -90,7 +90,7 @@ enum clock_source {
 };
 
 /* What is done besides, or in another way than, judging a delta, in ns, against the baseline of its flow. Bits of
- * config.variants, one word so that a packet pays for one look at it.
+ * config.variants, one word so that a packet pays for two looks, whatever there is.
  */
 enum variant {
 	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
@@ -183,7 +183,7 @@ struct flow_slot {
 	struct baseline baseline;
 };
 
-/* A set of the flow table: one line that finds the slot, and four lines of slots. Mark and tag are 47 bits of the flow's
+/* A set of the flow table: four lines of slots, and one line that finds the slot. Mark and tag are 47 bits of the flow's
  * hash; tag 0 marks a free slot. A watch is its number + 1; 0: the flow is not watched, or the one before was.
  */
 struct flow_set {
