@@ -314,7 +314,7 @@ func (p *probe) lastFlag() (flag Flag) {
 // compareFlag holds the last flag against the baseline before the packet and its delta.
 func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, outcome Outcome) {
 	t.Helper()
-	flag := loadLastFlag(&p.block.LastFlag, p.config.Domain)
+	flag := p.lastFlag()
 	if flag.baseline() != before || flag.DeltaNs != deltaNs || flag.Late != (outcome == OutcomeFlaggedLate) {
 		t.Fatalf("flag: got %+v, want %v with a delta of %d ns against %+v", flag, outcome, deltaNs, before)
 	}
