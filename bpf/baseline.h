@@ -226,7 +226,7 @@ static __always_inline bool baseline_observe_near(struct baseline *baseline, __u
  * from the mean.
  */
 static __always_inline enum outcome baseline_observe_rest(struct baseline *baseline, __u64 sample, __u64 delta_ns,
-						     struct last_flag *last)
+							  struct last_flag *last)
 {
 	__u64 n = baseline->n;
 
@@ -238,7 +238,7 @@ static __always_inline enum outcome baseline_observe_rest(struct baseline *basel
 
 /* Judges any sample, and lets it in. */
 static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
-							 struct last_flag *last)
+						     struct last_flag *last)
 {
 	if (likely(baseline_observe_near(baseline, sample)))
 		return OUTCOME_JUDGED;

@@ -175,8 +175,8 @@ static __always_inline enum outcome slot_resume(struct flow_slot *slot, __u64 no
 	return OUTCOME_REORDERED;
 }
 
-/* Judges and counts a delta that is not near to the mean, or in another way. All is read from the stack, or the others would have
- * to keep for this what they have found.
+/* Judges and counts a delta that is not near to the mean, or that is judged in another way. All is read from the stack, or the
+ * others would have to keep for this what they have found.
  */
 static __always_inline enum outcome slot_judge(struct visit *visit)
 {
