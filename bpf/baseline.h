@@ -118,7 +118,7 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n, 
 {
 	__u64 step, product, m2_low, all = n + 1, half = all;
 
-	barrier_var(half);
+	barrier_var(half); /* else the half is worked out once more, to be kept for halving */
 	step = ((half >> 1) + deviation.q16) / all;
 	product = round_q16(deviation.q16) * round_q16(deviation.q16 - step);
 	baseline->mean_q16 += with_sign(step, deviation.sign);
@@ -152,11 +152,11 @@ static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64
 {
 	__u64 d = round_q16(deviation_q16) + 1, right = m2_low * factor;
 
-	barrier_var(right);
+	barrier_var(right); /* else it is worked out last, and M2 is kept on the stack until then */
 	if (d >> 19)
 		return false;
 	d *= d;
-	barrier_var(d);
+	barrier_var(d); /* else it becomes (d · n) · d, which takes a copy */
 	return d * n < right;
 }
 

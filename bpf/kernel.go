@@ -13,7 +13,8 @@ import (
 )
 
 // checkKernel returns an error if the kernel lacks what the program cannot do without: atomic instructions that return what was
-// there, of which compare-and-swap stands for all. The sets of the flow table are locked with one. All else that an older kernel lacks is left out when the program is loaded.
+// there, of which compare-and-swap stands for all. The sets of the flow table are locked with one. All else that an older
+// kernel lacks is left out when the program is loaded.
 func checkKernel() error {
 	if err := probeCompareAndSwap(); err != nil {
 		return explainProbe(err, kernelRelease())
