@@ -23,7 +23,7 @@ import (
 type Audit struct {
 	config  Config
 	logger  *slog.Logger
-	tables  *tables
+	maps    *auditMaps
 	events  *eventReader
 	watcher *watcher // nil unless flows are watched
 	pins    *pins    // nil unless maps and hooks are pinned
@@ -90,7 +90,7 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	}
 	err = audit.attachAll(ifaces)
 	if err == nil {
-		err = audit.tables.replacePins(audit.pins, logger)
+		err = audit.maps.replacePins(audit.pins, logger)
 	}
 	if err != nil {
 		return nil, errors.Join(err, audit.Abandon())
@@ -118,11 +118,11 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 			return nil, err
 		}
 	}
-	if a.tables, err = newTables(config, keys, a.pins); err != nil {
+	if a.maps, err = newAuditMaps(config, keys, a.pins); err != nil {
 		return nil, err
 	}
-	devices := len(a.tables.devices.entries)
-	if a.counters, err = mapCounters(a.tables.maps[programMapAuditCounters], a.tables.cpus, devices, config); err != nil {
+	devices := len(a.maps.devices.entries)
+	if a.counters, err = mapCounters(a.maps.byName[programMapAuditCounters], a.maps.cpus, devices, config); err != nil {
 		return nil, err
 	}
 	if a.pins != nil {
@@ -130,11 +130,11 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 			return nil, err
 		}
 	}
-	if a.events, err = newEventReader(a.tables, config, devices); err != nil {
+	if a.events, err = newEventReader(a.maps, config, devices); err != nil {
 		return nil, err
 	}
 	if config.Watches > 0 {
-		if a.watcher, err = newWatcher(a.tables, config); err != nil {
+		if a.watcher, err = newWatcher(a.maps, config); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +173,7 @@ func (a *Audit) attach(d *device, on iface) (err error) {
 	driver := driverOf(d.name)
 	a.change(func() {
 		d.ifindex, d.driver, d.mode = on.index, driver, ""
-		a.tables.devices.entries[d.index].ifindex = uint32(on.index)
+		a.maps.devices.entries[d.index].ifindex = uint32(on.index)
 	})
 	if a.config.Mode == ModeHW {
 		return a.attachOffloaded(d)
@@ -298,12 +298,12 @@ var attachedModes = map[Mode]uint32{ModeDriver: 1, ModeGeneric: 2}
 // loadProgram loads the instance of the program for the device with that index; ifindex is 0 unless it is to be
 // offloaded.
 func (a *Audit) loadProgram(index int, d *device, ifindex uint32) error {
-	spec, err := a.tables.programSpec(a.config, index)
+	spec, err := a.maps.programSpec(a.config, index)
 	if err != nil {
 		return err
 	}
 	spec.Programs[programProgXdpAudit].Ifindex = ifindex
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: a.tables.maps})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: a.maps.byName})
 	if err != nil {
 		return err
 	}
@@ -378,9 +378,9 @@ func (a *Audit) release() error {
 		errs = append(errs, a.counters.close())
 		a.counters = nil
 	}
-	if a.tables != nil {
-		errs = append(errs, a.tables.close())
-		a.tables = nil
+	if a.maps != nil {
+		errs = append(errs, a.maps.close())
+		a.maps = nil
 	}
 	if a.pins != nil {
 		errs = append(errs, a.pins.close())

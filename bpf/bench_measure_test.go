@@ -153,7 +153,7 @@ func (m *measurement) loadOther(t testing.TB, table *otherTable) {
 // is wanted.
 func (m *measurement) load(t testing.TB, spec *ebpf.CollectionSpec, names map[string]string) *ebpf.Collection {
 	t.Helper()
-	if err := m.audit.tables.configure(spec, m.audit.config, 0); err != nil {
+	if err := m.audit.maps.configure(spec, m.audit.config, 0); err != nil {
 		t.Fatal(err)
 	}
 	if m.flows > 1 {
@@ -162,7 +162,7 @@ func (m *measurement) load(t testing.TB, spec *ebpf.CollectionSpec, names map[st
 	}
 	wanted := slices.Collect(maps.Values(names))
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(wanted, name) })
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.audit.tables.maps})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.audit.maps.byName})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func newInjector(t *testing.T, p *probe, packets int) *injector {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.tables.configure(spec, p.config, 0); err != nil {
+	if err := p.maps.configure(spec, p.config, 0); err != nil {
 		t.Fatal(err)
 	}
 	spec.Maps[benchMapBenchInjected].MaxEntries = uint32(packets)
@@ -37,7 +37,7 @@ func newInjector(t *testing.T, p *probe, packets int) *injector {
 			delete(spec.Programs, name)
 		}
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.tables.maps})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.maps.byName})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func (a *Audit) Counters() []Counters {
 		c := &all[len(all)-1]
 		a.counters.read(d.index, c)
 		if a.pins != nil {
-			a.tables.devices.entries[d.index].settle(&c.Fates)
+			a.maps.devices.entries[d.index].settle(&c.Fates)
 		}
 	}
 	return all

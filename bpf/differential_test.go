@@ -35,7 +35,7 @@ func newProbe(t testing.TB, config Config) *probe {
 func mapSets(t testing.TB, audit *Audit) []programFlowSet {
 	t.Helper()
 	sets := int(audit.config.sets())
-	memory, err := unix.Mmap(audit.tables.maps[programMapFlowSets].FD(), 0, sets*int(unsafe.Sizeof(programFlowSet{})),
+	memory, err := unix.Mmap(audit.maps.byName[programMapFlowSets].FD(), 0, sets*int(unsafe.Sizeof(programFlowSet{})),
 		unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 // teach gives the only flow a baseline, which no traffic of a bearable length would.
 func (p *probe) teach(t *testing.T, state timing.State) {
 	t.Helper()
-	slot, flows := p.onlySlot(t), p.tables.maps[programMapFlowSets]
+	slot, flows := p.onlySlot(t), p.maps.byName[programMapFlowSets]
 	for set := range p.sets {
 		way := slices.IndexFunc(p.sets[set].Slots[:], func(s programFlowSlot) bool { return s == *slot })
 		if way < 0 {
@@ -42,7 +42,7 @@ func (p *probe) update(t *testing.T, change func(*programDeviceCounters)) {
 		if &p.counters.blocks[0][cpu] != p.block {
 			continue
 		}
-		if err := p.tables.maps[programMapAuditCounters].Update(uint32(cpu), &block, ebpf.UpdateExist); err != nil {
+		if err := p.maps.byName[programMapAuditCounters].Update(uint32(cpu), &block, ebpf.UpdateExist); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -54,10 +54,10 @@ type eventReader struct {
 }
 
 // newEventReader opens the rings.
-func newEventReader(t *tables, config Config, devices int) (*eventReader, error) {
+func newEventReader(t *auditMaps, config Config, devices int) (*eventReader, error) {
 	r := &eventReader{
 		domain: config.Domain, clock: newMonotonicAnchor(),
-		rings: t.maps[programMapAuditEvents], allowances: t.maps[programMapEventAllowances], cpus: t.cpus,
+		rings: t.byName[programMapAuditEvents], allowances: t.byName[programMapEventAllowances], cpus: t.cpus,
 	}
 	var err error
 	if r.reader, err = openRings(r.rings, r.allowances, r.cpus); err != nil {
@@ -290,7 +290,7 @@ func (a *Audit) EventCounts() EventCounts {
 		return counts
 	}
 	for _, d := range a.devices {
-		counts.Received[d.name] = atomic.LoadUint64(&a.tables.devices.entries[d.index].received)
+		counts.Received[d.name] = atomic.LoadUint64(&a.maps.devices.entries[d.index].received)
 	}
 	return counts
 }

@@ -148,7 +148,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 			flows, hashes := make([]testFlow, test.flows), make([]flowtable.Hash, test.flows)
 			for i := range flows {
 				flows[i] = newTestFlow(i)
-				hashes[i] = flowtable.HashWords(flows[i].words, &p.tables.devices.entries[0].keys)
+				hashes[i] = flowtable.HashWords(flows[i].words, &p.maps.devices.entries[0].keys)
 			}
 			now := uint64(1e12)
 			var events []Event

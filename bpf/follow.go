@@ -305,7 +305,7 @@ func (a *Audit) letGo(here map[string]iface) {
 			if !d.isNamed {
 				a.devices = slices.DeleteFunc(a.devices, func(other *device) bool { return other == d })
 				a.gone = append(a.gone, d)
-				a.tables.devices.setGone(d.index, true)
+				a.maps.devices.setGone(d.index, true)
 			}
 		})
 		if d.wasUp {
@@ -376,12 +376,12 @@ func (a *Audit) admit(name string, isNamed bool) (*device, error) {
 			a.change(func() {
 				a.gone = slices.Delete(a.gone, i, i+1)
 				a.devices = append(a.devices, d)
-				a.tables.devices.setGone(d.index, false)
+				a.maps.devices.setGone(d.index, false)
 			})
 			return d, nil
 		}
 	}
-	table := a.tables.devices
+	table := a.maps.devices
 	index := table.find(name)
 	if index < 0 {
 		var err error
@@ -408,7 +408,7 @@ func (a *Audit) admit(name string, isNamed bool) (*device, error) {
 
 // takeIndex gives a device an index, that of one which vanished if no other is left.
 func (a *Audit) takeIndex(name string) (int, error) {
-	table := a.tables.devices
+	table := a.maps.devices
 	index, err := table.choose()
 	if err != nil {
 		return 0, fmt.Errorf("device %s: %w: there are %d, for more raise the maximum of devices (--audit.max-devices)",
@@ -426,10 +426,10 @@ func (a *Audit) takeIndex(name string) (int, error) {
 
 // clearIndex leaves nothing of the device that had the index, and no program that counts there.
 func (a *Audit) clearIndex(index int) error {
-	a.dropSpareOn(int(a.tables.devices.entries[index].ifindex))
+	a.dropSpareOn(int(a.maps.devices.entries[index].ifindex))
 	var err error
 	a.change(func() {
-		a.tables.devices.release(index)
+		a.maps.devices.release(index)
 		for _, d := range a.gone {
 			if d.index == index {
 				err = d.unload()
@@ -439,8 +439,8 @@ func (a *Audit) clearIndex(index int) error {
 	})
 	awaitPrograms()
 	a.change(func() {
-		a.tables.devices.entries[index].goneFlows += a.counters.flows(index)
-		err = errors.Join(err, a.tables.clearCounters(index))
+		a.maps.devices.entries[index].goneFlows += a.counters.flows(index)
+		err = errors.Join(err, a.maps.clearCounters(index))
 		a.counters.forget(index)
 	})
 	return err
@@ -453,16 +453,16 @@ func (a *Audit) takeOver() error {
 	if a.spare, err = a.pins.loadLinks(); err != nil {
 		return err
 	}
-	table := a.tables.devices
+	table := a.maps.devices
 	for i := range table.entries {
 		if table.entries[i].goneNs == 0 {
 			table.setGone(i, true)
 		}
 	}
-	if !a.tables.isTakenOver {
+	if !a.maps.isTakenOver {
 		return nil
 	}
-	rings := a.tables.maps[programMapAuditEvents]
+	rings := a.maps.byName[programMapAuditEvents]
 	for ring := range rings.MaxEntries() {
 		// The kernel has emptied them when the process ended, or is about to.
 		_ = rings.Delete(ring)
@@ -489,10 +489,10 @@ func (a *Audit) takeOver() error {
 func (a *Audit) DeviceSlots() DeviceSlots {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.tables == nil {
+	if a.maps == nil {
 		return DeviceSlots{}
 	}
-	entries := a.tables.devices.entries
+	entries := a.maps.devices.entries
 	slots := DeviceSlots{Total: len(entries), Used: len(a.devices), Refused: len(a.refused)}
 	for i := range entries {
 		slots.GoneFlows += entries[i].goneFlows

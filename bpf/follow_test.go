@@ -83,7 +83,7 @@ func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 	config := testConfig()
 	config.Follow, config.MaxDevices = true, 1
 	a := loadTest(t, config)
-	table := a.tables.devices
+	table := a.maps.devices
 	table.entries = make([]deviceEntry, len(table.entries)) // in memory that the race detector looks at
 	handOn := func(name string) uint32 {
 		t.Helper()

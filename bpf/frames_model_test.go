@@ -145,12 +145,12 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 		maker:  newFrameMaker(r),
 		now:    1e12,
 	}
-	table := audit.tables.devices
+	table := audit.maps.devices
 	f.model = &framesModel{
 		tableModel: newTableModel(audit.config), keys: &table.entries[0].keys, owner: table.owner(0), sets: uint64(audit.config.sets()),
 		readable: readable,
 	}
-	memory, err := unix.Mmap(audit.tables.maps[programMapFlowKeys].FD(), 0, audit.config.Slots()*int(unsafe.Sizeof(programFlowKey{})),
+	memory, err := unix.Mmap(audit.maps.byName[programMapFlowKeys].FD(), 0, audit.config.Slots()*int(unsafe.Sizeof(programFlowKey{})),
 		unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 // readableBytes returns how much of a long frame is in its first buffer: up to there the headers of a packet can be read.
 func readableBytes(t testing.TB, audit *Audit) int {
 	t.Helper()
-	if !audit.tables.hasFrags {
+	if !audit.maps.hasFrags {
 		return longestFrame
 	}
 	run := newRunner(t, audit.devices[0].program.FD())

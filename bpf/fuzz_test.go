@@ -21,7 +21,7 @@ func FuzzFrame(f *testing.F) {
 	config.Flows = flowWays
 	audit := loadTest(f, config)
 	readable := readableBytes(f, audit)
-	keys := audit.tables.maps[programMapFlowKeys]
+	keys := audit.maps.byName[programMapFlowKeys]
 	runner := newRunner(f, audit.devices[0].program.FD())
 	now := uint64(1e12)
 	f.Fuzz(func(t *testing.T, frame []byte) {
@@ -50,7 +50,7 @@ func FuzzFrame(f *testing.F) {
 		if want.class != classFlow {
 			return
 		}
-		want.key.Owner = audit.tables.devices.owner(0)
+		want.key.Owner = audit.maps.devices.owner(0)
 		var kept [flowWays]programFlowKey
 		for i := range kept {
 			if err := keys.Lookup(uint32(i), &kept[i]); err != nil {

@@ -23,9 +23,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// tables are the maps that the programs of all devices share, and which device is which in them.
-type tables struct {
-	maps        map[string]*ebpf.Map
+// auditMaps are the maps that the programs of all devices share, and which device is which in them.
+type auditMaps struct {
+	byName      map[string]*ebpf.Map
 	devices     *deviceTable
 	cpus        int  // possible CPUs, and so blocks of counters of a device
 	hasFrags    bool // the kernel hands frames in several buffers to XDP
@@ -41,9 +41,9 @@ type replacement struct {
 	differs string // from what is pinned
 }
 
-// newTables makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are left as
+// newAuditMaps makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are left as
 // they are, for replacePins.
-func newTables(config Config, keys io.Reader, p *pins) (t *tables, err error) {
+func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("counting the possible CPUs: %w", err)
@@ -52,7 +52,7 @@ func newTables(config Config, keys io.Reader, p *pins) (t *tables, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t = &tables{cpus: cpus, hasFrags: features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil}
+	t = &auditMaps{cpus: cpus, hasFrags: features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil}
 	devices := config.indices()
 	specs := map[string]*ebpf.MapSpec{deviceMapName: deviceMapSpec(devices)}
 	for name, n := range map[string]int{
@@ -73,52 +73,52 @@ func newTables(config Config, keys io.Reader, p *pins) (t *tables, err error) {
 		programMapFlowWatches:  int(max(config.Watches, 1)),
 		programMapSampledFlows: cpus,
 	} {
-		if t.maps[name], err = newMap(name, spec.Maps[name], n); err != nil {
-			delete(t.maps, name)
+		if t.byName[name], err = newMap(name, spec.Maps[name], n); err != nil {
+			delete(t.byName, name)
 			return nil, errors.Join(err, t.close())
 		}
 	}
-	m := t.maps[deviceMapName]
-	delete(t.maps, deviceMapName) // no program has it
+	m := t.byName[deviceMapName]
+	delete(t.byName, deviceMapName) // no program has it
 	if t.devices, err = newDeviceTable(m, keys); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	return t, nil
 }
 
-// openMaps fills t.maps.
-func (t *tables) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string) (err error) {
+// openMaps fills t.byName.
+func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout string) (err error) {
 	differs := ""
 	if p != nil {
-		t.maps, differs, err = p.loadMaps(slices.Collect(maps.Keys(specs)), layout)
+		t.byName, differs, err = p.loadMaps(slices.Collect(maps.Keys(specs)), layout)
 		if err != nil {
 			return err
 		}
-		if t.maps != nil {
+		if t.byName != nil {
 			t.isTakenOver = true
 			return p.writeLayout(layout)
 		}
 	}
-	t.maps = map[string]*ebpf.Map{}
+	t.byName = map[string]*ebpf.Map{}
 	for name, mapSpec := range specs {
 		m, err := newMap(name, mapSpec, int(mapSpec.MaxEntries))
 		if err != nil {
 			return err
 		}
-		t.maps[name] = m
+		t.byName[name] = m
 	}
 	switch {
 	case p == nil:
 		return nil
 	case differs == "":
-		return p.pinMaps(t.maps, layout)
+		return p.pinMaps(t.byName, layout)
 	}
-	t.replacing = &replacement{maps.Clone(t.maps), layout, differs}
+	t.replacing = &replacement{maps.Clone(t.byName), layout, differs}
 	return nil
 }
 
 // replacePins pins the maps in the place of those that do not fit. Until then a process that ends leaves these as they were.
-func (t *tables) replacePins(p *pins, logger *slog.Logger) error {
+func (t *auditMaps) replacePins(p *pins, logger *slog.Logger) error {
 	if t.replacing == nil {
 		return nil
 	}
@@ -139,7 +139,7 @@ func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
 }
 
 // programSpec returns the program with its constants set for the device with that index.
-func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, error) {
+func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec, error) {
 	spec, err := loadProgram()
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func (t *tables) programSpec(config Config, index int) (*ebpf.CollectionSpec, er
 }
 
 // configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
-func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
+func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	values := config.constants()
 	values.FirstBlock = uint32(index * t.cpus)
 	values.HashKeys = t.devices.entries[index].keys
@@ -181,7 +181,7 @@ func (t *tables) configure(spec *ebpf.CollectionSpec, config Config, index int) 
 	if err := spec.Variables[programVarLog2Fractions].Set(timing.LogTable()); err != nil {
 		return fmt.Errorf("configuring the domain log2: %w", err)
 	}
-	for name, m := range t.maps {
+	for name, m := range t.byName {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
 	return nil
@@ -195,8 +195,8 @@ func log2Table() (table [1 << 14]uint8) {
 	return table
 }
 
-func (t *tables) close() error {
-	err := closeMaps(t.maps)
+func (t *auditMaps) close() error {
+	err := closeMaps(t.byName)
 	if t.devices != nil {
 		err = errors.Join(err, t.devices.close())
 	}
@@ -204,9 +204,9 @@ func (t *tables) close() error {
 }
 
 // clearCounters makes the counters of an index zero. No program may be counting in them.
-func (t *tables) clearCounters(index int) error {
+func (t *auditMaps) clearCounters(index int) error {
 	for cpu := range t.cpus {
-		if err := t.maps[programMapAuditCounters].Put(uint32(index*t.cpus+cpu), &programDeviceCounters{}); err != nil {
+		if err := t.byName[programMapAuditCounters].Put(uint32(index*t.cpus+cpu), &programDeviceCounters{}); err != nil {
 			return fmt.Errorf("clearing the counters of index %d: %w", index, err)
 		}
 	}

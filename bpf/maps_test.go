@@ -22,7 +22,7 @@ func TestEachConstantIsWritten(t *testing.T) {
 	if named(spec) < 20 {
 		t.Errorf("%d instructions name a constant: too few for this to be the program", named(spec))
 	}
-	if err := audit.tables.configure(spec, audit.config, 0); err != nil {
+	if err := audit.maps.configure(spec, audit.config, 0); err != nil {
 		t.Fatal(err)
 	}
 	if left := named(spec); left != 0 {

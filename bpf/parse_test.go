@@ -160,7 +160,7 @@ func (p *probe) onlyKey(t *testing.T) string {
 	offset := uintptr(unsafe.Pointer(slot)) - uintptr(unsafe.Pointer(&p.sets[0]))
 	set := offset / unsafe.Sizeof(programFlowSet{})
 	way := (offset - set*unsafe.Sizeof(programFlowSet{}) - unsafe.Offsetof(programFlowSet{}.Slots)) / unsafe.Sizeof(programFlowSlot{})
-	if err := p.tables.maps[programMapFlowKeys].Lookup(uint32(set*flowWays+way), &key); err != nil {
+	if err := p.maps.byName[programMapFlowKeys].Lookup(uint32(set*flowWays+way), &key); err != nil {
 		t.Fatal(err)
 	}
 	return describeKey(&key)

@@ -88,23 +88,23 @@ type watching struct {
 	next uint64 // number of the delta that its next window begins with
 }
 
-func newWatcher(t *tables, config Config) (_ *watcher, err error) {
+func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
 	w := &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
 		}
 	}()
-	if w.sets, err = mapMemory[programFlowSet](w, t.maps[programMapFlowSets], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+	if w.sets, err = mapMemory[programFlowSet](w, t.byName[programMapFlowSets], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
-	if w.keys, err = mapMemory[programFlowKey](w, t.maps[programMapFlowKeys], unix.PROT_READ); err != nil {
+	if w.keys, err = mapMemory[programFlowKey](w, t.byName[programMapFlowKeys], unix.PROT_READ); err != nil {
 		return nil, err
 	}
-	if w.watches, err = mapMemory[programWatch](w, t.maps[programMapFlowWatches], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+	if w.watches, err = mapMemory[programWatch](w, t.byName[programMapFlowWatches], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
-	if w.samples, err = mapMemory[programFlowSamples](w, t.maps[programMapSampledFlows], unix.PROT_READ); err != nil {
+	if w.samples, err = mapMemory[programFlowSamples](w, t.byName[programMapSampledFlows], unix.PROT_READ); err != nil {
 		return nil, err
 	}
 	if t.isTakenOver { // the watches in the sets are those of a process before

@@ -289,9 +289,9 @@ func TestWatchesThatCannotBeMapped(t *testing.T) {
 	}
 	before := mapped()
 	for _, name := range []string{programMapFlowSets, programMapFlowKeys, programMapFlowWatches, programMapSampledFlows} {
-		other := *p.tables
-		other.maps = maps.Clone(p.tables.maps)
-		other.maps[name] = p.tables.maps[programMapAuditEvents]
+		other := *p.maps
+		other.byName = maps.Clone(p.maps.byName)
+		other.byName[name] = p.maps.byName[programMapAuditEvents]
 		w, err := newWatcher(&other, p.config)
 		if w != nil || err == nil || !strings.Contains(err.Error(), "mapping the recorded deltas") {
 			t.Errorf("without %s: got %v and the error %v", name, w, err)
@@ -404,9 +404,9 @@ func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	frame := udpFrame()
 	p.awaitWatch(frame)
-	p.tables.isTakenOver = true
+	p.maps.isTakenOver = true
 	config := p.config
-	next, err := newWatcher(p.tables, config)
+	next, err := newWatcher(p.maps, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -453,8 +453,8 @@ func TestNothingIsWatchedByDefault(t *testing.T) {
 		run(t, audit.devices[0].program, udpFrame(), 1e12+i*12_345, 1)
 	}
 	var samples programFlowSamples
-	for cpu := range audit.tables.cpus {
-		if err := audit.tables.maps[programMapSampledFlows].Lookup(uint32(cpu), &samples); err != nil {
+	for cpu := range audit.maps.cpus {
+		if err := audit.maps.byName[programMapSampledFlows].Lookup(uint32(cpu), &samples); err != nil {
 			t.Fatal(err)
 		}
 		if samples.Taken != 0 {
