@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_lru -output-suffix _test benchLRU bench_lru.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_spinlock -output-suffix _test benchSpinlock bench_spinlock.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_lru -output-suffix _test benchLRU xdp/bench/bench_lru.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_spinlock -output-suffix _test benchSpinlock xdp/bench/bench_spinlock.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 const (
 	benchRounds = 15 // at least

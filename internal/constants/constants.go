@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// What stands in an instruction where a member of the configuration shall: bpf/maps.h. The upper half is the mark; the lower one
+// What stands in an instruction where a member of the configuration shall: bpf/xdp/maps.h. The upper half is the mark; the lower one
 // has a bit for a signed member, then its size and its offset in bytes.
 const (
 	mark        = 0x5eedc0de

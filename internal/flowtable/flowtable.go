@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package flowtable models the flow table of bpf/flow.h: which flow has which slot, and who is evicted. For the same hashes
+// Package flowtable models the flow table of bpf/xdp/flow.h: which flow has which slot, and who is evicted. For the same hashes
 // and times both come to the same slots. The number of ways, which the program fixes at [Ways], can be varied here.
 package flowtable
 

@@ -5,7 +5,7 @@
 // and the histogram of deltas.
 //
 // A delta is an inter-arrival time in integer nanoseconds. The types here are the reference model of the arithmetic in
-// bpf/baseline.h, bpf/log2.h and bpf/histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
+// bpf/xdp/baseline.h, log2.h and histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
 package timing
 
 import (

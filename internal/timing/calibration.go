@@ -37,7 +37,7 @@ const (
 )
 
 // Calibration is what is known of the scores of flagged packets on one CPU, and so of which scores are rare. It is the model
-// of bpf/calibration.h. The zero value knows nothing.
+// of bpf/xdp/calibration.h. The zero value knows nothing.
 type Calibration struct {
 	Forgotten   uint64               // judged packets that the scores are not a part of any more
 	Flagged     uint64               // packets that were given a score, ever

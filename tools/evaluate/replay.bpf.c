@@ -11,7 +11,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "types.h"
+#include "layout.h"
 
 /* Which slot of the flow table is recorded. */
 __u32 set, way;

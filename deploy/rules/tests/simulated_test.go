@@ -38,7 +38,7 @@ type source struct {
 
 func (s source) Counters() []bpf.Counters { return s.counters }
 
-// observe counts deltas as bpf/counters.h does, each so many times.
+// observe counts deltas as bpf/xdp/counters.h does, each so many times.
 func (s *simulated) observe(times uint64, deltas ...float64) {
 	c := &s.counters
 	for _, delta := range deltas {

@@ -7,7 +7,7 @@
  * call of a function under the lock. Only with the kernel's clock, which always has a time.
  */
 
-#include "flow.h"
+#include "../flow.h"
 
 /* A flow_set, in which this lock is where that is. */
 struct locked_set {
@@ -71,4 +71,4 @@ static __always_inline enum outcome spinlock_observe(struct visit *visit, const 
 /* flow.h is behind us: what follows calls this one instead. */
 #define flow_observe spinlock_observe
 
-#include "xdp_audit.bpf.c"
+#include "../xdp_audit.bpf.c"

@@ -7,7 +7,7 @@
  * kernel's clock, which always has a time.
  */
 
-#include "flow.h"
+#include "../flow.h"
 
 /* Key: the flow. Value: its baseline. Writer: any CPU. When it is full, one of the flows not seen for long goes. */
 struct {
@@ -37,7 +37,7 @@ static __always_inline enum outcome lru_observe(struct visit *visit, const struc
 /* flow.h is behind us: what follows calls this one instead. */
 #define flow_observe lru_observe
 
-#include "xdp_audit.bpf.c"
+#include "../xdp_audit.bpf.c"
 
 #include "bench_flows.h"
 

@@ -3,8 +3,8 @@
 
 /* What the parts of the program hand to each other, and what the maps hold. */
 
-#ifndef XDP_AUDIT_TYPES_H
-#define XDP_AUDIT_TYPES_H
+#ifndef XDP_AUDIT_LAYOUT_H
+#define XDP_AUDIT_LAYOUT_H
 
 #include <linux/types.h>
 #include <stdbool.h>

@@ -10,12 +10,12 @@
 
 #include "baseline.h"
 #include "clock.h"
-#include "common.h"
+#include "parse_fast.h"
 #include "counters.h"
 #include "hash.h"
 #include "maps.h"
-#include "order.h"
-#include "variant.h"
+#include "publish.h"
+#include "modes.h"
 
 /* See set_find(). */
 #define WAY_OF_CANDIDATE 0x08002a004c006e00ULL

@@ -18,7 +18,7 @@
 #include <bpf/bpf_endian.h>
 
 #include "hash.h"
-#include "types.h"
+#include "layout.h"
 
 #define VLAN_TAGS 2
 #define OFFSET_MASK 0x7fff /* tells the verifier what is so: all headers together are shorter than 17,000 bytes */

@@ -5,8 +5,8 @@
  * and in one buffer. Of these it comes to the same as parse_frame(), and keeps it in registers; all else it leaves.
  */
 
-#ifndef XDP_AUDIT_COMMON_H
-#define XDP_AUDIT_COMMON_H
+#ifndef XDP_AUDIT_PARSE_FAST_H
+#define XDP_AUDIT_PARSE_FAST_H
 
 #include "parse.h"
 

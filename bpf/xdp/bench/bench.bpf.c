@@ -7,7 +7,7 @@
  * before it does the same.
  */
 
-#include "xdp_audit.bpf.c"
+#include "../xdp_audit.bpf.c"
 
 #include "bench_flows.h"
 

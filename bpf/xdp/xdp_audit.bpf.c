@@ -9,7 +9,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "common.h"
+#include "parse_fast.h"
 #include "counters.h"
 #include "events.h"
 #include "flow.h"

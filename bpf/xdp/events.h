@@ -11,10 +11,10 @@
 #include "baseline.h"
 #include "calibration.h"
 #include "clock.h"
-#include "common.h"
+#include "parse_fast.h"
 #include "counters.h"
 #include "maps.h"
-#include "order.h"
+#include "publish.h"
 
 #define ENOENT 2
 #define ENOSPC 28

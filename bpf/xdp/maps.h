@@ -13,7 +13,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "types.h"
+#include "layout.h"
 
 const volatile struct audit_config config;
 

@@ -10,7 +10,7 @@
 #define XDP_AUDIT_WATCH_H
 
 #include "maps.h"
-#include "order.h"
+#include "publish.h"
 
 #define SAMPLED_SHIFT 60 /* one packet in 16 */
 

@@ -3,8 +3,8 @@
 
 /* Stores whose order other CPUs and user space rely on. */
 
-#ifndef XDP_AUDIT_ORDER_H
-#define XDP_AUDIT_ORDER_H
+#ifndef XDP_AUDIT_PUBLISH_H
+#define XDP_AUDIT_PUBLISH_H
 
 #include "maps.h"
 

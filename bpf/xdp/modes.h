@@ -6,13 +6,13 @@
  * at the same time, so that it needs no lock, and user space merges them.
  */
 
-#ifndef XDP_AUDIT_VARIANT_H
-#define XDP_AUDIT_VARIANT_H
+#ifndef XDP_AUDIT_MODES_H
+#define XDP_AUDIT_MODES_H
 
 #include "baseline.h"
 #include "log2.h"
 #include "maps.h"
-#include "order.h"
+#include "publish.h"
 #include "watch.h"
 
 /* baseline_observe() and more, for what config.variants says. Apart from the rest, so that a program without variants is as it
