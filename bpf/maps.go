@@ -9,18 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math/bits"
-	"runtime"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
-	"golang.org/x/sys/unix"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/constants"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // auditMaps are the maps that the programs of all devices share, and which device is which in them.
@@ -138,63 +131,6 @@ func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// programSpec returns the program with its constants set for the device with that index.
-func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec, error) {
-	spec, err := loadProgram()
-	if err != nil {
-		return nil, err
-	}
-	if !t.hasFrags {
-		spec.Programs[programProgXdpAudit].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
-	}
-	return spec, t.configure(spec, config, index)
-}
-
-// configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
-func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
-	values := config.constants()
-	values.FirstBlock = uint32(index * t.cpus)
-	values.HashKeys = t.devices.entries[index].keys
-	values.Owner = t.devices.owner(index)
-	if t.hasFrags {
-		values.HasFrags = 1
-	}
-	if learnt, isFrozen := config.Frozen[t.devices.entries[index].deviceName()]; isFrozen {
-		values.Variants |= variantFrozen
-		values.Frozen = programBaseline{
-			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),
-		}
-		_, values.FrozenCuts = config.params().Cuts(&learnt)
-	}
-	if err := spec.Variables[programVarConfig].Set(values); err != nil {
-		return fmt.Errorf("configuring the program: %w", err)
-	}
-	if err := constants.Write(spec.Programs, spec.Variables[programVarConfig].Value); err != nil {
-		return fmt.Errorf("configuring the program: %w", err)
-	}
-	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
-		return fmt.Errorf("configuring the histogram: %w", err)
-	}
-	if err := spec.Variables[programVarLog2Table].Set(log2Table()); err != nil {
-		return fmt.Errorf("configuring the logarithm: %w", err)
-	}
-	if err := spec.Variables[programVarLog2Fractions].Set(timing.LogTable()); err != nil {
-		return fmt.Errorf("configuring the domain log2: %w", err)
-	}
-	for name, m := range t.byName {
-		spec.Maps[name].MaxEntries = m.MaxEntries()
-	}
-	return nil
-}
-
-// log2Table returns ⌊log2 v⌋ by v, with 0 for 0.
-func log2Table() (table [1 << 14]uint8) {
-	for v := range table {
-		table[v] = uint8(max(bits.Len(uint(v)), 1) - 1)
-	}
-	return table
-}
-
 func (t *auditMaps) close() error {
 	err := closeMaps(t.byName)
 	if t.devices != nil {
@@ -212,49 +148,3 @@ func (t *auditMaps) clearCounters(index int) error {
 	}
 	return nil
 }
-
-// constants returns what the program of any device is configured with.
-func (c Config) constants() programAuditConfig {
-	mantissa, exponent := c.params().ThresholdSquared()
-	values := programAuditConfig{
-		IdleTimeoutNs:      uint64(c.IdleTimeout),
-		EventIntervalNs:    c.eventInterval(),
-		EventBurstNs:       uint64(time.Second),
-		SetMask:            c.sets() - 1,
-		MinSamples:         c.MinSamples,
-		WindowTwice:        2 * c.Window,
-		Threshold2Mantissa: mantissa,
-		Threshold2Exponent: exponent,
-		ShortcutShift:      c.params().ShortcutShift(),
-		ShortcutFactor:     c.params().ShortcutFactor(),
-		TailQ32:            c.params().TailShare(),
-		CalibrationTwice:   c.params().CalibrationTwice(),
-		ScoreOffset:        c.params().ScoreOffset(),
-	}
-	if runtime.GOARCH == "amd64" {
-		values.StoresAreOrdered = 1
-	}
-	if c.Clock == ClockMetadata {
-		values.ClockSource = clockSourceMetadata
-	}
-	if c.Domain == DomainLog2 {
-		values.Variants |= variantLog2
-	}
-	if c.Baseline == BaselineDevice {
-		values.Variants |= variantDevice
-	}
-	if c.Watches > 0 {
-		values.Variants |= variantWatch
-	}
-	return values
-}
-
-const (
-	clockSourceMetadata = 1 // enum clock_source
-
-	// enum variant
-	variantLog2   = 1
-	variantDevice = 2
-	variantFrozen = 4
-	variantWatch  = 8
-)
