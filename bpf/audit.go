@@ -17,6 +17,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // Audit is a running audit: the programs attached to the devices, and the maps that they share.
@@ -54,11 +56,11 @@ type device struct {
 	id      ebpf.ProgramID
 	link    link.Link
 
-	wasUp   bool   // it was attached once
-	tried   iface  // the device as it was at the last attempt
-	refusal string // of the last attempt; empty if it succeeded
-	pause   int    // resyncs from the last attempt to the next, if that was refused
-	waited  int    // of these
+	wasUp   bool          // it was attached once
+	tried   netdev.Device // the device as it was at the last attempt
+	refusal string        // of the last attempt; empty if it succeeded
+	pause   int           // resyncs from the last attempt to the next, if that was refused
+	waited  int           // of these
 }
 
 // Open loads the program for each device and attaches it. The error says what stands in the way and what helps; then
@@ -72,7 +74,7 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
-	ifaces, err := listInterfaces()
+	ifaces, err := netdev.List()
 	if err != nil {
 		return nil, err
 	}
@@ -147,12 +149,12 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 }
 
 // attachAll attaches every device that can be, and fails if none can.
-func (a *Audit) attachAll(ifaces []iface) error {
+func (a *Audit) attachAll(ifaces []netdev.Device) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	failed := a.reconcile(ifaces, true)
 	for _, glob := range a.config.Globs {
-		if len(matching(glob, ifaces)) == 0 {
+		if len(netdev.Match(glob, ifaces)) == 0 {
 			failed = append(failed, noMatch(glob, ifaces))
 		}
 	}
@@ -169,11 +171,11 @@ func (a *Audit) attachAll(ifaces []iface) error {
 
 // attach puts the program on a device, in the place of one that is on it already if that is ours, or else in the first mode
 // that the device takes.
-func (a *Audit) attach(d *device, on iface) (err error) {
-	driver := driverOf(d.name)
+func (a *Audit) attach(d *device, on netdev.Device) (err error) {
+	driver := netdev.Driver(d.name)
 	a.change(func() {
-		d.ifindex, d.driver, d.mode = on.index, driver, ""
-		a.maps.devices.entries[d.index].ifindex = uint32(on.index)
+		d.ifindex, d.driver, d.mode = on.Index, driver, ""
+		a.maps.devices.entries[d.index].ifindex = uint32(on.Index)
 	})
 	if a.config.Mode == ModeHW {
 		return a.attachOffloaded(d)
@@ -217,15 +219,15 @@ func (a *Audit) attach(d *device, on iface) (err error) {
 
 // replaceProgram swaps the program of a hook that is on the device already, without a packet in between. It reports whether
 // that was possible; if not, that hook is gone.
-func (a *Audit) replaceProgram(d *device, on iface, modes []Mode) bool {
-	l, ok := a.spare[on.index]
+func (a *Audit) replaceProgram(d *device, on netdev.Device, modes []Mode) bool {
+	l, ok := a.spare[on.Index]
 	if !ok {
 		return false
 	}
-	delete(a.spare, on.index)
+	delete(a.spare, on.Index)
 	var err error
 	for _, mode := range modes {
-		if attachedModes[mode] != on.mode {
+		if attachedModes[mode] != on.XDP {
 			continue
 		}
 		if err = l.Update(d.program); err == nil {
@@ -234,8 +236,8 @@ func (a *Audit) replaceProgram(d *device, on iface, modes []Mode) bool {
 		}
 	}
 	a.logger.Info("Hook is attached anew, because its program cannot be replaced", "device", d.name, "mode", a.config.Mode, "err", err)
-	a.noteEnded(d, l, on.mode)
-	if err := a.dropLink(l, on.index); err != nil {
+	a.noteEnded(d, l, on.XDP)
+	if err := a.dropLink(l, on.Index); err != nil {
 		a.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
 	return false
@@ -292,8 +294,8 @@ func (a *Audit) dropLink(l link.Link, ifindex int) error {
 
 var attachFlags = map[Mode]link.XDPAttachFlags{ModeDriver: link.XDPDriverMode, ModeGeneric: link.XDPGenericMode}
 
-// attachedModes are XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h, as a device tells them.
-var attachedModes = map[Mode]uint32{ModeDriver: 1, ModeGeneric: 2}
+// attachedModes are the modes as a device tells them.
+var attachedModes = map[Mode]netdev.XDPMode{ModeDriver: netdev.XDPDriver, ModeGeneric: netdev.XDPGeneric}
 
 // loadProgram loads the instance of the program for the device with that index; ifindex is 0 unless it is to be
 // offloaded.
@@ -327,7 +329,7 @@ func (d *device) isUp() bool {
 	}
 	info, err := d.link.Info()
 	if errors.Is(err, unix.EPERM) {
-		return d.id != 0 && programOn(d.ifindex) == uint32(d.id)
+		return d.id != 0 && netdev.ProgramID(d.ifindex) == uint32(d.id)
 	}
 	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == d.ifindex
 }

@@ -11,8 +11,9 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // needed are the capabilities that loading and attaching take, by their bit, beside CAP_SYS_ADMIN, which contains the
@@ -53,29 +54,6 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
-// driverOf returns the name of the driver of a device, empty if the kernel does not tell.
-func driverOf(device string) string {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(fd)
-	info, err := unix.IoctlGetEthtoolDrvinfo(fd, device)
-	if err != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(info.Driver[:])
-}
-
-// programOn returns the id of the XDP program that a device holds, 0 if there is none.
-func programOn(ifindex int) uint32 {
-	device, err := netlink.LinkByIndex(ifindex)
-	if err != nil || device.Attrs().Xdp == nil {
-		return 0
-	}
-	return device.Attrs().Xdp.ProgId
-}
-
 // explainRefusal says why a device did not take the program, and what would help.
 func explainRefusal(d *device, mode Mode, err error) error {
 	driver := d.driver
@@ -86,11 +64,11 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	isBusy := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST)
 	var holds uint32
 	if isBusy {
-		holds = programOn(d.ifindex)
+		holds = netdev.ProgramID(d.ifindex)
 	}
 	isTaken := holds != 0
 	if !isTaken && mode != ModeHW {
-		if reason := askReason(d.program, d.ifindex, mode); reason != "" {
+		if reason := netdev.RefusalReason(d.program.FD(), d.ifindex, attachedModes[mode]); reason != "" {
 			err = fmt.Errorf("%w: %s", err, reason)
 		}
 	}

@@ -7,13 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"path"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // resyncInterval is how often devices are looked at when the kernel reports nothing: it does not report that a program was
@@ -24,79 +21,29 @@ const resyncInterval = 10 * time.Second
 // program verified and compiled.
 const maxPause = 30
 
-// iface is a network device as the kernel lists it.
-type iface struct {
-	name   string
-	index  int
-	mtu    int
-	flags  net.Flags
-	master int    // index of the bridge or bond that it is a port of
-	mode   uint32 // in which it holds an XDP program: XDP_ATTACHED_* of linux/if_link.h
+func noDevice(name string, ifaces []netdev.Device) error {
+	return fmt.Errorf("device %s does not exist: the devices here are %s", name, netdev.Names(ifaces))
 }
 
-// listInterfaces lists the devices of the network namespace. A dump that a change has cut short is made again.
-func listInterfaces() ([]iface, error) {
-	links, err := netlink.LinkList()
-	for i := 0; i < 100 && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
-		links, err = netlink.LinkList()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot list the network devices: %w", err)
-	}
-	ifaces := make([]iface, 0, len(links))
-	for _, l := range links {
-		attrs := l.Attrs()
-		i := iface{name: attrs.Name, index: attrs.Index, mtu: attrs.MTU, flags: attrs.Flags, master: attrs.MasterIndex}
-		if attrs.Xdp != nil {
-			i.mode = attrs.Xdp.AttachMode
-		}
-		ifaces = append(ifaces, i)
-	}
-	return ifaces, nil
-}
-
-func namesOf(ifaces []iface) string {
-	names := make([]string, len(ifaces))
-	for i := range ifaces {
-		names[i] = ifaces[i].name
-	}
-	return strings.Join(names, ", ")
-}
-
-// matching returns the names of the devices that a glob matches.
-func matching(glob string, ifaces []iface) []string {
-	var names []string
-	for i := range ifaces {
-		if isMatched, err := path.Match(glob, ifaces[i].name); err == nil && isMatched {
-			names = append(names, ifaces[i].name)
-		}
-	}
-	return names
-}
-
-func noDevice(name string, ifaces []iface) error {
-	return fmt.Errorf("device %s does not exist: the devices here are %s", name, namesOf(ifaces))
-}
-
-func noMatch(glob string, ifaces []iface) error {
-	return fmt.Errorf("no device matches %s: the devices here are %s", glob, namesOf(ifaces))
+func noMatch(glob string, ifaces []netdev.Device) error {
+	return fmt.Errorf("no device matches %s: the devices here are %s", glob, netdev.Names(ifaces))
 }
 
 // checkAnyIsHere returns an error if there is no device to audit and there has to be one. That is known before anything is
 // taken from an audit that is pinned, such as the index of a device.
-func (c Config) checkAnyIsHere(ifaces []iface) error {
+func (c Config) checkAnyIsHere(ifaces []netdev.Device) error {
 	if c.AllowNone {
 		return nil
 	}
 	var missing []error
 	for _, name := range c.Devices {
-		if slices.ContainsFunc(ifaces, func(i iface) bool { return i.name == name }) {
+		if netdev.Has(name, ifaces) {
 			return nil
 		}
 		missing = append(missing, noDevice(name, ifaces))
 	}
 	for _, glob := range c.Globs {
-		if len(matching(glob, ifaces)) > 0 {
+		if len(netdev.Match(glob, ifaces)) > 0 {
 			return nil
 		}
 		missing = append(missing, noMatch(glob, ifaces))
@@ -105,10 +52,10 @@ func (c Config) checkAnyIsHere(ifaces []iface) error {
 }
 
 // expandGlobs returns the configuration with the devices that its globs match now in their place.
-func (c Config) expandGlobs(ifaces []iface) (Config, error) {
+func (c Config) expandGlobs(ifaces []netdev.Device) (Config, error) {
 	c.Devices = slices.Clone(c.Devices)
 	for _, glob := range c.Globs {
-		names := matching(glob, ifaces)
+		names := netdev.Match(glob, ifaces)
 		if len(names) == 0 {
 			return c, noMatch(glob, ifaces)
 		}
@@ -134,13 +81,13 @@ func (a *Audit) Follow(ctx context.Context) error {
 	}
 	resync := time.NewTicker(resyncInterval)
 	defer resync.Stop()
-	var changes *linkChanges
-	defer func() { changes.close() }()
+	var changes *netdev.Subscription
+	defer func() { changes.Close() }()
 	refusal := ""
 	for isRetry := false; ctx.Err() == nil; {
 		if changes == nil {
 			var err error
-			if changes, err = subscribe(); err != nil && err.Error() != refusal {
+			if changes, err = netdev.Subscribe(); err != nil && err.Error() != refusal {
 				refusal = err.Error()
 				a.logger.Error("Devices are looked for every 10 seconds only", "err", err)
 			}
@@ -152,14 +99,13 @@ func (a *Audit) Follow(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-resync.C:
 			isRetry = true
-		case _, isOpen := <-changes.updates():
+		case _, isOpen := <-changes.Changes():
 			isRetry = false
 			if !isOpen { // the kernel had more to say than the socket holds
-				changes.close()
+				changes.Close()
 				changes = nil
 				continue
 			}
-			changes.drain()
 		}
 	}
 	return nil
@@ -173,7 +119,7 @@ func (a *Audit) followOnce(isRetry bool) error {
 	if a.isClosed {
 		return nil
 	}
-	ifaces, err := listInterfaces()
+	ifaces, err := netdev.List()
 	if err != nil {
 		return err
 	}
@@ -184,63 +130,17 @@ func (a *Audit) followOnce(isRetry bool) error {
 	return nil
 }
 
-// linkChanges are the kernel's messages about devices. A nil one has none.
-type linkChanges struct {
-	channel chan netlink.LinkUpdate
-	done    chan struct{}
-}
-
-func subscribe() (*linkChanges, error) {
-	c := &linkChanges{make(chan netlink.LinkUpdate, 64), make(chan struct{})}
-	if err := netlink.LinkSubscribe(c.channel, c.done); err != nil {
-		close(c.done)
-		return nil, fmt.Errorf("subscribing to changes of devices: %w", err)
-	}
-	return c, nil
-}
-
-func (c *linkChanges) updates() <-chan netlink.LinkUpdate {
-	if c == nil {
-		return nil
-	}
-	return c.channel
-}
-
-// drain takes what is there: one look at the devices answers all of it.
-func (c *linkChanges) drain() {
-	for {
-		select {
-		case _, isOpen := <-c.channel:
-			if !isOpen {
-				return
-			}
-		default:
-			return
-		}
-	}
-}
-
-// close ends the subscription, and the goroutine that sends.
-func (c *linkChanges) close() {
-	if c == nil {
-		return
-	}
-	close(c.done)
-	for range c.channel { //nolint:revive // until it is closed
-	}
-}
-
 // reconcile attaches the devices of the configuration that are there and not attached, and lets go of the rest. It returns
 // what kept devices from being attached, as far as that is not what it was before. a.changing is held.
-func (a *Audit) reconcile(ifaces []iface, isRetry bool) (failures []error) {
-	here := make(map[string]iface, len(ifaces))
+func (a *Audit) reconcile(ifaces []netdev.Device, isRetry bool) (failures []error) {
+	here := make(map[string]netdev.Device, len(ifaces))
 	for _, i := range ifaces {
-		here[i.name] = i
+		here[i.Name] = i
 	}
 	a.letGo(here)
 	wanted := slices.Clone(a.config.Devices)
 	for _, glob := range a.config.Globs {
-		for _, name := range matching(glob, ifaces) {
+		for _, name := range netdev.Match(glob, ifaces) {
 			if !slices.Contains(wanted, name) {
 				wanted = append(wanted, name)
 			}
@@ -286,10 +186,10 @@ func (a *Audit) dropSpareOn(ifindex int) {
 
 // letGo takes the hooks from the devices that are no longer what they were: gone, made anew, renamed, or with their hook
 // detached by somebody. A hook that still runs is kept for the device's new name.
-func (a *Audit) letGo(here map[string]iface) {
+func (a *Audit) letGo(here map[string]netdev.Device) {
 	for _, d := range slices.Clone(a.devices) {
 		now, isHere := here[d.name]
-		if d.link != nil && (now.index != d.ifindex || !d.isUp()) {
+		if d.link != nil && (now.Index != d.ifindex || !d.isUp()) {
 			if d.isUp() {
 				a.spare[d.ifindex] = d.link
 			} else if err := a.dropLink(d.link, d.ifindex); err != nil {
@@ -297,11 +197,11 @@ func (a *Audit) letGo(here map[string]iface) {
 			}
 			a.change(func() { d.link, d.mode = nil, "" })
 		}
-		if isHere || d.isGone || d.tried == (iface{}) {
+		if isHere || d.isGone || d.tried == (netdev.Device{}) {
 			continue
 		}
 		a.change(func() {
-			d.isGone, d.tried, d.refusal = true, iface{}, ""
+			d.isGone, d.tried, d.refusal = true, netdev.Device{}, ""
 			if !d.isNamed {
 				a.devices = slices.DeleteFunc(a.devices, func(other *device) bool { return other == d })
 				a.gone = append(a.gone, d)
@@ -315,14 +215,14 @@ func (a *Audit) letGo(here map[string]iface) {
 }
 
 // ensureAttached attaches a device if it is there and not attached, and not as it was when that was refused.
-func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface, isRetry bool) error {
+func (a *Audit) ensureAttached(d *device, here map[string]netdev.Device, ifaces []netdev.Device, isRetry bool) error {
 	now, isHere := here[d.name]
 	if d.link != nil {
 		return nil
 	}
 	var err error
 	tried := now
-	tried.mode = d.tried.mode // that changes with every attempt
+	tried.XDP = d.tried.XDP // that changes with every attempt
 	switch {
 	case !isHere && (d.wasUp || d.isGone):
 		return nil
@@ -359,7 +259,7 @@ func (a *Audit) ensureAttached(d *device, here map[string]iface, ifaces []iface,
 // isDue reports whether a device that was refused is to be tried again at a resync: at each one after it was up once, or if it
 // looks otherwise than at the last attempt, which includes a program of somebody else that is gone. Else it is after a
 // pause, which each attempt doubles.
-func (d *device) isDue(now iface) bool {
+func (d *device) isDue(now netdev.Device) bool {
 	d.waited++
 	return d.wasUp || now != d.tried || d.waited >= d.pause
 }

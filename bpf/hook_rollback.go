@@ -9,6 +9,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // endedHook is a hook that was taken off a device so that it could get one in another mode: the kernel has no other way.
@@ -19,7 +21,7 @@ type endedHook struct {
 }
 
 // noteEnded remembers a hook that is about to be ended; mode is as the device tells it.
-func (a *Audit) noteEnded(d *device, l link.Link, mode uint32) {
+func (a *Audit) noteEnded(d *device, l link.Link, mode netdev.XDPMode) {
 	for m, attached := range attachedModes {
 		if attached != mode {
 			continue

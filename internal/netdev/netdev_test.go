@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package netdev
+
+import (
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
+)
+
+func TestGlobsMatchNames(t *testing.T) {
+	devices := []Device{{Name: "lo"}, {Name: "eth0"}, {Name: "eth1"}, {Name: "eth10"}, {Name: "wlan0"}}
+	for _, test := range []struct {
+		glob string
+		want []string
+	}{
+		{"eth*", []string{"eth0", "eth1", "eth10"}},
+		{"eth?", []string{"eth0", "eth1"}},
+		{"[lw]*", []string{"lo", "wlan0"}},
+		{"eth0", []string{"eth0"}},
+		{"ppp*", nil},
+		{"eth[", nil}, // malformed
+		{"", nil},
+	} {
+		t.Run(test.glob, func(t *testing.T) {
+			if got := Match(test.glob, devices); !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	if !Has("eth1", devices) || Has("eth", devices) {
+		t.Error("a name is found by a part of it, or not at all")
+	}
+	if got, want := Names(devices[:3]), "lo, eth0, eth1"; got != want {
+		t.Errorf("names: got %q, want %q", got, want)
+	}
+}
+
+// newNamespace makes a network namespace, which takes root. REQUIRE_BPF=1 turns the skip into a failure.
+func newNamespace(t *testing.T) *netlab.Namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_BPF") == "1" {
+			t.Fatal("REQUIRE_BPF=1, but only root may make network namespaces")
+		}
+		t.Skip("only root may make network namespaces")
+	}
+	namespace, err := netlab.NewNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(namespace.Close)
+	return namespace
+}
+
+func addVeth(name, peer string) error {
+	return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1400}, PeerName: peer})
+}
+
+func TestDevicesOfANamespace(t *testing.T) {
+	namespace := newNamespace(t)
+	var devices []Device
+	var driver, noDriver string
+	err := namespace.Do(func() (err error) {
+		if err := addVeth("veth-a", "veth-b"); err != nil {
+			return err
+		}
+		devices, err = List()
+		driver, noDriver = Driver("veth-a"), Driver("none0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(devices, func(d Device) bool { return d.Name == "veth-a" })
+	if len(devices) < 3 || devices[0].Name != "lo" || devices[0].Flags&net.FlagUp == 0 || at < 0 {
+		t.Fatalf("got %+v", devices)
+	}
+	if want := (Device{Name: "veth-a", Index: devices[at].Index, MTU: 1400, Flags: net.FlagBroadcast | net.FlagMulticast}); devices[at] != want {
+		t.Errorf("got %+v, want %+v", devices[at], want)
+	}
+	if driver != "veth" || noDriver != "" {
+		t.Errorf("drivers: got %q and %q, want veth and none", driver, noDriver)
+	}
+	if err := namespace.Do(func() error {
+		if id := ProgramID(devices[at].Index) + ProgramID(1<<30); id != 0 {
+			t.Errorf("program %d is on a device without one", id)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASubscriptionReportsChanges(t *testing.T) {
+	namespace := newNamespace(t)
+	var s *Subscription
+	if err := namespace.Do(func() (err error) { s, err = Subscribe(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []struct {
+		name string
+		make func() error
+	}{
+		{"devices are added", func() error { return addVeth("veth-a", "veth-b") }},
+		{"a device is renamed", func() error {
+			link, err := netlink.LinkByName("veth-a")
+			return errors.Join(err, netlink.LinkSetName(link, "veth-c"))
+		}},
+		{"devices are removed", func() error {
+			link, err := netlink.LinkByName("veth-c")
+			return errors.Join(err, netlink.LinkDel(link))
+		}},
+	} {
+		drain(s) // a change may have several messages
+		if err := namespace.Do(change.make); err != nil {
+			t.Fatalf("%s: %v", change.name, err)
+		}
+		select {
+		case _, isOpen := <-s.Changes():
+			if !isOpen {
+				t.Fatalf("%s: the subscription has ended", change.name)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: that is not reported", change.name)
+		}
+	}
+	s.Close()
+	if _, isOpen := <-s.Changes(); isOpen {
+		t.Error("the subscription goes on after its end")
+	}
+	var none *Subscription
+	if none.Changes() != nil {
+		t.Error("no subscription has changes")
+	}
+	none.Close()
+}
+
+func drain(s *Subscription) {
+	select {
+	case <-s.Changes():
+	default:
+	}
+}
