@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"unsafe"
@@ -23,7 +24,7 @@ var (
 
 // counterReader reads audit_counters through mapped memory, without a system call.
 type counterReader struct {
-	memory    []byte
+	array     *mapArray[programDeviceCounters]
 	config    Config
 	params    timing.Params
 	blocks    [][]programDeviceCounters // by device and CPU
@@ -38,20 +39,24 @@ type blockSums struct {
 }
 
 func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
-	size := int(unsafe.Sizeof(programDeviceCounters{}))
-	memory, err := unix.Mmap(m.FD(), 0, size*cpus*devices, unix.PROT_READ, unix.MAP_SHARED)
+	array, err := newMapArray[programDeviceCounters](m, unix.PROT_READ)
 	if err != nil {
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
-	return newCounterReader(memory, cpus, devices, config), nil
+	if array.len() != cpus*devices {
+		err := fmt.Errorf("the counters have %d blocks, and %d devices on %d CPUs take %d", array.len(), devices, cpus, cpus*devices)
+		return nil, errors.Join(err, array.close())
+	}
+	r := newCounterReader(array.slice(), cpus, devices, config)
+	r.array = array
+	return r, nil
 }
 
-// newCounterReader returns a reader of the blocks in memory, one for each CPU of each device.
-func newCounterReader(memory []byte, cpus, devices int, config Config) *counterReader {
-	all := unsafe.Slice((*programDeviceCounters)(unsafe.Pointer(&memory[0])), cpus*devices)
-	r := &counterReader{memory: memory, config: config, params: config.params(), totals: make([]Uint128, devices)}
+// newCounterReader returns a reader of blocks, one for each CPU of each device.
+func newCounterReader(blocks []programDeviceCounters, cpus, devices int, config Config) *counterReader {
+	r := &counterReader{config: config, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
-		r.blocks = append(r.blocks, all[i*cpus:(i+1)*cpus])
+		r.blocks = append(r.blocks, blocks[i*cpus:(i+1)*cpus])
 		r.sums = append(r.sums, make([]blockSums, cpus))
 		if config.Baseline == BaselineDevice {
 			r.baselines = append(r.baselines, make([]timing.State, cpus))
@@ -61,7 +66,8 @@ func newCounterReader(memory []byte, cpus, devices int, config Config) *counterR
 }
 
 func (r *counterReader) close() error {
-	if err := unix.Munmap(r.memory); err != nil {
+	r.blocks = nil
+	if err := r.array.close(); err != nil {
 		return fmt.Errorf("unmapping the counters: %w", err)
 	}
 	return nil

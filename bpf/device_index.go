@@ -50,8 +50,8 @@ var errNoIndex = errors.New("every index is taken")
 // deviceTable gives devices their indices. It is not safe for concurrent use, but for the entries' counts of events.
 type deviceTable struct {
 	m       *ebpf.Map
-	memory  []byte
-	entries []deviceEntry
+	array   *mapArray[deviceEntry]
+	entries []deviceEntry // those of array
 	keys    io.Reader
 }
 
@@ -64,18 +64,16 @@ func deviceMapSpec(devices int) *ebpf.MapSpec {
 
 // newDeviceTable maps an array of deviceMapSpec, which it closes in the end. Keys of the hash of flows are read from keys.
 func newDeviceTable(m *ebpf.Map, keys io.Reader) (*deviceTable, error) {
-	size := int(unsafe.Sizeof(deviceEntry{}))
-	memory, err := unix.Mmap(m.FD(), 0, size*int(m.MaxEntries()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	array, err := newMapArray[deviceEntry](m, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mapping the table of devices: %w", err), m.Close())
 	}
-	entries := unsafe.Slice((*deviceEntry)(unsafe.Pointer(&memory[0])), m.MaxEntries())
-	return &deviceTable{m, memory, entries, keys}, nil
+	return &deviceTable{m, array, array.slice(), keys}, nil
 }
 
 func (t *deviceTable) close() error {
 	t.entries = nil
-	return errors.Join(unix.Munmap(t.memory), t.m.Close())
+	return errors.Join(t.array.close(), t.m.Close())
 }
 
 func (e *deviceEntry) isTaken() bool { return atomic.LoadUint32(&e.state) == entryTaken }

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -34,18 +33,7 @@ func newProbe(t testing.TB, config Config) *probe {
 // mapSets maps the flow table's sets.
 func mapSets(t testing.TB, audit *Audit) []programFlowSet {
 	t.Helper()
-	sets := int(audit.config.sets())
-	memory, err := unix.Mmap(audit.maps.byName[programMapFlowSets].FD(), 0, sets*int(unsafe.Sizeof(programFlowSet{})),
-		unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Munmap(memory); err != nil {
-			t.Error(err)
-		}
-	})
-	return unsafe.Slice((*programFlowSet)(unsafe.Pointer(&memory[0])), sets)
+	return openTestArray[programFlowSet](t, audit.maps.byName[programMapFlowSets], unix.PROT_READ).slice()
 }
 
 // pinToCPU keeps the test on the CPU that it is on and returns its id.

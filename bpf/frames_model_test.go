@@ -150,17 +150,7 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 		tableModel: newTableModel(audit.config), keys: &table.entries[0].keys, owner: table.owner(0), sets: uint64(audit.config.sets()),
 		readable: readable,
 	}
-	memory, err := unix.Mmap(audit.maps.byName[programMapFlowKeys].FD(), 0, audit.config.Slots()*int(unsafe.Sizeof(programFlowKey{})),
-		unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Munmap(memory); err != nil {
-			t.Error(err)
-		}
-	})
-	f.keys = unsafe.Slice((*programFlowKey)(unsafe.Pointer(&memory[0])), audit.config.Slots())
+	f.keys = openTestArray[programFlowKey](t, audit.maps.byName[programMapFlowKeys], unix.PROT_READ).slice()
 	return f
 }
 

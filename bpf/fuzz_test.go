@@ -218,11 +218,11 @@ func FuzzCounters(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, blockBytes))
 	f.Add(bytes.Repeat([]byte{1, 0, 0, 0, 0, 0, 0, 0x80}, blockBytes/8))
 	f.Fuzz(func(t *testing.T, memory []byte) {
-		block := unsafe.Slice((*byte)(unsafe.Pointer(new(programDeviceCounters))), blockBytes)
-		copy(block, memory)
+		blocks := make([]programDeviceCounters, 1)
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&blocks[0])), blockBytes), memory)
 		config := DefaultConfig()
 		config.Baseline = BaselineDevice
-		reader := newCounterReader(block, 1, 1, config)
+		reader := newCounterReader(blocks, 1, 1, config)
 		var first, second Counters
 		reader.read(0, &first)
 		reader.read(0, &second)

@@ -13,7 +13,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,11 +62,10 @@ type flowID struct {
 
 // watcher gives watches to flows, and reads what is recorded. It shares the sets with the programs.
 type watcher struct {
-	memory  [][]byte
-	sets    []programFlowSet
-	keys    []programFlowKey
-	watches []programWatch
-	samples []programFlowSamples
+	sets    *mapArray[programFlowSet]
+	keys    *mapArray[programFlowKey]
+	watches *mapArray[programWatch]
+	samples *mapArray[programFlowSamples]
 
 	mu     sync.Mutex // held while the memory is used
 	closed bool
@@ -92,52 +90,36 @@ func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
 	w := &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, w.close())
+			err = errors.Join(fmt.Errorf("mapping the recorded deltas: %w", err), w.close())
 		}
 	}()
-	if w.sets, err = mapMemory[programFlowSet](w, t.byName[programMapFlowSets], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+	if w.sets, err = newMapArray[programFlowSet](t.byName[programMapFlowSets], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
-	if w.keys, err = mapMemory[programFlowKey](w, t.byName[programMapFlowKeys], unix.PROT_READ); err != nil {
+	if w.keys, err = newMapArray[programFlowKey](t.byName[programMapFlowKeys], unix.PROT_READ); err != nil {
 		return nil, err
 	}
-	if w.watches, err = mapMemory[programWatch](w, t.byName[programMapFlowWatches], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+	if w.watches, err = newMapArray[programWatch](t.byName[programMapFlowWatches], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
-	if w.samples, err = mapMemory[programFlowSamples](w, t.byName[programMapSampledFlows], unix.PROT_READ); err != nil {
+	if w.samples, err = newMapArray[programFlowSamples](t.byName[programMapSampledFlows], unix.PROT_READ); err != nil {
 		return nil, err
 	}
 	if t.isTakenOver { // the watches in the sets are those of a process before
-		for i := range w.sets {
-			if atomic.LoadUint64(w.sets[i].watchWord()) != 0 {
-				atomic.StoreUint64(w.sets[i].watchWord(), 0)
+		for i := range w.sets.slice() {
+			if watches := w.sets.at(i).watchWord(); atomic.LoadUint64(watches) != 0 {
+				atomic.StoreUint64(watches, 0)
 			}
 		}
 	}
 	return w, nil
 }
 
-// mapMemory maps an array until the watcher is closed.
-func mapMemory[T any](w *watcher, m *ebpf.Map, protection int) ([]T, error) {
-	var value T
-	memory, err := unix.Mmap(m.FD(), 0, int(unsafe.Sizeof(value))*int(m.MaxEntries()), protection, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("mapping the recorded deltas: %w", err)
-	}
-	w.memory = append(w.memory, memory)
-	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), m.MaxEntries()), nil
-}
-
 func (w *watcher) close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
-	var errs []error
-	for _, memory := range w.memory {
-		errs = append(errs, unix.Munmap(memory))
-	}
-	w.memory = nil
-	return errors.Join(errs...)
+	return errors.Join(w.sets.close(), w.keys.close(), w.watches.close(), w.samples.close())
 }
 
 // Watch calls handle for windows of so many deltas of the busiest flows, until the context ends. The window is valid during
@@ -232,8 +214,8 @@ func (w *watcher) next(number, length int, owners *owners) *Window {
 
 // readSamples counts the samples since the last round, as far as they are not overwritten.
 func (w *watcher) readSamples() {
-	for cpu := range w.samples {
-		s := &w.samples[cpu]
+	for cpu := range w.samples.slice() {
+		s := w.samples.at(cpu)
 		taken := atomic.LoadUint64(&s.Taken)
 		first := w.taken[cpu]
 		if taken-first >= uint64(flowSamples) {
@@ -249,7 +231,7 @@ func (w *watcher) readSamples() {
 
 // read copies the next window of a flow into w.window, if there is one.
 func (w *watcher) read(number, length int) bool {
-	flow, watch := w.watched[number], &w.watches[number]
+	flow, watch := w.watched[number], w.watches.at(number)
 	recorded := atomic.LoadUint64(&watch.Recorded)
 	if recorded-flow.next < uint64(length) {
 		return false
@@ -315,7 +297,7 @@ func (w *watcher) give(number int, id flowID, owners *owners) {
 	if !ok || owners.find(key.Owner) == nil {
 		return
 	}
-	watch := &w.watches[number]
+	watch := w.watches.at(number)
 	watch.Mark = set.Marks[way]
 	atomic.StoreUint32(&watch.Tag, id.tag)
 	w.watched[number] = &watching{id, key, atomic.LoadUint64(&watch.Recorded)}
@@ -338,7 +320,7 @@ func (w *watcher) release(number int) {
 }
 
 func (w *watcher) at(id flowID) (set *programFlowSet, way int) {
-	return &w.sets[id.place/flowWays], int(id.place % flowWays)
+	return w.sets.at(int(id.place / flowWays)), int(id.place % flowWays)
 }
 
 // isIn reports whether a flow is still where it was.
@@ -357,7 +339,7 @@ func (w *watcher) isRecorded(number int, id flowID) bool {
 // keyOf returns whose packets those of a flow are; ok is false if the flow is not there any more, or its set too busy to tell.
 func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 	set, _ := w.at(id)
-	from := (*[flowKeyWords]uint32)(unsafe.Pointer(&w.keys[id.place]))
+	from := (*[flowKeyWords]uint32)(unsafe.Pointer(w.keys.at(int(id.place))))
 	to := (*[flowKeyWords]uint32)(unsafe.Pointer(&key))
 	for range 1000 {
 		isFree := atomic.LoadUint64(&set.Lock) == 0 && w.isIn(id)

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -211,7 +210,7 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 		others[i] = newTestFlow(i).frame
 		p.now[string(others[i])] = p.now[string(watched)] + 1e6
 	}
-	set := &p.watcher.sets[0]
+	set := p.watcher.sets.at(0)
 	for range 3 {
 		for _, frame := range others {
 			p.send(frame, 777)
@@ -280,14 +279,7 @@ func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 // What cannot be mapped is an error, after which nothing is.
 func TestWatchesThatCannotBeMapped(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
-	mapped := func() int {
-		text, err := os.ReadFile("/proc/self/maps")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Count(string(text), "bpf-map")
-	}
-	before := mapped()
+	before := mappedArrays(t)
 	for _, name := range []string{programMapFlowSets, programMapFlowKeys, programMapFlowWatches, programMapSampledFlows} {
 		other := *p.maps
 		other.byName = maps.Clone(p.maps.byName)
@@ -297,7 +289,7 @@ func TestWatchesThatCannotBeMapped(t *testing.T) {
 			t.Errorf("without %s: got %v and the error %v", name, w, err)
 		}
 	}
-	if after := mapped(); before == 0 || after != before {
+	if after := mappedArrays(t); before == 0 || after != before {
 		t.Errorf("%d arrays are mapped, want %d", after, before)
 	}
 }
@@ -415,9 +407,9 @@ func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for i := range next.sets {
-		if next.sets[i].Watches != [flowWays]uint8{} {
-			t.Fatalf("set %d has the watches %v", i, next.sets[i].Watches)
+	for i := range next.sets.slice() {
+		if next.sets.at(i).Watches != [flowWays]uint8{} {
+			t.Fatalf("set %d has the watches %v", i, next.sets.at(i).Watches)
 		}
 	}
 }
@@ -425,8 +417,8 @@ func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
 // flowsIn returns the flows in the table.
 func (p *watchProbe) flowsIn(t testing.TB) (ids []flowID) {
 	t.Helper()
-	for i := range p.watcher.sets {
-		for way, tag := range p.watcher.sets[i].Tags {
+	for i := range p.watcher.sets.slice() {
+		for way, tag := range p.watcher.sets.at(i).Tags {
 			if tag != 0 {
 				ids = append(ids, flowID{uint32(i*flowWays + way), tag})
 			}
