@@ -43,7 +43,7 @@ check-config: ## check the example configuration and the rules with promtool
 	@echo ">> checking the example configuration and the rules"
 	promtool check config deploy/prometheus.yml deploy/prometheus/*.yml
 	promtool check rules deploy/rules/*.yml
-	promtool test rules deploy/rules/tests/*.yml
+	promtool test rules e2e/rules/*.yml
 
 .PHONY: check-root
 check-root:
@@ -60,10 +60,9 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
 	@GO="$(GO)" scripts/fuzz.sh 20000x
-	@echo ">> running the manifests' tests"
-	@REQUIRE_BPF=1 $(GO) -C deploy/kubernetes test -count=1 $(TEST_FLAGS) ./...
+	@echo ">> running the tests of compose files and manifests"
+	@REQUIRE_BPF=1 $(GO) -C e2e/deploy test -count=1 $(TEST_FLAGS) ./...
 	@$(MAKE) test-kernels
-	@$(GO) -C deploy/composetest test -count=1 ./...
 	@$(MAKE) test-deploy
 	@echo ">> running the evaluation's tests"
 	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
@@ -138,7 +137,7 @@ packages: build $(NFPM) ## pack the binary as deb and rpm, in .build/packages
 .PHONY: kubernetes-rules
 kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/rules
 	@echo ">> writing deploy/kubernetes/base/prometheusrule.yaml"
-	@$(GO) -C deploy/kubernetes test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' . -update
+	@$(GO) -C e2e/deploy test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' ./kubernetes -update
 	$(call give_back,deploy/kubernetes/base)
 
 .PHONY: fleet-figures
@@ -149,7 +148,7 @@ fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (nee
 .PHONY: test-deploy
 test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
 	@echo ">> testing the topology"
-	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) test -v -count=1 -timeout 15m ./deploy/deploytest
+	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) -C e2e/deploy test -v -count=1 -timeout 15m ./engine
 
 # Packages come from the mirror of apt's sources, and are kept in .build/kernels. A guest
 # keeps one CPU busy.

@@ -14,5 +14,5 @@ mkdir -p "$golang/mod"
 cp golang.Dockerfile "$golang/Dockerfile"
 # From this machine's cache, and from where Go fetches what that lacks.
 GOPROXY="file://$(go env GOMODCACHE)/cache/download,$(go env GOPROXY)" GOMODCACHE=$golang/mod GOFLAGS=-modcacherw \
-	go mod download
+	go -C ../../../.. mod download
 cp -a "$(go env GOROOT)" "$golang/go"

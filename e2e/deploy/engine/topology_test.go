@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package deploytest
+package engine
 
 import (
 	"encoding/json"
@@ -64,7 +64,7 @@ func TestTopology(t *testing.T) {
 func (e *engine) expectOnlyImagesReplaced(t *testing.T) {
 	t.Helper()
 	line := regexp.MustCompile(`^(---|#.*|services:|  \w+:|    image: standin-\w+|)$`)
-	for number, text := range strings.Split(e.read(t, "deploytest/docker-compose.standin.yml"), "\n") {
+	for number, text := range strings.Split(e.read(t, standInFile), "\n") {
 		if !line.MatchString(text) {
 			t.Errorf("docker-compose.standin.yml:%d is more than an image: %s", number+1, text)
 		}

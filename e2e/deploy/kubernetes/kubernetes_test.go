@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package kubernetes tests the manifests in its folder: that they render, that the API knows every field, and that the
+// Package kubernetes tests the manifests of deploy/kubernetes: that they render, that the API knows every field, and that the
 // exporter runs with what they leave it.
 package kubernetes
 
@@ -33,6 +33,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+const manifests = "../../../deploy/kubernetes"
+
+// Folders of manifests.
 const (
 	base = "base"
 	pool = "pool"
@@ -82,7 +85,7 @@ func decodeAll(t *testing.T, stream []byte) (objects []runtime.Object) {
 // render returns what `kubectl apply -k` of a folder applies.
 func render(t *testing.T, folder string) []runtime.Object {
 	t.Helper()
-	return renderIn(t, filesys.MakeFsOnDisk(), folder)
+	return renderIn(t, filesys.MakeFsOnDisk(), filepath.Join(manifests, folder))
 }
 
 func renderIn(t *testing.T, files filesys.FileSystem, folder string) []runtime.Object {
@@ -156,13 +159,13 @@ func TestWhatIsApplied(t *testing.T) {
 
 // Kustomize drops no field, but it would merge one into another.
 func TestEveryFileIsKnownToTheAPI(t *testing.T) {
-	files, err := filepath.Glob("base/*.yaml")
+	files, err := filepath.Glob(manifests + "/base/*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	count := 0
 	for _, file := range files {
-		if file == "base/kustomization.yaml" {
+		if filepath.Base(file) == "kustomization.yaml" {
 			continue
 		}
 		text, err := os.ReadFile(file)
@@ -177,11 +180,11 @@ func TestEveryFileIsKnownToTheAPI(t *testing.T) {
 }
 
 func TestWhatTheAPIDoesNotKnowIsRefused(t *testing.T) {
-	daemonSet, err := os.ReadFile("base/daemonset.yaml")
+	daemonSet, err := os.ReadFile(manifests + "/base/daemonset.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	podMonitor, err := os.ReadFile("base/podmonitor.yaml")
+	podMonitor, err := os.ReadFile(manifests + "/base/podmonitor.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +311,7 @@ func TestReferences(t *testing.T) {
 }
 
 func TestImageIsOfThisVersion(t *testing.T) {
-	version, err := os.ReadFile("../../VERSION")
+	version, err := os.ReadFile("../../../VERSION")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +330,7 @@ const ruleHeader = `---
 
 // The PrometheusRule holds the rules that a Prometheus server without the operator reads from files.
 func TestRulesAreThoseOfTheFiles(t *testing.T) {
-	files, err := filepath.Glob("../rules/*.yml")
+	files, err := filepath.Glob("../../../deploy/rules/*.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,11 +358,11 @@ func TestRulesAreThoseOfTheFiles(t *testing.T) {
 		"spec":       map[string]any{"groups": groups},
 	})
 	if *update {
-		if err := os.WriteFile("base/prometheusrule.yaml", []byte(want), 0o600); err != nil {
+		if err := os.WriteFile(manifests+"/base/prometheusrule.yaml", []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := os.ReadFile("base/prometheusrule.yaml")
+	got, err := os.ReadFile(manifests + "/base/prometheusrule.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -225,7 +225,7 @@ func buildExporter(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
 	build := exec.Command("go", "build", "-o", binary, ".")
-	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir, build.Env = "../../..", append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package tests
+package rules
 
 import (
 	"errors"
@@ -72,17 +72,16 @@ func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(folder, "tests"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	for name, text := range map[string][]byte{
-		"xdp_audit_alerts.yml": changed, "xdp_audit_recording.yml": recording, "tests/alerts.yml": cases,
+		alertingRules: changed, recordingRules: recording, "alerts.yml": cases,
 	} {
-		if err := os.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
+		path := filepath.Join(folder, "e2e", "rules", name) // the cases name the rules relative to this folder
+		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600))
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return promtool(t, "test", "rules", filepath.Join(folder, "tests", "alerts.yml"))
+	return promtool(t, "test", "rules", filepath.Join(folder, "e2e", "rules", "alerts.yml"))
 }
 
 // Of every alert there are cases in which it fires and cases in which it does not: one that always fires fails them, and so
@@ -120,7 +119,7 @@ func TestTheCasesTellEveryAlert(t *testing.T) {
 
 // Whoever is woken up finds what to do, in the alert and in docs/runbooks.md.
 func TestAlertsAreExplained(t *testing.T) {
-	text, err := os.ReadFile("../../../docs/runbooks.md")
+	text, err := os.ReadFile("../../docs/runbooks.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +148,7 @@ func TestAlertsAreExplained(t *testing.T) {
 
 // A metric that is renamed would leave a rule that never has a value.
 func TestRulesAskForMetricsThatExist(t *testing.T) {
-	text, err := os.ReadFile("../../../docs/metrics.md")
+	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package deploytest
+package engine
 
 import (
 	"os"
@@ -22,7 +22,7 @@ func (e *engine) makeImages(t *testing.T) {
 	}
 	e.shell(t, "tar -C "+e.folder+"/tree -c . | docker import - standin-base")
 	for _, name := range []string{"enclave", "prometheus", "grafana", "nginx", "apache", "drupal", "mariadb"} {
-		e.must(t, "docker", "build", "--quiet", "--target=standin-"+name, "--tag=standin-"+name, "deploytest/standin")
+		e.must(t, "docker", "build", "--quiet", "--target=standin-"+name, "--tag=standin-"+name, engineFolder+"/standin")
 	}
 	builder, _, found := strings.Cut(strings.TrimPrefix(e.read(t, "../Dockerfile"), dockerfileHead), " AS build\n")
 	if !found || !strings.HasPrefix(builder, "golang:") {

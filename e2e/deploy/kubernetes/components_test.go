@@ -31,14 +31,14 @@ const pins = "pins"
 func overlay(t *testing.T, folder string, components ...string) []runtime.Object {
 	t.Helper()
 	memory := filesys.MakeFsInMemory()
-	files, err := filepath.Glob("*/*.yaml")
+	files, err := filepath.Glob(manifests + "/*/*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err == nil {
-			err = memory.WriteFile(filepath.Join("/kubernetes", file), text)
+			err = memory.WriteFile(filepath.Join("/kubernetes", filepath.Base(filepath.Dir(file)), filepath.Base(file)), text)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package composetest reads the compose files of deploy/ as a present-day compose does.
-package composetest
+// Package compose reads the compose files of deploy/ with the library of Docker Compose v2.
+package compose
 
 import (
 	"context"
@@ -48,7 +48,10 @@ func mustLoad(t *testing.T, files ...string) *types.Project {
 	return project
 }
 
-const file = "../docker-compose.yml"
+const (
+	deploy = "../../../deploy"
+	file   = deploy + "/docker-compose.yml"
+)
 
 func TestEverySecretIsRequired(t *testing.T) {
 	for _, name := range secrets {
@@ -57,7 +60,7 @@ func TestEverySecretIsRequired(t *testing.T) {
 			t.Errorf("without %s compose says %v", name, err)
 		}
 	}
-	example, err := os.ReadFile("../.env.example")
+	example, err := os.ReadFile(deploy + "/.env.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +196,7 @@ func TestLoopback(t *testing.T) {
 }
 
 func TestOverrides(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
+	readme, err := os.ReadFile(deploy + "/README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +217,7 @@ func TestOverrides(t *testing.T) {
 		capabilities []string
 		mounts       []string
 	}{
-		{"../docker-compose.privileged.yml", true, nil, []string{"/lib/modules:ro", "/sys/kernel/debug", "/usr/src:ro"}},
+		{deploy + "/docker-compose.privileged.yml", true, nil, []string{"/lib/modules:ro", "/sys/kernel/debug", "/usr/src:ro"}},
 		{forOldEngines, false, []string{"SYS_ADMIN", "NET_ADMIN"}, nil},
 		{forParanoidKernels, false, []string{"BPF", "PERFMON", "NET_ADMIN", "SYS_ADMIN"}, nil},
 	} {
@@ -254,7 +257,7 @@ func TestOverrides(t *testing.T) {
 }
 
 func TestStandInsChangeImagesAlone(t *testing.T) {
-	plain, project := mustLoad(t, file), mustLoad(t, file, "../deploytest/docker-compose.standin.yml")
+	plain, project := mustLoad(t, file), mustLoad(t, file, "../engine/docker-compose.standin.yml")
 	for name, s := range project.Services {
 		if name != "xdp-auditor" && !strings.HasPrefix(s.Image, "standin-") {
 			t.Errorf("%s has the image %s", name, s.Image)

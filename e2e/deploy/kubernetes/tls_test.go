@@ -113,7 +113,7 @@ func TestComponentsTogether(t *testing.T) {
 
 // What the manifests take from Secrets is what the commands of docs/fleet.md put into them.
 func TestSecretsAreThoseOfTheDocument(t *testing.T) {
-	text, err := os.ReadFile("../../docs/fleet.md")
+	text, err := os.ReadFile("../../../docs/fleet.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestSecretsAreThoseOfTheDocument(t *testing.T) {
 	pod, container := find[*apps.DaemonSet](t, objects).Spec.Template.Spec, containerOf(t, objects)
 	config, _ := strings.CutPrefix(container.Args[1], "--web.config.file="+container.VolumeMounts[0].MountPath+"/")
 	files := []string{config}
-	example, err := os.ReadFile("../web-config.example.yml")
+	example, err := os.ReadFile("../../../deploy/web-config.example.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestTLSInAContainer(t *testing.T) {
 	endpoint := find[*monitoring.PodMonitor](t, objects).Spec.PodMetricsEndpoints[0]
 	node, _, _ := newNode(t)
 	certificate, key := makeCertificate(t, *endpoint.TLSConfig.ServerName)
-	config, err := os.ReadFile("../web-config.example.yml")
+	config, err := os.ReadFile("../../../deploy/web-config.example.yml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package tests tests the rules for Prometheus with promtool.
-package tests
+// Package rules tests the rules for Prometheus with promtool.
+package rules
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ import (
 
 // The rules, as seen from this folder.
 const (
-	recordingRules = "../xdp_audit_recording.yml"
-	alertingRules  = "../xdp_audit_alerts.yml"
+	recordingRules = "../../deploy/rules/xdp_audit_recording.yml"
+	alertingRules  = "../../deploy/rules/xdp_audit_alerts.yml"
 )
 
 // promtool runs promtool, and returns what it said and whether it found anything wrong.
@@ -133,7 +133,7 @@ func (c *ruleCase) expectNone(minute int, series string) {
 // recipe returns the query of docs/metrics.md that follows a phrase.
 func recipe(t *testing.T, phrase string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../../docs/metrics.md")
+	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package deploytest starts the topology of deploy/ on a Docker engine of its own.
-package deploytest
+// Package engine starts the topology of deploy/ on a Docker engine of its own.
+package engine
 
 import (
 	"context"
@@ -24,6 +24,12 @@ import (
 
 const patience = 3 * time.Minute
 
+// This folder, and the file of the stand-ins in it, as seen from deploy/.
+const (
+	engineFolder = "../e2e/deploy/engine"
+	standInFile  = engineFolder + "/docker-compose.standin.yml"
+)
+
 // engine is a Docker engine in namespaces of its own, with a copy of the project to run on it.
 type engine struct {
 	folder, project, deploy string
@@ -42,8 +48,8 @@ func startEngine(t *testing.T) *engine {
 	e := &engine{folder: folder, project: project, deploy: filepath.Join(project, "deploy")}
 	e.environment = append(os.Environ(), "DOCKER_HOST=unix://"+folder+"/sock", "DOCKER_CONFIG="+folder+"/config",
 		"DOCKER_BUILDKIT=0", "COMPOSE_DOCKER_CLI_BUILD=0",
-		"COMPOSE_FILE=docker-compose.yml:deploytest/docker-compose.standin.yml")
-	if err := copyTree(os.DirFS("../.."), project); err != nil {
+		"COMPOSE_FILE=docker-compose.yml:"+standInFile)
+	if err := copyTree(os.DirFS("../../.."), project); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("./engine.sh", folder)
