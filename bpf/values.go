@@ -14,6 +14,13 @@ import (
 // Uint128 is an unsigned 128-bit integer, as the sums in the maps are.
 type Uint128 = timing.Uint128
 
+// State is a baseline as the kernel keeps it: the number of samples, their mean, and the sum of squared deviations from it. Its
+// unit is that of its [Domain].
+type State = timing.State
+
+// Histogram counts deltas by cell. Each bucket boundary of the native and the classic histogram is an edge between two cells.
+type Histogram = timing.Histogram
+
 // Family is the network layer of a packet, as the parser saw it.
 type Family uint8
 
@@ -197,8 +204,8 @@ func (b Baseline) StandardDeviation() float64 {
 	return math.Sqrt(b.Domain.Variance(b.state()))
 }
 
-func (b Baseline) state() timing.State {
-	return timing.State{N: b.Samples, MeanQ16: b.MeanQ16, M2: b.M2}
+func (b Baseline) state() State {
+	return State{N: b.Samples, MeanQ16: b.MeanQ16, M2: b.M2}
 }
 
 // Score returns the t-score of the flagged packet, negative when it came early.
@@ -210,8 +217,8 @@ func (f Flag) MeanNs() float64 { return f.Domain.MeanNs(f.baseline()) }
 // StandardDeviation returns that of the baseline, in nanoseconds, or in the domain log2 in octaves.
 func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.Domain.Variance(f.baseline())) }
 
-func (f Flag) baseline() timing.State {
-	return timing.State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2}
+func (f Flag) baseline() State {
+	return State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2}
 }
 
 // Counters are the exact counters of one device since it was attached, summed over the CPUs.
@@ -223,9 +230,9 @@ type Counters struct {
 	Inserts   uint64               // flows that were given a slot
 	Evictions [NumEvictions]uint64 // flows that lost their slot to a new one
 	Sums      DeltaSums
-	Histogram timing.Histogram // deltas by cell
-	LastFlag  *Flag            // the last flagged packet; nil before any
-	Baseline  *Baseline        // of the device; nil where flows have baselines of their own
+	Histogram Histogram // deltas by cell
+	LastFlag  *Flag     // the last flagged packet; nil before any
+	Baseline  *Baseline // of the device; nil where flows have baselines of their own
 
 	Calibration *Calibration // nil without
 }
