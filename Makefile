@@ -6,7 +6,7 @@
 include Makefile.common
 
 # Packages that run without a kernel and with goroutines: the race detector's.
-RACE_PACKAGES := . ./collector/... ./trail/... ./internal/timing/... ./internal/traffic/... ./internal/covert
+RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/trail ./internal/timing/... ./internal/traffic/... ./internal/covert
 
 TEST_FLAGS  ?= -timeout 20m
 BENCH       ?= .

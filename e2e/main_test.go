@@ -30,6 +30,7 @@ const binariesVariable = "E2E_BINARIES"
 // variant is the exporter as something else than a plain go build makes it.
 type variant struct {
 	name        string   // of its file
+	source      string   // folder of its main package
 	arguments   []string // of go build
 	environment []string
 }
@@ -37,9 +38,9 @@ type variant struct {
 const upgradedVersion = "99.0.0"
 
 var (
-	released   = variant{"released", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
-	attackable = variant{"attackable", []string{"-tags=netgo,osusergo,privtest"}, []string{"CGO_ENABLED=0"}}
-	upgraded   = variant{"upgraded", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
+	released   = variant{"released", "..", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	attackable = variant{"attackable", "attackable", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	upgraded   = variant{"upgraded", "..", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -73,7 +74,7 @@ func run(m *testing.M) int {
 func (v variant) path(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(binaries.folder, v.name)
-	if err := buildOnce(path, "..", v); err != nil {
+	if err := buildOnce(path, v.source, v); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package main
+package exporter
 
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +27,7 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/connlimit"
 )
 
 const (
@@ -55,13 +54,13 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	}
 	// Each listener has a server of its own, because web.Serve wraps the handler of the one that it is given.
 	var servers []*http.Server
-	limited := newConnections(int(o.maxConnections), logger)
+	limited := connlimit.New(int(o.maxConnections), logger)
 	for _, listener := range listeners {
 		server := newServer(handler, logger)
-		limited.watch(server)
+		limited.Watch(server)
 		servers = append(servers, server)
 		running.Go(func() {
-			if err := web.Serve(limited.limit(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(limited.Listener(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
 				stop(err)
 			}
 		})
@@ -153,7 +152,7 @@ func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 }
 
 // newHandler returns the handler of all paths.
-func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handler, error) {
+func newHandler(set *collector.Set, o *options, added map[string]http.Handler, logger *slog.Logger) (http.Handler, error) {
 	mux := http.NewServeMux()
 	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, o.exporterMetrics, logger)))
 	for _, ours := range []string{healthyPath, readyPath} {
@@ -161,8 +160,8 @@ func newHandler(set *collector.Set, o *options, logger *slog.Logger) (http.Handl
 			fmt.Fprintln(w, "OK")
 		})
 	}
-	for path, probe := range probes() {
-		mux.Handle(path, probe)
+	for path, handler := range added {
+		mux.Handle(path, handler)
 	}
 	if o.telemetryPath == "/" {
 		return mux, nil
@@ -259,67 +258,11 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // over returns a handler of the metrics of a set, with those about the exporter.
 func (h *metricsHandler) over(set *collector.Set) http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(versioncollector.NewCollector(name), set)
+	registry.MustRegister(versioncollector.NewCollector(Name), set)
 	options := promhttp.HandlerOpts{ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
 	if h.exporter == nil {
 		return promhttp.HandlerFor(registry, options)
 	}
 	options.Registry = h.exporter
 	return promhttp.InstrumentMetricHandler(h.exporter, promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options))
-}
-
-// checkHealth returns nil if an exporter answers on the first listen address.
-func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
-	address := (*flags.WebListenAddresses)[0]
-	if strings.HasPrefix(address, "vsock://") {
-		return fmt.Errorf("--healthcheck: cannot ask on %s: use an address with a TCP port", address)
-	}
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{
-		// Without a host the address is this host's own, and needs no look-up of a name.
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		},
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it is this host, and nothing secret is sent
-		DisableKeepAlives: true,
-	}}
-	scheme := "http"
-	if *flags.WebConfigFile != "" {
-		scheme = "https"
-	}
-	err := askHealth(ctx, client, scheme)
-	if errors.Is(err, http.ErrSchemeMismatch) { // the file has users, but no TLS
-		err = askHealth(ctx, client, "http")
-	}
-	if err != nil {
-		return fmt.Errorf("no healthy exporter on %s: %w", address, err)
-	}
-	return nil
-}
-
-// askHealth returns nil if the exporter is healthy, or guards its health from strangers.
-func askHealth(ctx context.Context, client *http.Client, scheme string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://localhost"+healthyPath, nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		var alert *net.OpError
-		if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS: it wants a client's certificate
-			return nil
-		}
-		var wrapper *url.Error
-		if errors.As(err, &wrapper) {
-			return wrapper.Err
-		}
-		return err
-	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK, http.StatusUnauthorized, http.StatusTooManyRequests:
-		return nil
-	}
-	return fmt.Errorf("it answered %s", response.Status)
 }

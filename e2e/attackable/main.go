@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-//go:build privtest
-
+// Command attackable is the exporter with a path that attempts what an attacker inside its process would.
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -17,7 +18,18 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/exporter"
 )
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := exporter.Run(ctx, os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr, Handlers: probes()}); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: error: %s\n", exporter.Name, exporter.OneLine(err))
+		os.Exit(1)
+	}
+}
 
 // probes returns a path that does what an attacker inside the process would try: the attempt of the parameter do, with the
 // parameter with. The answer is ok, or the errors, each in a line; the attempt is made on several threads at once.

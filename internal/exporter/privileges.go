@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package main
+package exporter
 
 import (
 	"fmt"
@@ -15,7 +15,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
-	"github.com/xdp-audit/xdp_audit_exporter/trail"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
 type dropFunc func(privilege.Needs, *slog.Logger) (privilege.Held, error)

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package main
+package connlimit
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // testConn is a connection of somebody that can only be closed.
@@ -74,7 +71,7 @@ func TestConnectionsMakeRoom(t *testing.T) {
 			[]int{2, 3, 4, 5}, []int{0, 1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			all := newConnections(32, slog.New(slog.DiscardHandler))
+			all := New(32, slog.New(slog.DiscardHandler))
 			var conns []*testConn
 			var admitted []*limitedConn
 			for _, step := range test.steps {
@@ -127,86 +124,4 @@ func TestConnectionsMakeRoom(t *testing.T) {
 			}
 		})
 	}
-}
-
-// Clients that connect and say nothing do not keep others out; where there is no limit they are all let in.
-func TestMaxConnections(t *testing.T) {
-	for _, test := range []struct {
-		limit string
-		open  int
-	}{{"80", 10}, {"0", 50}} {
-		t.Run(test.limit, func(t *testing.T) {
-			e := start(t, "--web.max-connections="+test.limit)
-			var silent []net.Conn
-			for range 50 {
-				conn, err := net.Dial("tcp", e.address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				silent = append(silent, conn)
-			}
-			if code, _ := e.get(t, "/metrics"); code != http.StatusOK {
-				t.Errorf("status %d", code)
-			}
-			http.DefaultClient.CloseIdleConnections()
-			open := 0
-			for _, conn := range silent {
-				// Those that are open answer.
-				if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-					t.Fatal(err)
-				}
-				_, _ = io.WriteString(conn, "GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-				if line, err := bufio.NewReader(conn).ReadString('\n'); err == nil && strings.Contains(line, "200") {
-					open++
-				}
-			}
-			if open < test.open-1 || open > test.open {
-				t.Errorf("%d connections were left open, want %d, or one less for the scrape", open, test.open)
-			}
-		})
-	}
-}
-
-// A client that asks and does not read gets its answer stored, and gives its place among the scrapes away.
-func TestClientThatDoesNotRead(t *testing.T) {
-	handler := limitRequests(1, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("X-Test", "kept")
-		w.WriteHeader(http.StatusTeapot)
-		fmt.Fprint(w, "answer")
-	}))
-	blocked := &blockedWriter{header: http.Header{}, isWriting: make(chan struct{}), goOn: make(chan struct{})}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		handler.ServeHTTP(blocked, nil)
-	}()
-	<-blocked.isWriting
-	second := &blockedWriter{header: http.Header{}, isWriting: make(chan struct{}, 1), goOn: make(chan struct{})}
-	close(second.goOn)
-	handler.ServeHTTP(second, nil)
-	if second.status != http.StatusTeapot || second.body != "answer" || second.header.Get("X-Test") != "kept" {
-		t.Errorf("the second got %+v", second)
-	}
-	close(blocked.goOn)
-	<-ended
-}
-
-// blockedWriter does not take the answer until it may go on.
-type blockedWriter struct {
-	header          http.Header
-	status          int
-	body            string
-	isWriting, goOn chan struct{}
-}
-
-func (b *blockedWriter) Header() http.Header { return b.header }
-
-func (b *blockedWriter) WriteHeader(status int) { b.status = status }
-
-func (b *blockedWriter) Write(p []byte) (int, error) {
-	b.isWriting <- struct{}{}
-	<-b.goOn
-	b.body += string(p)
-	return len(p), nil
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package main
+// Package connlimit limits the connections of a web server, of all hosts and of each.
+package connlimit
 
 import (
 	"crypto/tls"
@@ -22,10 +23,10 @@ const (
 	refusalInterval = time.Minute
 )
 
-// connections limits the connections of all listeners. When there are too many of one host, or in all, one that waits for a
+// Limit limits the connections of all listeners. When there are too many of one host, or in all, one that waits for a
 // request makes room for a new one: the oldest of the host that has most. If all are at work on a request, the new one is
 // refused. A request is at work until its handler ends, even if the client has gone.
-type connections struct {
+type Limit struct {
 	most   int
 	logger *slog.Logger
 
@@ -39,30 +40,30 @@ type connections struct {
 // limitedConn is a connection with a place among those of its host, until it is closed.
 type limitedConn struct {
 	net.Conn
-	all    *connections
+	all    *Limit
 	host   netip.Prefix
 	isBusy bool // a request is at work; guarded by all.mu
 	isOut  bool // it has lost its place; guarded by all.mu
 }
 
-// newConnections returns nil for a limit of 0, which is none.
-func newConnections(most int, logger *slog.Logger) *connections {
+// New returns nil for a limit of 0, which is none.
+func New(most int, logger *slog.Logger) *Limit {
 	if most == 0 {
 		return nil
 	}
-	return &connections{most: most, logger: logger, hosts: map[netip.Prefix][]*limitedConn{}}
+	return &Limit{most: most, logger: logger, hosts: map[netip.Prefix][]*limitedConn{}}
 }
 
-// limit returns a listener of connections that count.
-func (c *connections) limit(l net.Listener) net.Listener {
+// Listener returns a listener of connections that count.
+func (c *Limit) Listener(l net.Listener) net.Listener {
 	if c == nil {
 		return l
 	}
 	return limitedListener{l, c}
 }
 
-// watch lets a server tell which connections are at work.
-func (c *connections) watch(server *http.Server) {
+// Watch lets a server tell which connections are at work.
+func (c *Limit) Watch(server *http.Server) {
 	if c != nil {
 		server.ConnState = c.changed
 	}
@@ -70,7 +71,7 @@ func (c *connections) watch(server *http.Server) {
 
 type limitedListener struct {
 	net.Listener
-	all *connections
+	all *Limit
 }
 
 // Accept returns the next connection that is not refused.
@@ -91,7 +92,7 @@ func (l limitedListener) Accept() (net.Conn, error) {
 }
 
 // admit gives a connection a place, or returns none. What it returns beside is to be closed.
-func (c *connections) admit(conn net.Conn) (admitted *limitedConn, outs []net.Conn) {
+func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, outs []net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	host := hostOf(conn.RemoteAddr())
@@ -120,7 +121,7 @@ func (c *connections) admit(conn net.Conn) (admitted *limitedConn, outs []net.Co
 }
 
 // note says that there are too many connections, if that was not said lately. c.mu is held.
-func (c *connections) note() {
+func (c *Limit) note() {
 	c.refused++
 	if now := time.Now(); now.Sub(c.said) >= refusalInterval {
 		c.logger.Warn("Too many connections: some are refused or cut off", "connections", c.total, "hosts", len(c.hosts), "refused", c.refused)
@@ -129,7 +130,7 @@ func (c *connections) note() {
 }
 
 // largest returns the host that has most connections. c.mu is held.
-func (c *connections) largest() (largest netip.Prefix) {
+func (c *Limit) largest() (largest netip.Prefix) {
 	most := 0
 	for host, conns := range c.hosts {
 		if len(conns) > most {
@@ -140,7 +141,7 @@ func (c *connections) largest() (largest netip.Prefix) {
 }
 
 // oldestIdle returns the connection of a host that has waited for a request for longest, or nil. c.mu is held.
-func (c *connections) oldestIdle(host netip.Prefix) *limitedConn {
+func (c *Limit) oldestIdle(host netip.Prefix) *limitedConn {
 	i := slices.IndexFunc(c.hosts[host], func(conn *limitedConn) bool { return !conn.isBusy })
 	if i < 0 {
 		return nil
@@ -149,7 +150,7 @@ func (c *connections) oldestIdle(host netip.Prefix) *limitedConn {
 }
 
 // remove takes a connection's place from it. c.mu is held.
-func (c *connections) remove(conn *limitedConn) {
+func (c *Limit) remove(conn *limitedConn) {
 	if conn.isOut {
 		return
 	}
@@ -162,7 +163,7 @@ func (c *connections) remove(conn *limitedConn) {
 }
 
 // changed is told by the server what becomes of a connection.
-func (c *connections) changed(conn net.Conn, state http.ConnState) {
+func (c *Limit) changed(conn net.Conn, state http.ConnState) {
 	if wrapped, ok := conn.(*tls.Conn); ok {
 		conn = wrapped.NetConn()
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-package main
+package exporter
 
 import (
 	"io"
@@ -46,7 +46,7 @@ func FuzzFlags(f *testing.F) {
 			config, err = o.auditConfig()
 		}
 		if err != nil {
-			if text := oneLine(err); text == "" || strings.Contains(text, "\n") {
+			if text := OneLine(err); text == "" || strings.Contains(text, "\n") {
 				t.Errorf("%q is refused with %q", args, text)
 			}
 			return

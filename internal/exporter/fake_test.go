@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
+)
+
+// patience is how long a test waits for what must happen.
+const patience = 20 * time.Second
+
+// fakeAudit is an audit of nothing, whose events and windows come from channels.
+type fakeAudit struct {
+	events   chan *bpf.Event
+	windows  chan *bpf.Window
+	readErr  chan error
+	closed   chan struct{}
+	closeErr error
+
+	isAbandoned bool   // when it is closed
+	scrape      func() // called by every scrape
+	learnt      map[string]bpf.Learnt
+}
+
+func newFakeAudit() *fakeAudit {
+	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), scrape: func() {}}
+}
+
+func (f *fakeAudit) Counters() []bpf.Counters {
+	f.scrape()
+	return []bpf.Counters{{Device: "eth0"}}
+}
+
+func (f *fakeAudit) Hooks() []bpf.Hook             { return []bpf.Hook{{Device: "eth0", Up: true, Mode: "drv"}} }
+func (f *fakeAudit) Runs() ([]bpf.Runs, error)     { return nil, nil }
+func (f *fakeAudit) Slots() int                    { return 8 }
+func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots  { return bpf.DeviceSlots{} }
+func (f *fakeAudit) Learnt() map[string]bpf.Learnt { return f.learnt }
+func (f *fakeAudit) EventCounts() bpf.EventCounts  { return bpf.EventCounts{} }
+
+func (f *fakeAudit) WatchCounts() bpf.WatchCounts { return bpf.WatchCounts{} }
+
+func (f *fakeAudit) Watch(ctx context.Context, length int, handle func(*bpf.Window)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case window := <-f.windows:
+			if len(window.DeltasNs) != length {
+				return fmt.Errorf("windows of %d deltas are asked for", length)
+			}
+			handle(window)
+		}
+	}
+}
+
+func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-f.readErr:
+			return err
+		case event := <-f.events:
+			handle(event)
+		}
+	}
+}
+
+func (f *fakeAudit) Follow(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (f *fakeAudit) Abandon() error {
+	f.isAbandoned = true
+	return f.Close()
+}
+
+func (f *fakeAudit) Close() error {
+	close(f.closed)
+	return f.closeErr
+}
+
+// mustNotOpen fails the test when an audit is opened.
+func mustNotOpen(t *testing.T) openFunc {
+	return func(bpf.Config, *slog.Logger) (audit, error) {
+		t.Error("an audit was opened")
+		return nil, errors.New("opened")
+	}
+}
+
+// run runs the exporter in this process.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc, drop dropFunc) error {
+	return Run(ctx, args, Process{Stdout: stdout, Stderr: stderr, open: open, drop: drop})
+}
+
+// dropNothing leaves the process of the tests as it is.
+func dropNothing(privilege.Needs, *slog.Logger) (privilege.Held, error) {
+	return privilege.Held{}, nil
+}
+
+// logLines passes on what is logged, line by line.
+type logLines chan string
+
+func (l logLines) Write(line []byte) (int, error) {
+	select {
+	case l <- string(line):
+	default: // nobody needs so many
+	}
+	return len(line), nil
+}
+
+// await returns the first submatch of pattern in the lines to come.
+func (l logLines) await(t *testing.T, pattern string) string {
+	t.Helper()
+	var seen []string
+	timeout := time.After(patience)
+	for {
+		select {
+		case line := <-l:
+			if match := regexp.MustCompile(pattern).FindStringSubmatch(line); match != nil {
+				return match[len(match)-1]
+			}
+			seen = append(seen, line)
+		case <-timeout:
+			t.Fatalf("no line of the log matches %s: %q", pattern, seen)
+		}
+	}
+}
+
+// exporter is an exporter that runs in this process.
+type exporter struct {
+	audit   *fakeAudit
+	log     logLines
+	address string
+	stop    context.CancelFunc
+	ended   chan struct{}
+	err     error // what run returned, once it ended
+}
+
+// start runs the exporter on a free port until the test ends.
+func start(t *testing.T, args ...string) *exporter {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &exporter{audit: newFakeAudit(), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
+	args = append([]string{"--audit.device=eth0", "--web.listen-address=127.0.0.1:0"}, args...)
+	open := func(bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
+	go func() {
+		defer close(e.ended)
+		e.err = run(ctx, args, io.Discard, e.log, open, dropNothing)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case <-e.ended:
+		case <-time.After(patience):
+			t.Error("the exporter does not end")
+		}
+	})
+	e.address = e.log.await(t, `msg="Listening on" address=(\S+)`)
+	return e
+}
+
+// end returns what run returned.
+func (e *exporter) end(t *testing.T) error {
+	t.Helper()
+	select {
+	case <-e.ended:
+	case <-time.After(patience):
+		t.Fatal("the exporter does not end")
+	}
+	return e.err
+}
+
+// get returns the status and the body of a page.
+func (e *exporter) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	response, err := http.Get("http://" + e.address + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(body)
+}
+
+func write(t *testing.T, path, content string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
