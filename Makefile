@@ -96,7 +96,7 @@ bench-live: check-root ## measure the audit on a device under real frames, for d
 evaluate: check-root ## send made-up traffic through the BPF program, for docs/statistics.md; SEED=2 shows that of another seed (needs root)
 	@echo ">> evaluating"
 	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..)
-	$(call give_back,docs README.md)
+	$(call give_back,docs)
 
 .PHONY: soak
 soak: check-root ## load the exporter for a time, SOAK=10m, and check that it takes no more and more (needs root)

@@ -18,7 +18,7 @@ import (
 // The documents that figures stand in, from the folder of the repository on.
 const (
 	statisticsDocument = "docs/statistics.md"
-	readmeDocument     = "README.md"
+	limitsDocument     = "docs/limits.md"
 	figuresFile        = "docs/statistics.json"
 	imagesFolder       = "docs/images"
 )
@@ -79,7 +79,7 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, "bounds", r.bounds()},
-		{readmeDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
+		{limitsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
 	}
 }
 
