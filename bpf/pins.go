@@ -4,18 +4,15 @@
 package bpf
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -25,10 +22,6 @@ import (
 const (
 	mapPinPrefix  = "map_"
 	linkPinPrefix = "link_"
-	layoutName    = "audit_layout"
-
-	// layoutVersion changes with the meaning of what the maps hold, where neither types nor names change with it.
-	layoutVersion = 1
 )
 
 // pins is a folder of a bpf file system, locked by this process.
@@ -37,12 +30,6 @@ type pins struct {
 	folder   *os.File
 	isNew    bool              // the maps that are pinned are of this process
 	newLinks map[int]link.Link // hooks that this process has pinned first, by the index of their device
-}
-
-// layoutRecord is what map_audit_layout holds.
-type layoutRecord struct {
-	Text [1016]byte // fields as name=value, padded with zeros
-	PID  uint64     // of the process that holds the lock
 }
 
 // openPins makes the folder if there is none, and locks it until close. The lock ends with the process, however it ends.
@@ -181,45 +168,6 @@ func (p *pins) discardNew() error {
 	return errors.Join(errs...)
 }
 
-func (p *pins) readLayout() (layoutRecord, error) {
-	var record layoutRecord
-	m, err := ebpf.LoadPinnedMap(p.mapPath(layoutName), nil)
-	if err != nil {
-		return record, err
-	}
-	defer m.Close()
-	return record, m.Lookup(uint32(0), &record)
-}
-
-// writeLayout pins a record of the layout.
-func (p *pins) writeLayout(text string) error {
-	record := layoutRecord{PID: uint64(os.Getpid())}
-	if copy(record.Text[:], text) < len(text) {
-		return fmt.Errorf("layout of the maps takes %d bytes, more than %d", len(text), len(record.Text))
-	}
-	path := p.mapPath(layoutName)
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	isPinned := err == nil
-	if !isPinned {
-		m, err = ebpf.NewMap(&ebpf.MapSpec{
-			Name: layoutName, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binarySize(record)), MaxEntries: 1,
-		})
-		if err != nil {
-			return explainMap(layoutName, 1, err)
-		}
-	}
-	defer m.Close()
-	if err := m.Put(uint32(0), &record); err != nil {
-		return fmt.Errorf("writing the layout of the maps: %w", err)
-	}
-	if isPinned {
-		return nil
-	}
-	return p.pinMap(layoutName, m)
-}
-
-func binarySize(record layoutRecord) int { return len(record.Text) + 8 }
-
 // pinMaps pins maps where none are pinned, and then their layout.
 func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout string) error {
 	p.isNew = true
@@ -321,83 +269,6 @@ func ifindexOf(l link.Link) int {
 		return 0
 	}
 	return int(info.XDP().Ifindex)
-}
-
-// layoutOf describes what a process must agree on with the one before it to take its maps over: sizes, types, and whatever
-// the values in them depend on.
-func layoutOf(config Config, specs map[string]*ebpf.MapSpec, cpus, devices int) string {
-	digest := sha256.New()
-	fmt.Fprintln(digest, familyNames, protocolNames, outcomeNames, fateNames, evictionNames)
-	names := make([]string, 0, len(specs))
-	for name := range specs {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		spec := specs[name]
-		fmt.Fprintln(digest, name, spec.Type, spec.KeySize, spec.ValueSize, spec.Flags)
-		fmt.Fprintln(digest, typeText(spec.Key), typeText(spec.Value))
-	}
-	return fmt.Sprintf("version=%d types=%x cpus=%d devices=%d slots=%d window=%d clock=%s domain=%s baseline=%s netns=%d",
-		layoutVersion, digest.Sum(nil)[:8], cpus, devices, config.Slots(), config.Window, config.Clock, config.Domain, config.Baseline,
-		networkNamespace())
-}
-
-// networkNamespace returns the number of the network namespace of this process, as indices of devices are of their
-// namespace; 0 if the kernel does not tell.
-func networkNamespace() uint64 {
-	var stat unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &stat); err != nil {
-		return 0
-	}
-	return stat.Ino
-}
-
-// typeText describes a type of a map's key or value, with the names and places of what is in it.
-func typeText(t btf.Type) string {
-	switch t := t.(type) {
-	case nil:
-		return ""
-	case *btf.Struct:
-		var text strings.Builder
-		fmt.Fprintf(&text, "struct %d {", t.Size)
-		for _, member := range t.Members {
-			fmt.Fprintf(&text, " %d %s %s;", member.Offset, member.Name, typeText(member.Type))
-		}
-		return text.String() + " }"
-	case *btf.Array:
-		return fmt.Sprintf("[%d]%s", t.Nelems, typeText(t.Type))
-	case *btf.Typedef:
-		return typeText(t.Type)
-	case *btf.Int:
-		return t.Name
-	}
-	return fmt.Sprintf("%v", t)
-}
-
-// differingFields says which fields of two layouts differ.
-func differingFields(before, now string) string {
-	var differs []string
-	for field := range strings.FieldsSeq(now) {
-		name, value, _ := strings.Cut(field, "=")
-		if was := fieldOf(before, name); was != value {
-			differs = append(differs, fmt.Sprintf("%s is %s and was %s", name, value, was))
-		}
-	}
-	if len(differs) == 0 {
-		return "it has fields that are not known here"
-	}
-	return strings.Join(differs, ", ")
-}
-
-// fieldOf returns the value of a field of a layout, "missing" if there is none.
-func fieldOf(layout, name string) string {
-	for field := range strings.FieldsSeq(layout) {
-		if value, ok := strings.CutPrefix(field, name+"="); ok {
-			return value
-		}
-	}
-	return "missing"
 }
 
 // Unpin detaches every hook and removes every map that is pinned at path, and says so in one line for each. It is refused
