@@ -160,7 +160,7 @@ func (a *Audit) attachAll(ifaces []netdev.Device) error {
 	}
 	attached := slices.ContainsFunc(a.devices, func(d *device) bool { return d.link != nil })
 	if !attached && !a.config.AllowNone && len(failed) > 0 {
-		return errors.Join(inOneLine(failed), a.restoreEnded())
+		return errors.Join(joinInOneLine(failed), a.restoreEnded())
 	}
 	for _, err := range failed {
 		a.logger.Error("Device is not audited", "err", err)

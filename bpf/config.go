@@ -187,7 +187,7 @@ func (c Config) params() timing.Params {
 }
 
 // indices returns the devices that there is room for.
-func (c Config) indices() int {
+func (c Config) deviceCapacity() int {
 	if c.Follow || c.PinPath != "" {
 		return max(int(c.MaxDevices), len(c.Devices))
 	}

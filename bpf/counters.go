@@ -90,7 +90,7 @@ func (a *Audit) Counters() []Counters {
 		c := &all[len(all)-1]
 		a.counters.read(d.index, c)
 		if a.pins != nil {
-			a.maps.devices.entries[d.index].settle(&c.Fates)
+			a.maps.devices.entries[d.index].settleFates(&c.Fates)
 		}
 	}
 	return all
@@ -98,13 +98,13 @@ func (a *Audit) Counters() []Counters {
 
 // settle tells the events that were sent and read from those that were sent and left behind by a process that ended. What
 // is still in a ring may become either, and is not counted yet: no count ever falls.
-func (e *deviceEntry) settle(fates *[NumFates]uint64) {
+func (e *deviceEntry) settleFates(fates *[NumFates]uint64) {
 	fates[FateReaderGap] = e.gap
 	fates[FateSent] = min(atomic.LoadUint64(&e.received), fates[FateSent]-min(e.gap, fates[FateSent]))
 }
 
 // flows returns the flows that were given a slot for a device less those that lost theirs to it.
-func (r *counterReader) flows(device int) int64 {
+func (r *counterReader) flowsHeld(device int) int64 {
 	var n int64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
@@ -117,7 +117,7 @@ func (r *counterReader) flows(device int) int64 {
 }
 
 // forget makes the next reading of an index independent of the last.
-func (r *counterReader) forget(device int) {
+func (r *counterReader) reset(device int) {
 	r.totals[device] = Uint128{}
 	clear(r.sums[device])
 }

@@ -136,7 +136,7 @@ func TestFatesOfPinnedEvents(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			e := deviceEntry{received: test.received, gap: test.gap}
 			fates := [NumFates]uint64{FateSent: test.sent, FateRateLimit: 5}
-			e.settle(&fates)
+			e.settleFates(&fates)
 			if want := ([NumFates]uint64{FateSent: test.want, FateRateLimit: 5, FateReaderGap: test.gap}); fates != want {
 				t.Errorf("got %v, want %v", fates, want)
 			}

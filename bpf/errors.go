@@ -16,9 +16,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// needed are the capabilities that loading and attaching take, by their bit, beside CAP_SYS_ADMIN, which contains the
+// requiredCapabilities are the capabilities that loading and attaching take, by their bit, beside CAP_SYS_ADMIN, which contains the
 // first two.
-var needed = []struct {
+var requiredCapabilities = []struct {
 	bit  uint
 	name string
 }{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}}
@@ -45,7 +45,7 @@ func checkCapabilities() error {
 
 func missingCapabilities(effective uint64) []string {
 	var missing []string
-	for _, c := range needed {
+	for _, c := range requiredCapabilities {
 		covered := effective&(1<<c.bit) != 0 || c.bit != unix.CAP_NET_ADMIN && effective&(1<<unix.CAP_SYS_ADMIN) != 0
 		if !covered {
 			missing = append(missing, c.name)
@@ -126,8 +126,8 @@ func explainRings(err error) error {
 	return fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
 }
 
-// inOneLine joins errors of several devices.
-func inOneLine(errs []error) error {
+// joinInOneLine joins errors of several devices.
+func joinInOneLine(errs []error) error {
 	joined := errs[0]
 	for _, err := range errs[1:] {
 		joined = fmt.Errorf("%w; %w", joined, err)

@@ -166,7 +166,7 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 		err := read(a.events.reader, until)
 		if err == nil && !ended {
 			var old *perf.Reader
-			if old, err = a.mendRings(&rings); old != nil {
+			if old, err = a.reopenLostRings(&rings); old != nil {
 				err = errors.Join(read(old, time.Now()), old.Close())
 			}
 		}

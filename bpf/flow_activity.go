@@ -12,31 +12,31 @@ import (
 )
 
 const (
-	// busyHalfLife is the time in which a sample loses half of its weight.
-	busyHalfLife = 30 * time.Second
-	// leastWeight is that at which a flow is forgotten: of one sample, after two minutes.
-	leastWeight = 1. / 16
-	// mostBusy is the number of flows above which the least busy half is forgotten.
-	mostBusy = 8192
+	// activityHalfLife is the time in which a sample loses half of its weight.
+	activityHalfLife = 30 * time.Second
+	// minActivity is that at which a flow is forgotten: of one sample, after two minutes.
+	minActivity = 1. / 16
+	// maxActiveFlows is the number of flows above which the least busy half is forgotten.
+	maxActiveFlows = 8192
 )
 
-// forgetting is what a weight keeps in a round.
-var forgetting = math.Exp2(-float64(watchInterval) / float64(busyHalfLife))
+// activityDecay is what a weight keeps in a round.
+var activityDecay = math.Exp2(-float64(watchInterval) / float64(activityHalfLife))
 
-// busyFlows are the weights of flows: their samples, the older the less.
-type busyFlows map[flowID]float64
+// flowActivity are the weights of flows: their samples, the older the less.
+type flowActivity map[flowID]float64
 
-func (b busyFlows) add(id flowID) { b[id]++ }
+func (b flowActivity) add(id flowID) { b[id]++ }
 
 // forget lets time pass.
-func (b busyFlows) forget() {
+func (b flowActivity) decay() {
 	for id := range b {
-		b[id] *= forgetting
+		b[id] *= activityDecay
 	}
-	maps.DeleteFunc(b, func(_ flowID, weight float64) bool { return weight < leastWeight })
-	if len(b) > mostBusy {
-		keep := b.busiest(mostBusy/2, func(flowID) bool { return true })
-		kept := make(busyFlows, len(keep))
+	maps.DeleteFunc(b, func(_ flowID, weight float64) bool { return weight < minActivity })
+	if len(b) > maxActiveFlows {
+		keep := b.busiest(maxActiveFlows/2, func(flowID) bool { return true })
+		kept := make(flowActivity, len(keep))
 		for _, id := range keep {
 			kept[id] = b[id]
 		}
@@ -45,7 +45,7 @@ func (b busyFlows) forget() {
 }
 
 // busiest returns up to n flows of those that are wanted, the busiest first.
-func (b busyFlows) busiest(n int, isWanted func(flowID) bool) []flowID {
+func (b flowActivity) busiest(n int, isWanted func(flowID) bool) []flowID {
 	var ids []flowID
 	for id := range b {
 		if isWanted(id) {
@@ -53,7 +53,7 @@ func (b busyFlows) busiest(n int, isWanted func(flowID) bool) []flowID {
 		}
 	}
 	slices.SortFunc(ids, func(x, y flowID) int {
-		return cmp.Or(cmp.Compare(b[y], b[x]), cmp.Compare(x.place, y.place), cmp.Compare(x.tag, y.tag))
+		return cmp.Or(cmp.Compare(b[y], b[x]), cmp.Compare(x.slotIndex, y.slotIndex), cmp.Compare(x.tag, y.tag))
 	})
 	return ids[:min(n, len(ids))]
 }

@@ -11,52 +11,52 @@ import (
 
 func everyFlow(flowID) bool { return true }
 
-func TestBusyFlows(t *testing.T) {
-	b := busyFlows{}
+func TestActivityOrdersFlows(t *testing.T) {
+	b := flowActivity{}
 	for i, samples := range []int{3, 1, 4, 1, 5} {
 		for range samples {
-			b.add(flowID{place: uint32(i)})
+			b.add(flowID{slotIndex: uint32(i)})
 		}
 	}
-	places := func(ids []flowID) (places []uint32) {
+	slots := func(ids []flowID) (slots []uint32) {
 		for _, id := range ids {
-			places = append(places, id.place)
+			slots = append(slots, id.slotIndex)
 		}
-		return places
+		return slots
 	}
-	if got := places(b.busiest(9, everyFlow)); !slices.Equal(got, []uint32{4, 2, 0, 1, 3}) {
+	if got := slots(b.busiest(9, everyFlow)); !slices.Equal(got, []uint32{4, 2, 0, 1, 3}) {
 		t.Errorf("flows by their samples: %v", got)
 	}
-	if got := places(b.busiest(2, func(id flowID) bool { return id.place != 2 })); !slices.Equal(got, []uint32{4, 0}) {
+	if got := slots(b.busiest(2, func(id flowID) bool { return id.slotIndex != 2 })); !slices.Equal(got, []uint32{4, 0}) {
 		t.Errorf("the two busiest but for flow 2: %v", got)
 	}
-	for range busyHalfLife / watchInterval {
-		b.forget()
+	for range activityHalfLife / watchInterval {
+		b.decay()
 	}
-	if got := b[flowID{place: 2}]; got < 1.999 || got > 2.001 {
+	if got := b[flowID{slotIndex: 2}]; got < 1.999 || got > 2.001 {
 		t.Errorf("after the half-life four samples weigh %v", got)
 	}
 	for range 4 * time.Minute / watchInterval {
-		b.forget()
+		b.decay()
 	}
 	if len(b) != 0 {
 		t.Errorf("%d flows are remembered after four minutes", len(b))
 	}
 }
 
-func TestBusyFlowsAreBounded(t *testing.T) {
-	b := busyFlows{}
-	for i := range 3 * mostBusy {
-		b.add(flowID{place: uint32(i)})
+func TestActivityIsBounded(t *testing.T) {
+	b := flowActivity{}
+	for i := range 3 * maxActiveFlows {
+		b.add(flowID{slotIndex: uint32(i)})
 	}
 	for range 10 {
-		b.add(flowID{place: 7})
+		b.add(flowID{slotIndex: 7})
 	}
-	b.forget()
-	if len(b) != mostBusy/2 {
-		t.Errorf("%d flows are remembered, want %d", len(b), mostBusy/2)
+	b.decay()
+	if len(b) != maxActiveFlows/2 {
+		t.Errorf("%d flows are remembered, want %d", len(b), maxActiveFlows/2)
 	}
-	if b[flowID{place: 7}] < 10 {
+	if b[flowID{slotIndex: 7}] < 10 {
 		t.Error("the busiest flow is forgotten")
 	}
 }

@@ -48,7 +48,7 @@ func (c Config) checkAnyIsHere(ifaces []netdev.Device) error {
 		}
 		missing = append(missing, noMatch(glob, ifaces))
 	}
-	return inOneLine(missing)
+	return joinInOneLine(missing)
 }
 
 // expandGlobs returns the configuration with the devices that its globs match now in their place.
@@ -339,9 +339,9 @@ func (a *Audit) clearIndex(index int) error {
 	})
 	awaitPrograms()
 	a.change(func() {
-		a.maps.devices.entries[index].goneFlows += a.counters.flows(index)
+		a.maps.devices.entries[index].goneFlows += a.counters.flowsHeld(index)
 		err = errors.Join(err, a.maps.clearCounters(index))
-		a.counters.forget(index)
+		a.counters.reset(index)
 	})
 	return err
 }
@@ -398,7 +398,7 @@ func (a *Audit) DeviceSlots() DeviceSlots {
 		slots.GoneFlows += entries[i].goneFlows
 		isShown := slices.ContainsFunc(a.devices, func(d *device) bool { return d.index == i && d.program != nil && !d.isGone })
 		if !isShown {
-			slots.GoneFlows += a.counters.flows(i)
+			slots.GoneFlows += a.counters.flowsHeld(i)
 		}
 	}
 	return slots

@@ -22,13 +22,13 @@ func checkKernel() error {
 	return nil
 }
 
-// slot is where compareAndSwap has its word on the stack.
-const slot = -8
+// stackOffset is where compareAndSwap has its word on the stack.
+const stackOffset = -8
 
 // compareAndSwap returns the instruction. The library encodes an atomic operation by the constant of the instruction, which
 // it sets only when it reads one from an object: without it this would be an addition.
 func compareAndSwap() asm.Instruction {
-	instruction := asm.CmpXchg.Mem(asm.RFP, asm.R1, asm.DWord, slot)
+	instruction := asm.CmpXchg.Mem(asm.RFP, asm.R1, asm.DWord, stackOffset)
 	instruction.Constant = int64(asm.CmpXchg >> 8)
 	return instruction
 }
@@ -39,7 +39,7 @@ func probeCompareAndSwap() error {
 		Type: ebpf.XDP, License: "GPL",
 		Instructions: asm.Instructions{
 			asm.Mov.Imm(asm.R0, 0),
-			asm.StoreMem(asm.RFP, slot, asm.R0, asm.DWord),
+			asm.StoreMem(asm.RFP, stackOffset, asm.R0, asm.DWord),
 			asm.Mov.Imm(asm.R1, 1),
 			compareAndSwap(),
 			asm.Return(),

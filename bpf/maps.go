@@ -46,7 +46,7 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 		return nil, err
 	}
 	t = &auditMaps{cpus: cpus, hasFrags: features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil}
-	devices := config.indices()
+	devices := config.deviceCapacity()
 	specs := map[string]*ebpf.MapSpec{deviceMapName: deviceMapSpec(devices)}
 	for name, n := range map[string]int{
 		programMapAuditCounters:   devices * cpus,

@@ -52,7 +52,7 @@ func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 }
 
 // renew opens the rings anew. What is in the old ones is still to be read, by whoever then closes them.
-func (r *eventReader) renew() (old *perf.Reader, err error) {
+func (r *eventReader) reopen() (old *perf.Reader, err error) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
 	if r.isClosed {
@@ -70,24 +70,24 @@ func (r *eventReader) renew() (old *perf.Reader, err error) {
 // ringCheck notices that events of a CPU find no ring.
 type ringCheck struct {
 	next     time.Time              // of the next look
-	ringless map[deviceOnCPU]uint64 // events that found none, as last read
+	counts   map[deviceOnCPU]uint64 // events that found none, as last read
 	reported map[int]bool           // CPUs that the log says are lost
 }
 
 type deviceOnCPU struct{ index, cpu int }
 
-// mendRings opens the rings anew if events of a CPU found none since the last look. It returns the old ones if it did. What is
+// reopenLostRings opens the rings anew if events of a CPU found none since the last look. It returns the old ones if it did. What is
 // in its way is logged once for each CPU.
-func (a *Audit) mendRings(c *ringCheck) (old *perf.Reader, err error) {
+func (a *Audit) reopenLostRings(c *ringCheck) (old *perf.Reader, err error) {
 	if time.Now().Before(c.next) {
 		return nil, nil
 	}
 	c.next = time.Now().Add(ringInterval)
-	cpus := c.look(a.ringless())
+	cpus := c.newlyRingless(a.ringlessEvents())
 	if len(cpus) == 0 {
 		return nil, nil
 	}
-	old, err = a.events.renew()
+	old, err = a.events.reopen()
 	if errors.Is(err, os.ErrClosed) {
 		return nil, err
 	}
@@ -100,26 +100,26 @@ func (a *Audit) mendRings(c *ringCheck) (old *perf.Reader, err error) {
 		return nil, nil
 	}
 	c.next = time.Now().Add(ringPause)
-	c.look(a.ringless())
+	c.newlyRingless(a.ringlessEvents())
 	clear(c.reported)
 	a.logger.Info("Rings opened anew, for CPUs that were offline", "cpus", fmt.Sprint(cpus))
 	return old, nil
 }
 
 // look returns the CPUs of which events found no ring since the last look, in rising order.
-func (c *ringCheck) look(now map[deviceOnCPU]uint64) (cpus []int) {
+func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 	for k, count := range now {
-		if before, isKnown := c.ringless[k]; isKnown && count > before && !slices.Contains(cpus, k.cpu) {
+		if before, isKnown := c.counts[k]; isKnown && count > before && !slices.Contains(cpus, k.cpu) {
 			cpus = append(cpus, k.cpu)
 		}
 	}
 	slices.Sort(cpus)
-	c.ringless = now
+	c.counts = now
 	return cpus
 }
 
 // ringless returns how many events found no ring: none at all, or one that the kernel has taken from its CPU.
-func (a *Audit) ringless() map[deviceOnCPU]uint64 {
+func (a *Audit) ringlessEvents() map[deviceOnCPU]uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	counts := map[deviceOnCPU]uint64{}

@@ -33,7 +33,7 @@ func TestRingsAreOpenedAnew(t *testing.T) {
 	mend := func() *perf.Reader {
 		t.Helper()
 		check.next = time.Time{}
-		old, err := p.mendRings(&check)
+		old, err := p.reopenLostRings(&check)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,7 @@ func TestCPUsWithoutARing(t *testing.T) {
 			map[deviceOnCPU]uint64{{0, 0}: 6, {0, 1}: 1, {1, 1}: 7}, []int{0, 1}},
 		{"the new one has grown, and another has begun anew", map[deviceOnCPU]uint64{{0, 0}: 0, {0, 1}: 1, {1, 1}: 8}, []int{1}},
 	} {
-		if got := check.look(test.now); !slices.Equal(got, test.want) {
+		if got := check.newlyRingless(test.now); !slices.Equal(got, test.want) {
 			t.Errorf("%s: got %v, want %v", test.description, got, test.want)
 		}
 	}

@@ -56,8 +56,8 @@ type WatchCounts struct {
 
 // flowID is a flow in the flow table: whose place it is, and where.
 type flowID struct {
-	place uint32 // set · flowWays + way
-	tag   uint32
+	slotIndex uint32 // set · flowWays + way
+	tag       uint32
 }
 
 // watcher gives watches to flows, and reads what is recorded. It shares the sets with the programs.
@@ -67,27 +67,27 @@ type watcher struct {
 	watches *mapArray[programWatch]
 	samples *mapArray[programFlowSamples]
 
-	mu     sync.Mutex // held while the memory is used
-	closed bool
+	mu       sync.Mutex // held while the memory is used
+	isClosed bool
 
-	busy    busyFlows
-	taken   []uint64    // samples that were read, by CPU
-	watched []*watching // by number of the watch; nil for a free one
-	window  []uint32
+	activity    flowActivity
+	samplesRead []uint64       // samples that were read, by CPU
+	watched     []*watchedFlow // by number of the watch; nil for a free one
+	window      []uint32
 
 	flows   atomic.Int64
 	skipped atomic.Uint64
 }
 
-// watching is a flow that has a watch.
-type watching struct {
+// watchedFlow is a flow that has a watch.
+type watchedFlow struct {
 	id   flowID
 	key  programFlowKey
 	next uint64 // number of the delta that its next window begins with
 }
 
 func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
-	w := &watcher{watched: make([]*watching, config.Watches), taken: make([]uint64, t.cpus), busy: busyFlows{}}
+	w := &watcher{watched: make([]*watchedFlow, config.Watches), samplesRead: make([]uint64, t.cpus), activity: flowActivity{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("mapping the recorded deltas: %w", err), w.close())
@@ -118,7 +118,7 @@ func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
 func (w *watcher) close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.closed = true
+	w.isClosed = true
 	return errors.Join(w.sets.close(), w.keys.close(), w.watches.close(), w.samples.close())
 }
 
@@ -161,40 +161,40 @@ func (a *Audit) WatchCounts() WatchCounts {
 
 // round reads what is there, and gives watches to the flows that are busiest by now.
 func (w *watcher) round(owners *owners, length int, handle func(*Window)) {
-	w.use(w.readSamples)
+	w.whileOpen(w.readSamples)
 	for number := range w.watched {
 		var window *Window
-		w.use(func() { window = w.next(number, length, owners) })
+		w.whileOpen(func() { window = w.nextWindow(number, length, owners) })
 		if window != nil {
 			handle(window)
 		}
 	}
-	w.use(func() { w.assign(owners) })
-	w.busy.forget()
+	w.whileOpen(func() { w.assignWatches(owners) })
+	w.activity.decay()
 }
 
 // use calls f unless the memory is closed.
-func (w *watcher) use(f func()) {
+func (w *watcher) whileOpen(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.closed {
+	if !w.isClosed {
 		f()
 	}
 }
 
 // next returns the next window of the flow that has a watch; nil if there is none. The watch of a flow that is gone is free
 // then, and that of a flow which was gone for a while and has its place again: another flow's packet has cleared the byte.
-func (w *watcher) next(number, length int, owners *owners) *Window {
+func (w *watcher) nextWindow(number, length int, owners *owners) *Window {
 	flow := w.watched[number]
 	if flow == nil {
 		return nil
 	}
 	owner := owners.find(flow.key.Owner)
-	if owner == nil || !w.isIn(flow.id) || !w.isRecorded(number, flow.id) {
-		w.release(number)
+	if owner == nil || !w.isPresent(flow.id) || !w.hasWatch(number, flow.id) {
+		w.releaseWatch(number)
 		return nil
 	}
-	if !w.read(number, length) {
+	if !w.readWindow(number, length) {
 		return nil
 	}
 	key := &flow.key
@@ -217,20 +217,20 @@ func (w *watcher) readSamples() {
 	for cpu := range w.samples.slice() {
 		s := w.samples.at(cpu)
 		taken := atomic.LoadUint64(&s.Taken)
-		first := w.taken[cpu]
+		first := w.samplesRead[cpu]
 		if taken-first >= uint64(flowSamples) {
 			first = taken - uint64(flowSamples) + 1 // the next overwrites the oldest
 		}
 		for i := first; i < taken; i++ {
 			sample := &s.Samples[i%uint64(flowSamples)]
-			w.busy.add(flowID{atomic.LoadUint32(&sample.Place), atomic.LoadUint32(&sample.Tag)})
+			w.activity.add(flowID{atomic.LoadUint32(&sample.Place), atomic.LoadUint32(&sample.Tag)})
 		}
-		w.taken[cpu] = taken
+		w.samplesRead[cpu] = taken
 	}
 }
 
 // read copies the next window of a flow into w.window, if there is one.
-func (w *watcher) read(number, length int) bool {
+func (w *watcher) readWindow(number, length int) bool {
 	flow, watch := w.watched[number], w.watches.at(number)
 	recorded := atomic.LoadUint64(&watch.Recorded)
 	if recorded-flow.next < uint64(length) {
@@ -256,34 +256,34 @@ func (w *watcher) read(number, length int) bool {
 }
 
 // assign gives free watches to the busiest flows that have none, and then those of flows that are far less busy.
-func (w *watcher) assign(owners *owners) {
+func (w *watcher) assignWatches(owners *owners) {
 	isWatched := map[flowID]bool{}
 	for _, flow := range w.watched {
 		if flow != nil {
 			isWatched[flow.id] = true
 		}
 	}
-	rivals := w.busy.busiest(len(w.watched), func(id flowID) bool { return !isWatched[id] && w.isIn(id) })
+	rivals := w.activity.busiest(len(w.watched), func(id flowID) bool { return !isWatched[id] && w.isPresent(id) })
 	for _, id := range rivals {
-		number := w.leastBusy()
+		number := w.leastActive()
 		if flow := w.watched[number]; flow != nil {
-			if w.busy[id] <= 2*w.busy[flow.id] {
+			if w.activity[id] <= 2*w.activity[flow.id] {
 				return
 			}
-			w.release(number)
+			w.releaseWatch(number)
 		}
-		w.give(number, id, owners)
+		w.assignWatch(number, id, owners)
 	}
 }
 
-// leastBusy returns the number of a free watch, or of the one whose flow is the least busy.
-func (w *watcher) leastBusy() int {
+// leastActive returns the number of a free watch, or of the one whose flow is the least busy.
+func (w *watcher) leastActive() int {
 	least := 0
 	for number, flow := range w.watched {
 		if flow == nil {
 			return number
 		}
-		if w.busy[flow.id] < w.busy[w.watched[least].id] {
+		if w.activity[flow.id] < w.activity[w.watched[least].id] {
 			least = number
 		}
 	}
@@ -291,8 +291,8 @@ func (w *watcher) leastBusy() int {
 }
 
 // give lets a flow have a free watch, if it is still where it was.
-func (w *watcher) give(number int, id flowID, owners *owners) {
-	set, way := w.at(id)
+func (w *watcher) assignWatch(number int, id flowID, owners *owners) {
+	set, way := w.locate(id)
 	key, ok := w.keyOf(id)
 	if !ok || owners.find(key.Owner) == nil {
 		return
@@ -300,18 +300,18 @@ func (w *watcher) give(number int, id flowID, owners *owners) {
 	watch := w.watches.at(number)
 	watch.Mark = set.Marks[way]
 	atomic.StoreUint32(&watch.Tag, id.tag)
-	w.watched[number] = &watching{id, key, atomic.LoadUint64(&watch.Recorded)}
+	w.watched[number] = &watchedFlow{id, key, atomic.LoadUint64(&watch.Recorded)}
 	w.flows.Add(1)
 	set.setWatch(way, uint8(number+1))
 	// Whoever has taken the way meanwhile has a tag of its own.
-	if !w.isIn(id) {
-		w.release(number)
+	if !w.isPresent(id) {
+		w.releaseWatch(number)
 	}
 }
 
 // release makes a watch free. When it returns, no packet is recorded there.
-func (w *watcher) release(number int) {
-	set, way := w.at(w.watched[number].id)
+func (w *watcher) releaseWatch(number int) {
+	set, way := w.locate(w.watched[number].id)
 	set.setWatch(way, 0)
 	for atomic.LoadUint64(&set.Lock) != 0 { //nolint:revive // until a packet that may have seen the watch is done
 	}
@@ -319,35 +319,35 @@ func (w *watcher) release(number int) {
 	w.flows.Add(-1)
 }
 
-func (w *watcher) at(id flowID) (set *programFlowSet, way int) {
-	return w.sets.at(int(id.place / flowWays)), int(id.place % flowWays)
+func (w *watcher) locate(id flowID) (set *programFlowSet, way int) {
+	return w.sets.at(int(id.slotIndex / flowWays)), int(id.slotIndex % flowWays)
 }
 
 // isIn reports whether a flow is still where it was.
-func (w *watcher) isIn(id flowID) bool {
-	set, way := w.at(id)
+func (w *watcher) isPresent(id flowID) bool {
+	set, way := w.locate(id)
 	return atomic.LoadUint32(&set.Tags[way]) == id.tag
 }
 
 // isRecorded reports whether the program finds a watch where a flow was.
-func (w *watcher) isRecorded(number int, id flowID) bool {
-	set, way := w.at(id)
+func (w *watcher) hasWatch(number int, id flowID) bool {
+	set, way := w.locate(id)
 	watches := atomic.LoadUint64(set.watchWord())
 	return (*[flowWays]uint8)(unsafe.Pointer(&watches))[way] == uint8(number+1)
 }
 
 // keyOf returns whose packets those of a flow are; ok is false if the flow is not there any more, or its set too busy to tell.
 func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
-	set, _ := w.at(id)
-	from := (*[flowKeyWords]uint32)(unsafe.Pointer(w.keys.at(int(id.place))))
+	set, _ := w.locate(id)
+	from := (*[flowKeyWords]uint32)(unsafe.Pointer(w.keys.at(int(id.slotIndex))))
 	to := (*[flowKeyWords]uint32)(unsafe.Pointer(&key))
 	for range 1000 {
-		isFree := atomic.LoadUint64(&set.Lock) == 0 && w.isIn(id)
+		isFree := atomic.LoadUint64(&set.Lock) == 0 && w.isPresent(id)
 		for i := range from {
 			to[i] = atomic.LoadUint32(&from[i])
 		}
 		// A new flow's tag is written under the lock, before or after its key.
-		if isFree && atomic.LoadUint64(&set.Lock) == 0 && w.isIn(id) {
+		if isFree && atomic.LoadUint64(&set.Lock) == 0 && w.isPresent(id) {
 			return key, key.Family < uint8(NumFamilies)
 		}
 	}

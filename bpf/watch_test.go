@@ -224,7 +224,7 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 		t.Error("a window ends with the deltas of another flow")
 	}
 	for flow := range p.watcher.watched {
-		if w := p.watcher.watched[flow]; w != nil && !p.watcher.isIn(w.id) {
+		if w := p.watcher.watched[flow]; w != nil && !p.watcher.isPresent(w.id) {
 			t.Error("a flow that is gone is still watched")
 		}
 	}
@@ -250,12 +250,12 @@ func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 	}
 	sendToOthers()
 	send(newTestFlow(flowWays).frame, 2) // takes the place, and clears the watch
-	if set, _ := p.watcher.at(id); p.watcher.isIn(id) || set.Watches != [flowWays]uint8{} {
-		t.Fatalf("the flow is in its place: %t, and the watches are %v", p.watcher.isIn(id), set.Watches)
+	if set, _ := p.watcher.locate(id); p.watcher.isPresent(id) || set.Watches != [flowWays]uint8{} {
+		t.Fatalf("the flow is in its place: %t, and the watches are %v", p.watcher.isPresent(id), set.Watches)
 	}
 	sendToOthers()
 	send(watched, 1)
-	if !p.watcher.isIn(id) {
+	if !p.watcher.isPresent(id) {
 		t.Fatal("the flow is not in its place again")
 	}
 	p.now[string(watched)] = at
@@ -304,7 +304,7 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 		p.send(frame, 1)
 	}
 	ids := p.flowsIn(t)
-	if len(ids) != 2 || ids[0].place/flowWays == ids[1].place/flowWays {
+	if len(ids) != 2 || ids[0].slotIndex/flowWays == ids[1].slotIndex/flowWays {
 		t.Fatalf("not two flows in two sets: %v", ids)
 	}
 
@@ -329,10 +329,10 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 	w := p.watcher
 	for end := time.Now().Add(hammerTime / 3); time.Now().Before(end); {
 		for _, id := range ids {
-			w.use(func() { w.give(0, id, owners) })
+			w.whileOpen(func() { w.assignWatch(0, id, owners) })
 			for range 200 {
 				var window *Window
-				w.use(func() { window = w.next(0, short, owners) })
+				w.whileOpen(func() { window = w.nextWindow(0, short, owners) })
 				if window == nil {
 					continue
 				}
@@ -345,9 +345,9 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 					}
 				}
 			}
-			w.use(func() {
+			w.whileOpen(func() {
 				if w.watched[0] != nil {
-					w.release(0)
+					w.releaseWatch(0)
 				}
 			})
 		}
@@ -369,12 +369,12 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 func TestReleaseWaitsForThePacket(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	p.awaitWatch(udpFrame())
-	set, way := p.watcher.at(p.watcher.watched[0].id)
+	set, way := p.watcher.locate(p.watcher.watched[0].id)
 	atomic.StoreUint64(&set.Lock, 1)
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		p.watcher.release(0)
+		p.watcher.releaseWatch(0)
 	}()
 	for atomic.LoadUint64(set.watchWord()) != 0 {
 		runtime.Gosched()
