@@ -134,7 +134,7 @@ func packages(t *testing.T) (deb, rpm string) {
 	folder := t.TempDir()
 	nfpm := filepath.Join(folder, "nfpm")
 	for _, cmd := range []*exec.Cmd{
-		exec.Command("go", "build", "-C", "../tools/nfpm", "-o", nfpm, "tool"),
+		exec.Command("go", "build", "-C", "../tools", "-o", nfpm, "github.com/goreleaser/nfpm/v2/cmd/nfpm"),
 		exec.Command("../scripts/packages.sh", nfpm, binaries.exporter, folder),
 	} {
 		if output, err := cmd.CombinedOutput(); err != nil {
