@@ -23,8 +23,8 @@ packages=(
 	docker.io docker-compose iptables bpftool curl openssl util-linux
 	# other kernels to test in
 	qemu-system-x86 busybox-static cpio xz-utils
-	# the linters that are not Go
-	yamllint shellcheck
+	# linters that are not written in Go
+	codespell shellcheck yamllint
 )
 
 if ! command -v dpkg-query >/dev/null; then
