@@ -9,10 +9,11 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// The bins of the kernel and of the model are the same.
+// The kernel and the model have the same number of score bins.
 var _ = [1]struct{}{}[len(programCalibration{}.Scores[0])-timing.ScoreBins]
 
-// add takes in what a CPU knows that has judged so many packets. The kernel looks how many they are when it has to score one.
+// add adds the calibration of one CPU, which has scored `judged` packets. The share of them that may
+// become events is computed as the kernel does when it scores a flagged packet.
 func (c *Calibration) add(params timing.Params, block *programCalibration, judged uint64) {
 	if judged == 0 {
 		return

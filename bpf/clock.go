@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonicAnchor ties CLOCK_MONOTONIC, which the kernel stamps flags with, to Go's clock, so that times are converted without
-// a system call.
+// monotonicAnchor relates CLOCK_MONOTONIC, with which the kernel stamps flags, to Go's monotonic clock.
+// With it a time is converted without a system call.
 type monotonicAnchor struct {
-	goTime  time.Time // with a monotonic reading
+	goTime  time.Time // has a monotonic reading
 	ktimeNs int64
 }
 
@@ -25,17 +25,18 @@ func newMonotonicAnchor() monotonicAnchor {
 	return monotonicAnchor{goTime: time.Now(), ktimeNs: int64(ktimeNs)}
 }
 
-// monotonicNs returns the time as programs in the kernel read it, never 0.
+// monotonicNs returns CLOCK_MONOTONIC in nanoseconds as BPF programs read it. It never returns 0.
 func monotonicNs() uint64 {
 	offset := int64(namespaceOffset())
 	var now unix.Timespec
-	// It cannot fail: every kernel has this clock.
+	// The call cannot fail: every kernel has this clock.
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	return uint64(max(now.Nano()-offset, 1))
 }
 
-// namespaceOffset returns what this process reads on CLOCK_MONOTONIC beyond what programs in the kernel do: the offset of
-// its time namespace, which never changes. It is first asked for while the files of proc can still be opened.
+// namespaceOffset returns the difference between CLOCK_MONOTONIC in this process and in BPF programs: the
+// offset of the time namespace of the process, which never changes. The first call must be made while the
+// process can still open files in /proc.
 var namespaceOffset = sync.OnceValue(func() time.Duration {
 	offsets, err := os.ReadFile("/proc/self/timens_offsets")
 	if err != nil {
@@ -44,8 +45,8 @@ var namespaceOffset = sync.OnceValue(func() time.Duration {
 	return parseMonotonicOffset(offsets)
 })
 
-// parseMonotonicOffset reads what is in /proc/PID/timens_offsets (time_namespaces(7)): lines of a clock, seconds, and
-// nanoseconds.
+// parseMonotonicOffset parses /proc/PID/timens_offsets (time_namespaces(7)). Each line has the name of a
+// clock, seconds, and nanoseconds.
 func parseMonotonicOffset(offsets []byte) time.Duration {
 	for line := range bytes.Lines(offsets) {
 		var clock string
@@ -57,12 +58,12 @@ func parseMonotonicOffset(offsets []byte) time.Duration {
 	return 0
 }
 
-// wallTime converts a time of CLOCK_MONOTONIC to wall time as the wall clock is set now.
+// wallTime converts a time of CLOCK_MONOTONIC to wall time, by the current setting of the wall clock.
 func (a monotonicAnchor) wallTime(ktimeNs uint64) time.Time {
 	now := time.Now()
 	ktimeNow := a.ktimeNs + int64(now.Sub(a.goTime))
 	return now.Add(time.Duration(int64(ktimeNs) - ktimeNow)).Round(0)
 }
 
-// WallTime returns the wall time at which a flagged packet was judged.
+// WallTime returns the wall time at which the flagged packet was scored.
 func (f Flag) WallTime() time.Time { return newMonotonicAnchor().wallTime(f.KtimeNs) }

@@ -15,10 +15,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// Mode is how a program is attached to a device.
+// Mode is the way in which a program is attached to a device.
 type Mode string
 
-// The modes. Auto tries drv, then skb, and says which it got.
+// The attach modes. ModeAuto tries drv, then skb; the log and [Hook] tell which mode is in use.
 const (
 	ModeDriver  Mode = "drv"
 	ModeHW      Mode = "hw"
@@ -26,35 +26,37 @@ const (
 	ModeAuto    Mode = "auto"
 )
 
-// Clock is where the time of a packet comes from.
+// Clock is the source of a packet's time.
 type Clock string
 
 // The clocks.
 const (
 	ClockKtime    Clock = "ktime"    // CLOCK_MONOTONIC when the program runs
-	ClockHW       Clock = "hw"       // the receive timestamp of the device
-	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet, put there by an earlier XDP program
+	ClockHW       Clock = "hw"       // receive timestamp of the device
+	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet, written by an earlier XDP program
 )
 
-// Domain is the scale on which deltas are judged.
+// Domain is the scale on which deltas (inter-arrival times) are scored.
 type Domain = timing.Domain
 
 // The domains.
 const (
-	DomainLinear = timing.Linear // the delta itself
-	DomainLog2   = timing.Log2   // its logarithm
+	DomainLinear = timing.Linear // the delta in nanoseconds
+	DomainLog2   = timing.Log2   // the logarithm of the delta
 )
 
-// Learnt is what was learnt of a device.
+// Learnt is the learned state of a device: its baseline and the distribution of its scores. A device with
+// such a state in [Config.Frozen] is scored against it.
 type Learnt = timing.Learnt
 
-// Scope is whose baseline a packet is scored against. The delta is its flow's in any case.
+// Scope selects the baseline that a packet is scored against. The delta is always measured within the
+// packet's flow.
 type Scope string
 
-// The scopes.
+// The baseline scopes.
 const (
-	BaselineFlow   Scope = "flow"
-	BaselineDevice Scope = "device" // of the device, on the CPU that has the packet
+	BaselineFlow   Scope = "flow"   // of the packet's flow
+	BaselineDevice Scope = "device" // of the device, one for each CPU
 )
 
 // The limits of a configuration.
@@ -63,34 +65,34 @@ const (
 	MaxEventRate = 1_000_000_000
 	MaxWatches   = 255
 
-	flowWays = 8 // slots in a set of the flow table
+	flowWays = 8 // slots in one set of the flow table
 )
 
-// Config says what to audit, and how. [DefaultConfig] is the place to start.
+// Config configures an audit. Start from [DefaultConfig], which sets everything except the devices.
 type Config struct {
-	Devices     []string          // network devices by name
-	Globs       []string          // network devices by pattern, as of path.Match
-	Follow      bool              // devices that appear later are attached as well, by Audit.Follow
-	AllowNone   bool              // it is no error of Open that no device can be attached
-	MaxDevices  uint32            // devices at a time, if they are followed or pinned; more names than that raise it
-	PinPath     string            // folder of a bpf file system in which maps and hooks outlive the process; empty for none
-	Mode        Mode              // how to attach
-	Clock       Clock             // where a packet's time comes from
-	Threshold   float64           // |t| at which a packet is flagged
-	MinSamples  uint32            // samples that a baseline needs before it judges
-	Window      uint32            // samples after which a baseline starts to forget, by halving
-	Domain      Domain            // scale on which deltas are judged
-	Baseline    Scope             // whose baseline a packet is scored against
-	Frozen      map[string]Learnt // what devices are audited against, and not taught, by their names; takes BaselineDevice
-	FrozenSince time.Time         // when that was saved
+	Devices     []string          // names of network devices
+	Globs       []string          // patterns of device names, with the syntax of path.Match
+	Follow      bool              // let Audit.Follow attach devices that appear later
+	AllowNone   bool              // let Open succeed when it can attach no device
+	MaxDevices  uint32            // maximum number of devices at a time if Follow or PinPath is set; at least len(Devices)
+	PinPath     string            // directory in a bpf file system where maps and hooks outlive the process; empty to pin nothing
+	Mode        Mode              // attach mode
+	Clock       Clock             // source of a packet's time
+	Threshold   float64           // |t| from which on a packet is flagged
+	MinSamples  uint32            // samples that a baseline needs before packets are scored
+	Window      uint32            // at twice this many samples the count of a baseline is halved
+	Domain      Domain            // scale on which deltas are scored
+	Baseline    Scope             // baseline that a packet is scored against
+	Frozen      map[string]Learnt // saved baselines by device name, which do not change; requires BaselineDevice
+	FrozenSince time.Time         // time at which Frozen was saved
 	IdleTimeout time.Duration     // a longer silence of a flow is a pause, not a delta
-	Calibrate   float64           // share of the judged packets that may become events, at most; 0: all that are flagged may
+	Calibrate   float64           // upper bound on the fraction of scored packets reported as events; 0 for no bound
 	Flows       uint32            // slots of the flow table, rounded up to a power of two
-	EventRate   uint32            // perf events per second and CPU; 0 sends none
-	Watches     uint32            // busiest flows whose deltas are recorded for Audit.Watch; 0 records none
+	EventRate   uint32            // maximum number of perf events per second and CPU; 0 sends none
+	Watches     uint32            // number of the busiest flows whose deltas are recorded for Audit.Watch; 0 records none
 }
 
-// DefaultConfig returns the defaults, which name no device.
+// DefaultConfig returns the default configuration, without a device.
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
@@ -98,7 +100,7 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate returns an error that names the first value that cannot be used, and what could be.
+// Validate returns an error that names the first invalid value and the values that are valid.
 func (c Config) Validate() error {
 	if len(c.Devices) == 0 && len(c.Globs) == 0 {
 		return fmt.Errorf("no device to audit: name at least one")
@@ -107,7 +109,7 @@ func (c Config) Validate() error {
 	for _, device := range c.Devices {
 		switch {
 		case device == "" || len(device) > 15 || strings.ContainsAny(device, "/ \t\n"):
-			return fmt.Errorf("device %q is no name of a network device: 1 to 15 characters without space or slash", device)
+			return fmt.Errorf("invalid device name %q: use 1 to 15 characters without spaces or slashes", device)
 		case seen[device]:
 			return fmt.Errorf("device %s is named twice", device)
 		}
@@ -115,11 +117,11 @@ func (c Config) Validate() error {
 	}
 	for _, glob := range c.Globs {
 		if _, err := path.Match(glob, ""); err != nil {
-			return fmt.Errorf("device %q is no valid glob: a bracket needs its end", glob)
+			return fmt.Errorf("device %q is not a valid glob: close the bracket", glob)
 		}
 	}
 	if c.MaxDevices < 1 || c.MaxDevices > maxDevices || len(c.Devices) > maxDevices {
-		return fmt.Errorf("maximum of %d devices, of which %d are named, is not between 1 and %d", c.MaxDevices, len(c.Devices), maxDevices)
+		return fmt.Errorf("maximum number of devices %d, or the %d devices named, is not between 1 and %d", c.MaxDevices, len(c.Devices), maxDevices)
 	}
 	if c.PinPath != "" && c.Mode == ModeHW {
 		return fmt.Errorf("mode hw and pin path %s cannot be combined: use mode drv or skb", c.PinPath)
@@ -132,7 +134,7 @@ func (c Config) Validate() error {
 	switch c.Clock {
 	case ClockKtime, ClockMetadata:
 	case ClockHW:
-		return fmt.Errorf("clock hw is not built yet: use ktime")
+		return fmt.Errorf("clock hw is not implemented: use ktime")
 	default:
 		return fmt.Errorf("clock %q is not one of ktime, hw and metadata", c.Clock)
 	}
@@ -148,14 +150,14 @@ func (c Config) Validate() error {
 	}
 	switch {
 	case c.IdleTimeout <= 0 || c.IdleTimeout > timing.MaxDelta:
-		return fmt.Errorf("idle timeout %v is not between 1ns and %v, the longest delta that the arithmetic holds",
+		return fmt.Errorf("idle timeout %v is not between 1ns and %v, the longest inter-arrival time that can be scored",
 			c.IdleTimeout, time.Duration(timing.MaxDelta))
 	case c.Flows < flowWays || c.Flows > MaxFlows:
 		return fmt.Errorf("flow table of %d slots is not between %d and %d", c.Flows, flowWays, MaxFlows)
 	case c.EventRate > MaxEventRate:
-		return fmt.Errorf("event rate %d is above %d a second", c.EventRate, MaxEventRate)
+		return fmt.Errorf("event rate %d exceeds %d per second", c.EventRate, MaxEventRate)
 	case c.Watches > MaxWatches:
-		return fmt.Errorf("%d flows to be watched are more than %d", c.Watches, MaxWatches)
+		return fmt.Errorf("%d watched flows exceed the maximum of %d", c.Watches, MaxWatches)
 	}
 	if err := c.params().Validate(); err != nil {
 		return err
@@ -165,7 +167,7 @@ func (c Config) Validate() error {
 
 func (c Config) validateFrozen() error {
 	if len(c.Frozen) > 0 && c.Baseline != BaselineDevice {
-		return fmt.Errorf("a saved baseline takes the baseline of the device, and this is one of the %s", c.Baseline)
+		return fmt.Errorf("a saved baseline requires the baseline scope %s, not %s", BaselineDevice, c.Baseline)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Frozen)) {
 		learnt := c.Frozen[name]
@@ -173,8 +175,8 @@ func (c Config) validateFrozen() error {
 			return fmt.Errorf("saved baseline of device %s: %w", name, err)
 		}
 		if !c.params().IsEnough(&learnt) {
-			return fmt.Errorf("saved baseline of device %s: %d samples and %d judged packets are too few for a minimum of %d samples and a calibration at %v: "+
-				"lower the minimum, raise or switch off the calibration, or learn anew", name, learnt.N, learnt.Judged, c.MinSamples, c.Calibrate)
+			return fmt.Errorf("saved baseline of device %s has %d samples and %d scored packets, too few for a minimum of %d samples and a calibration of %v: "+
+				"lower the minimum, raise or disable the calibration, or learn the baseline again", name, learnt.N, learnt.Judged, c.MinSamples, c.Calibrate)
 		}
 	}
 	return nil
@@ -186,7 +188,7 @@ func (c Config) params() timing.Params {
 	}
 }
 
-// indices returns the devices that there is room for.
+// deviceCapacity returns the maximum number of devices at a time.
 func (c Config) deviceCapacity() int {
 	if c.Follow || c.PinPath != "" {
 		return max(int(c.MaxDevices), len(c.Devices))
@@ -194,7 +196,7 @@ func (c Config) deviceCapacity() int {
 	return len(c.Devices)
 }
 
-// sets returns the sets of the flow table, a power of two.
+// sets returns the number of sets in the flow table, a power of two.
 func (c Config) sets() uint32 {
 	sets := uint32(1)
 	for sets*flowWays < c.Flows {
@@ -203,10 +205,10 @@ func (c Config) sets() uint32 {
 	return sets
 }
 
-// Slots returns the slots that the flow table has: Flows rounded up to a power of two.
+// Slots returns the number of slots in the flow table: Flows rounded up to a power of two.
 func (c Config) Slots() int { return int(c.sets()) * flowWays }
 
-// eventInterval returns the nanoseconds that one perf event takes out of a CPU's allowance.
+// eventInterval returns the nanoseconds by which one perf event reduces the allowance of a CPU.
 func (c Config) eventInterval() uint64 {
 	if c.EventRate == 0 {
 		return math.MaxUint64

@@ -115,7 +115,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 	}{
 		{"a damaged file", []string{"--audit.baseline-file=" + damaged}, damaged + " cannot be used: it is cut short: restore it, or move it away"},
 		{"another threshold", []string{"--audit.baseline-file=" + other}, "--audit.threshold is 4 and was 5"},
-		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0: 8192 samples and 100 judged packets are too few"},
+		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0 has 8192 samples and 100 scored packets, too few"},
 		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "it takes --audit.baseline=device, and that is flow"},
 		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is no folder: make it"},
 		{"a folder of everybody", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},

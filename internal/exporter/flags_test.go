@@ -161,7 +161,7 @@ func TestWatchedFlows(t *testing.T) {
 		{[]string{"--collector.covert", "--collector.covert.flows=8"}, 8, ""},
 		{[]string{"--collector.covert", "--collector.covert.flows=0"}, 0,
 			"--collector.covert.flows: 0 flows cannot be judged: leave the covert collector out instead"},
-		{[]string{"--collector.covert", "--collector.covert.flows=256"}, 0, "256 flows to be watched are more than 255"},
+		{[]string{"--collector.covert", "--collector.covert.flows=256"}, 0, "256 watched flows exceed the maximum of 255"},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
 			o, err := parseFlags(append(test.args, "--audit.device=eth0"), io.Discard)
