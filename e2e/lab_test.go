@@ -297,21 +297,35 @@ func (e *exporter) get(path string, want int) string {
 	return body
 }
 
-// expectLog expects exactly one line of the log that contains every part.
-func (p *process) expectLog(parts ...string) {
-	p.lab.t.Helper()
-	count := 0
+// Key phrases of messages that several tests expect.
+const (
+	takenOver    = "taken over"
+	mapsReplaced = "replac"
+
+	// The kernel's own words.
+	kernelRefusesNative = "Underlying driver does not support XDP in native mode"
+	kernelRefusesLower  = "Cannot attach when an upper device already has a program"
+)
+
+// logged counts the lines of the log that contain every part, in upper or lower case.
+func (p *process) logged(parts ...string) (lines int) {
 	for line := range strings.Lines(p.stderr.String()) {
 		contains := true
 		for _, part := range parts {
-			contains = contains && strings.Contains(line, part)
+			contains = contains && strings.Contains(strings.ToLower(line), strings.ToLower(part))
 		}
 		if contains {
-			count++
+			lines++
 		}
 	}
-	if count != 1 {
-		p.lab.t.Errorf("%d lines of the log contain %q, want 1:\n%s", count, parts, &p.stderr)
+	return lines
+}
+
+// expectLog expects exactly one line of the log that contains every part.
+func (p *process) expectLog(parts ...string) {
+	p.lab.t.Helper()
+	if lines := p.logged(parts...); lines != 1 {
+		p.lab.t.Errorf("%d lines of the log contain %q, want 1:\n%s", lines, parts, &p.stderr)
 	}
 }
 

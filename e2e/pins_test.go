@@ -140,7 +140,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 			t.Fatalf("attached are %v after %v", modes, signal)
 		}
 		e = l.startExporter(args...)
-		e.expectLog("Audit taken over")
+		e.expectLog(takenOver)
 		now := e.scrape()
 		if err := now.checkIdentities(); err != nil {
 			t.Error(err)
@@ -226,18 +226,18 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 		description string
 		change      func(l *lab, folder string) // of what is pinned
 		args        []string                    // of the second start
-		announced   string
+		announced   []string
 	}{
-		{"another size of the flow table", nil, []string{"--audit.flows=1024"}, "slots is 1024 and was 65536"},
-		{"another clock", nil, []string{"--audit.clock=metadata"}, "clock is metadata and was ktime"},
-		{"another domain", nil, []string{"--audit.domain=log2"}, "domain is log2 and was linear"},
-		{"another baseline", nil, []string{"--audit.baseline=device"}, "baseline is device and was flow"},
-		{"another window", nil, []string{"--audit.window=100"}, "window is 100 and was 8192"},
-		{"more devices than there is room for", nil, []string{"--audit.max-devices=17"}, "devices is 17 and was 16"},
-		{"a build whose maps mean something else", rewriteLayout("version=1", "version=0"), nil, "version is 1 and was 0"},
-		{"a build whose maps have other types", rewriteLayout("types=", "types=f"), nil, "types is"},
-		{"a start that was cut short", remove("map_audit_layout"), nil, "no layout"},
-		{"a map that somebody removed", remove("map_flow_keys"), nil, "flow_keys is missing"},
+		{"another size of the flow table", nil, []string{"--audit.flows=1024"}, []string{"slots", "1024", "65536"}},
+		{"another clock", nil, []string{"--audit.clock=metadata"}, []string{"clock", "metadata", "ktime"}},
+		{"another domain", nil, []string{"--audit.domain=log2"}, []string{"domain", "log2", "linear"}},
+		{"another baseline", nil, []string{"--audit.baseline=device"}, []string{"baseline", "device", "flow"}},
+		{"another window", nil, []string{"--audit.window=100"}, []string{"window", "100", "8192"}},
+		{"more devices than there is room for", nil, []string{"--audit.max-devices=17"}, []string{"devices", "17", "16"}},
+		{"a build whose maps mean something else", rewriteLayout("version=1", "version=0"), nil, []string{"version"}},
+		{"a build whose maps have other types", rewriteLayout("types=", "types=f"), nil, []string{"types"}},
+		{"a start that was cut short", remove("map_audit_layout"), nil, []string{"no layout"}},
+		{"a map that somebody removed", remove("map_flow_keys"), nil, []string{"flow_keys", "missing"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)
@@ -251,7 +251,7 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 				test.change(l, folder)
 			}
 			e = l.startExporter(append(args, test.args...)...)
-			e.expectLog("level=WARN", "Pinned maps do not fit and are replaced", test.announced)
+			e.expectLog(append([]string{"level=WARN", mapsReplaced}, test.announced...)...)
 			if got := strings.Count(e.stderr.String(), "level=WARN"); got != 1 {
 				t.Errorf("%d warnings, want 1:\n%s", got, &e.stderr)
 			}
@@ -261,7 +261,7 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 			}
 			e.endWith(syscall.SIGTERM)
 			e = l.startExporter(append(args, test.args...)...)
-			e.expectLog("Audit taken over")
+			e.expectLog(takenOver)
 			if got := e.atRest().sum("packets_total"); got != 100 {
 				t.Errorf("%v packets were counted after another start, want 100", got)
 			}
@@ -342,19 +342,19 @@ func TestDevicesOfARestart(t *testing.T) {
 func TestUnpin(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
-	l.unpin(folder).expectLog("Nothing is pinned")
+	l.unpin(folder).expectLog("nothing", "pinned")
 	e := l.startExporter("--audit.device="+device, "--bpf.pin-path="+folder)
 	refused := l.start(binaries.exporter, []string{"--bpf.pin-path=" + folder, "--bpf.unpin"})
-	refused.expectRefusal(folder, "in use by another exporter", fmt.Sprintf("process %d", e.cmd.Process.Pid))
+	refused.expectRefusal(folder, "in use", fmt.Sprintf("process %d", e.cmd.Process.Pid))
 	e.endWith(syscall.SIGKILL)
 	names, _ := l.pinned(folder)
 	if len(names) != 8 {
 		t.Errorf("pinned are %v, want seven maps and a hook", names)
 	}
 	p := l.unpin(folder)
-	p.expectLog("Hook detached", "device="+device)
-	p.expectLog("Map removed", "map=flow_sets")
-	p.expectLog("Folder removed", folder)
+	p.expectLog("detached", "device="+device)
+	p.expectLog("removed", "map=flow_sets")
+	p.expectLog("removed", folder)
 	if got := strings.Count(p.stderr.String(), "\n"); got != len(names)+1 {
 		t.Errorf("%d lines, want one for each of %v and one for the folder:\n%s", got, names, &p.stderr)
 	}
@@ -365,7 +365,7 @@ func TestASecondExporterIsRefused(t *testing.T) {
 	folder := l.mountBPF(0)
 	e := l.startExporter("--audit.device="+device, "--bpf.pin-path="+folder)
 	args := []string{"--audit.device=" + device, "--bpf.pin-path=" + folder, "--web.listen-address=127.0.0.1:9401"}
-	l.start(binaries.exporter, args).expectRefusal(folder, "in use by another exporter", fmt.Sprintf("process %d", e.cmd.Process.Pid))
+	l.start(binaries.exporter, args).expectRefusal(folder, "in use", fmt.Sprintf("process %d", e.cmd.Process.Pid))
 	f := l.newFlow(l.audited.IPv4.Addr())
 	l.send(f, 100)
 	if got := e.atRest().sum("packets_total"); got != 100 {
@@ -385,12 +385,12 @@ func TestPinRefusals(t *testing.T) {
 	}{
 		{"no bpf file system", "/tmp/pins", 0, nil, []string{"/tmp/pins", "mount -t bpf"}},
 		{"no such folder above", "/nonexistent/pins", 0, nil, []string{"/nonexistent", "no such file", "mount -t bpf"}},
-		{"the root of the file system", "{root}", 0, nil, []string{"name a folder in it"}},
-		{"a path that is not absolute", "pins", 0, nil, []string{"pin path pins is not absolute"}},
-		{"a name with a dot", "{root}/my.pins", 0, nil, []string{"my.pins", "no dots"}},
+		{"the root of the file system", "{root}", 0, nil, []string{"mount -t bpf", "/sys/fs/bpf/xdp_audit"}},
+		{"a path that is not absolute", "pins", 0, nil, []string{"pins", "absolute"}},
+		{"a name with a dot", "{root}/my.pins", 0, nil, []string{"my.pins", "dots"}},
 		{"a file system that is read-only", "{root}/pins", unix.MS_RDONLY, nil, []string{"read-only", "mount -o remount,rw"}},
-		{"a device that does not exist", "{root}/pins", 0, []string{"--audit.device=absent0"}, []string{"absent0 does not exist"}},
-		{"a device that refuses", "{root}/pins", 0, []string{"--audit.device=lo"}, []string{"lo", "no native XDP"}},
+		{"a device that does not exist", "{root}/pins", 0, []string{"--audit.device=absent0"}, []string{"absent0"}},
+		{"a device that refuses", "{root}/pins", 0, []string{"--audit.device=lo"}, []string{"lo", "native XDP"}},
 		{"nothing named to unpin", "", 0, []string{"--bpf.unpin"}, []string{"--bpf.unpin", "--bpf.pin-path"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {

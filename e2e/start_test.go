@@ -20,7 +20,7 @@ var lastRefusals = []struct {
 	description, want string
 	args              func(t *testing.T) []string
 }{
-	{"a web configuration that takes a privilege to read", "cannot be used without privileges", func(t *testing.T) []string {
+	{"a web configuration that takes a privilege to read", "--web.config.file", func(t *testing.T) []string {
 		t.Helper()
 		config := filepath.Join(t.TempDir(), "web.yml")
 		if err := os.WriteFile(config, []byte("basic_auth_users: {}\n"), 0o600); err != nil {
@@ -29,7 +29,7 @@ var lastRefusals = []struct {
 		giveAway(t, config)
 		return []string{"--web.config.file=" + config}
 	}},
-	{"a folder of baselines that takes a privilege to write", "cannot be written", func(t *testing.T) []string {
+	{"a folder of baselines that takes a privilege to write", "--audit.baseline-file", func(t *testing.T) []string {
 		t.Helper()
 		folder := t.TempDir()
 		giveAway(t, folder)
@@ -46,15 +46,18 @@ func giveAway(t *testing.T, path string) {
 	}
 }
 
-// expectFailure expects that a start fails for a reason.
-func (p *process) expectFailure(want string) {
+// expectFailure expects that a start fails with exit code 1, and that the last line of its log contains every part.
+func (p *process) expectFailure(parts ...string) {
 	p.lab.t.Helper()
 	if code := p.wait(); code != 1 {
 		p.lab.t.Errorf("exit code %d, want 1", code)
 	}
 	lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
-	if last := lines[len(lines)-1]; !strings.Contains(last, "error: ") || !strings.Contains(last, want) {
-		p.lab.t.Errorf("the last line does not contain %q:\n%s", want, &p.stderr)
+	last := lines[len(lines)-1]
+	for _, part := range append([]string{"error: "}, parts...) {
+		if !strings.Contains(last, part) {
+			p.lab.t.Errorf("the last line does not contain %q:\n%s", part, &p.stderr)
+		}
 	}
 }
 
@@ -93,7 +96,7 @@ func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
 	}
 	p.send(p.flow, 200)
 	e := p.startExporter(p.args...)
-	e.expectLog("Audit taken over")
+	e.expectLog(takenOver)
 	if got := e.atRest().sum("packets_total", "protocol=udp"); got != packets {
 		p.t.Errorf("%v packets were counted, want %v", got, packets)
 	}
@@ -179,14 +182,14 @@ func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 // A start with another layout that fails leaves maps, hook and counters of the pinned audit, whenever it fails.
 func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	for _, test := range []struct {
-		description, want string
-		args              []string
+		description string
+		want, args  []string
 	}{
-		{"a device that does not exist", "absent0 does not exist", []string{"--audit.device=absent0"}},
-		{"several of them", "absent1 does not exist", []string{"--audit.device=absent0,absent1"}},
-		{"a device that refuses", "lo (driver unknown) has no native XDP", []string{"--audit.device=lo"}},
-		{"both", "absent0 does not exist", []string{"--audit.device=lo", "--audit.device=absent0"}},
-		{"a glob that matches nothing", "no device matches absent*", []string{"--audit.device=absent*"}},
+		{"a device that does not exist", []string{"absent0"}, []string{"--audit.device=absent0"}},
+		{"several of them", []string{"absent1"}, []string{"--audit.device=absent0,absent1"}},
+		{"a device that refuses", []string{"lo", "native XDP"}, []string{"--audit.device=lo"}},
+		{"both", []string{"absent0"}, []string{"--audit.device=lo", "--audit.device=absent0"}},
+		{"a glob that matches nothing", []string{"absent*"}, []string{"--audit.device=absent*"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)
@@ -194,7 +197,7 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 			pin := "--bpf.pin-path=" + folder
 			p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), pin, "--audit.device="+device)
 
-			l.start(binaries.exporter, serving(append(test.args, pin, "--audit.flows=1024"))).expectRefusal(test.want)
+			l.start(binaries.exporter, serving(append(test.args, pin, "--audit.flows=1024"))).expectRefusal(test.want...)
 			p.expectSamePins()
 			p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 		})
@@ -219,7 +222,7 @@ func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	folder := l.mountBPF(0)
 	args := []string{"--bpf.pin-path=" + folder, "--audit.max-devices=1", "--audit.device=" + device}
 	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
-	l.start(binaries.exporter, serving(append(args[:2:2], "--audit.device=absent0"))).expectRefusal("absent0 does not exist")
+	l.start(binaries.exporter, serving(append(args[:2:2], "--audit.device=absent0"))).expectRefusal("absent0")
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
@@ -260,7 +263,7 @@ func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 			p := l.pinAudit(folder, l.newLocalFlow(), append(args, "--audit.mode=skb")...)
 
 			command := slices.Concat(test.wrapper, []string{binaries.exporter}, serving(args), test.args, []string{"--audit.mode=drv"})
-			l.start(command[0], command[1:]).expectFailure("lo (driver unknown) has no native XDP: use mode skb")
+			l.start(command[0], command[1:]).expectFailure("lo", "native XDP", "skb")
 			p.expectSamePins()
 			p.expectKept(map[string]uint32{"lo": attachedGeneric}, test.want)
 		})

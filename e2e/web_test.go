@@ -74,7 +74,7 @@ func TestPaths(t *testing.T) {
 		{"a collector that does not exist", "/metrics?collect[]=nosuch", http.StatusBadRequest, "nosuch"},
 		{"a collector that does not exist, left out", "/metrics?exclude[]=nosuch", http.StatusBadRequest, "nosuch"},
 		{"a collector that is disabled", "/metrics?collect[]=flows", http.StatusBadRequest, "flows"},
-		{"collectors asked for and left out", "/metrics?collect[]=packets&exclude[]=program", http.StatusBadRequest, "cannot be combined"},
+		{"collectors asked for and left out", "/metrics?collect[]=packets&exclude[]=program", http.StatusBadRequest, "combined"},
 		{"a path that does not exist", "/nosuch", http.StatusNotFound, ""},
 		{"no profiles of the process", "/debug/pprof/", http.StatusNotFound, ""},
 	} {
