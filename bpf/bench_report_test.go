@@ -100,8 +100,8 @@ func (r *report) markdown(machine machine) string {
 	b.WriteString("\n")
 	r.writeOthers(&b)
 	b.WriteString("\n")
-	fmt.Fprintf(&b, "The program of the object with the SHA-256 `%.16s…` has %d instructions, of which the verifier followed %d, and\n%d bytes of machine code.\n",
-		r.size.digest, r.size.translated, r.size.verified, r.size.jited)
+	fmt.Fprintf(&b, "The program with the tag `%s` has %d instructions, of which the verifier followed %d, and\n%d bytes of machine code.\n",
+		r.size.tag, r.size.translated, r.size.verified, r.size.jited)
 	b.WriteString("\n")
 	r.writeNoise(&b)
 	return b.String()
@@ -211,7 +211,7 @@ func TestReport(t *testing.T) {
 	hash.counted, hash.bytes = tally{packets: 10, inserts: 10}, 9<<20
 	r := report{
 		date:    time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC),
-		size:    programSize{verified: 30_000, translated: 1500, jited: 7000, digest: "0123456789abcdef"},
+		size:    programSize{verified: 30_000, translated: 1500, jited: 7000, tag: "0123456789abcdef"},
 		results: []*result{hot, hash},
 	}
 	const want = `Some CPU, 2 cores, Linux 6.18.1, JIT on, Go 1.26.8.
@@ -225,7 +225,7 @@ func TestReport(t *testing.T) {
 | --- | --- | --: | --: | --: | --: | --: | --: | --: |
 | lru_hash | every packet a new flow | floor_table 99.5 | 150.5 | 300.5 | 3.02 | 3.02–3.02 | **2.00** | 9.0 MiB |
 
-The program of the object with the SHA-256 ` + "`0123456789abcdef…`" + ` has 1500 instructions, of which the verifier followed 30000, and
+The program with the tag ` + "`0123456789abcdef`" + ` has 1500 instructions, of which the verifier followed 30000, and
 7000 bytes of machine code.
 
 Noise: nine in ten rounds of null 25 to 25 ns, of

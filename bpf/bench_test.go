@@ -4,8 +4,6 @@
 package bpf
 
 import (
-	"crypto/sha256"
-	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -140,7 +138,7 @@ type programSize struct {
 	verified   uint32 // instructions, those of every path
 	translated int    // instructions
 	jited      uint32 // bytes; 0 without a compiler
-	digest     string // SHA-256 of the object
+	tag        string // the kernel's digest of the instructions
 }
 
 // benchmarkLoad measures how long it takes to load the program; an op is one program.
@@ -169,7 +167,7 @@ func sizeOf(t testing.TB, d *device) programSize {
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := programSize{digest: fmt.Sprintf("%x", sha256.Sum256(_ProgramBytes))}
+	size := programSize{tag: info.Tag}
 	size.verified, _ = info.VerifiedInstructions()
 	translated, err := info.TranslatedSize()
 	if err != nil {

@@ -12,11 +12,10 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/xdp-audit/xdp_audit_exporter/internal/constants"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// programSpec returns the program with its constants set for the device with that index.
+// programSpec returns the program, configured for the device with that index.
 func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec, error) {
 	spec, err := loadProgram()
 	if err != nil {
@@ -28,9 +27,10 @@ func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec,
 	return spec, t.configure(spec, config, index)
 }
 
-// configure sets the constants of a program for the device with that index, and the sizes of the maps that it shares.
+// configure sets the configuration of a program for the device with that index, and the sizes of
+// the maps that it shares.
 func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
-	values := config.constants()
+	values := config.programConfig()
 	values.FirstBlock = uint32(index * t.cpus)
 	values.HashKeys = t.devices.entries[index].keys
 	values.Owner = t.devices.owner(index)
@@ -44,10 +44,16 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index in
 		}
 		_, values.FrozenCuts = config.params().Cuts(&learnt)
 	}
-	if err := spec.Variables[programVarConfig].Set(values); err != nil {
-		return fmt.Errorf("configuring the program: %w", err)
+	for name, m := range t.byName {
+		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	if err := constants.Write(spec.Programs, spec.Variables[programVarConfig].Value); err != nil {
+	return setVariables(spec, values)
+}
+
+// setVariables writes a configuration, and the tables that the program's arithmetic needs, into the
+// read-only data of an object that is not loaded yet.
+func setVariables(spec *ebpf.CollectionSpec, values programAuditConfig) error {
+	if err := spec.Variables[programVarConfig].Set(values); err != nil {
 		return fmt.Errorf("configuring the program: %w", err)
 	}
 	if err := spec.Variables[programVarHistogramCuts].Set(timing.Cuts()); err != nil {
@@ -58,9 +64,6 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index in
 	}
 	if err := spec.Variables[programVarLog2Fractions].Set(timing.LogTable()); err != nil {
 		return fmt.Errorf("configuring the domain log2: %w", err)
-	}
-	for name, m := range t.byName {
-		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
 	return nil
 }
@@ -73,8 +76,8 @@ func log2Table() (table [1 << 14]uint8) {
 	return table
 }
 
-// constants returns what the program of any device is configured with.
-func (c Config) constants() programAuditConfig {
+// programConfig returns the part of a program's configuration that all devices share.
+func (c Config) programConfig() programAuditConfig {
 	mantissa, exponent := c.params().ThresholdSquared()
 	values := programAuditConfig{
 		IdleTimeoutNs:      uint64(c.IdleTimeout),

@@ -16,8 +16,6 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/constants"
 )
 
 // The verdicts of XDP programs: enum xdp_action of linux/bpf.h.
@@ -184,8 +182,8 @@ func (l *lab) attach(p *target, program *ebpf.Program) {
 	}
 }
 
-// loadDroppingAudit loads the program of the exporter once more, with the maps and the constants of the one that runs, but
-// with another verdict: it drops what that one passes, and counts for its device.
+// loadDroppingAudit loads the exporter's program a second time, with the maps of the running one, its configuration among
+// them, and with XDP_DROP as its verdict. Both programs count for the same device.
 func (e *exporter) loadDroppingAudit() *ebpf.Program {
 	const path, name = "../bpf/xdp_audit_bpfel.o", "xdp_audit"
 	t := e.lab.t
@@ -210,9 +208,6 @@ func (e *exporter) loadDroppingAudit() *ebpf.Program {
 		}
 		m.MaxEntries = replacements[name].MaxEntries()
 	}
-	if err := writeConstantsOf(replacements[".rodata"], spec); err != nil {
-		t.Fatal(err)
-	}
 	if err := replaceVerdict(spec.Programs[name], xdpPass, xdpDrop); err != nil {
 		t.Fatal(err)
 	}
@@ -225,16 +220,6 @@ func (e *exporter) loadDroppingAudit() *ebpf.Program {
 	}
 	t.Cleanup(collection.Close)
 	return collection.Programs[name]
-}
-
-// writeConstantsOf gives the programs the configuration that is in the read-only data of a running one.
-func writeConstantsOf(data *ebpf.Map, spec *ebpf.CollectionSpec) error {
-	values, err := data.LookupBytes(uint32(0))
-	if err != nil {
-		return err
-	}
-	config := spec.Variables["config"]
-	return constants.Write(spec.Programs, values[config.Offset:][:len(config.Value)])
 }
 
 // mapsOf opens the maps of a program by the names that the kernel knows.

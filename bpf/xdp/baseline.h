@@ -45,7 +45,7 @@ static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u6
 	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), least = { .low = n - 1 };
 	struct variance variance;
 
-	if (constant(variants) & VARIANT_LOG2)
+	if (config.variants & VARIANT_LOG2)
 		least = multiply_u32(log2_least_squared(mean_q16), n - 1);
 	m.low += eight.low;
 	m.high += eight.high + (m.low < eight.low);
@@ -66,10 +66,10 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 	__u64 squared = variance.mantissa + variance.mantissa / n;
 	__u32 deviation_log2 = log2_u64(deviation_q16), squared_log2 = log2_u64(squared);
 	__u64 d = top_32(deviation_q16, deviation_log2), left = d * d;
-	__u64 right = top_32(squared, squared_log2) * constant(threshold2_mantissa);
-	__s64 shift = squared_log2 - 31 + variance.exponent + constant(threshold2_exponent);
+	__u64 right = top_32(squared, squared_log2) * config.threshold2_mantissa;
+	__s64 shift = squared_log2 - 31 + variance.exponent + config.threshold2_exponent;
 
-	if (!constant(threshold2_mantissa))
+	if (!config.threshold2_mantissa)
 		return true;
 	if (!deviation_q16)
 		return false;
@@ -118,7 +118,6 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n, 
 {
 	__u64 step, product, m2_low, all = n + 1, half = all;
 
-	barrier_var(half); /* else the half is worked out once more, to be kept for halving */
 	step = ((half >> 1) + deviation.q16) / all;
 	product = round_q16(deviation.q16) * round_q16(deviation.q16 - step);
 	baseline->mean_q16 += with_sign(step, deviation.sign);
@@ -127,7 +126,7 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n, 
 	baseline->m2_low = m2_low;
 	if (m2_low < product)
 		baseline->m2_high++;
-	if (all == constant(window_twice)) {
+	if (all == config.window_twice) {
 		all >>= 1;
 		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
 		baseline->m2_high >>= 1;
@@ -140,7 +139,6 @@ static __always_inline struct flag_state *next_flag(struct last_flag *last)
 {
 	void *at = (void *)last + ((last->sequence + 1) & 1) * sizeof(last->states[0]);
 
-	barrier_var(at); /* as in slot_at() */
 	return at + offsetof(struct last_flag, states);
 }
 
@@ -152,7 +150,6 @@ static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64
 {
 	__u64 d = round_q16(deviation_q16) + 1, right = m2_low * factor;
 
-	barrier_var(right); /* else it is worked out last, and M2 is kept on the stack until then */
 	if (d >> 19)
 		return false;
 	d *= d;
@@ -180,12 +177,12 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	flag->m2_high = m2.high;
 	flag->n = n;
 	flag->is_late = deviation.sign + 1;
-	if (constant(shortcut_shift) >= 0 && !is_outside(deviation.q16, n, m2, constant(shortcut_shift) & 7)) {
+	if (config.shortcut_shift >= 0 && !is_outside(deviation.q16, n, m2, config.shortcut_shift & 7)) {
 		baseline_update(baseline, n, deviation);
 		return OUTCOME_JUDGED;
 	}
 	is_far = !is_surely_inside(deviation.q16, n, m2.low, 1 << CLIP_SHIFT) && is_outside(deviation.q16, n, m2, CLIP_SHIFT);
-	if (is_far || constant(threshold2_mantissa)) {
+	if (is_far || config.threshold2_mantissa) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
 		is_flagged = reaches_threshold(deviation.q16, variance, n);
@@ -212,11 +209,10 @@ static __always_inline bool baseline_observe_near(struct baseline *baseline, __u
 	struct deviation deviation;
 	__u64 n = baseline->n;
 
-	barrier_var(n); /* else it is loaded wherever it is used */
-	if (unlikely(n < constant(min_samples)))
+	if (unlikely(n < config.min_samples))
 		return false;
 	deviation = deviation_of(baseline, sample);
-	if (unlikely(!is_surely_inside(deviation.q16, n, baseline->m2_low, constant(shortcut_factor))))
+	if (unlikely(!is_surely_inside(deviation.q16, n, baseline->m2_low, config.shortcut_factor)))
 		return false;
 	baseline_update(baseline, n, deviation);
 	return true;
@@ -230,7 +226,7 @@ static __always_inline enum outcome baseline_observe_rest(struct baseline *basel
 {
 	__u64 n = baseline->n;
 
-	if (n >= constant(min_samples))
+	if (n >= config.min_samples)
 		return baseline_judge(baseline, sample, delta_ns, last);
 	baseline_update(baseline, n, deviation_of(baseline, sample));
 	return OUTCOME_MIN_SAMPLES;

@@ -33,7 +33,7 @@ static __always_inline __s64 log2_q16(__u64 v)
 /* The least M2 of n samples. */
 static __always_inline __u64 least_m2(__u64 n, __u64 mean_q16)
 {
-	if (constant(variants) & VARIANT_LOG2)
+	if (config.variants & VARIANT_LOG2)
 		return shift_right(multiply_u32(log2_least_squared(mean_q16) * TWELFTH_Q16, n - 1), 16);
 	return (n - 1) * TWELFTH_Q16 >> 16;
 }
@@ -48,7 +48,7 @@ struct score {
 static __always_inline struct score score_of(const struct flag_state *flag)
 {
 	__u64 d = (flag->deviation_q16 + (1 << MEAN_SHIFT) - 1) >> MEAN_SHIFT;
-	struct score score = { .left = d * d, .right = flag->m2_low, .base = -constant(score_offset) };
+	struct score score = { .left = d * d, .right = flag->m2_low, .base = -config.score_offset };
 
 	if (d >> 19) { /* the product has 64 bits */
 		score.left >>= 25;
@@ -161,18 +161,18 @@ __noinline int refresh_calibration(struct device_counters *counters, __u64 now_n
 		flagged += packets[OUTCOME_FLAGGED_EARLY] + packets[OUTCOME_FLAGGED_LATE];
 	}
 	judged += flagged;
-	is_other = calibration->flagged != flagged || (calibration->refreshed_ns && calibration->offset != constant(score_offset));
+	is_other = calibration->flagged != flagged || (calibration->refreshed_ns && calibration->offset != config.score_offset);
 	if (is_other) {
 		calibration->flagged = flagged;
 		calibration->forgotten = judged;
 	}
-	if (is_other || judged - calibration->forgotten >= constant(calibration_twice)) {
+	if (is_other || judged - calibration->forgotten >= config.calibration_twice) {
 		forget_scores(calibration, is_other ? 0 : ~0U);
 		if (!is_other) /* half of them, or more where flags are rare */
-			calibration->forgotten = judged - (constant(calibration_twice) >> 1);
+			calibration->forgotten = judged - (config.calibration_twice >> 1);
 	}
-	calibration->allowed = (judged - calibration->forgotten) * constant(tail_q32) >> 32;
-	calibration->offset = constant(score_offset);
+	calibration->allowed = (judged - calibration->forgotten) * config.tail_q32 >> 32;
+	calibration->offset = config.score_offset;
 	calibration->refreshed_ns = now_ns;
 	settle_cut(calibration, 0);
 	settle_cut(calibration, 1);
@@ -191,7 +191,7 @@ static __always_inline bool is_rare(struct device_counters *counters, __u64 now_
 	__u32 side = flag->is_late & 1, bin, cut, tail;
 	__u32 *scores = calibration->scores[side];
 
-	if (constant(variants) & VARIANT_FROZEN)
+	if (config.variants & VARIANT_FROZEN)
 		return score_bin(&score) >= (side ? config.frozen_cuts[1] : config.frozen_cuts[0]);
 	if (now_ns - calibration->refreshed_ns >= REFRESH_NS)
 		refresh_calibration(counters, now_ns);

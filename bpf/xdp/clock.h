@@ -16,11 +16,11 @@ static __always_inline bool clock_read(struct visit *visit, __u64 *now_ns)
 	const struct xdp_md *ctx;
 	const __u64 *metadata;
 
-	if (constant(clock_source) != CLOCK_SOURCE_METADATA) {
+	if (config.clock_source != CLOCK_SOURCE_METADATA) {
 		*now_ns = bpf_ktime_get_ns();
 		return true;
 	}
-	ctx = read_aside(visit->ctx);
+	ctx = visit->ctx;
 	metadata = (void *)(long)ctx->data_meta;
 	if ((void *)(metadata + 1) > (void *)(long)ctx->data)
 		return false;
@@ -31,7 +31,7 @@ static __always_inline bool clock_read(struct visit *visit, __u64 *now_ns)
 /* CLOCK_MONOTONIC for a packet that the audit clock put at audit_ns. */
 static __always_inline __u64 clock_ktime(__u64 audit_ns)
 {
-	return constant(clock_source) == CLOCK_SOURCE_KTIME ? audit_ns : bpf_ktime_get_ns();
+	return config.clock_source == CLOCK_SOURCE_KTIME ? audit_ns : bpf_ktime_get_ns();
 }
 
 #endif

@@ -13,7 +13,7 @@
 /* NULL only if the map is smaller than user space promised. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 {
-	__u32 key = constant(first_block) + cpu;
+	__u32 key = config.first_block + cpu;
 
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
@@ -54,7 +54,6 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	sign = sign_of(difference);
 	distance = with_sign(difference, sign);
 	side = sign & sizeof(sums->deviation[0]);
-	barrier_var(side); /* else it is worked out in more steps */
 	add_u128((void *)sums->deviation + side, distance);
 	add_u128(sums->squared, distance * distance);
 }

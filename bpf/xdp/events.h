@@ -26,10 +26,10 @@ static __always_inline bool allowance_take(struct event_allowance *allowance, __
 {
 	__u64 spent_until = allowance->spent_until_ns > now_ns ? allowance->spent_until_ns : now_ns;
 
-	if (constant(event_interval_ns) > constant(event_burst_ns))
+	if (config.event_interval_ns > config.event_burst_ns)
 		return false;
-	spent_until += constant(event_interval_ns);
-	if (spent_until - now_ns > constant(event_burst_ns))
+	spent_until += config.event_interval_ns;
+	if (spent_until - now_ns > config.event_burst_ns)
 		return false;
 	allowance->spent_until_ns = spent_until;
 	return true;
@@ -66,7 +66,7 @@ static __noinline int send_flag(struct xdp_md *ctx, const struct event_allowance
 
 	parse_packet(ctx, &packet);
 	read_key(ctx, &packet, &event.key);
-	event.key.owner = constant(owner);
+	event.key.owner = config.owner;
 	return send_event(ctx, allowance, &event);
 }
 
@@ -97,7 +97,7 @@ static __always_inline void report_flag(struct xdp_md *ctx, struct device_counte
 	flag->audit_ns = now_ns;
 	flag->ktime_ns = clock_ktime(now_ns);
 	flag->len_bytes = len_bytes;
-	if (!constant(tail_q32) || is_rare(counters, now_ns, flag))
+	if (!config.tail_q32 || is_rare(counters, now_ns, flag))
 		fate = make_event(ctx, flag);
 	publish_flag(&counters->last_flag);
 	if (fate < FATES)

@@ -24,7 +24,7 @@
 
 static __always_inline __u32 set_of(__u64 hash)
 {
-	return hash >> 32 & constant(set_mask);
+	return hash >> 32 & config.set_mask;
 }
 
 /* Where the flow is if that was free when it came. */
@@ -49,7 +49,6 @@ static __always_inline bool set_try_lock(struct flow_set *set)
 {
 	__u64 held = __sync_lock_test_and_set(&set->lock, 1);
 
-	barrier_var(held); /* else it is turned into a truth value, and then tested */
 	return !held;
 }
 
@@ -80,7 +79,6 @@ static __always_inline __u64 set_find(const struct flow_set *set, __u64 hash)
 	const __u64 *marks = (const __u64 *)set->marks;
 	__u64 candidates;
 
-	barrier_var(hash); /* else some of this is worked out for the others as well */
 	candidates = lanes_that_agree(marks[0], mark_of(hash)) >> 15 | lanes_that_agree(marks[1], mark_of(hash)) >> 11;
 
 	for (int i = 0; i < FLOW_WAYS && candidates; i++) {
@@ -112,7 +110,7 @@ static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 p
 
 static __always_inline void count_eviction(struct device_counters *counters, __u64 last_ns, __u64 now_ns)
 {
-	bool is_expired = now_ns > last_ns && now_ns - last_ns > constant(idle_timeout_ns);
+	bool is_expired = now_ns > last_ns && now_ns - last_ns > config.idle_timeout_ns;
 
 	counters->flow_evictions[is_expired ? EVICTION_EXPIRED : EVICTION_LIVE]++;
 }
@@ -156,7 +154,7 @@ static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u6
 	if (key) {
 		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, key);
-		key->owner = constant(owner);
+		key->owner = config.owner;
 	}
 }
 
@@ -170,7 +168,7 @@ static __always_inline enum outcome slot_resume(struct flow_slot *slot, __u64 no
 		return OUTCOME_IDLE_GAP;
 	}
 	/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
-	if (last_ns - now_ns > constant(idle_timeout_ns))
+	if (last_ns - now_ns > config.idle_timeout_ns)
 		slot->last_ns = now_ns;
 	return OUTCOME_REORDERED;
 }
@@ -187,7 +185,7 @@ static __always_inline enum outcome slot_judge(struct visit *visit)
 	barrier_var(visit);
 	counters = visit->counters;
 	delta_ns = visit->delta_ns;
-	if (constant(variants))
+	if (config.variants)
 		outcome = variant_observe(visit->slot, visit->set, visit->place, delta_ns, counters);
 	else
 		outcome = baseline_observe_rest(&visit->slot->baseline, delta_ns, delta_ns, &counters->last_flag);
@@ -202,15 +200,15 @@ static __always_inline enum outcome slot_observe(struct visit *visit, struct flo
 {
 	__u64 delta_ns = now_ns - slot->last_ns;
 
-	if (unlikely(delta_ns > constant(idle_timeout_ns))) /* or now is before last, unless the clock wraps */
+	if (unlikely(delta_ns > config.idle_timeout_ns)) /* or now is before last, unless the clock wraps */
 		return slot_resume(slot, now_ns);
 	slot->last_ns = now_ns;
-	if (likely(!constant(variants) && baseline_observe_near(&slot->baseline, delta_ns))) {
-		count_delta(read_aside(visit->counters), delta_ns);
+	if (likely(!config.variants && baseline_observe_near(&slot->baseline, delta_ns))) {
+		count_delta(visit->counters, delta_ns);
 		return OUTCOME_JUDGED;
 	}
-	store_aside(visit->slot, slot);
-	store_aside(visit->delta_ns, delta_ns);
+	visit->slot = slot;
+	visit->delta_ns = delta_ns;
 	return slot_judge(visit);
 }
 
@@ -236,22 +234,22 @@ static __always_inline enum outcome flow_observe(struct visit *visit, const stru
 		return at_last(OUTCOME_CONTENDED);
 	if (unlikely(!clock_read(visit, &now_ns)))
 		return at_last(OUTCOME_UNTIMED);
-	store_aside(visit->now_ns, now_ns);
+	visit->now_ns = now_ns;
 	if (unlikely(!set_try_lock(set)))
 		return at_last(OUTCOME_CONTENDED);
-	store_aside(visit->set, set);
+	visit->set = set;
 	if (unlikely(!is_flow_in(set, way, hash))) {
 		way = set_find(set, hash);
 		if (way >= FLOW_WAYS) {
-			set_insert(read_aside(visit->ctx), set, hash, read_aside(visit->now_ns), read_aside(visit->counters));
-			set_unlock(read_aside(visit->set));
+			set_insert(visit->ctx, set, hash, visit->now_ns, visit->counters);
+			set_unlock(visit->set);
 			return at_last(OUTCOME_NEW_FLOW);
 		}
 	}
-	if (constant(variants))
-		store_aside(visit->place, set_of(hash) * FLOW_WAYS + way);
-	outcome = slot_observe(visit, slot_at(set, way), read_aside(visit->now_ns));
-	set_unlock(read_aside(visit->set));
+	if (config.variants)
+		visit->place = set_of(hash) * FLOW_WAYS + way;
+	outcome = slot_observe(visit, slot_at(set, way), visit->now_ns);
+	set_unlock(visit->set);
 	return outcome;
 }
 

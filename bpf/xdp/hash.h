@@ -22,7 +22,7 @@ static __always_inline __u64 hash_product(__u32 a, __u32 b)
 }
 
 /* A macro, since the number of a key has to be a constant. */
-#define hash_pair(a, b, key) hash_product((a) + constant(hash_keys[key]), (b) + constant(hash_keys[(key) + 1]))
+#define hash_pair(a, b, key) hash_product((a) + config.hash_keys[key], (b) + config.hash_keys[(key) + 1])
 
 /* Lets every bit depend on all: a product's bits depend on the lower ones alone. A permutation, of which the lowest bit is set, so
  * that no tag is 0.
@@ -31,7 +31,6 @@ static __always_inline __u64 hash_mix(__u64 v)
 {
 	v = (v ^ v >> 32) * 0x9e3779b97f4a7c15ULL;
 	v = (v ^ v >> 32) * 0xbf58476d1ce4e5b9ULL | 1;
-	barrier_var(v); /* else the bit is set in each part that has it */
 	return v;
 }
 

@@ -20,8 +20,6 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 	__u64 octaves = delta_ns >> HISTOGRAM_CELL_BITS;
 	__u32 shift, octave, linear, above, cell;
 
-	barrier_var(room); /* else its sign is branched on */
-	barrier_var(octaves);
 	shift = sign_of(room) & LOG2_TABLE_BITS;
 	octave = shift + log2_table[octaves >> shift & (LOG2_TABLE_SIZE - 1)];
 	linear = (octave << HISTOGRAM_CELL_BITS) + (__u32)(delta_ns >> octave);

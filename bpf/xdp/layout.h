@@ -159,7 +159,7 @@ struct packet {
 	__u16 reserved;
 };
 
-/* What is known of a packet on its way. Most packets need little of it after it was stored: of those members read_aside() and
+/* What is known of a packet on its way. Most packets need little of it after it was stored: of those members  and
  * store_aside() see to it that the compiler gives them no registers on the common way.
  */
 struct visit {
@@ -173,9 +173,6 @@ struct visit {
 	__u32 place; /* of the slot: see struct flow_sample */
 	__u32 len_bytes;
 };
-
-#define store_aside(member, value) (*(volatile typeof(member) *)&(member) = (value))
-#define read_aside(member) (*(volatile typeof(member) *)&(member))
 
 /* A flow: when it was last seen, and its baseline. Half a cache line. */
 struct flow_slot {

@@ -17,22 +17,6 @@
 
 const volatile struct audit_config config;
 
-#define CONSTANT_MARK 0x5eedc0de00000000ULL
-#define CONSTANT_SIGNED 0x80000000ULL
-
-/* A member of the configuration but for the saved baseline, in the widest type of its sign. User space writes it into the instruction before the program is
- * loaded, so that a packet need not load it: internal/constants.
- */
-#define constant(member)                                                                                  \
-	({                                                                                                \
-		typeof(__builtin_choose_expr((typeof(config.member))-1 < 0, (__s64)0, (__u64)0)) value;   \
-		asm volatile("%0 = %1 ll"                                                                 \
-			     : "=r"(value)                                                                \
-			     : "i"(CONSTANT_MARK | ((typeof(config.member))-1 < 0 ? CONSTANT_SIGNED : 0) | \
-				   sizeof(config.member) << 16 | offsetof(struct audit_config, member))); \
-		value;                                                                                    \
-	})
-
 /* For each linear cell of the histogram the largest delta that belongs below the native boundary inside it. */
 const volatile __u32 histogram_cuts[HISTOGRAM_LINEAR_CELLS];
 

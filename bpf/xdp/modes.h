@@ -21,13 +21,13 @@
 static __noinline enum outcome variant_observe(struct flow_slot *slot, struct flow_set *set, __u32 place,
 					       __u64 delta_ns, struct device_counters *counters)
 {
-	__u64 sample = constant(variants) & VARIANT_LOG2 ? log2_of_delta(delta_ns) : delta_ns;
+	__u64 sample = config.variants & VARIANT_LOG2 ? log2_of_delta(delta_ns) : delta_ns;
 	struct device_baseline *device = &counters->device;
 	enum outcome outcome;
 
-	if (constant(variants) & VARIANT_WATCH)
+	if (config.variants & VARIANT_WATCH)
 		watch_observe(set, place, delta_ns, slot->last_ns);
-	if (constant(variants) & VARIANT_FROZEN) {
+	if (config.variants & VARIANT_FROZEN) {
 		struct baseline as_saved = { /* what it is taught is gone with it */
 			.mean_q16 = config.frozen.mean_q16,
 			.m2_low = config.frozen.m2_low,
@@ -37,7 +37,7 @@ static __noinline enum outcome variant_observe(struct flow_slot *slot, struct fl
 
 		return baseline_observe(&as_saved, sample, delta_ns, &counters->last_flag);
 	}
-	if (!(constant(variants) & VARIANT_DEVICE))
+	if (!(config.variants & VARIANT_DEVICE))
 		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag);
 	store_in_order(&device->sequence, device->sequence + 1);
 	outcome = baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag);

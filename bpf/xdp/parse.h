@@ -364,7 +364,7 @@ static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct fr
 {
 	__u32 first_bytes = frame_len(frame), len_bytes;
 
-	if (!constant(has_frags))
+	if (!config.has_frags)
 		return false;
 	len_bytes = bpf_xdp_get_buff_len(ctx);
 	if (len_bytes <= first_bytes)
@@ -393,7 +393,7 @@ static __always_inline __u32 whole_len(struct xdp_md *ctx)
 {
 	struct frame frame = frame_of(ctx);
 
-	return constant(has_frags) ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
+	return config.has_frags ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
 }
 
 /* Reads the key of a packet that was parsed, with addresses from its frame. The device is left to whoever keeps the key. */

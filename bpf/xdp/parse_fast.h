@@ -33,7 +33,6 @@ static __always_inline int parse_common_transport(const struct frame *frame, con
 			return -1;
 		packet->cell = protocol_cell(family, PROTOCOL_UDP);
 		kind = packet->kind | family << 8 | IPPROTO_UDP;
-		barrier_var(kind);
 	}
 	packet->kind = kind;
 	return 0;
@@ -102,7 +101,6 @@ static __always_inline int parse_uncommon(struct xdp_md *ctx, struct packet *pac
 	struct packet any;
 	int error;
 
-	barrier(); /* else this is done for common packets too */
 	__builtin_memset(&any, 0, sizeof(any));
 	error = parse_any(ctx, &any);
 	*packet = any; /* whose address was given away */

@@ -13,7 +13,7 @@
  */
 static __always_inline void store_in_order(__u64 *number, __u64 value)
 {
-	if (constant(stores_are_ordered)) {
+	if (config.stores_are_ordered) {
 		barrier();
 		*(volatile __u64 *)number = value;
 		barrier();

@@ -23,7 +23,7 @@
  */
 static __always_inline __u32 packet_len(struct visit *visit, const struct packet *packet)
 {
-	return unlikely(packet->len_bytes >= LEAST_FIRST_BUFFER) ? whole_len(read_aside(visit->ctx)) : packet->len_bytes;
+	return unlikely(packet->len_bytes >= LEAST_FIRST_BUFFER) ? whole_len(visit->ctx) : packet->len_bytes;
 }
 
 /* Counts a packet that is not audited. */
@@ -48,28 +48,27 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 
 	if (unlikely(!counters))
 		return XDP_PASS;
-	store_aside(visit.ctx, ctx);
-	store_aside(visit.counters, counters);
+	visit.ctx = ctx;
+	visit.counters = counters;
 	if (unlikely(parse_common(&frame, &packet))) {
-		if (parse_uncommon(read_aside(visit.ctx), &packet)) {
-			count_uncommon(read_aside(visit.counters), &packet, packet.len_bytes, OUTCOME_UNPARSED);
+		if (parse_uncommon(visit.ctx, &packet)) {
+			count_uncommon(visit.counters, &packet, packet.len_bytes, OUTCOME_UNPARSED);
 			return XDP_PASS;
 		}
 		if (packet.is_fragment) {
-			count_uncommon(read_aside(visit.counters), &packet, packet_len(&visit, &packet), OUTCOME_FRAGMENT);
+			count_uncommon(visit.counters, &packet, packet_len(&visit, &packet), OUTCOME_FRAGMENT);
 			return XDP_PASS;
 		}
 	}
 	len_bytes = packet_len(&visit, &packet);
-	cells = cells_of(read_aside(visit.counters), packet.cell);
-	store_aside(visit.len_bytes, len_bytes);
-	store_aside(visit.cells, cells);
+	cells = cells_of(visit.counters, packet.cell);
+	visit.len_bytes = len_bytes;
+	visit.cells = cells;
 	cells->bytes += len_bytes;
 	outcome = flow_observe(&visit, &packet);
-	cells = read_aside(visit.cells);
+	cells = visit.cells;
 	if (likely(outcome == OUTCOME_JUDGED)) {
 		cells->packets[OUTCOME_JUDGED]++;
-		barrier(); /* else it becomes one with what follows */
 		return XDP_PASS;
 	}
 	if (is_flagged(outcome))

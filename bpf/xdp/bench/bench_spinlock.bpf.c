@@ -37,7 +37,7 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 		return OUTCOME_REORDERED;
 	slot->last_ns = now_ns;
 	*delta_ns = now_ns - last_ns;
-	if (*delta_ns > constant(idle_timeout_ns))
+	if (*delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
 	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
 }
@@ -63,7 +63,7 @@ static __always_inline enum outcome spinlock_observe(struct visit *visit, const 
 		set_take(set, set_find_victim(set, first_way_of(hash)), hash, now_ns, counters);
 	bpf_spin_unlock(&locked->lock);
 	visit->now_ns = now_ns;
-	if (delta_ns <= constant(idle_timeout_ns))
+	if (delta_ns <= config.idle_timeout_ns)
 		count_delta(counters, delta_ns);
 	return outcome;
 }
