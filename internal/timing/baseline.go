@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package timing holds the statistics of packet timing: the online baseline of a flow, the score of a packet against it,
-// and the histogram of deltas.
+// Package timing holds the statistics of packet timing: the online baseline of a flow, the
+// score of a packet against its baseline, and the histogram of deltas.
 //
-// A delta is an inter-arrival time in integer nanoseconds. The types here are the reference model of the arithmetic in
-// bpf/xdp/baseline.h, log2.h and histogram.h: for the same deltas both give the same bits. Nothing here reads a clock.
+// A delta is an inter-arrival time in whole nanoseconds. This package is the reference model of
+// the arithmetic in bpf/xdp/baseline.h, bpf/xdp/calibration.h, bpf/xdp/log2.h and
+// bpf/xdp/histogram.h: for the same deltas the kernel program and this package compute the same
+// bits. No function reads a clock.
 package timing
 
 import (
@@ -17,27 +19,27 @@ import (
 // The limits of the arithmetic.
 const (
 	MaxDelta      = 1 << 31 // ns; the largest delta that can enter a baseline
-	MaxWindow     = 1 << 24 // samples; keeps the rounding of the test below the margin of its short cut
+	MaxWindow     = 1 << 24 // samples; more would round beyond the margin of the shortcut
 	MinMinSamples = 2       // a variance needs two samples
 
 	meanShift = 16 // fraction bits of a mean
-	clipShift = 4  // log2 of the square of the deviation, in standard deviations, at which a sample is clipped
+	clipShift = 4  // log2 of the squared deviation, in variances, at which a sample is clipped
 )
 
-// State is what a baseline knows of a flow, or of a device. The unit is that of its [Domain]: nanoseconds on the linear
-// scale.
+// State is the baseline of a flow or of a device. Its unit is that of the [Domain]: nanoseconds
+// in the linear domain, 2⁻²⁰ octaves in the log2 domain.
 type State struct {
-	N       uint64  // samples, halved from time to time (see Params.Window)
-	MeanQ16 uint64  // mean of the samples in 2⁻¹⁶ units
-	M2      Uint128 // sum of squared deviations from the mean in units²
+	N       uint64  // samples, halved when they reach twice Params.Window
+	MeanQ16 uint64  // mean of the samples, in 2⁻¹⁶ units
+	M2      Uint128 // sum of squared deviations from the mean, in units²
 }
 
-// Decision is what a baseline says of one delta.
+// Decision is the result of testing one delta against a baseline.
 type Decision uint8
 
 // The decisions.
 const (
-	TooFewSamples Decision = iota // the delta entered a baseline that does not judge yet
+	TooFewSamples Decision = iota // not tested: fewer than Params.MinSamples
 	Judged                        // |t| is below the threshold
 	Early                         // |t| reaches the threshold, the delta is below the mean
 	Late                          // |t| reaches the threshold, the delta is not below the mean
@@ -46,10 +48,10 @@ const (
 // Params are the constants of a baseline.
 type Params struct {
 	Threshold  float64 // |t| at which a delta is flagged
-	MinSamples uint64  // samples that a baseline needs before it judges
-	Window     uint64  // samples to which a baseline is halved when it has twice as many
+	MinSamples uint64  // samples a baseline needs before it judges a delta
+	Window     uint64  // samples; at twice this number the samples and M2 are halved
 	Domain     Domain  // scale on which deltas are judged
-	Calibrate  float64 // share of the judged packets that may become events; 0: all that are flagged may
+	Calibrate  float64 // largest fraction of judged packets that become events; 0: no limit
 }
 
 // Validate returns an error that names the first value outside its range.
@@ -65,8 +67,8 @@ func (p Params) Validate() error {
 	return validateCalibrate(p.Calibrate)
 }
 
-// ThresholdSquared returns the square of the threshold as mantissa · 2^exponent with a mantissa of 32 bits, as the test
-// uses it; 0, 0 for a threshold of 0, at which everything is flagged.
+// ThresholdSquared returns the square of the threshold as mantissa · 2^exponent. The mantissa
+// has 32 bits. A threshold of 0, at which every delta is flagged, gives 0, 0.
 func (p Params) ThresholdSquared() (mantissa uint32, exponent int32) {
 	if p.Threshold == 0 {
 		return 0, 0
@@ -75,9 +77,10 @@ func (p Params) ThresholdSquared() (mantissa uint32, exponent int32) {
 	return uint32(math.Ldexp(fraction, 32)), int32(exp) - 32
 }
 
-// ShortcutShift returns log2 of the largest power of two that is neither above the square of the threshold nor above
-// the square of the clipping deviation. A deviation whose square is below that many variances is neither flagged nor
-// clipped; the kernel asks first whether it is so by a margin. Below a threshold of 1 there is no such short cut: it returns −1.
+// ShortcutShift returns log2 of the largest power of two that is at most the square of the
+// threshold and at most the square of the clipping deviation. A deviation whose square is below
+// that many variances is neither flagged nor clipped, so the kernel program tests for this case
+// first. ShortcutShift returns −1 for a threshold below 1, which allows no shortcut.
 func (p Params) ShortcutShift() int32 {
 	squared := p.Threshold * p.Threshold
 	if squared < 1 {
@@ -87,7 +90,7 @@ func (p Params) ShortcutShift() int32 {
 	return int32(min(exp-1, clipShift))
 }
 
-// ShortcutFactor returns 2 to the power of ShortcutShift, or 0 where there is no short cut.
+// ShortcutFactor returns 2^ShortcutShift, or 0 if there is no shortcut.
 func (p Params) ShortcutFactor() uint32 {
 	if shift := p.ShortcutShift(); shift >= 0 {
 		return 1 << shift
@@ -95,9 +98,9 @@ func (p Params) ShortcutFactor() uint32 {
 	return 0
 }
 
-// Observe judges a delta against the samples before it, then lets it enter the baseline: from MinSamples on no further
-// than four standard deviations from the mean, so that an outlier cannot hide the next one, and a new level is learnt
-// all the same. deltaNs must not be above [MaxDelta].
+// Observe tests a delta of at most [MaxDelta] ns against the baseline s, then adds the delta to
+// s. Once s has MinSamples samples, the added deviation is clipped to four standard deviations:
+// an outlier cannot hide the next outlier, and the baseline still learns a new level.
 func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	x := p.Domain.sample(deltaNs) << meanShift
 	early := x < s.MeanQ16
@@ -123,8 +126,9 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	return decision
 }
 
-// update is one step of Welford's method with a rounded division: mean += d/n, M2 += d·d′, where d and d′ are the
-// deviations from the mean before and after the step, rounded to whole units.
+// update is one step of Welford's method (1962) with a rounded division: mean += d/n and M2 +=
+// d·d′, where d and d′ are the deviations from the mean before and after the step, rounded to
+// whole units.
 func (p Params) update(s *State, deviation uint64, early bool) {
 	const half = 1 << (meanShift - 1)
 	s.N++
@@ -143,23 +147,25 @@ func (p Params) update(s *State, deviation uint64, early bool) {
 	}
 }
 
-// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, the deviation rounded up to whole units: exact.
+// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, with the deviation rounded up to
+// whole units. The comparison is exact.
 func outside(deviation, n uint64, m2 Uint128, shift uint) bool {
 	d := (deviation + 1<<meanShift - 1) >> meanShift
 	hi, lo := bits.Mul64(d*d, n-1)
 	return Uint128{hi, lo}.Cmp(m2.Lsh(shift)) >= 0
 }
 
-// variance is a sample variance in units²: mantissa · 2^exponent, with a mantissa of at least 32 bits and an even exponent.
+// variance is a sample variance in units²: mantissa · 2^exponent. The mantissa has at least 32
+// bits and the exponent is even.
 type variance struct {
 	mantissa uint64
 	exponent int
 }
 
-// newVariance returns max(M2/(n−1), least/12), rounded down with a relative error of at most 2⁻³² — at the default window
-// 2⁻⁴³.
+// newVariance returns max(M2/(n−1), least/12), rounded down. The relative error is at most
+// 2⁻³²; at the default window it is at most 2⁻⁴³.
 func newVariance(n uint64, m2 Uint128, least uint64) variance {
-	// 12·M2 / 12·(n−1), so that the floor is a whole number too.
+	// Numerator and denominator are multiplied by 12, which makes the floor a whole number.
 	m := m2.Mul64(12)
 	if floor := (Uint128{0, n - 1}).Mul64(least); m.Cmp(floor) < 0 {
 		m = floor
@@ -174,8 +180,9 @@ func newVariance(n uint64, m2 Uint128, least uint64) variance {
 	return variance{significant / (12 * (n - 1)), exponent}
 }
 
-// reaches reports whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n). Both sides are products of two
-// mantissas that are rounded down to 32 bits, a relative error of about 2⁻²⁹.
+// reaches reports whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n). Each
+// side is a product of two mantissas that are rounded down to 32 bits, which gives a relative
+// error of about 2⁻²⁹.
 func (p Params) reaches(deviation uint64, v variance, n uint64) bool {
 	threshold2, threshold2Exponent := p.ThresholdSquared()
 	if threshold2 == 0 {
@@ -200,14 +207,14 @@ func (p Params) reaches(deviation uint64, v variance, n uint64) bool {
 	return rightExponent < leftExponent
 }
 
-// top32 returns v > 0, rounded down to 32 bits, as mantissa · 2^exponent.
+// top32 returns v > 0 as mantissa · 2^exponent. The mantissa has 32 bits and is rounded down.
 func top32(v uint64) (mantissa uint64, exponent int) {
 	zeros := bits.LeadingZeros64(v)
 	return v << zeros >> 32, 32 - zeros
 }
 
-// clipLimit returns four standard deviations in 2⁻¹⁶ units, rounded down: at the default window with a relative error of
-// about 2⁻²².
+// clipLimit returns four standard deviations in 2⁻¹⁶ units, rounded down. At the default window
+// the relative error is about 2⁻²².
 func (v variance) clipLimit() uint64 {
 	root := sqrt64(v.mantissa)
 	if by := v.exponent/2 + meanShift + clipShift/2; by >= 0 {

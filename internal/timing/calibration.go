@@ -11,8 +11,8 @@ import (
 
 // The shape of a calibration.
 const (
-	// ScoreBins is the number of bins of scores. The first begins at the threshold, and each is a sixteenth of an octave of t²
-	// wide, 2.2 % of |t|; the last takes all above.
+	// ScoreBins is the number of bins of scores. The first bin begins at the threshold. Each bin is
+	// a sixteenth of an octave of t² wide, which is 2.2 % of |t|. The last bin has no upper bound.
 	ScoreBins = 512
 
 	scoreShift    = 16 // fraction bits of a score, in octaves of t²
@@ -20,13 +20,13 @@ const (
 	twelfthQ16    = 5461
 	refreshNs     = 1e6
 
-	sampleWeight = 8          // packets far below the tail that one stands for
+	sampleWeight = 8          // flagged packets far below the tail for each that is counted
 	sampleStep   = 0x9e3779b1 // 2³² over the golden ratio
-	sampleBelow  = 1 << 29    // an eighth of its multiples
+	sampleBelow  = 1 << 29    // an eighth of the multiples of sampleStep, modulo 2³², are below
 
 	minCalibrate = 1e-6
 	maxCalibrate = 0.1
-	// calibrationTail is how many scores the tail of either side may have once a calibration was halved, at least.
+	// calibrationTail is the smallest number of scores that a tail may have after a halving.
 	calibrationTail = 200
 )
 
@@ -36,20 +36,22 @@ const (
 	SideLate
 )
 
-// Calibration is what is known of the scores of flagged packets on one CPU, and so of which scores are rare. It is the model
-// of bpf/xdp/calibration.h. The zero value knows nothing.
+// Calibration counts the scores of the flagged packets of one device on one CPU, which tells
+// how rare a score is. It is the model of bpf/xdp/calibration.h. The zero value has counted no
+// score.
 type Calibration struct {
-	Forgotten   uint64               // judged packets that the scores are not a part of any more
-	Flagged     uint64               // packets that were given a score, ever
-	RefreshedNs uint64               // when Allowed was computed; 0 for never
-	Allowed     uint32               // scores that a tail may have; 0 if too little is known to tell
-	Offset      int32                // Params.ScoreOffset of the bins
-	Cuts        [2]uint32            // the first bin that is rare, ScoreBins if none is
-	Tails       [2]uint32            // scores in this bin and those above
+	Forgotten   uint64               // judged packets whose scores are no longer counted
+	Flagged     uint64               // flagged packets of the CPU, counted here
+	RefreshedNs uint64               // audit clock at the last refresh; 0: never
+	Allowed     uint32               // scores that a tail may have; 0: too few judged packets
+	Offset      int32                // Params.ScoreOffset when the scores were counted
+	Cuts        [2]uint32            // first rare bin by side; ScoreBins if no bin is rare
+	Tails       [2]uint32            // scores in the first rare bin and above, by side
 	Scores      [2][ScoreBins]uint32 // by side and bin
 }
 
-// validateCalibrate returns an error unless alpha is 0 or a share that can be learnt.
+// validateCalibrate returns an error unless alpha is 0 or within the range that a calibration
+// can learn.
 func validateCalibrate(alpha float64) error {
 	if alpha == 0 || alpha >= minCalibrate && alpha <= maxCalibrate {
 		return nil
@@ -57,11 +59,12 @@ func validateCalibrate(alpha float64) error {
 	return fmt.Errorf("calibration %v is neither 0 (off) nor between %v and %v", alpha, minCalibrate, maxCalibrate)
 }
 
-// TailShare returns the share of the judged packets that may be events on either side, half of Calibrate, in 2⁻³²; 0 without
-// calibration.
+// TailShare returns the fraction of judged packets that may become events on each side, in
+// 2⁻³²: half of Calibrate. It is 0 without calibration.
 func (p Params) TailShare() uint32 { return uint32(math.Round(math.Ldexp(p.Calibrate, 31))) }
 
-// CalibrationTwice returns the judged packets at which a calibration is halved.
+// CalibrationTwice returns the number of judged packets at which a calibration is halved; 0
+// without calibration.
 func (p Params) CalibrationTwice() uint32 {
 	if p.Calibrate == 0 {
 		return 0
@@ -70,14 +73,16 @@ func (p Params) CalibrationTwice() uint32 {
 	return 2 << bits.Len64(least-1)
 }
 
-// ScoreOffset returns the score at which the first bin begins, that of the threshold, in 2⁻¹⁶ octaves of t².
+// ScoreOffset returns the score of the threshold, where the first bin begins, in 2⁻¹⁶ octaves
+// of t².
 func (p Params) ScoreOffset() int32 {
 	return int32(math.Round(math.Ldexp(2*math.Log2(max(p.Threshold, 1)), scoreShift)))
 }
 
-// EventScore returns the |t| from which on a packet is rare when the first rare bin is cut, and 0 allowed scores mean that
-// nothing is known yet: then it is the threshold. It is infinite if no score is rare. Scores are put into bins with an error of
-// up to 0.4 % of |t|.
+// EventScore returns the |t| from which a packet is rare if cut is the first rare bin. It
+// returns the threshold if allowed is 0, because every flagged packet is rare until the
+// calibration has learnt, and +Inf if no bin is rare. Packets are assigned to bins with an
+// error of up to 0.4 % of |t|.
 func (p Params) EventScore(allowed, cut uint32) float64 {
 	switch {
 	case allowed == 0:
@@ -89,32 +94,35 @@ func (p Params) EventScore(allowed, cut uint32) float64 {
 	return p.Threshold * math.Exp2(float64(cut)/binsPerOctave)
 }
 
-// Allowed returns the scores that the tail of either side may have when judged packets are known.
+// Allowed returns the number of scores that the tail of each side may have for that many judged
+// packets.
 func (p Params) Allowed(judged uint64) uint32 {
 	hi, lo := bits.Mul64(judged, uint64(p.TailShare()))
 	return uint32(hi<<32 | lo>>32)
 }
 
-// logQ16 returns log2 of v > 0 in 2⁻¹⁶ octaves, too small by up to 0.0113 octaves.
+// logQ16 returns log2 of v > 0 in 2⁻¹⁶ octaves. The result is too small by up to 0.0113
+// octaves.
 func logQ16(v uint64) int64 {
 	octave := bits.Len64(v) - 1
 	index := v << (63 - octave) >> 56 & (LogEntries - 1)
 	return int64(octave)<<scoreShift + int64(logTable[index]>>(32-scoreShift))
 }
 
-// leastM2 returns the least M2 of n samples.
+// leastM2 returns the smallest M2 of n samples: (n − 1) times the least variance.
 func (p Params) leastM2(s *State) uint64 {
 	return Uint128{0, p.Domain.leastSquared(s.MeanQ16) * twelfthQ16}.Mul64(s.N - 1).Rsh(16).Lo
 }
 
-// Score is t²·(1 + 1/n) = d²·(n − 1)/M2, where d is rounded up to whole units: left / right · 2^base, with a base in 2⁻¹⁶
-// octaves, over the score of the threshold.
+// Score is t²·(1 + 1/n) = d²·(n − 1)/M2 divided by the score of the threshold. The deviation d
+// is rounded up to whole units. The value is left / right · 2^base, with base in 2⁻¹⁶ octaves.
 type Score struct {
 	left, right uint64
 	base        int64
 }
 
-// ScoreOf returns the score of a flagged delta against the baseline s, which does not contain it yet.
+// ScoreOf returns the score of a flagged delta against the baseline s, to which the delta has
+// not been added.
 func (p Params) ScoreOf(s *State, deltaNs uint64) Score {
 	x := p.Domain.sample(deltaNs) << meanShift
 	d := (max(x, s.MeanQ16) - min(x, s.MeanQ16) + 1<<meanShift - 1) >> meanShift
@@ -133,20 +141,22 @@ func (p Params) ScoreOf(s *State, deltaNs uint64) Score {
 	return score
 }
 
-// Bin returns the bin of the score.
+// Bin returns the bin of the score, below [ScoreBins].
 func (s Score) Bin() uint32 {
 	octaves := s.base + logQ16(s.left|1) - logQ16(s.right|1)
 	return uint32(min(max(octaves, 0)>>scoreBinShift, ScoreBins-1))
 }
 
-// isFarBelow reports whether the score is below the bin before the cut by its whole octaves. It is false if it takes another
-// shift than one of 64 bits to the right to tell. The bins have no end below: at cut 0 no score is below the tail.
+// isFarBelow reports whether the whole octaves of the score place it below the bin before cut.
+// It reports false if the answer needs a shift other than 0 to 63 bits to the right. No score
+// is below a tail that begins at bin 0, because the first bin takes all lower scores.
 func (s Score) isFarBelow(cut uint32) bool {
 	shift := ((int64(cut)-1)<<scoreBinShift - s.base) >> scoreShift
 	return cut > 0 && shift >= 0 && shift < 64 && s.left>>shift < s.right
 }
 
-// forget halves the scores, which are those of a number of judged packets that is halved with them. The half that a bin cannot keep goes to the next one below.
+// forget halves the scores; the caller halves the number of judged packets. The odd half of a
+// bin moves to the next lower bin.
 func (c *Calibration) forget() {
 	for side := range c.Scores {
 		carry := uint32(0)
@@ -162,9 +172,9 @@ func (c *Calibration) forget() {
 	}
 }
 
-// refresh computes the allowed tail. The packets that were judged and those of them that were flagged are those before the one
-// that is to be scored. If others were flagged than were scored, the scores begin anew, and if the bins are another
-// threshold's.
+// refresh computes the allowed tail. judged and flagged count the packets before the one to be
+// scored; the flagged packets are among the judged ones. The calibration starts from zero if
+// other packets were flagged than were scored, or if the bins belong to another threshold.
 func (p Params) refresh(c *Calibration, judged, flagged, nowNs uint64) {
 	twice := uint64(p.CalibrationTwice())
 	switch {
@@ -180,7 +190,7 @@ func (p Params) refresh(c *Calibration, judged, flagged, nowNs uint64) {
 	c.settleCuts()
 }
 
-// settleCuts lets the tails begin as far below as they may, and no further.
+// settleCuts moves each cut to the lowest bin whose tail is at most the allowed one.
 func (c *Calibration) settleCuts() {
 	for side := range c.Cuts {
 		cut, tail := c.Cuts[side], c.Tails[side]
@@ -196,11 +206,14 @@ func (c *Calibration) settleCuts() {
 	}
 }
 
-// IsRare counts the score of a flagged packet, and reports whether it is rare: with those that had as high a score or a higher
-// one on its side, it is no more than the allowed tail. As long as that is less than one packet, all are. A tail that has
-// become too large loses its lowest bin at once, and as many as it takes when Allowed is computed. Of the packets that are far
-// below the tail one in eight is counted for all of them. judged and flagged count the packets of the CPU before this one, the
-// flagged among the judged.
+// IsRare counts the score of a flagged packet and reports whether the packet is rare: whether
+// the packets of its side with the same or a higher score are at most the allowed tail. Every
+// packet is rare while the allowed tail is below one packet.
+//
+// A tail that has become too large loses its lowest bin at once, and as many bins as necessary
+// at the next refresh. Of the packets far below the tail, one in eight is counted for all.
+// judged and flagged count the packets of the CPU before this one; the flagged packets are
+// among the judged ones.
 func (p Params) IsRare(c *Calibration, score Score, side int, judged, flagged, nowNs uint64) bool {
 	if nowNs-c.RefreshedNs >= refreshNs {
 		p.refresh(c, judged, flagged, nowNs)

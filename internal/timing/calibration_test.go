@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// A score is in the bin of its t, or in one beside it where t is near the edge.
+// A score is in the bin of its t, or in the neighbouring bin if t is near an edge.
 func TestScoresAreInTheBinsOfT(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, domain := range []Domain{Linear, Log2} {
@@ -42,12 +42,13 @@ func TestScoresAreInTheBinsOfT(t *testing.T) {
 			}
 		}
 		if share := float64(mistaken) / float64(flagged); share > 0.2 {
-			t.Errorf("%s: %.2f of %d scores are in a bin beside their own", domain, share, flagged)
+			t.Errorf("%s: %.2f of %d scores are in the bin next to their own", domain, share, flagged)
 		}
 	}
 }
 
-// At the limits of the arithmetic a score is in some bin: the first for none, the last for any that is larger than all.
+// At the limits of the arithmetic a score has a valid bin: the first for the lowest score, the
+// last for scores above all bins.
 func TestScoresAtTheLimits(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -71,11 +72,11 @@ func TestScoresAtTheLimits(t *testing.T) {
 	}
 }
 
-// scoreIn returns the least score in a bin.
+// scoreIn returns the lowest score of a bin.
 func scoreIn(bin uint32) Score { return Score{1, 1, int64(bin) << scoreBinShift} }
 
-// A score that is far below a cut is in a bin below it, and one that is not is in a bin less than two octaves below. Whatever
-// is told without its bin is told right.
+// A score far below a cut has a bin below the cut. A score that is not far below has a bin less
+// than two octaves below. The shortcut never contradicts the bin.
 func TestFarBelowTheCut(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	far := 0
@@ -101,7 +102,7 @@ func TestFarBelowTheCut(t *testing.T) {
 	}
 }
 
-// check fails the test unless the tails are those of the bins, and no larger than allowed but for what has just changed.
+// check fails the test unless the tails equal the sums of their bins.
 func (c *Calibration) check(t *testing.T) {
 	t.Helper()
 	for side, scores := range c.Scores {
@@ -115,8 +116,9 @@ func (c *Calibration) check(t *testing.T) {
 	}
 }
 
-// Flags of many kinds come and go. The tails are always those of the bins, and in the long run events are the share that is
-// asked for, or all flags where these are fewer.
+// Flags of several kinds come and go. The tails always equal the sums of their bins. In the
+// long run, events are the requested fraction of the judged packets, or all flagged packets if
+// these are fewer.
 func TestEventsAreTheShareThatIsAskedFor(t *testing.T) {
 	const packets = 2_000_000
 	for _, test := range []struct {
@@ -124,7 +126,7 @@ func TestEventsAreTheShareThatIsAskedFor(t *testing.T) {
 		alpha float64
 		flags float64 // share
 		bin   func(i int, r *rand.Rand) float64
-		least float64 // share of events on the late side, in parts of half of alpha
+		least float64 // events on the late side, as a fraction of alpha/2
 	}{
 		{"an exponential tail", 1e-3, 0.05, func(_ int, r *rand.Rand) float64 { return 20 * r.ExpFloat64() }, 0.7},
 		{"a heavy tail", 1e-3, 0.05, func(_ int, r *rand.Rand) float64 { return 20 * math.Pow(r.Float64(), -0.7) }, 0.7},
@@ -168,7 +170,7 @@ func TestEventsAreTheShareThatIsAskedFor(t *testing.T) {
 	}
 }
 
-// Halving keeps the shape of the tails: of no tail more than half a score is lost.
+// Halving keeps the shape of the tails: no tail loses more than half a score.
 func TestForgettingKeepsTails(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	for range 100 {
@@ -195,8 +197,8 @@ func TestForgettingKeepsTails(t *testing.T) {
 	}
 }
 
-// As long as the tail may not have a whole packet, every flag is rare. What is known is forgotten when it is of other flags or
-// another threshold.
+// Every flag is rare while the tail may not have a whole packet. A calibration of other flags
+// or of another threshold starts from zero.
 func TestLearning(t *testing.T) {
 	p := defaults
 	p.Calibrate = 1e-4
@@ -220,7 +222,7 @@ func TestLearning(t *testing.T) {
 		c, p, flagged := learnt, p, uint64(100)
 		change(&c, &p, &flagged)
 		if !p.IsRare(&c, scoreIn(3), SideLate, 1e6, flagged, 1e10) || c.Forgotten != 1e6 || c.Scores[SideLate][3] != 1 || c.Flagged != flagged+1 {
-			t.Errorf("%s: not everything was forgotten: %d of a million packets", name, c.Forgotten)
+			t.Errorf("%s: the calibration did not start from zero: forgot %d of a million packets", name, c.Forgotten)
 		}
 		c.check(t)
 	}

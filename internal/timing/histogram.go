@@ -14,22 +14,25 @@ import (
 const (
 	cellBits = 4 // log2 of the linear cells in an octave
 
-	// LinearCells is the number of linear cells: one for each of the first 16 ns, then 16 in each octave.
+	// LinearCells is the number of linear cells: one for each of the first 16 ns, then 16 for each
+	// octave.
 	LinearCells = 512
-	// Cells is the number of counters: a linear cell has two, one on either side of the native boundary inside it.
+	// Cells is the number of counters. A linear cell has two: one for each side of the native
+	// boundary inside it.
 	Cells = 2 * LinearCells
 
-	// NativeSchema is the schema of the native histogram: its boundaries are 2^(i/8) seconds.
+	// NativeSchema is the schema of the native histogram, whose boundaries are 2^(i/8) seconds.
 	NativeSchema = 3
-	// classicMin and classicMax are the exponents of the first and the last classic boundary: 2^classicMin seconds.
+	// The first classic boundary is 2^classicMin seconds, the last 2^classicMax seconds.
 	classicMin, classicMax = -23, 1
 )
 
-// Histogram counts deltas by cell. Each boundary ⌊10⁹·2^(i/8)⌋ ns, upper-inclusive, is an edge between two cells, so that
-// counts by native and by classic buckets are exact.
+// Histogram counts deltas by cell. Each native boundary ⌊10⁹·2^(i/8)⌋ ns, upper-inclusive, is
+// an edge between two cells. Counts by native and by classic buckets are therefore exact.
 type Histogram [Cells]uint64
 
-// Cell returns the cell of a delta in nanoseconds, which must be below 2³².
+// Cell returns the cell of a delta in nanoseconds. The delta must be below 2³²; cuts is the
+// result of [Cuts].
 func Cell(deltaNs uint64, cuts *[LinearCells]uint32) int {
 	linear := linearCell(deltaNs)
 	if deltaNs > uint64(cuts[linear]) {
@@ -46,7 +49,7 @@ func linearCell(deltaNs uint64) int {
 	return (octave+1)<<cellBits | int(deltaNs>>octave&(1<<cellBits-1))
 }
 
-// linearBounds returns the smallest and the largest delta of a linear cell in nanoseconds.
+// linearBounds returns the smallest and the largest delta of a linear cell, in nanoseconds.
 func linearBounds(linear int) (first, last uint64) {
 	if linear < 1<<cellBits {
 		return uint64(linear), uint64(linear)
@@ -56,7 +59,8 @@ func linearBounds(linear int) (first, last uint64) {
 	return first, first + 1<<octave - 1
 }
 
-// NativeBound returns ⌊10⁹·2^(i/8)⌋, the upper bound in nanoseconds of the native bucket i, exactly.
+// NativeBound returns ⌊10⁹·2^(i/8)⌋, the upper bound of native bucket i in nanoseconds. It is
+// exact.
 func NativeBound(i int) uint64 {
 	// 10⁹·2^(i/8) is the eighth root of 10⁷²·2^i. A root of a floor is the floor of the root.
 	v := new(big.Int).Exp(big.NewInt(10), big.NewInt(72), nil)
@@ -68,8 +72,9 @@ func NativeBound(i int) uint64 {
 	return v.Sqrt(v).Sqrt(v).Sqrt(v).Uint64()
 }
 
-// Cuts returns for each linear cell the native boundary inside it: the largest delta in nanoseconds that belongs below.
-// It is the largest uint32 where there is none. No linear cell is wide enough for two.
+// Cuts returns for each linear cell the native boundary inside it: the largest delta in
+// nanoseconds on the lower side, or the largest uint32 if the cell has no boundary. A linear
+// cell is too narrow for two boundaries.
 func Cuts() *[LinearCells]uint32 {
 	cuts := new([LinearCells]uint32)
 	for i := range cuts {
@@ -85,16 +90,16 @@ func Cuts() *[LinearCells]uint32 {
 	return cuts
 }
 
-// The native buckets that the cells can be in: from the one that ends at or above 1 ns to the one that holds MaxDelta.
+// The native buckets in use: from the first that ends at or above 1 ns to that of MaxDelta.
 const (
 	nativeMin = -8 * 30
 	nativeMax = 9
 )
 
-// Buckets says to which buckets the cells of a [Histogram] belong.
+// Buckets maps the cells of a [Histogram] to native and classic buckets.
 type Buckets struct {
-	native  [Cells]int // index of the native bucket; meaningless for cell 0, which holds the deltas of 0 ns
-	classic [Cells]int // index into Bounds; len(Bounds) above the last
+	native  [Cells]int // native bucket; unused for cell 0, the deltas of 0 ns
+	classic [Cells]int // index into bounds; len(bounds) above the last bound
 	bounds  []float64
 }
 
@@ -116,8 +121,9 @@ func NewBuckets() *Buckets {
 	return b
 }
 
-// assign puts a cell, which contains a delta of ns nanoseconds, into its buckets. upper holds the bounds of the native
-// buckets from nativeMin on; every eighth, counted from bucket 0, is a power of two seconds.
+// assign sets the buckets of a cell that contains a delta of ns nanoseconds. upper holds the
+// bounds of the native buckets from nativeMin on. Every eighth bound, counted from bucket 0, is
+// a power of two seconds.
 func (b *Buckets) assign(cell int, ns uint64, upper []uint64) {
 	native, _ := slices.BinarySearch(upper, ns)
 	b.native[cell] = nativeMin + native
@@ -126,11 +132,12 @@ func (b *Buckets) assign(cell int, ns uint64, upper []uint64) {
 	}
 }
 
-// Bounds returns the upper bounds in seconds of the classic buckets, all powers of two, without +Inf. The caller must not
-// change it.
+// Bounds returns the upper bounds of the classic buckets in seconds, without +Inf. All are
+// powers of two. The caller must not change the slice.
 func (b *Buckets) Bounds() []float64 { return b.bounds }
 
-// Classic returns the cumulative counts at the bounds, and the count of all deltas.
+// Classic returns the cumulative count at each of [Buckets.Bounds], and the count of all
+// deltas.
 func (b *Buckets) Classic(h *Histogram) (cumulative []uint64, count uint64) {
 	cumulative = make([]uint64, len(b.bounds))
 	for cell, n := range h {
@@ -151,8 +158,8 @@ type NativeBucket struct {
 	Count uint64
 }
 
-// Native returns the populated buckets in rising order of their index, and the number of deltas of 0 ns, which have no
-// bucket but the zero bucket.
+// Native returns the populated buckets in ascending order of their index, and the number of
+// deltas of 0 ns, which belong to the zero bucket.
 func (b *Buckets) Native(h *Histogram) (buckets []NativeBucket, zeros uint64) {
 	for cell, n := range h {
 		switch {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// isAtMost reports whether ns ≤ 10⁹·2^(i/8) by comparing eighth powers, exactly.
+// isAtMost reports whether ns ≤ 10⁹·2^(i/8). It compares eighth powers, which is exact.
 func isAtMost(ns uint64, i int) bool {
 	left := new(big.Int).Exp(new(big.Int).SetUint64(ns), big.NewInt(8), nil)
 	right := new(big.Int).Exp(big.NewInt(10), big.NewInt(72), nil)
@@ -32,8 +32,8 @@ func TestNativeBoundsAreExact(t *testing.T) {
 	}
 }
 
-// Every delta is counted in the buckets that its exact comparison with the boundaries names: at the boundaries
-// themselves, beside them, and anywhere.
+// Every delta is in the buckets that an exact comparison with the boundaries gives: at the
+// boundaries, next to them, and anywhere else.
 func TestEveryDeltaIsInItsBuckets(t *testing.T) {
 	buckets, cuts := NewBuckets(), Cuts()
 	deltas := []uint64{0, 1, 2, 3, 15, 16, 17, 31, 32, 33, MaxDelta - 1, MaxDelta}

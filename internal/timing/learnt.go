@@ -5,17 +5,19 @@ package timing
 
 import "fmt"
 
-// maxJudged is how many judged packets what was learnt may be of, so that no bin overflows.
+// maxJudged is the largest number of judged packets in a [Learnt]. A larger number could
+// overflow a bin.
 const maxJudged = 1 << 31
 
-// Learnt is what was learnt of one device: its baseline, and how often which scores are.
+// Learnt is what one device has learnt: its baseline and the distribution of its scores.
 type Learnt struct {
 	State
-	Judged uint64               // packets that the scores are a part of; 0 without calibration
-	Scores [2][ScoreBins]uint32 // of the flagged packets, by side and bin
+	Judged uint64               // judged packets of the scores; 0: no calibration
+	Scores [2][ScoreBins]uint32 // flagged packets by side and bin
 }
 
-// Learn puts together what the CPUs of a device have learnt. It is halved where it is too much for the arithmetic.
+// Learn merges what the CPUs of a device have learnt. Numbers of samples and of judged packets
+// are halved until they are within the limits of the arithmetic.
 func Learn(states []State, judged uint64, scores *[2][ScoreBins]uint64) Learnt {
 	l := Learnt{State: Merge(states), Judged: judged}
 	for l.N > MaxWindow {
@@ -38,7 +40,7 @@ func Learn(states []State, judged uint64, scores *[2][ScoreBins]uint64) Learnt {
 	return l
 }
 
-// Validate returns an error unless that is something that can be learnt.
+// Validate returns an error that names the first value that no device can have learnt.
 func (l *Learnt) Validate() error {
 	flagged := uint64(0)
 	for side := range l.Scores {
@@ -62,8 +64,8 @@ func (l *Learnt) Validate() error {
 	return nil
 }
 
-// Cuts returns the first bin on each side that is rare by what was learnt, and how many scores a tail may have. If that is
-// none, all are.
+// Cuts returns the number of scores that a tail may have, and the first rare bin of each side.
+// Every bin is rare if allowed is 0.
 func (p Params) Cuts(l *Learnt) (allowed uint32, cuts [2]uint32) {
 	if allowed = p.Allowed(l.Judged); allowed == 0 {
 		return 0, cuts
@@ -73,8 +75,8 @@ func (p Params) Cuts(l *Learnt) (allowed uint32, cuts [2]uint32) {
 	return allowed, c.Cuts
 }
 
-// IsEnough reports whether what was learnt is enough to be audited against: the samples that a baseline needs, and with
-// calibration a tail of ten scores.
+// IsEnough reports whether a device can be audited against what was learnt: the baseline has
+// MinSamples samples and, with calibration, a tail may have ten scores.
 func (p Params) IsEnough(l *Learnt) bool {
 	const tail = 10
 	return l.N >= max(p.MinSamples, MinMinSamples) && (p.Calibrate == 0 || p.Allowed(l.Judged) >= tail)

@@ -5,7 +5,8 @@ package timing
 
 import "testing"
 
-// What many CPUs have learnt is halved to what the arithmetic of one holds, with the same mean, variance and tails.
+// What many CPUs have learnt is halved until it fits the arithmetic of one CPU. Mean, variance
+// and tails stay the same.
 func TestLearntIsHalvedToFit(t *testing.T) {
 	states := []State{{N: 2 * MaxWindow, MeanQ16: 1 << 30, M2: Uint128{Lo: 1 << 40}}, {N: 2 * MaxWindow, MeanQ16: 1 << 30, M2: Uint128{Lo: 3 << 40}}}
 	var scores [2][ScoreBins]uint64

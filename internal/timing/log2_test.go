@@ -41,8 +41,8 @@ func TestLogarithm(t *testing.T) {
 	t.Logf("largest error %.3g octaves", worst)
 }
 
-// Deltas without spread tolerate what rounding to nanoseconds does, as on the linear scale, whatever their level. Below
-// 3 ns a nanosecond is more than the derivative of the logarithm says.
+// Deltas that do not spread tolerate rounding to nanoseconds at every level, as in the linear
+// domain. Below 3 ns a nanosecond is larger than the derivative of the logarithm says.
 func TestConstantTrafficInLog2(t *testing.T) {
 	p := Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: Log2}
 	r := rand.New(rand.NewPCG(2, 2))
@@ -75,7 +75,8 @@ func TestConstantTrafficInLog2(t *testing.T) {
 	}
 }
 
-// The share of deltas with |t| ≥ 4 when nothing is planted; that of independent normal samples is 6.3e-5.
+// The fraction of deltas with |t| ≥ 4 in traffic without planted delays. For independent normal
+// samples it is 6.3e-5.
 func TestFalseFlagsInLog2(t *testing.T) {
 	const n = 4_000_000
 	p := Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: Log2}
@@ -110,7 +111,7 @@ func TestFalseFlagsInLog2(t *testing.T) {
 	}
 }
 
-// The mean is the geometric one, and the deviation that of the logarithms.
+// The mean is the geometric mean, and the variance is that of the logarithms.
 func TestMeanAndVarianceInLog2(t *testing.T) {
 	p := Params{Threshold: 4, MinSamples: 1 << 20, Window: 1 << 20, Domain: Log2}
 	var s State

@@ -17,14 +17,14 @@ func TestMergeOfKnownBaselines(t *testing.T) {
 		states []State
 		want   State
 	}{
-		{"none", nil, State{}},
+		{"no baselines", nil, State{}},
 		{"one without samples", []State{{}}, State{}},
 		{"one alone is as it was", []State{{}, {N: 3, MeanQ16: 7, M2: Uint128{1, 2}}}, State{N: 3, MeanQ16: 7, M2: Uint128{1, 2}}},
 		// 1, 3 and 5, 7: mean 4, and 9 + 1 + 1 + 9.
 		{"two of two samples", []State{{2, 2 * ns, Uint128{0, 2}}, {2, 6 * ns, Uint128{0, 2}}}, State{4, 4 * ns, Uint128{0, 20}}},
 		// 3 and 0, 0: mean 1, and 4 + 1 + 1.
 		{"different numbers of samples", []State{{1, 3 * ns, Uint128{}}, {2, 0, Uint128{}}}, State{3, ns, Uint128{0, 6}}},
-		// 2/3 is rounded up, and so is Σ (m − 2/3)² = 2/3 in units².
+		// The mean 2/3 is rounded up, and so is M2 = Σ (m − 2/3)² = 2/3 units².
 		{"what has no whole result", []State{{1, 0, Uint128{}}, {2, ns, Uint128{}}}, State{3, 43691, Uint128{0, 1}}},
 		{"the largest", []State{
 			{2 * MaxWindow, 0, Uint128{1 << 22, 0}}, {2 * MaxWindow, MaxDelta * ns, Uint128{1 << 22, 0}},
@@ -38,8 +38,9 @@ func TestMergeOfKnownBaselines(t *testing.T) {
 	}
 }
 
-// A merge of baselines agrees with exact arithmetic on the same baselines to half a unit, in whatever order they come.
-func TestMergeIsExactButForOneRounding(t *testing.T) {
+// A merge agrees with exact arithmetic on the same baselines to half a unit, in any order of
+// the baselines.
+func TestMergeRoundsOnce(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 3000 {
 		states := make([]State, 1+r.IntN(9))
@@ -55,7 +56,7 @@ func TestMergeIsExactButForOneRounding(t *testing.T) {
 			if total.Sign() == 0 {
 				continue
 			}
-			// One after the other, as in the formula for two.
+			// The formula for two baselines, applied repeatedly.
 			difference := new(big.Rat).Sub(mean, safeQuo(sum, n))
 			m2.Add(m2, rat(s.M2.Big()))
 			m2.Add(m2, new(big.Rat).Mul(new(big.Rat).Mul(difference, difference), new(big.Rat).Quo(new(big.Rat).Mul(n, count), total)))
@@ -90,12 +91,13 @@ func safeQuo(a, b *big.Rat) *big.Rat {
 	return new(big.Rat).Quo(a, b)
 }
 
-// Baselines that share the samples of one are together that one, but for what each of their steps rounds: the mean by half
-// of 2⁻¹⁶ units at most, which adds up as random numbers do, and both deviations in the product by half a unit.
+// Baselines that share samples merge to the baseline of all samples, within the rounding of
+// each step: the mean by at most half of 2⁻¹⁶ units, which sums up as random numbers do, and
+// both deviations in the product by half a unit.
 func TestMergeEqualsOneBaselineOfAll(t *testing.T) {
 	for _, domain := range []Domain{Linear, Log2} {
 		t.Run(string(domain), func(t *testing.T) {
-			// Nothing is clipped or halved: what is clipped depends on the baseline that does it.
+			// No delta is clipped and no baseline is halved: clipping depends on the baseline.
 			const samples = 50_000
 			p := Params{Threshold: 4, MinSamples: MaxWindow, Window: MaxWindow, Domain: domain}
 			r := rand.New(rand.NewPCG(3, 4))

@@ -12,8 +12,9 @@ import (
 
 var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192}
 
-// exact is a baseline with exact rational arithmetic: Welford's recurrence, halving and clipping as in Params, but nothing
-// rounded other than the root of the clipping limit, and a logarithm to a float64.
+// exact is a baseline in rational arithmetic: Welford's recurrence with the halving and
+// clipping of Params. Only the root in the clipping limit, and in the log2 domain the
+// logarithm, are rounded to float64.
 type exact struct {
 	domain   Domain
 	n        int64
@@ -43,7 +44,7 @@ func (e *exact) variance() float64 {
 
 func ratFloat(r *big.Rat) float64 { f, _ := r.Float64(); return f }
 
-// truncate keeps the fractions from growing without bound: 2⁻²⁰⁰ is nothing here.
+// truncate limits the size of fractions to 2⁻²⁰⁰, which is far below every tolerance.
 func truncate(r *big.Rat) *big.Rat {
 	scaled := new(big.Rat).Mul(r, new(big.Rat).SetInt(new(big.Int).Lsh(big.NewInt(1), 200)))
 	whole := new(big.Int).Quo(scaled.Num(), scaled.Denom())
@@ -76,8 +77,9 @@ func (e *exact) observe(p Params, delta uint64) {
 	}
 }
 
-// The fixed-point baseline gives the scores of exact arithmetic: within 0.002 where the standard deviation is at least a
-// microsecond, within 0.05 at 5 ns. In the domain log2 the logarithm's own error of 1.2e-5 octaves comes on top of it.
+// The fixed-point baseline gives the scores of exact arithmetic: within 0.002 for a standard
+// deviation of at least a microsecond, within 0.05 at 5 ns. In the log2 domain the error of the
+// logarithm, 1.2e-5 octaves, is added.
 func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -112,7 +114,7 @@ func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 				if s.N >= p.MinSamples {
 					want := e.score(delta)
 					got := p.Domain.Score(delta, s)
-					// Far out a score is large, and its error in proportion.
+					// The error of a large score is proportional to the score.
 					worst = max(worst, math.Abs(got-want)/max(1, math.Abs(want)/4))
 					if math.Abs(want) >= 4 != (math.Abs(got) >= 4) {
 						flips++
@@ -132,7 +134,7 @@ func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 	}
 }
 
-// The decision agrees with the score: the arithmetic of 32-bit mantissas errs by about 2⁻²⁹.
+// The decision agrees with the score, except within the error of 32-bit mantissas, about 2⁻²⁹.
 func TestDecisionAgreesWithScore(t *testing.T) {
 	for _, domain := range []Domain{Linear, Log2} {
 		t.Run(string(domain), func(t *testing.T) {
@@ -238,7 +240,7 @@ func TestObserveAtTheEdges(t *testing.T) {
 	})
 }
 
-func TestParamsRefuseWhatCannotWork(t *testing.T) {
+func TestInvalidParamsAreRefused(t *testing.T) {
 	params := func(threshold float64, minSamples, window uint64) Params {
 		return Params{Threshold: threshold, MinSamples: minSamples, Window: window}
 	}
@@ -258,7 +260,7 @@ func TestParamsRefuseWhatCannotWork(t *testing.T) {
 	}
 }
 
-// A short cut must not decide anything: what it skips is neither flagged nor clipped.
+// The shortcut never changes a decision: what it skips is neither flagged nor clipped.
 func TestShortcutSkipsNothing(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for range 300_000 {

@@ -50,7 +50,7 @@ func (u Uint128) Rsh(n uint) Uint128 {
 	return Uint128{u.Hi >> n, u.Lo>>n | u.Hi<<(64-n)}
 }
 
-// Cmp returns −1, 0 or +1 as u is below, equal to or above v.
+// Cmp returns −1 if u < v, 0 if u = v and +1 if u > v.
 func (u Uint128) Cmp(v Uint128) int {
 	switch {
 	case u == v:
