@@ -24,7 +24,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop)
 	if err := exporter.Run(ctx, os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr, Handlers: probes()}); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: error: %s\n", exporter.Name, exporter.OneLine(err))
 		os.Exit(1)
