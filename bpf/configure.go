@@ -27,8 +27,7 @@ func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec,
 	return spec, t.configure(spec, config, index)
 }
 
-// configure sets the configuration of a program for the device with that index, and the sizes of
-// the maps that it shares.
+// configure configures a program for the device with that index, and gives the shared maps their sizes.
 func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	values := config.programConfig()
 	values.FirstBlock = uint32(index * t.cpus)
@@ -68,7 +67,7 @@ func setVariables(spec *ebpf.CollectionSpec, values programAuditConfig) error {
 	return nil
 }
 
-// log2Table returns ⌊log2 v⌋ by v, with 0 for 0.
+// log2Table returns ⌊log2 v⌋ at index v, and 0 at index 0.
 func log2Table() (table [1 << 14]uint8) {
 	for v := range table {
 		table[v] = uint8(max(bits.Len(uint(v)), 1) - 1)
@@ -113,9 +112,9 @@ func (c Config) programConfig() programAuditConfig {
 }
 
 const (
-	clockSourceMetadata = 1 // enum clock_source
+	clockSourceMetadata = 1 // enum clock_source in xdp/layout.h
 
-	// enum variant
+	// enum variant in xdp/layout.h
 	variantLog2   = 1
 	variantDevice = 2
 	variantFrozen = 4

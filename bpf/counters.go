@@ -15,25 +15,25 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// The counters in the maps and the values that leave the package have the same shape.
+// The counters in the maps and the exported values have the same shape.
 var (
 	_ = programDeviceCounters{}.Protocols[NumFamilies-1][NumProtocols-1]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.FlowEvictions)-int(NumEvictions)]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.Histogram)-timing.Cells]
 )
 
-// counterReader reads audit_counters through mapped memory, without a system call.
+// counterReader reads audit_counters from mapped memory, without a system call.
 type counterReader struct {
 	array     *mapArray[programDeviceCounters]
 	config    Config
 	params    timing.Params
 	blocks    [][]programDeviceCounters // by device and CPU
-	sums      [][]blockSums             // as last read
-	totals    []Uint128                 // Σ delta by device, as last read
-	baselines [][]timing.State          // by device and CPU, as last read; nil where flows have baselines of their own
+	sums      [][]blockSums             // at the last reading
+	totals    []Uint128                 // Σ delta by device, at the last reading
+	baselines [][]timing.State          // by device and CPU, at the last reading; nil if each flow has its own baseline
 }
 
-// blockSums are the sums of 128 bits of one block.
+// blockSums holds the 128-bit sums of one block.
 type blockSums struct {
 	above, below, squared Uint128
 }
@@ -44,7 +44,7 @@ func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader,
 		return nil, fmt.Errorf("mapping the counters: %w", err)
 	}
 	if array.len() != cpus*devices {
-		err := fmt.Errorf("the counters have %d blocks, and %d devices on %d CPUs take %d", array.len(), devices, cpus, cpus*devices)
+		err := fmt.Errorf("mapping the counters: got %d blocks, want %d for %d devices on %d CPUs", array.len(), cpus*devices, devices, cpus)
 		return nil, errors.Join(err, array.close())
 	}
 	r := newCounterReader(array.slice(), cpus, devices, config)
@@ -52,7 +52,7 @@ func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader,
 	return r, nil
 }
 
-// newCounterReader returns a reader of blocks, one for each CPU of each device.
+// newCounterReader returns a reader of blocks. There is one block for each CPU of each device.
 func newCounterReader(blocks []programDeviceCounters, cpus, devices int, config Config) *counterReader {
 	r := &counterReader{config: config, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
@@ -73,8 +73,8 @@ func (r *counterReader) close() error {
 	return nil
 }
 
-// Counters returns one reading of the counters of every device that was attached and is there, in the order of the configuration. It
-// is empty after [Audit.Close]. No counter is ever lower than in an earlier reading.
+// Counters returns one reading of the counters of each present device that was attached at least once, in the
+// order of [Audit.Hooks]. It is empty after [Audit.Close]. No counter is lower than in an earlier reading.
 func (a *Audit) Counters() []Counters {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -96,15 +96,17 @@ func (a *Audit) Counters() []Counters {
 	return all
 }
 
-// settle tells the events that were sent and read from those that were sent and left behind by a process that ended. What
-// is still in a ring may become either, and is not counted yet: no count ever falls.
+// settleFates splits the sent events into those that were read and those that were lost in the rings of a
+// process that ended. An event that is still in a ring is in neither count yet, because it may still become
+// either and no count may decrease.
 func (e *deviceEntry) settleFates(fates *[NumFates]uint64) {
 	fates[FateReaderGap] = e.gap
 	fates[FateSent] = min(atomic.LoadUint64(&e.received), fates[FateSent]-min(e.gap, fates[FateSent]))
 }
 
-// flows returns the flows that were given a slot for a device less those that lost theirs to it.
-func (r *counterReader) flowsHeld(device int) int64 {
+// netInserts returns the number of flows that a device inserted into the flow table, less the number of flows
+// that it evicted, of whatever device. The sum over all devices is the number of used slots.
+func (r *counterReader) netInserts(device int) int64 {
 	var n int64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
@@ -116,13 +118,13 @@ func (r *counterReader) flowsHeld(device int) int64 {
 	return n
 }
 
-// forget makes the next reading of an index independent of the last.
+// reset makes the next reading of an index independent of the last one.
 func (r *counterReader) reset(device int) {
 	r.totals[device] = Uint128{}
 	clear(r.sums[device])
 }
 
-// read adds up the blocks of one device.
+// read adds the blocks of one device to c.
 func (r *counterReader) read(device int, c *Counters) {
 	if r.params.Calibrate != 0 {
 		c.Calibration = &Calibration{EventScores: [2]float64{r.params.Threshold, r.params.Threshold}}
@@ -170,7 +172,7 @@ func (r *counterReader) read(device int, c *Counters) {
 	c.Sums.TotalNs = r.total(device, c)
 }
 
-// freeze sets what is known of a device to what it is audited against.
+// freeze replaces the baseline and the calibration in c by the saved ones that the device is scored against.
 func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 	c.Baseline = &Baseline{
 		Domain: r.params.Domain, Samples: learnt.N, MeanQ16: learnt.MeanQ16, M2: learnt.M2, FrozenSince: r.config.FrozenSince,
@@ -184,8 +186,8 @@ func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 	}
 }
 
-// Learnt returns what was learnt of the devices that are there and still learn, as far as that is enough to be audited
-// against. It is empty where flows have baselines of their own.
+// Learnt returns the learned state, by device name, of the present devices that still learn and have enough
+// samples for [Config.Frozen]. It is empty unless the baseline scope is [BaselineDevice].
 func (a *Audit) Learnt() map[string]Learnt {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -204,7 +206,7 @@ func (a *Audit) Learnt() map[string]Learnt {
 	return all
 }
 
-// learnt puts together what the CPUs know of a device.
+// learnt merges the learned state of all CPUs for one device.
 func (r *counterReader) learnt(device int) Learnt {
 	var judged uint64
 	var scores [2][timing.ScoreBins]uint64
@@ -219,14 +221,15 @@ func (r *counterReader) learnt(device int) Learnt {
 				scores[side][bin] += uint64(atomic.LoadUint32(&block.Calibration.Scores[side][bin]))
 			}
 		}
-		packets := loadPackets(block) // after the scores, which are of fewer
+		packets := loadPackets(block) // after the scores, so that no score lacks its packet
 		judged += packets.Judged() - min(packets.Judged(), atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
 	return timing.Learn(r.baselines[device], judged, &scores)
 }
 
-// readDeltas adds the packets of a block to packets, and returns its sums. Both are of the same packets unless several
-// arrive within each of the few attempts to read them between two; then they differ by those that came between.
+// readDeltas adds the packets of a block to packets, and returns the sums of the block. Both cover the same
+// packets, unless packets arrived during each of the attempts to read them; then they differ by the packets
+// that arrived during the last attempt.
 func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums, packets *Packets) blockSums {
 	var before Packets
 	for range 8 {
@@ -259,8 +262,8 @@ func loadPackets(block *programDeviceCounters) (packets Packets) {
 	return packets
 }
 
-// total returns the sum of the deltas, n · reference + above − below. A packet whose deviation is counted while its cell is
-// not yet may put it a reference off; it never falls.
+// total returns the sum of the deltas, n · reference + above − below. It is off by one reference while the
+// deviation of a packet is counted and its cell is not. It never decreases.
 func (r *counterReader) total(device int, c *Counters) Uint128 {
 	last := &r.totals[device]
 	with := Uint128{Lo: c.Packets.Deltas()}.Mul64(c.Sums.ReferenceNs).Add(c.Sums.AboveNs)
@@ -272,8 +275,9 @@ func (r *counterReader) total(device int, c *Counters) Uint128 {
 	return *last
 }
 
-// loadUint128 reads a sum that grows while it is read. The kernel stores the low word first and then the carry, so that
-// a sum read in between is 2⁶⁴ too small: then it is below the last one, and read again.
+// loadUint128 reads a sum that grows meanwhile. The program stores the low word first and then the carry, so
+// that a sum read between the two stores is 2⁶⁴ too small. Such a sum is below the last one, and is read
+// again.
 func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 	for range 1 << 20 {
 		high := atomic.LoadUint64(&words[1])
@@ -285,7 +289,8 @@ func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 	return *last
 }
 
-// loadLastFlag reads the last flag of a CPU, which may be replaced meanwhile; nil if there is none.
+// loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile. It returns nil if there
+// is none.
 func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
 	for {
 		sequence := atomic.LoadUint64(&last.Sequence)
@@ -305,8 +310,9 @@ func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
 	}
 }
 
-// loadBaseline reads the baseline of a CPU into *last. The CPU writes it for some ten nanoseconds in each packet, unless it
-// is interrupted; where that lasts for as long as a thousand attempts to read, *last remains as it was.
+// loadBaseline reads the baseline of a CPU into *last. The CPU takes about ten nanoseconds per packet to
+// write it, unless it is interrupted. If a write lasts longer than a thousand attempts to read, *last is
+// unchanged.
 func loadBaseline(device *programDeviceBaseline, last *timing.State) {
 	for range 1000 {
 		sequence := atomic.LoadUint64(&device.Sequence)

@@ -16,7 +16,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// requiredCapabilities are the capabilities that loading and attaching take, by their bit, beside CAP_SYS_ADMIN, which contains the
+// requiredCapabilities are the capabilities needed to load and attach the program. CAP_SYS_ADMIN includes the
 // first two.
 var requiredCapabilities = []struct {
 	bit  uint
@@ -29,13 +29,13 @@ const privilegeRemedy = "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_
 func checkCapabilities() error {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return nil //nolint:nilerr // without /proc the kernel itself will say what it refuses
+		return nil //nolint:nilerr // without /proc, the error of the refused system call has to do
 	}
 	_, rest, _ := strings.Cut(string(status), "CapEff:")
 	line, _, _ := strings.Cut(rest, "\n")
 	effective, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
 	if err != nil {
-		return nil //nolint:nilerr // as above
+		return nil //nolint:nilerr // as without /proc
 	}
 	if missing := missingCapabilities(effective); len(missing) > 0 {
 		return fmt.Errorf("missing privilege: %s: %s", strings.Join(missing, ", "), privilegeRemedy)
@@ -54,13 +54,13 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
-// explainRefusal says why a device did not take the program, and what would help.
+// explainRefusal returns an error that says why a device refused the program, and the remedy.
 func explainRefusal(d *device, mode Mode, err error) error {
 	driver := d.driver
 	if driver == "" {
 		driver = "unknown"
 	}
-	// Either may have another reason: a program on a device on top of this one, or whatever a driver calls busy.
+	// Both errors have other causes, too: a program on an upper device, or a driver that is busy.
 	isBusy := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST)
 	var holds uint32
 	if isBusy {
@@ -82,14 +82,15 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	case mode == ModeDriver && errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("device %s (driver %s) has no native XDP: use mode skb: %w", d.name, driver, err)
 	case errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("attaching to device %s in mode %s: name it before devices on top of it, or take their programs off: %w", d.name, mode, err)
+		return fmt.Errorf("attaching to device %s in mode %s: list it before its upper devices, or detach their programs: %w", d.name, mode, err)
 	case mode == ModeDriver && !isBusy:
 		return fmt.Errorf("device %s (driver %s) refused native XDP: check its MTU and queues, or use mode skb: %w", d.name, driver, err)
 	}
 	return fmt.Errorf("attaching to device %s in mode %s: %w", d.name, mode, err)
 }
 
-// explainLoad says why the kernel refused the program. The verifier's last words are enough for a line.
+// explainLoad returns an error that says why the kernel refused the program. Of the verifier's log it has the
+// last line only.
 func explainLoad(err error) error {
 	var verifier *ebpf.VerifierError
 	if errors.As(err, &verifier) {
@@ -101,7 +102,7 @@ func explainLoad(err error) error {
 	return fmt.Errorf("loading the program: %w", err)
 }
 
-// explainMap says why the kernel refused a map.
+// explainMap returns an error that says why the kernel refused a map, and the remedy.
 func explainMap(name string, entries int, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
@@ -116,8 +117,9 @@ func explainMap(name string, entries int, err error) error {
 	return fmt.Errorf("creating the map %s: %w", name, err)
 }
 
-// explainRings says why the kernel refused the rings of the events. Debian's kernels have a setting above 2, by default,
-// at which CAP_PERFMON does not suffice. The library has the kernel's answer in the text of its error only.
+// explainRings returns an error that says why the kernel refused the rings of the events, and the remedy.
+// CAP_PERFMON does not suffice if kernel.perf_event_paranoid is above 2, as it is by default on Debian. The
+// error of cilium/ebpf has the kernel's error number in its text only.
 func explainRings(err error) error {
 	if strings.HasSuffix(err.Error(), unix.EACCES.Error()) {
 		return fmt.Errorf("opening the rings of %s: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: %w",
@@ -126,7 +128,7 @@ func explainRings(err error) error {
 	return fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
 }
 
-// joinInOneLine joins errors of several devices.
+// joinInOneLine joins the errors of several devices by semicolons.
 func joinInOneLine(errs []error) error {
 	joined := errs[0]
 	for _, err := range errs[1:] {
@@ -135,7 +137,7 @@ func joinInOneLine(errs []error) error {
 	return joined
 }
 
-// rootCause returns the error that the kernel gave.
+// rootCause returns the error number that the kernel returned.
 func rootCause(err error) error {
 	var errno unix.Errno
 	if errors.As(err, &errno) {

@@ -26,12 +26,12 @@ import (
 )
 
 const (
-	// ringBytes is the size of the ring of one CPU. The reader is woken when a quarter is full: a wake-up for each event
-	// would cost the packet's path microseconds.
+	// ringBytes is the size of the ring of one CPU. The reader is woken when a quarter of it is full: a wake-up
+	// for each event would take microseconds of each flagged packet.
 	ringBytes     = 256 << 10
 	ringWatermark = ringBytes / 4
 
-	// flushInterval is how long an event may wait in a ring that does not fill.
+	// flushInterval is the longest time that an event waits in a ring that does not fill.
 	flushInterval = 100 * time.Millisecond
 
 	eventBytes = int(unsafe.Sizeof(programAuditEvent{}))
@@ -48,9 +48,9 @@ type eventReader struct {
 	rings, allowances *ebpf.Map
 	cpus              int
 
-	counting sync.Mutex   // held while an event is counted in the table of devices, and while rings are opened anew
-	reader   *perf.Reader // changed under counting, by ReadEvents alone
-	isClosed bool         // the table may be unmapped, and the maps closed
+	counting sync.Mutex   // held while an event is counted in the device table, and while the rings are reopened
+	reader   *perf.Reader // replaced by ReadEvents only, while it holds counting
+	isClosed bool         // guarded by counting; if true, the device table may be unmapped and the maps closed
 }
 
 // newEventReader opens the rings.
@@ -68,7 +68,7 @@ func newEventReader(t *auditMaps, config Config, devices int) (*eventReader, err
 	return r, nil
 }
 
-// onlineCPUs returns the ids of the CPUs that are online, in rising order.
+// onlineCPUs returns the ids of the online CPUs, in ascending order.
 func onlineCPUs() ([]int, error) {
 	const path = "/sys/devices/system/cpu/online"
 	list, err := os.ReadFile(path)
@@ -82,10 +82,10 @@ func onlineCPUs() ([]int, error) {
 	return cpus, nil
 }
 
-// maxCPUs is far beyond what any kernel can be built for.
+// maxCPUs is far above the number of CPUs that any kernel supports.
 const maxCPUs = 1 << 16
 
-// parseCPUList parses the kernel's notation of a set of CPUs, such as 0-2,4.
+// parseCPUList parses a list of CPUs in the kernel's format, such as 0-2,4.
 func parseCPUList(list string) ([]int, error) {
 	var cpus []int
 	next := 0
@@ -113,14 +113,14 @@ func parseCPUList(list string) ([]int, error) {
 	return cpus, nil
 }
 
-// setOwner says which device the events of an index are of from now on.
+// setOwner sets the device that events of an index belong to from now on.
 func (r *eventReader) setOwner(index int, owner eventOwner) {
 	changed := r.owners.Load().with(index, owner)
 	r.owners.Store(&changed)
 }
 
-// retire ends the count of the device that has an index. Events of it that are still in a ring have its name, and count for
-// nobody.
+// retire ends the event count of the device that has an index. Events of the device that are still in a ring
+// keep its name, and are not counted.
 func (r *eventReader) retire(index int) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -129,9 +129,9 @@ func (r *eventReader) retire(index int) {
 	r.owners.Store(&changed)
 }
 
-// close takes the rings out of the map first: events of packets still on their way find no reader rather than a full ring.
-// Without privilege a kernel before 5.19 does not let it, and takes them out with the map. It does not wait for the handler of
-// an event, which may hang.
+// close removes the rings from the map first, so that events of packets in flight have the fate no_reader and
+// not ring_full. Before Linux 5.19 that takes privilege; without it, the kernel removes the rings when the map
+// is closed. It does not wait for the handler of an event, which may hang.
 func (r *eventReader) close() error {
 	r.counting.Lock()
 	r.isClosed = true
@@ -146,8 +146,9 @@ func (r *eventReader) close() error {
 	return nil
 }
 
-// ReadEvents calls handle for each perf event until the context ends, and then for those that are still in the rings. The
-// event is valid during the call only, for which [Audit.Close] does not wait. It must not run twice at a time.
+// ReadEvents calls handle for each perf event until the context ends, and then for the events that are still in
+// the rings. The event is valid only during the call. [Audit.Close] does not wait for a call of handle. Only one
+// ReadEvents may run at a time.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
@@ -157,7 +158,7 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	}
 	rings := ringCheck{reported: map[int]bool{}}
 	for {
-		// Looked at before the rings are drained: what was sent before the end is read.
+		// Check before draining, so that events sent before the end are read.
 		ended := ctx.Err() != nil
 		until := time.Now()
 		if !ended {
@@ -182,7 +183,7 @@ func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	}
 }
 
-// drain handles what is in the rings until the deadline of the reader has passed and they are empty.
+// drain handles events until the deadline of the reader has passed and the rings are empty.
 func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Event, handle func(*Event)) error {
 	for {
 		err := reader.ReadInto(record)
@@ -210,7 +211,8 @@ func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Eve
 	}
 }
 
-// count counts an event, and returns whose it is: nil if it is malformed. Its error is that of a reader that is closed.
+// count counts an event and returns its owner, nil if the event is malformed. It returns os.ErrClosed after
+// close.
 func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -228,8 +230,8 @@ func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
 	return owner, nil
 }
 
-// decodeEvent reads the bytes of one record, which may end in a few bytes of garbage, into *event, and returns which
-// device it is of. It leaves the device's name and the wall time to the caller.
+// decodeEvent decodes one record into *event, and returns the owner id of the event's device. The record may
+// end with a few bytes of garbage. The caller sets the device's name and the wall time.
 func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok bool) {
 	if len(record) < eventBytes {
 		return 0, false
@@ -237,7 +239,7 @@ func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok b
 	var raw programAuditEvent
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventBytes), record)
 	key := &raw.Key
-	// No delta is longer than the longest idle timeout, nor judged by fewer than two samples: there is no variance.
+	// No delta is longer than the longest idle timeout. With fewer than two samples there is no variance.
 	if key.Family >= uint8(NumFamilies) || raw.Flag.N < 2 || raw.Flag.DeltaNs > timing.MaxDelta {
 		return 0, false
 	}
@@ -252,7 +254,7 @@ func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok b
 	return key.Owner, true
 }
 
-// addrPort converts an address and a port as they are in a packet.
+// addrPort converts an address and a port in network byte order.
 func addrPort(family Family, address *[4]uint32, port uint16) netip.AddrPort {
 	bytes := *(*[16]byte)(unsafe.Pointer(address))
 	addr := netip.AddrFrom16(bytes)
@@ -264,7 +266,7 @@ func addrPort(family Family, address *[4]uint32, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(network[:]))
 }
 
-// protocolOf is protocol_of() of parse.h.
+// protocolOf is the Go counterpart of protocol_of() in parse.h.
 func protocolOf(family Family, number uint8) Protocol {
 	switch {
 	case number == unix.IPPROTO_TCP:
@@ -279,7 +281,7 @@ func protocolOf(family Family, number uint8) Protocol {
 	return ProtocolOther
 }
 
-// EventCounts returns what was read from the rings so far.
+// EventCounts returns the number of events read from the rings so far. Received is empty after [Audit.Close].
 func (a *Audit) EventCounts() EventCounts {
 	a.mu.Lock()
 	defer a.mu.Unlock()

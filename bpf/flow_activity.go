@@ -12,23 +12,23 @@ import (
 )
 
 const (
-	// activityHalfLife is the time in which a sample loses half of its weight.
+	// activityHalfLife is the time after which a sample has half of its weight.
 	activityHalfLife = 30 * time.Second
-	// minActivity is that at which a flow is forgotten: of one sample, after two minutes.
+	// minActivity is the activity below which a flow is forgotten: two minutes after its only sample.
 	minActivity = 1. / 16
-	// maxActiveFlows is the number of flows above which the least busy half is forgotten.
+	// maxActiveFlows is the number of remembered flows above which all but the busiest half of it are forgotten.
 	maxActiveFlows = 8192
 )
 
-// activityDecay is what a weight keeps in a round.
+// activityDecay is the factor by which activity decreases in one round.
 var activityDecay = math.Exp2(-float64(watchInterval) / float64(activityHalfLife))
 
-// flowActivity are the weights of flows: their samples, the older the less.
+// flowActivity is the activity of flows: the sum of their samples, weighted by age.
 type flowActivity map[flowID]float64
 
 func (b flowActivity) add(id flowID) { b[id]++ }
 
-// forget lets time pass.
+// decay ages all samples by one round.
 func (b flowActivity) decay() {
 	for id := range b {
 		b[id] *= activityDecay
@@ -44,7 +44,7 @@ func (b flowActivity) decay() {
 	}
 }
 
-// busiest returns up to n flows of those that are wanted, the busiest first.
+// busiest returns up to n of the flows for which isWanted is true, the busiest first.
 func (b flowActivity) busiest(n int, isWanted func(flowID) bool) []flowID {
 	var ids []flowID
 	for id := range b {

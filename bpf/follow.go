@@ -339,7 +339,7 @@ func (a *Audit) clearIndex(index int) error {
 	})
 	awaitPrograms()
 	a.change(func() {
-		a.maps.devices.entries[index].goneFlows += a.counters.flowsHeld(index)
+		a.maps.devices.entries[index].goneFlows += a.counters.netInserts(index)
 		err = errors.Join(err, a.maps.clearCounters(index))
 		a.counters.reset(index)
 	})
@@ -398,7 +398,7 @@ func (a *Audit) DeviceSlots() DeviceSlots {
 		slots.GoneFlows += entries[i].goneFlows
 		isShown := slices.ContainsFunc(a.devices, func(d *device) bool { return d.index == i && d.program != nil && !d.isGone })
 		if !isShown {
-			slots.GoneFlows += a.counters.flowsHeld(i)
+			slots.GoneFlows += a.counters.netInserts(i)
 		}
 	}
 	return slots

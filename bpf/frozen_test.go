@@ -137,8 +137,8 @@ func TestSavedBaselinesThatCannotBeUsed(t *testing.T) {
 		change func(*Config, *Learnt)
 		want   string
 	}{
-		{"baselines of flows", func(c *Config, _ *Learnt) { c.Baseline = BaselineFlow }, "takes the baseline of the device"},
-		{"fewer samples than the minimum", func(c *Config, _ *Learnt) { c.MinSamples = 2000 }, "1000 samples and 1000000 judged packets are too few"},
+		{"baselines of flows", func(c *Config, _ *Learnt) { c.Baseline = BaselineFlow }, "requires the baseline scope device"},
+		{"fewer samples than the minimum", func(c *Config, _ *Learnt) { c.MinSamples = 2000 }, "1000 samples and 1000000 scored packets, too few"},
 		{"too few packets for the calibration", func(c *Config, _ *Learnt) { c.Calibrate = 1e-5 }, "too few"},
 		{"too many samples", func(_ *Config, l *Learnt) { l.N = 1 << 30 }, "device test0: 1073741824 samples are not between"},
 	} {

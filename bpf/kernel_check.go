@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkKernel returns an error if the kernel lacks what the program cannot do without: atomic instructions that return what was
-// there, of which compare-and-swap stands for all. The sets of the flow table are locked with one. All else that an older
-// kernel lacks is left out when the program is loaded.
+// checkKernel returns an error if the kernel lacks atomic instructions that return the old value, which the
+// program needs: it locks the sets of the flow table with compare-and-swap. Kernels have all of these
+// instructions or none, so compare-and-swap is tried for all. Loading leaves out whatever else an older
+// kernel lacks.
 func checkKernel() error {
 	if err := probeCompareAndSwap(); err != nil {
 		return explainProbe(err, kernelRelease())
@@ -22,18 +23,19 @@ func checkKernel() error {
 	return nil
 }
 
-// stackOffset is where compareAndSwap has its word on the stack.
+// stackOffset is the offset of the word that compareAndSwap changes, from the frame pointer.
 const stackOffset = -8
 
-// compareAndSwap returns the instruction. The library encodes an atomic operation by the constant of the instruction, which
-// it sets only when it reads one from an object: without it this would be an addition.
+// compareAndSwap returns the instruction. cilium/ebpf encodes an atomic operation by the constant of the
+// instruction, which it sets only for instructions of an object file. Without the constant, the instruction
+// would be an addition.
 func compareAndSwap() asm.Instruction {
 	instruction := asm.CmpXchg.Mem(asm.RFP, asm.R1, asm.DWord, stackOffset)
 	instruction.Constant = int64(asm.CmpXchg >> 8)
 	return instruction
 }
 
-// probeCompareAndSwap loads the smallest program that has it.
+// probeCompareAndSwap loads a minimal program with compare-and-swap.
 func probeCompareAndSwap() error {
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.XDP, License: "GPL",
@@ -51,8 +53,8 @@ func probeCompareAndSwap() error {
 	return program.Close()
 }
 
-// explainProbe says what the refusal of the smallest program with compare-and-swap means. What has another reason is left to
-// those who come to it, and know what they were about to do.
+// explainProbe returns an error if the kernel rejected the minimal program for its instruction. It returns nil
+// for any other reason, such as a missing privilege: loading the real program reports that with more context.
 func explainProbe(err error, release string) error {
 	var verifier *ebpf.VerifierError
 	if !errors.As(err, &verifier) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
@@ -61,7 +63,7 @@ func explainProbe(err error, release string) error {
 	return fmt.Errorf("the kernel %s has no compare-and-swap in BPF programs: use Linux 5.12 or later, on arm64 5.18 or later: %w", release, err)
 }
 
-// kernelRelease returns what uname -r says.
+// kernelRelease returns the output of uname -r.
 func kernelRelease() string {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {

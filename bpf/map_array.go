@@ -11,21 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapArrayStride is the multiple to which the kernel rounds up the distance between two elements of an array.
+// mapArrayStride is the multiple to which the kernel rounds up the size of an element.
 const mapArrayStride = 8
 
-// mapArray is an array map in the memory of this process: its elements are read and written without a system call. T is the
-// Go type of the map's values. Programs change elements at any time, so that a word which they write takes an atomic load.
+// mapArray is an array map that is mapped into the memory of this process, so that its elements are read and
+// written without a system call. T is the Go type of the map's values. Programs change elements at any time:
+// load the words that they write atomically.
 //
 // A mapArray may be used by several goroutines, but close must not run while an element is in use.
 type mapArray[T any] struct {
 	memory   []byte
-	elements []T // nil once it is closed
+	elements []T // nil after close
 }
 
-// newMapArray maps a map of type array that was created with BPF_F_MMAPABLE. It returns an error if T has another size than
-// the values of the map, or one at which elements of the map and of a Go slice are not in the same places. The mapping outlives
-// the map's descriptor; protection is as in mmap(2).
+// newMapArray maps an array that was created with BPF_F_MMAPABLE. The protection is that of mmap(2). It returns
+// an error if the size of T is not the value size of the map, or is not a multiple of mapArrayStride: then
+// the elements of a Go slice would not be where those of the map are. The mapping outlives the descriptor of
+// the map.
 func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 	size := unsafe.Sizeof(*new(T))
 	switch {
@@ -34,7 +36,7 @@ func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 	case m.Flags()&unix.BPF_F_MMAPABLE == 0:
 		return nil, fmt.Errorf("%v was created without BPF_F_MMAPABLE", m)
 	case uintptr(m.ValueSize()) != size:
-		return nil, fmt.Errorf("%v has values of %d bytes, and %T has %d", m, m.ValueSize(), *new(T), size)
+		return nil, fmt.Errorf("%v has values of %d bytes, but %T has %d", m, m.ValueSize(), *new(T), size)
 	case size == 0 || size%mapArrayStride != 0:
 		return nil, fmt.Errorf("%v has values of %d bytes, which is not a multiple of %d", m, size, mapArrayStride)
 	}
@@ -45,13 +47,13 @@ func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 	return &mapArray[T]{memory, unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), m.MaxEntries())}, nil
 }
 
-// len returns the number of elements: 0 once the array is closed.
+// len returns the number of elements, 0 after close.
 func (a *mapArray[T]) len() int { return len(a.slice()) }
 
-// at returns an element, which is valid until close. It panics where there is no such element, and so after close.
+// at returns element i, which is valid until close. It panics if i is out of range, as every i is after close.
 func (a *mapArray[T]) at(i int) *T { return &a.slice()[i] }
 
-// slice returns the elements, which are valid until close. It is empty after close, and for nil.
+// slice returns all elements, which are valid until close. It is empty after close and for a nil array.
 func (a *mapArray[T]) slice() []T {
 	if a == nil {
 		return nil
@@ -59,7 +61,7 @@ func (a *mapArray[T]) slice() []T {
 	return a.elements
 }
 
-// close unmaps the array. It does nothing the second time, and for nil.
+// close unmaps the array. It does nothing if the array is closed or nil.
 func (a *mapArray[T]) close() error {
 	if a == nil || a.memory == nil {
 		return nil

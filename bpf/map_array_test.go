@@ -122,11 +122,11 @@ func TestMapArrayRefusesMapsOfAnotherShape(t *testing.T) {
 		{"longer values", func() error {
 			_, err := newMapArray[arrayValue](newTestMap(t, ebpf.Array, 32, unix.BPF_F_MMAPABLE), unix.PROT_READ)
 			return err
-		}, "values of 32 bytes, and bpf.arrayValue has 24"},
+		}, "values of 32 bytes, but bpf.arrayValue has 24"},
 		{"shorter values", func() error {
 			_, err := newMapArray[arrayValue](newTestMap(t, ebpf.Array, 16, unix.BPF_F_MMAPABLE), unix.PROT_READ)
 			return err
-		}, "values of 16 bytes, and bpf.arrayValue has 24"},
+		}, "values of 16 bytes, but bpf.arrayValue has 24"},
 		{"values with a gap between two", func() error {
 			_, err := newMapArray[[3]uint32](newTestMap(t, ebpf.Array, 12, unix.BPF_F_MMAPABLE), unix.PROT_READ)
 			return err

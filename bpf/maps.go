@@ -16,26 +16,26 @@ import (
 	"github.com/cilium/ebpf/features"
 )
 
-// auditMaps are the maps that the programs of all devices share, and which device is which in them.
+// auditMaps holds the maps that the programs of all devices share, and the index of each device in them.
 type auditMaps struct {
 	byName      map[string]*ebpf.Map
 	devices     *deviceTable
-	cpus        int  // possible CPUs, and so blocks of counters of a device
-	hasFrags    bool // the kernel hands frames in several buffers to XDP
-	isTakenOver bool // the maps are those of a process before
+	cpus        int  // number of possible CPUs, which is the number of counter blocks of a device
+	hasFrags    bool // the kernel passes frames in several buffers to XDP programs
+	isTakenOver bool // the maps were pinned by an earlier process
 
-	replacing *replacement // nil unless the maps are to be pinned in the place of others
+	replacing *replacement // nil unless replacePins must replace pinned maps
 }
 
-// replacement is what replacePins is to pin.
+// replacement holds what replacePins pins.
 type replacement struct {
 	maps    map[string]*ebpf.Map
 	layout  string
-	differs string // from what is pinned
+	differs string // how the layout differs from the pinned one
 }
 
-// newAuditMaps makes the maps, or opens those that are pinned where p is not nil and they fit. Those that do not fit are left as
-// they are, for replacePins.
+// newAuditMaps creates the maps. If p is not nil and the pinned maps have the same layout, it opens these
+// instead. It leaves pinned maps of another layout as they are, for replacePins.
 func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -61,7 +61,7 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices)); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	// Recording begins anew with each process: what it would take over is a window at most.
+	// Recorded deltas are not taken over from an earlier process: at most one window of each flow is lost.
 	for name, n := range map[string]int{
 		programMapFlowWatches:  int(max(config.Watches, 1)),
 		programMapSampledFlows: cpus,
@@ -72,7 +72,7 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 		}
 	}
 	m := t.byName[deviceMapName]
-	delete(t.byName, deviceMapName) // no program has it
+	delete(t.byName, deviceMapName) // no program uses this map
 	if t.devices, err = newDeviceTable(m, keys); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
@@ -110,12 +110,13 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 	return nil
 }
 
-// replacePins pins the maps in the place of those that do not fit. Until then a process that ends leaves these as they were.
+// replacePins replaces pinned maps of another layout by the maps of this process. A process that ends
+// before this call leaves the pinned maps unchanged.
 func (t *auditMaps) replacePins(p *pins, logger *slog.Logger) error {
 	if t.replacing == nil {
 		return nil
 	}
-	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines begin anew", "path", p.path, "differs", t.replacing.differs)
+	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines start from zero", "path", p.path, "differs", t.replacing.differs)
 	if err := p.removeMaps(); err != nil {
 		return err
 	}
@@ -139,7 +140,7 @@ func (t *auditMaps) close() error {
 	return err
 }
 
-// clearCounters makes the counters of an index zero. No program may be counting in them.
+// clearCounters sets the counters of an index to zero. No program may be running with that index.
 func (t *auditMaps) clearCounters(index int) error {
 	for cpu := range t.cpus {
 		if err := t.byName[programMapAuditCounters].Put(uint32(index*t.cpus+cpu), &programDeviceCounters{}); err != nil {

@@ -15,18 +15,21 @@ import (
 	"github.com/cilium/ebpf/perf"
 )
 
-// Each CPU has a ring. One that comes online later has none, and the kernel takes the ring from one that goes offline and does
-// not give it back. Then all rings are opened anew, which takes the privileges of the start.
+// Each CPU that is online at the start has a ring. A CPU that comes online later has none, and a CPU that goes
+// offline loses its ring for good. If events find no ring, all rings are reopened, which takes the same
+// privileges as the start.
 
 const (
-	// ringInterval is how often it is looked whether events find no ring, and ringPause how long it is not after rings were
-	// opened: an error that new rings do not cure must not open them all the time.
+	// ringInterval is the interval at which lost rings are looked for.
 	ringInterval = time.Second
-	ringPause    = 10 * time.Second
+	// ringPause is the interval after rings were reopened: if new rings do not help, they must not be reopened
+	// all the time.
+	ringPause = 10 * time.Second
 )
 
-// openRings opens a ring for each CPU that is online, and tells the program which ring is whose: the rings are numbered
-// without a gap. On an error the rings that were open before are as they were.
+// openRings opens a ring for each online CPU, and writes the number of each CPU's ring into the map of
+// allowances: rings are numbered without gaps, CPUs are not. On an error, rings that were open before are
+// unchanged.
 func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 	online, err := onlineCPUs()
 	if err != nil {
@@ -39,19 +42,20 @@ func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 	for cpu := range cpus {
 		ring := slices.Index(online, cpu)
 		if ring < 0 {
-			ring = len(online) // no such ring
+			ring = len(online) // a ring that does not exist
 		}
 		if err := allowances.Put(uint32(cpu), &programEventAllowance{Ring: uint32(ring)}); err != nil {
 			return nil, errors.Join(fmt.Errorf("assigning the ring of CPU %d: %w", cpu, err), reader.Close())
 		}
 	}
 	for ring := uint32(len(online)); ring < events.MaxEntries(); ring++ {
-		_ = events.Delete(ring) // of a CPU that is not online any more
+		_ = events.Delete(ring) // the ring of a CPU that is no longer online
 	}
 	return reader, nil
 }
 
-// renew opens the rings anew. What is in the old ones is still to be read, by whoever then closes them.
+// reopen opens new rings and returns the old ones. The caller reads the events that are left in the old rings,
+// and closes them.
 func (r *eventReader) reopen() (old *perf.Reader, err error) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -63,21 +67,21 @@ func (r *eventReader) reopen() (old *perf.Reader, err error) {
 		return nil, err
 	}
 	old, r.reader = r.reader, reader
-	awaitPrograms() // until nothing is written to the old ones
+	awaitPrograms() // until no program writes to the old rings
 	return old, nil
 }
 
-// ringCheck notices that events of a CPU find no ring.
+// ringCheck finds CPUs whose events find no ring.
 type ringCheck struct {
-	next     time.Time              // of the next look
-	counts   map[deviceOnCPU]uint64 // events that found none, as last read
-	reported map[int]bool           // CPUs that the log says are lost
+	next     time.Time              // time of the next check
+	counts   map[deviceOnCPU]uint64 // events without a ring, at the last check
+	reported map[int]bool           // CPUs whose loss was logged
 }
 
 type deviceOnCPU struct{ index, cpu int }
 
-// reopenLostRings opens the rings anew if events of a CPU found none since the last look. It returns the old ones if it did. What is
-// in its way is logged once for each CPU.
+// reopenLostRings reopens the rings if events of a CPU found no ring since the last check, and then returns the
+// old rings. It logs an error that prevents this once for each CPU.
 func (a *Audit) reopenLostRings(c *ringCheck) (old *perf.Reader, err error) {
 	if time.Now().Before(c.next) {
 		return nil, nil
@@ -95,18 +99,18 @@ func (a *Audit) reopenLostRings(c *ringCheck) (old *perf.Reader, err error) {
 		cpus = slices.DeleteFunc(cpus, func(cpu int) bool { return c.reported[cpu] })
 		for _, cpu := range cpus {
 			c.reported[cpu] = true
-			a.logger.Error("Events of a CPU that was offline are lost until a restart, as it gets no new ring", "cpu", cpu, "err", err)
+			a.logger.Error("Events of a CPU that was offline are lost until a restart: its ring cannot be reopened", "cpu", cpu, "err", err)
 		}
 		return nil, nil
 	}
 	c.next = time.Now().Add(ringPause)
 	c.newlyRingless(a.ringlessEvents())
 	clear(c.reported)
-	a.logger.Info("Rings opened anew, for CPUs that were offline", "cpus", fmt.Sprint(cpus))
+	a.logger.Info("Reopened the event rings for CPUs that were offline", "cpus", fmt.Sprint(cpus))
 	return old, nil
 }
 
-// look returns the CPUs of which events found no ring since the last look, in rising order.
+// newlyRingless returns the CPUs whose events found no ring since the last check, in ascending order.
 func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 	for k, count := range now {
 		if before, isKnown := c.counts[k]; isKnown && count > before && !slices.Contains(cpus, k.cpu) {
@@ -118,7 +122,8 @@ func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 	return cpus
 }
 
-// ringless returns how many events found no ring: none at all, or one that the kernel has taken from its CPU.
+// ringlessEvents returns the number of events that found no ring: their CPU never had one, or the kernel took it
+// away.
 func (a *Audit) ringlessEvents() map[deviceOnCPU]uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

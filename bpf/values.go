@@ -11,14 +11,15 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// Uint128 is an unsigned 128-bit integer, as the sums in the maps are.
+// Uint128 is an unsigned 128-bit integer, such as the sums in the maps.
 type Uint128 = timing.Uint128
 
-// State is a baseline as the kernel keeps it: the number of samples, their mean, and the sum of squared deviations from it. Its
-// unit is that of its [Domain].
+// State is a baseline as the kernel keeps it: the number of samples, their mean, and the sum of squared
+// deviations from the mean, in units of the [Domain].
 type State = timing.State
 
-// Histogram counts deltas by cell. Each bucket boundary of the native and the classic histogram is an edge between two cells.
+// Histogram counts deltas by cell. Each bucket boundary of the native and the classic histogram is a boundary
+// between two cells.
 type Histogram = timing.Histogram
 
 // Family is the network layer of a packet, as the parser saw it.
@@ -45,47 +46,47 @@ const (
 	NumProtocols
 )
 
-// Outcome is what became of a packet; every packet has exactly one.
+// Outcome is the result of auditing a packet. Every packet has exactly one.
 type Outcome uint8
 
 // The outcomes, in the order of the cells in the maps.
 const (
-	OutcomeJudged       Outcome = iota // scored against its flow's baseline, below the threshold
-	OutcomeMinSamples                  // delta entered a baseline that has too few samples to judge
-	OutcomeNewFlow                     // first packet of a flow: there is no delta yet
+	OutcomeJudged       Outcome = iota // scored, |t| below the threshold
+	OutcomeMinSamples                  // not scored: the baseline has too few samples; the delta was added to it
+	OutcomeNewFlow                     // first packet of a flow, without a delta
 	OutcomeFlaggedEarly                // scored, |t| at or above the threshold, earlier than the mean
 	OutcomeFlaggedLate                 // scored, |t| at or above the threshold, later than the mean
-	OutcomeIdleGap                     // longer after its predecessor than the idle timeout: a pause, not a delta
-	OutcomeReordered                   // its clock reads earlier than its flow's last packet
-	OutcomeContended                   // another CPU held the flow's set: counted, not scored
-	OutcomeFragment                    // a fragment that is not the first, so it has no ports
+	OutcomeIdleGap                     // silence longer than the idle timeout: a pause, not a delta
+	OutcomeReordered                   // its time is before that of the flow's last packet
+	OutcomeContended                   // another CPU held the lock of the flow's set: counted, not scored
+	OutcomeFragment                    // a fragment other than the first, without ports
 	OutcomeUntimed                     // the audit clock had no timestamp for it
 	OutcomeUnparsed                    // not IP, truncated or malformed
 	NumOutcomes
 )
 
-// Fate is what became of the perf event of a flagged packet.
+// Fate is the result of sending the perf event of a flagged packet. Every flagged packet has exactly one.
 type Fate uint8
 
 // The fates, in the order of the cells in the maps.
 const (
-	FateSent       Fate = iota // written to this CPU's ring
-	FateRateLimit              // over the event rate of this CPU
-	FateRingFull               // no room in this CPU's ring
-	FateNoReader               // no ring is open for this CPU
-	FateSuppressed             // held back by calibration
-	FateOther                  // the kernel refused it for another reason
-	FateReaderGap              // left in a ring whose reader had ended
+	FateSent       Fate = iota // written to the ring of the CPU
+	FateRateLimit              // over the event rate of the CPU
+	FateRingFull               // no space in the ring of the CPU
+	FateNoReader               // the CPU has no ring
+	FateSuppressed             // not rare enough for the calibration
+	FateOther                  // refused by the kernel for another reason
+	FateReaderGap              // lost in the ring of a process that had ended
 	NumFates
 )
 
-// Eviction is why a flow lost its slot to a new one.
+// Eviction is the reason why a flow lost its slot to a new flow.
 type Eviction uint8
 
-// The reasons of evictions, in the order of the cells in the maps.
+// The eviction reasons, in the order of the cells in the maps.
 const (
 	EvictionExpired Eviction = iota // the flow had been silent for longer than the idle timeout
-	EvictionLive                    // the table was too small: the flow was still active
+	EvictionLive                    // the flow was active: the table is too small
 	NumEvictions
 )
 
@@ -118,7 +119,7 @@ func (e Eviction) String() string { return evictionNames[e] }
 // Packets counts packets by family, protocol and outcome.
 type Packets [NumFamilies][NumProtocols][NumOutcomes]uint64
 
-// Outcome returns the packets that had an outcome, over all families and protocols.
+// Outcome returns the number of packets with an outcome, over all families and protocols.
 func (p *Packets) Outcome(o Outcome) uint64 {
 	var sum uint64
 	for f := range p {
@@ -129,17 +130,17 @@ func (p *Packets) Outcome(o Outcome) uint64 {
 	return sum
 }
 
-// Deltas returns the packets whose delta was measured: those that were judged, or will be once there are enough samples.
+// Deltas returns the number of packets whose delta was measured: those that were scored, and those with too few samples.
 func (p *Packets) Deltas() uint64 {
 	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeMinSamples) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
 }
 
-// Judged returns the packets that were scored, flagged or not.
+// Judged returns the number of packets that were scored, flagged or not.
 func (p *Packets) Judged() uint64 {
 	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
 }
 
-// Protocol returns the packets of one family and protocol, over all outcomes.
+// Protocol returns the number of packets of one family and protocol, over all outcomes.
 func (p *Packets) Protocol(f Family, q Protocol) uint64 {
 	var sum uint64
 	for _, n := range p[f][q] {
@@ -148,46 +149,48 @@ func (p *Packets) Protocol(f Family, q Protocol) uint64 {
 	return sum
 }
 
-// DeltaSums are sums over the deltas (inter-arrival times) of one device around a fixed reference, exact to the nanosecond.
+// DeltaSums are sums over the deltas (inter-arrival times) of one device relative to a fixed reference. They are
+// exact to the nanosecond.
 type DeltaSums struct {
-	ReferenceNs uint64  // the first delta that was measured; 0 before any
+	ReferenceNs uint64  // the first measured delta; 0 before it
 	AboveNs     Uint128 // Σ max(delta − reference, 0)
 	BelowNs     Uint128 // Σ max(reference − delta, 0)
 	SquaredNs2  Uint128 // Σ (delta − reference)²
 	TotalNs     Uint128 // Σ delta
 }
 
-// Flag is the state that a packet was judged by: the arguments of the t-score, before the packet entered the baseline.
+// Flag describes a flagged packet: its delta, and the baseline that it was scored against, before the packet was
+// added to it. Both are the arguments of the t-score.
 type Flag struct {
 	AuditNs  uint64  // the packet's time on the audit clock
-	KtimeNs  uint64  // CLOCK_MONOTONIC when it was judged
+	KtimeNs  uint64  // CLOCK_MONOTONIC when the packet was scored
 	DeltaNs  uint64  // time since the flow's last packet
-	Domain   Domain  // scale that it was judged on: its unit is 1 ns, or 2⁻²⁰ octaves
+	Domain   Domain  // scale of the score: the unit is 1 ns, or 2⁻²⁰ octaves
 	Samples  uint64  // n, the samples in the baseline
 	MeanQ16  uint64  // mean of the baseline in 2⁻¹⁶ units
 	M2       Uint128 // sum of squared deviations from the mean in units²
 	LenBytes uint32  // length of the frame
-	Late     bool    // later than the mean, or else earlier
+	Late     bool    // later than the mean; false: earlier
 }
 
-// Baseline is the baseline of a device, its samples on all CPUs together.
+// Baseline is the baseline of a device, merged over all CPUs.
 type Baseline struct {
-	Domain  Domain  // scale of the samples: their unit is 1 ns, or 2⁻²⁰ octaves
-	Samples uint64  // halved from time to time, on each CPU by itself
+	Domain  Domain  // scale of the samples: the unit is 1 ns, or 2⁻²⁰ octaves
+	Samples uint64  // number of samples; halved from time to time, on each CPU separately
 	MeanQ16 uint64  // mean in 2⁻¹⁶ units
 	M2      Uint128 // sum of squared deviations from the mean in units²
 
-	FrozenSince time.Time // when it was saved, if it is audited against and not taught; else zero
+	FrozenSince time.Time // time at which a frozen baseline was saved; zero for a baseline that learns
 }
 
-// Calibration says which flagged packets of a device are rare enough to become events.
+// Calibration tells which flagged packets of a device are rare enough to become events.
 type Calibration struct {
-	Judged       uint64     // packets that it was learnt from, on all CPUs; halved from time to time, on each CPU by itself
-	LearningCPUs int        // CPUs that have judged packets, and too few to tell what is rare: there every flag may become an event
-	EventScores  [2]float64 // |t| from which on packets become events, early and late ones, on the CPU where it is highest; may be infinite
+	Judged       uint64     // scored packets that it was learned from, on all CPUs; halved from time to time, on each CPU separately
+	LearningCPUs int        // CPUs that scored too few packets to tell what is rare: there every flag may become an event
+	EventScores  [2]float64 // |t| from which on early and late packets become events, on the CPU where it is highest; may be infinite
 }
 
-// MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 the geometric one; 0 without samples.
+// MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 their geometric mean. It is 0 without samples.
 func (b Baseline) MeanNs() float64 {
 	if b.Samples == 0 {
 		return 0
@@ -195,8 +198,8 @@ func (b Baseline) MeanNs() float64 {
 	return b.Domain.MeanNs(b.state())
 }
 
-// StandardDeviation returns that of the deltas, in nanoseconds, or in the domain log2 in octaves. It is 0 below two
-// samples, and otherwise at least that of rounding to whole nanoseconds.
+// StandardDeviation returns the standard deviation of the deltas, in nanoseconds, or in the domain log2 in
+// octaves. It is 0 with fewer than two samples, and otherwise at least that of rounding to nanoseconds.
 func (b Baseline) StandardDeviation() float64 {
 	if b.Samples < 2 {
 		return 0
@@ -208,78 +211,80 @@ func (b Baseline) state() State {
 	return State{N: b.Samples, MeanQ16: b.MeanQ16, M2: b.M2}
 }
 
-// Score returns the t-score of the flagged packet, negative when it came early.
+// Score returns the t-score of the flagged packet. It is negative if the packet was early.
 func (f Flag) Score() float64 { return f.Domain.Score(f.DeltaNs, f.baseline()) }
 
-// MeanNs returns the mean of the deltas in the baseline in nanoseconds, in the domain log2 the geometric one.
+// MeanNs returns the mean of the baseline in nanoseconds, in the domain log2 the geometric mean of its deltas.
 func (f Flag) MeanNs() float64 { return f.Domain.MeanNs(f.baseline()) }
 
-// StandardDeviation returns that of the baseline, in nanoseconds, or in the domain log2 in octaves.
+// StandardDeviation returns the standard deviation of the baseline, in nanoseconds, or in the domain log2 in octaves.
 func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.Domain.Variance(f.baseline())) }
 
 func (f Flag) baseline() State {
 	return State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2}
 }
 
-// Counters are the exact counters of one device since it was attached, summed over the CPUs.
+// Counters are the exact counters of one device since it was first attached, summed over the CPUs.
 type Counters struct {
 	Device    string
 	Packets   Packets
 	Bytes     [NumFamilies][NumProtocols]uint64
 	Fates     [NumFates]uint64
-	Inserts   uint64               // flows that were given a slot
-	Evictions [NumEvictions]uint64 // flows that lost their slot to a new one
+	Inserts   uint64               // flows inserted into the flow table
+	Evictions [NumEvictions]uint64 // flows that lost their slot to a new flow of this device
 	Sums      DeltaSums
 	Histogram Histogram // deltas by cell
-	LastFlag  *Flag     // the last flagged packet; nil before any
-	Baseline  *Baseline // of the device; nil where flows have baselines of their own
+	LastFlag  *Flag     // the last flagged packet; nil before the first one
+	Baseline  *Baseline // nil if each flow has its own baseline
 
-	Calibration *Calibration // nil without
+	Calibration *Calibration // nil if Config.Calibrate is 0
 }
 
 // Hook is the state of one audited device.
 type Hook struct {
 	Device     string
 	Up         bool   // the program is attached
-	Mode       string // drv, skb or hw: the mode it is attached in; empty when it is not
-	Driver     string // the device's driver; empty when the kernel does not name one
+	Mode       string // drv, skb or hw; empty when the program is not attached
+	Driver     string // driver of the device; empty if the kernel does not name it
 	Clock      string // ktime, hw or metadata
 	ProgramID  uint32
 	ProgramTag string
 }
 
-// Runs is what the kernel accounts for one device's program while kernel.bpf_stats_enabled is 1.
+// Runs counts the runs of one device's program and their time. The kernel counts them while
+// kernel.bpf_stats_enabled is 1.
 type Runs struct {
 	Device string
 	Count  uint64
 	TimeNs uint64
 }
 
-// DeviceSlots counts the devices that there is room for.
+// DeviceSlots counts the slots for devices: one for each device that can be audited at a time.
 type DeviceSlots struct {
 	Total   int
-	Used    int // by devices that are there, or are named in the configuration
-	Refused int // devices that match a glob and found no room
+	Used    int // slots of devices that are present or named in the configuration
+	Refused int // devices that match a glob and got no slot
 
-	// GoneFlows are the flows that were given a slot of the flow table less those that lost it, of devices that are gone.
+	// GoneFlows is the number of flows that vanished devices inserted into the flow table, less the number that
+	// they evicted. With it, the inserts less the evictions of all devices add up to the used slots.
 	GoneFlows int64
 }
 
-// EventCounts are counts of the reading side of audit_events.
+// EventCounts are the counts of the reader of audit_events.
 type EventCounts struct {
 	Received  map[string]uint64 // events received, by device
-	Lost      uint64            // records that the kernel reported lost (PERF_RECORD_LOST)
+	Lost      uint64            // records that the kernel reported as lost (PERF_RECORD_LOST)
 	Malformed uint64            // records that could not be decoded
 }
 
-// Event is a flagged packet as the kernel reported it.
+// Event is the perf event of a flagged packet.
 type Event struct {
 	Flag
 	Device         string
-	Time           time.Time // wall time at which the packet was judged
+	Time           time.Time // wall time at which the packet was scored
 	Source         netip.AddrPort
-	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and Source's the echo identifier
+	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and that of Source the echo identifier
 	Protocol       Protocol
 	ProtocolNumber uint8  // as in the IP header
-	VLAN           uint16 // outer VLAN id as seen in the frame; 0 without a tag
+	VLAN           uint16 // outer VLAN id in the frame; 0 without a tag
 }

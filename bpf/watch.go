@@ -16,74 +16,75 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Some flows have a watch: the program records their deltas. Who has one is decided here, by the samples that the program
-// takes; watch.h says what it does with both.
+// The program records the deltas of flows that have a watch. This file assigns the watches to the busiest flows,
+// which it knows from samples that the program takes. watch.h is the part of the program.
 
 const (
-	// watchInterval is how often recorded deltas are read. A flow with more than a thousand deltas in it loses some.
+	// watchInterval is the interval at which recorded deltas are read. A flow with more than a thousand deltas per
+	// interval loses some.
 	watchInterval = 500 * time.Millisecond
 
 	watchDeltas = len(programWatch{}.DeltasNs)
 	flowSamples = len(programFlowSamples{}.Samples)
 
-	// windowBacklog is the number of recorded deltas of a flow up to which its next window is that after the last one. The
-	// rest of the ring is for what is recorded while a window is read.
+	// windowBacklog is the number of unread deltas up to which the next window of a flow follows the last one. The
+	// rest of the ring has space for deltas that are recorded while a window is read.
 	windowBacklog = uint64(watchDeltas * 3 / 4)
 )
 
-// Flow is whose packets some deltas are between.
+// Flow identifies a flow.
 type Flow struct {
 	Device         string
 	Source         netip.AddrPort
-	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and Source's the echo identifier
+	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and that of Source the echo identifier
 	Protocol       Protocol
 	ProtocolNumber uint8  // as in the IP header
-	VLAN           uint16 // outer VLAN id as seen in the frame; 0 without a tag
+	VLAN           uint16 // outer VLAN id in the frame; 0 without a tag
 }
 
-// Window is a number of consecutive deltas of a flow.
+// Window holds consecutive deltas of a flow.
 type Window struct {
 	Flow
-	Time     time.Time // when it was read
+	Time     time.Time // time at which the window was read
 	DeltasNs []uint32
 }
 
-// WatchCounts say how much is seen of the flows that are watched.
+// WatchCounts counts watched flows and the deltas that were not read.
 type WatchCounts struct {
-	Flows   int    // that are watched
-	Skipped uint64 // deltas of watched flows that came too fast to be read
+	Flows   int    // watched flows
+	Skipped uint64 // deltas of watched flows that arrived too fast to be read
 }
 
-// flowID is a flow in the flow table: whose place it is, and where.
+// flowID identifies a flow in the flow table by its slot, and by its tag: another flow may get the slot.
 type flowID struct {
 	slotIndex uint32 // set · flowWays + way
 	tag       uint32
 }
 
-// watcher gives watches to flows, and reads what is recorded. It shares the sets with the programs.
+// watcher assigns watches to flows and reads the recorded deltas. The programs access the sets at the same time.
 type watcher struct {
 	sets    *mapArray[programFlowSet]
 	keys    *mapArray[programFlowKey]
 	watches *mapArray[programWatch]
 	samples *mapArray[programFlowSamples]
 
-	mu       sync.Mutex // held while the memory is used
+	mu       sync.Mutex // held while an array is used
 	isClosed bool
 
 	activity    flowActivity
-	samplesRead []uint64       // samples that were read, by CPU
-	watched     []*watchedFlow // by number of the watch; nil for a free one
+	samplesRead []uint64       // number of samples read so far, by CPU
+	watched     []*watchedFlow // by watch number; nil for a free watch
 	window      []uint32
 
 	flows   atomic.Int64
 	skipped atomic.Uint64
 }
 
-// watchedFlow is a flow that has a watch.
+// watchedFlow is a flow with a watch.
 type watchedFlow struct {
 	id   flowID
 	key  programFlowKey
-	next uint64 // number of the delta that its next window begins with
+	next uint64 // number of the first delta of the next window
 }
 
 func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
@@ -105,7 +106,7 @@ func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
 	if w.samples, err = newMapArray[programFlowSamples](t.byName[programMapSampledFlows], unix.PROT_READ); err != nil {
 		return nil, err
 	}
-	if t.isTakenOver { // the watches in the sets are those of a process before
+	if t.isTakenOver { // the sets still hold the watches of an earlier process
 		for i := range w.sets.slice() {
 			if watches := w.sets.at(i).watchWord(); atomic.LoadUint64(watches) != 0 {
 				atomic.StoreUint64(watches, 0)
@@ -122,9 +123,9 @@ func (w *watcher) close() error {
 	return errors.Join(w.sets.close(), w.keys.close(), w.watches.close(), w.samples.close())
 }
 
-// Watch calls handle for windows of so many deltas of the busiest flows, until the context ends. The window is valid during
-// the call only. Without Config.Watches it does nothing but wait for the end. It must not run
-// twice at a time.
+// Watch calls handle for windows of length deltas of the busiest flows, until the context ends. The window is
+// valid only during the call. If Config.Watches is 0, Watch only waits for the end of the context. Only one
+// Watch may run at a time.
 func (a *Audit) Watch(ctx context.Context, length int, handle func(*Window)) error {
 	if a.watcher == nil {
 		<-ctx.Done()
@@ -142,16 +143,16 @@ func (a *Audit) Watch(ctx context.Context, length int, handle func(*Window)) err
 	}
 }
 
-// ReadWindows is what Watch does again and again, for those whose packets do not come as time passes: it calls handle for the
-// next window of each flow that is watched, if there is one, and then gives watches to flows that are busy by now. Without
-// Config.Watches it does nothing. It must not run twice at a time, nor beside Watch.
+// ReadWindows is one round of Watch, for callers that replay packets faster or slower than real time. It calls
+// handle for the next window of each watched flow that has one, and then assigns watches to flows that have
+// become busy. If Config.Watches is 0, it does nothing. It must not run concurrently with itself or with Watch.
 func (a *Audit) ReadWindows(length int, handle func(*Window)) {
 	if a.watcher != nil {
 		a.watcher.round(a.events.owners.Load(), length, handle)
 	}
 }
 
-// WatchCounts returns how much is seen of the flows that are watched. It is zero without Config.Watches.
+// WatchCounts returns the counts of watched flows and skipped deltas. They are zero if Config.Watches is 0.
 func (a *Audit) WatchCounts() WatchCounts {
 	if a.watcher == nil {
 		return WatchCounts{}
@@ -159,7 +160,7 @@ func (a *Audit) WatchCounts() WatchCounts {
 	return WatchCounts{Flows: int(a.watcher.flows.Load()), Skipped: a.watcher.skipped.Load()}
 }
 
-// round reads what is there, and gives watches to the flows that are busiest by now.
+// round reads samples and windows, and assigns watches to the flows that are the busiest now.
 func (w *watcher) round(owners *owners, length int, handle func(*Window)) {
 	w.whileOpen(w.readSamples)
 	for number := range w.watched {
@@ -173,7 +174,7 @@ func (w *watcher) round(owners *owners, length int, handle func(*Window)) {
 	w.activity.decay()
 }
 
-// use calls f unless the memory is closed.
+// whileOpen calls f unless the arrays are closed, and keeps them open meanwhile.
 func (w *watcher) whileOpen(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -182,8 +183,9 @@ func (w *watcher) whileOpen(f func()) {
 	}
 }
 
-// next returns the next window of the flow that has a watch; nil if there is none. The watch of a flow that is gone is free
-// then, and that of a flow which was gone for a while and has its place again: another flow's packet has cleared the byte.
+// nextWindow returns the next window of the flow with a watch, nil if there is none. It releases the watch of a
+// flow that lost its slot. That includes a flow that has its slot again: a packet of the flow that had the slot
+// meanwhile cleared the watch.
 func (w *watcher) nextWindow(number, length int, owners *owners) *Window {
 	flow := w.watched[number]
 	if flow == nil {
@@ -212,14 +214,14 @@ func (w *watcher) nextWindow(number, length int, owners *owners) *Window {
 	}
 }
 
-// readSamples counts the samples since the last round, as far as they are not overwritten.
+// readSamples adds the samples since the last round to the activity, except for those that were overwritten.
 func (w *watcher) readSamples() {
 	for cpu := range w.samples.slice() {
 		s := w.samples.at(cpu)
 		taken := atomic.LoadUint64(&s.Taken)
 		first := w.samplesRead[cpu]
 		if taken-first >= uint64(flowSamples) {
-			first = taken - uint64(flowSamples) + 1 // the next overwrites the oldest
+			first = taken - uint64(flowSamples) + 1 // the next sample overwrites the oldest one
 		}
 		for i := first; i < taken; i++ {
 			sample := &s.Samples[i%uint64(flowSamples)]
@@ -229,7 +231,7 @@ func (w *watcher) readSamples() {
 	}
 }
 
-// read copies the next window of a flow into w.window, if there is one.
+// readWindow copies the next window of a flow into w.window. It returns false if there is none.
 func (w *watcher) readWindow(number, length int) bool {
 	flow, watch := w.watched[number], w.watches.at(number)
 	recorded := atomic.LoadUint64(&watch.Recorded)
@@ -244,7 +246,7 @@ func (w *watcher) readWindow(number, length int) bool {
 	for i := range uint64(length) {
 		w.window = append(w.window, atomic.LoadUint32(&watch.DeltasNs[(first+i)%uint64(watchDeltas)]))
 	}
-	// The delta after the last recorded one may be on its way into the place of the oldest.
+	// The program may be overwriting the oldest delta with the one after the last recorded delta.
 	isWhole := atomic.LoadUint64(&watch.Recorded)-first < uint64(watchDeltas)
 	end, seen := first+uint64(length), uint64(length)
 	if !isWhole {
@@ -255,7 +257,8 @@ func (w *watcher) readWindow(number, length int) bool {
 	return isWhole
 }
 
-// assign gives free watches to the busiest flows that have none, and then those of flows that are far less busy.
+// assignWatches assigns watches to the busiest flows without one: first the free watches, and then those of
+// flows that are less than half as busy.
 func (w *watcher) assignWatches(owners *owners) {
 	isWatched := map[flowID]bool{}
 	for _, flow := range w.watched {
@@ -276,7 +279,7 @@ func (w *watcher) assignWatches(owners *owners) {
 	}
 }
 
-// leastActive returns the number of a free watch, or of the one whose flow is the least busy.
+// leastActive returns the number of a free watch, or of the watch of the least busy flow.
 func (w *watcher) leastActive() int {
 	least := 0
 	for number, flow := range w.watched {
@@ -290,7 +293,7 @@ func (w *watcher) leastActive() int {
 	return least
 }
 
-// give lets a flow have a free watch, if it is still where it was.
+// assignWatch assigns a free watch to a flow, if the flow still has its slot.
 func (w *watcher) assignWatch(number int, id flowID, owners *owners) {
 	set, way := w.locate(id)
 	key, ok := w.keyOf(id)
@@ -303,17 +306,17 @@ func (w *watcher) assignWatch(number int, id flowID, owners *owners) {
 	w.watched[number] = &watchedFlow{id, key, atomic.LoadUint64(&watch.Recorded)}
 	w.flows.Add(1)
 	set.setWatch(way, uint8(number+1))
-	// Whoever has taken the way meanwhile has a tag of its own.
+	// A flow that took the slot meanwhile has another tag.
 	if !w.isPresent(id) {
 		w.releaseWatch(number)
 	}
 }
 
-// release makes a watch free. When it returns, no packet is recorded there.
+// releaseWatch frees a watch. After it returns, the program records nothing in the watch.
 func (w *watcher) releaseWatch(number int) {
 	set, way := w.locate(w.watched[number].id)
 	set.setWatch(way, 0)
-	for atomic.LoadUint64(&set.Lock) != 0 { //nolint:revive // until a packet that may have seen the watch is done
+	for atomic.LoadUint64(&set.Lock) != 0 { //nolint:revive // until the packet that may have read the watch releases the set
 	}
 	w.watched[number] = nil
 	w.flows.Add(-1)
@@ -323,20 +326,21 @@ func (w *watcher) locate(id flowID) (set *programFlowSet, way int) {
 	return w.sets.at(int(id.slotIndex / flowWays)), int(id.slotIndex % flowWays)
 }
 
-// isIn reports whether a flow is still where it was.
+// isPresent reports whether a flow still has its slot.
 func (w *watcher) isPresent(id flowID) bool {
 	set, way := w.locate(id)
 	return atomic.LoadUint32(&set.Tags[way]) == id.tag
 }
 
-// isRecorded reports whether the program finds a watch where a flow was.
+// hasWatch reports whether the slot of a flow still has the watch.
 func (w *watcher) hasWatch(number int, id flowID) bool {
 	set, way := w.locate(id)
 	watches := atomic.LoadUint64(set.watchWord())
 	return (*[flowWays]uint8)(unsafe.Pointer(&watches))[way] == uint8(number+1)
 }
 
-// keyOf returns whose packets those of a flow are; ok is false if the flow is not there any more, or its set too busy to tell.
+// keyOf returns the key of a flow. ok is false if the flow lost its slot, or if its set was locked at each
+// attempt to read.
 func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 	set, _ := w.locate(id)
 	from := (*[flowKeyWords]uint32)(unsafe.Pointer(w.keys.at(int(id.slotIndex))))
@@ -346,7 +350,7 @@ func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 		for i := range from {
 			to[i] = atomic.LoadUint32(&from[i])
 		}
-		// A new flow's tag is written under the lock, before or after its key.
+		// The program writes the tag and the key of a new flow, in either order, while it holds the lock.
 		if isFree && atomic.LoadUint64(&set.Lock) == 0 && w.isPresent(id) {
 			return key, key.Family < uint8(NumFamilies)
 		}
@@ -356,10 +360,11 @@ func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 
 const flowKeyWords = unsafe.Sizeof(programFlowKey{}) / 4
 
-// watchWord returns all watches of a set.
+// watchWord returns all watches of a set as one word.
 func (s *programFlowSet) watchWord() *uint64 { return (*uint64)(unsafe.Pointer(&s.Watches)) }
 
-// setWatch changes the watch of one way, and orders it before all that follows. The program clears those of others meanwhile.
+// setWatch sets the watch of one way, before all memory accesses that follow. The program may clear watches of
+// other ways at the same time.
 func (s *programFlowSet) setWatch(way int, watch uint8) {
 	for {
 		before := atomic.LoadUint64(s.watchWord())
