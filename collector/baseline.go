@@ -10,15 +10,15 @@ import (
 )
 
 var (
-	baselineSamplesDesc = newDesc("baseline_samples", "Samples in the baseline of a device, which forgets by halving them.", "device")
+	baselineSamplesDesc = newDesc("baseline_samples", "Number of samples in the baseline of the device; halved at twice the window.", "device")
 	baselineMeanDesc    = newDesc("baseline_mean_seconds",
-		"Mean inter-arrival time in the baseline of a device, the geometric one in the domain log2; 0 before any.", "device")
+		"Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.", "device")
 	baselineStddevDesc = newDesc("baseline_stddev_seconds",
-		"Standard deviation of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
+		"Standard deviation of the inter-arrival times in the baseline of the device in seconds; 0 below two samples.", "device")
 	baselineOctavesDesc = newDesc("baseline_stddev_octaves",
-		"Standard deviation of the binary logarithms of the inter-arrival times in the baseline of a device; 0 below two samples.", "device")
-	baselineFrozenDesc = newDesc("baseline_frozen", "Whether a device is audited against a saved baseline, which is not taught.", "device")
-	baselineSavedDesc  = newDesc("baseline_saved_timestamp_seconds", "Unix time at which the baseline was saved that a device is audited against.", "device")
+		"Standard deviation of the inter-arrival times in the baseline of the device in octaves; 0 below two samples.", "device")
+	baselineFrozenDesc = newDesc("baseline_frozen", "Whether packets of the device are scored against a saved baseline, which does not change.", "device")
+	baselineSavedDesc  = newDesc("baseline_saved_timestamp_seconds", "Unix time in seconds at which the saved baseline of the device was written.", "device")
 )
 
 // sendBaseline sends the baseline of a device, if it has one.

@@ -12,11 +12,11 @@ import (
 
 var (
 	calibrationPacketsDesc = newDesc("calibration_packets",
-		"Judged packets that the calibration of a device was learnt from, which forgets by halving them.", "device")
+		"Number of scored packets in the calibration of the device; halved to forget old packets.", "device")
 	calibrationLearningDesc = newDesc("calibration_learning_cpus",
-		"CPUs that have judged too few packets of a device to tell which flags are rare, so that every flag may become an event.", "device")
+		"Number of CPUs with too few scored packets of the device for a calibration; every flag on them may become an event.", "device")
 	calibrationScoreDesc = newDesc("calibration_event_tscore",
-		"|t| from which on packets become events, on the CPU where it is highest; +Inf where none is rare enough.", "device", "direction")
+		"Absolute t-score from which packets become events, on the CPU with the highest; +Inf if no score is rare enough.", "device", "direction")
 )
 
 // sendCalibration sends what is known of the scores of a device, if it is calibrated.

@@ -21,14 +21,14 @@ func TestCalibration(t *testing.T) {
 		counters("eth1", func(*bpf.Counters) {}), // is not calibrated
 	}}
 	err := testutil.GatherAndCompare(gatherer(t, registered{t, newEventsCollector(source)}), strings.NewReader(`
-# HELP xdp_audit_calibration_event_tscore |t| from which on packets become events, on the CPU where it is highest; +Inf where none is rare enough.
+# HELP xdp_audit_calibration_event_tscore Absolute t-score from which packets become events, on the CPU with the highest; +Inf if no score is rare enough.
 # TYPE xdp_audit_calibration_event_tscore gauge
 xdp_audit_calibration_event_tscore{device="eth0",direction="early"} +Inf
 xdp_audit_calibration_event_tscore{device="eth0",direction="late"} 9.5
-# HELP xdp_audit_calibration_learning_cpus CPUs that have judged too few packets of a device to tell which flags are rare, so that every flag may become an event.
+# HELP xdp_audit_calibration_learning_cpus Number of CPUs with too few scored packets of the device for a calibration; every flag on them may become an event.
 # TYPE xdp_audit_calibration_learning_cpus gauge
 xdp_audit_calibration_learning_cpus{device="eth0"} 1
-# HELP xdp_audit_calibration_packets Judged packets that the calibration of a device was learnt from, which forgets by halving them.
+# HELP xdp_audit_calibration_packets Number of scored packets in the calibration of the device; halved to forget old packets.
 # TYPE xdp_audit_calibration_packets gauge
 xdp_audit_calibration_packets{device="eth0"} 5e+06
 `), "xdp_audit_calibration_event_tscore", "xdp_audit_calibration_learning_cpus", "xdp_audit_calibration_packets")

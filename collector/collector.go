@@ -38,8 +38,8 @@ import (
 const namespace = "xdp_audit"
 
 var (
-	scrapeDurationDesc = newDesc("scrape_collector_duration_seconds", "Time that a collector took for this scrape.", "collector")
-	scrapeSuccessDesc  = newDesc("scrape_collector_success", "Whether a collector succeeded in this scrape.", "collector")
+	scrapeDurationDesc = newDesc("scrape_collector_duration_seconds", "Duration of a collector scrape in seconds.", "collector")
+	scrapeSuccessDesc  = newDesc("scrape_collector_success", "Whether a collector succeeded.", "collector")
 )
 
 // Collector sends the metrics of one subject to ch. It is the interface of node_exporter's collectors.

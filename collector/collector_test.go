@@ -135,10 +135,10 @@ func TestSetReportsItsCollectors(t *testing.T) {
 	}
 	set := newSet(t, source, Options{Collectors: []string{"trail", "program"}, Trail: fakeTrail{}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	err := testutil.GatherAndCompare(gatherer(t, set), strings.NewReader(`
-# HELP xdp_audit_hook_up Whether the audit is attached to a device.
+# HELP xdp_audit_hook_up Whether the audit is attached to the device.
 # TYPE xdp_audit_hook_up gauge
 xdp_audit_hook_up{device="eth0"} 0
-# HELP xdp_audit_scrape_collector_success Whether a collector succeeded in this scrape.
+# HELP xdp_audit_scrape_collector_success Whether a collector succeeded.
 # TYPE xdp_audit_scrape_collector_success gauge
 xdp_audit_scrape_collector_success{collector="program"} 0
 xdp_audit_scrape_collector_success{collector="trail"} 1

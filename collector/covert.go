@@ -14,15 +14,15 @@ import (
 
 var (
 	covertScoreDesc = newDesc("covert_score",
-		"Highest score of a test for covert timing channels among the flows with a window in the last ten minutes, 1 and more is an alarm; 0 without any.",
+		"Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 and more is an alarm, 0 without any.",
 		"device", "test")
 	covertAlarmingDesc = newDesc("covert_alarming_flows",
-		"Flows of which each of the last four windows alarmed, the last one within ten minutes.", "device")
-	covertWindowsDesc = newDesc("covert_windows_total", "Windows of deltas that were judged.", "device")
-	covertAlarmedDesc = newDesc("covert_alarmed_windows_total", "Windows of deltas of which a test alarmed.", "device")
-	covertAlarmsDesc  = newDesc("covert_alarms_total", "Windows of deltas of which this test alarmed.", "device", "test")
-	covertFlowsDesc   = newDesc("covert_watched_flows", "Flows whose deltas are recorded.")
-	covertSkippedDesc = newDesc("covert_skipped_deltas_total", "Deltas of watched flows that came faster than they were read.")
+		"Number of flows with an alarm in each of their last four windows, the last one within ten minutes.", "device")
+	covertWindowsDesc = newDesc("covert_windows_total", "Total number of judged windows of inter-arrival times.", "device")
+	covertAlarmedDesc = newDesc("covert_alarmed_windows_total", "Total number of windows in which at least one test alarmed.", "device")
+	covertAlarmsDesc  = newDesc("covert_alarms_total", "Total number of windows in which the test alarmed.", "device", "test")
+	covertFlowsDesc   = newDesc("covert_watched_flows", "Number of flows whose inter-arrival times are recorded.")
+	covertSkippedDesc = newDesc("covert_skipped_deltas_total", "Total number of inter-arrival times of watched flows that arrived faster than they were read.")
 )
 
 // CovertWindow is the number of deltas in the windows that [Covert.Judge] takes.

@@ -60,11 +60,11 @@ func TestCovert(t *testing.T) {
 	c.Judge(covertWindow(covertFlow("eth0", 2), 2*time.Minute, steady))
 	c.Judge(covertWindow(covertFlow("gone", 3), 2*time.Minute, twoInTurn))
 	const counts = `
-# HELP xdp_audit_covert_alarmed_windows_total Windows of deltas of which a test alarmed.
+# HELP xdp_audit_covert_alarmed_windows_total Total number of windows in which at least one test alarmed.
 # TYPE xdp_audit_covert_alarmed_windows_total counter
 xdp_audit_covert_alarmed_windows_total{device="eth0"} 8
 xdp_audit_covert_alarmed_windows_total{device="eth1"} 0
-# HELP xdp_audit_covert_alarms_total Windows of deltas of which this test alarmed.
+# HELP xdp_audit_covert_alarms_total Total number of windows in which the test alarmed.
 # TYPE xdp_audit_covert_alarms_total counter
 xdp_audit_covert_alarms_total{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="entropy"} 0
@@ -77,23 +77,23 @@ xdp_audit_covert_alarms_total{device="eth1",test="information"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="phase"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="symbols"} 0
 `
-	const rest = `# HELP xdp_audit_covert_skipped_deltas_total Deltas of watched flows that came faster than they were read.
+	const rest = `# HELP xdp_audit_covert_skipped_deltas_total Total number of inter-arrival times of watched flows that arrived faster than they were read.
 # TYPE xdp_audit_covert_skipped_deltas_total counter
 xdp_audit_covert_skipped_deltas_total 4000
-# HELP xdp_audit_covert_watched_flows Flows whose deltas are recorded.
+# HELP xdp_audit_covert_watched_flows Number of flows whose inter-arrival times are recorded.
 # TYPE xdp_audit_covert_watched_flows gauge
 xdp_audit_covert_watched_flows 3
-# HELP xdp_audit_covert_windows_total Windows of deltas that were judged.
+# HELP xdp_audit_covert_windows_total Total number of judged windows of inter-arrival times.
 # TYPE xdp_audit_covert_windows_total counter
 xdp_audit_covert_windows_total{device="eth0"} 11
 xdp_audit_covert_windows_total{device="eth1"} 0
 `
-	const alarming = `# HELP xdp_audit_covert_alarming_flows Flows of which each of the last four windows alarmed, the last one within ten minutes.
+	const alarming = `# HELP xdp_audit_covert_alarming_flows Number of flows with an alarm in each of their last four windows, the last one within ten minutes.
 # TYPE xdp_audit_covert_alarming_flows gauge
 xdp_audit_covert_alarming_flows{device="eth0"} %d
 xdp_audit_covert_alarming_flows{device="eth1"} 0
 `
-	const scores = `# HELP xdp_audit_covert_score Highest score of a test for covert timing channels among the flows with a window in the last ten minutes, 1 and more is an alarm; 0 without any.
+	const scores = `# HELP xdp_audit_covert_score Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 and more is an alarm, 0 without any.
 # TYPE xdp_audit_covert_score gauge
 xdp_audit_covert_score{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_score{device="eth0",test="entropy"} 0

@@ -10,12 +10,12 @@ import (
 )
 
 var (
-	eventsDesc = newDesc("events_total", "Perf events received.", "device")
+	eventsDesc = newDesc("events_total", "Total number of perf events received.", "device")
 	fatesDesc  = newDesc("event_fates_total",
-		"Flagged packets by what became of their perf event, counted in the kernel.", "device", "fate")
+		"Total number of flagged packets by the fate of their perf event, counted in the kernel.", "device", "fate")
 	lostDesc = newDesc("event_records_lost_total",
-		"Perf events that the kernel reported lost; event_fates_total counts them too, as ring_full.")
-	malformedDesc = newDesc("event_records_malformed_total", "Perf events that could not be decoded.")
+		"Total number of perf events that the kernel reported lost; event_fates_total also counts them, as ring_full.")
+	malformedDesc = newDesc("event_records_malformed_total", "Total number of perf events that could not be decoded.")
 )
 
 type eventsSource interface {

@@ -20,7 +20,7 @@ func TestEvents(t *testing.T) {
 		events: bpf.EventCounts{Received: map[string]uint64{"eth0": 9}, Lost: 3, Malformed: 1},
 	}
 	expect(t, newEventsCollector(source), `
-# HELP xdp_audit_event_fates_total Flagged packets by what became of their perf event, counted in the kernel.
+# HELP xdp_audit_event_fates_total Total number of flagged packets by the fate of their perf event, counted in the kernel.
 # TYPE xdp_audit_event_fates_total counter
 xdp_audit_event_fates_total{device="eth0",fate="no_reader"} 4
 xdp_audit_event_fates_total{device="eth0",fate="other"} 6
@@ -36,13 +36,13 @@ xdp_audit_event_fates_total{device="eth1",fate="reader_gap"} 0
 xdp_audit_event_fates_total{device="eth1",fate="ring_full"} 0
 xdp_audit_event_fates_total{device="eth1",fate="sent"} 0
 xdp_audit_event_fates_total{device="eth1",fate="suppressed"} 0
-# HELP xdp_audit_event_records_lost_total Perf events that the kernel reported lost; event_fates_total counts them too, as ring_full.
+# HELP xdp_audit_event_records_lost_total Total number of perf events that the kernel reported lost; event_fates_total also counts them, as ring_full.
 # TYPE xdp_audit_event_records_lost_total counter
 xdp_audit_event_records_lost_total 3
-# HELP xdp_audit_event_records_malformed_total Perf events that could not be decoded.
+# HELP xdp_audit_event_records_malformed_total Total number of perf events that could not be decoded.
 # TYPE xdp_audit_event_records_malformed_total counter
 xdp_audit_event_records_malformed_total 1
-# HELP xdp_audit_events_total Perf events received.
+# HELP xdp_audit_events_total Total number of perf events received.
 # TYPE xdp_audit_events_total counter
 xdp_audit_events_total{device="eth0"} 9
 xdp_audit_events_total{device="eth1"} 0

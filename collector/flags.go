@@ -13,12 +13,12 @@ import (
 )
 
 var (
-	leakFlagsDesc     = newDesc("leak_flags_total", "Packets whose |t| reached the threshold.", "device", "direction")
-	lastScoreDesc     = newDesc("last_tscore", "|t| of the last flagged packet; 0 before any.", "device")
-	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet; 0 before any.", "device")
-	lastPacketDesc    = newDesc("last_packet_bytes", "Length of the last flagged packet; 0 before any.", "device")
+	leakFlagsDesc     = newDesc("leak_flags_total", "Total number of packets whose absolute t-score reached the threshold.", "device", "direction")
+	lastScoreDesc     = newDesc("last_tscore", "Absolute t-score of the last flagged packet; 0 without any.", "device")
+	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet in seconds; 0 without any.", "device")
+	lastPacketDesc    = newDesc("last_packet_bytes", "Frame length of the last flagged packet in bytes; 0 without any.", "device")
 	lastTimestampDesc = newDesc("last_flag_timestamp_seconds",
-		"Unix time, to the millisecond, at which a packet was last flagged; 0 before any.", "device")
+		"Unix time of the last flagged packet in seconds, with millisecond resolution; 0 without any.", "device")
 )
 
 type flagsSource interface {

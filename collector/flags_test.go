@@ -25,23 +25,23 @@ func TestFlags(t *testing.T) {
 	}}
 	wallTime := func(f bpf.Flag) time.Time { return time.Unix(1_800_000_000, int64(f.KtimeNs)) }
 	expect(t, newFlagsCollector(source, wallTime), `
-# HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet; 0 before any.
+# HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet in seconds; 0 without any.
 # TYPE xdp_audit_last_delta_seconds gauge
 xdp_audit_last_delta_seconds{device="eth0"} 9e-07
 xdp_audit_last_delta_seconds{device="eth1"} 0
-# HELP xdp_audit_last_flag_timestamp_seconds Unix time, to the millisecond, at which a packet was last flagged; 0 before any.
+# HELP xdp_audit_last_flag_timestamp_seconds Unix time of the last flagged packet in seconds, with millisecond resolution; 0 without any.
 # TYPE xdp_audit_last_flag_timestamp_seconds gauge
 xdp_audit_last_flag_timestamp_seconds{device="eth0"} 1.8000000025e+09
 xdp_audit_last_flag_timestamp_seconds{device="eth1"} 0
-# HELP xdp_audit_last_packet_bytes Length of the last flagged packet; 0 before any.
+# HELP xdp_audit_last_packet_bytes Frame length of the last flagged packet in bytes; 0 without any.
 # TYPE xdp_audit_last_packet_bytes gauge
 xdp_audit_last_packet_bytes{device="eth0"} 1514
 xdp_audit_last_packet_bytes{device="eth1"} 0
-# HELP xdp_audit_last_tscore |t| of the last flagged packet; 0 before any.
+# HELP xdp_audit_last_tscore Absolute t-score of the last flagged packet; 0 without any.
 # TYPE xdp_audit_last_tscore gauge
 xdp_audit_last_tscore{device="eth0"} 9.95085965347403
 xdp_audit_last_tscore{device="eth1"} 0
-# HELP xdp_audit_leak_flags_total Packets whose |t| reached the threshold.
+# HELP xdp_audit_leak_flags_total Total number of packets whose absolute t-score reached the threshold.
 # TYPE xdp_audit_leak_flags_total counter
 xdp_audit_leak_flags_total{device="eth0",direction="early"} 5
 xdp_audit_leak_flags_total{device="eth0",direction="late"} 7

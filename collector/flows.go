@@ -10,11 +10,11 @@ import (
 )
 
 var (
-	slotsDesc     = newDesc("flow_table_slots", "Slots of the flow table, which all devices share.")
-	slotsUsedDesc = newDesc("flow_table_slots_used", "Slots of the flow table that hold a flow, live or expired.")
-	insertsDesc   = newDesc("flow_inserts_total", "Flows that were given a slot.", "device")
+	slotsDesc     = newDesc("flow_table_slots", "Number of slots in the flow table, which all devices share.")
+	slotsUsedDesc = newDesc("flow_table_slots_used", "Number of slots in the flow table that hold a flow, live or expired.")
+	insertsDesc   = newDesc("flow_inserts_total", "Total number of flows inserted into the flow table.", "device")
 	evictionsDesc = newDesc("flow_evictions_total",
-		"Flows that lost their slot to a new one of the device, silent for longer than the idle timeout (expired) or not (live).",
+		"Total number of flows evicted by a new flow of the device: expired (silent for longer than the idle timeout) or live.",
 		"device", "reason")
 )
 

@@ -10,9 +10,9 @@ import (
 )
 
 var (
-	packetsDesc  = newDesc("packets_total", "Packets that the audit saw.", "device", "family", "protocol")
-	bytesDesc    = newDesc("bytes_total", "Length of the frames that the audit saw.", "device", "family", "protocol")
-	outcomesDesc = newDesc("outcomes_total", "Packets by what became of them in the audit.", "device", "outcome")
+	packetsDesc  = newDesc("packets_total", "Total number of packets received by the audit.", "device", "family", "protocol")
+	bytesDesc    = newDesc("bytes_total", "Total length of the received frames in bytes.", "device", "family", "protocol")
+	outcomesDesc = newDesc("outcomes_total", "Total number of packets by their outcome in the audit.", "device", "outcome")
 )
 
 type packetsSource interface {

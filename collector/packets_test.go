@@ -20,7 +20,7 @@ func TestPackets(t *testing.T) {
 		c.Bytes[bpf.FamilyOther][bpf.ProtocolOther] = 180
 	})}}
 	expect(t, newPacketsCollector(source), `
-# HELP xdp_audit_bytes_total Length of the frames that the audit saw.
+# HELP xdp_audit_bytes_total Total length of the received frames in bytes.
 # TYPE xdp_audit_bytes_total counter
 xdp_audit_bytes_total{device="eth0",family="ipv4",protocol="icmp"} 0
 xdp_audit_bytes_total{device="eth0",family="ipv4",protocol="other"} 0
@@ -33,7 +33,7 @@ xdp_audit_bytes_total{device="eth0",family="ipv6",protocol="sctp"} 0
 xdp_audit_bytes_total{device="eth0",family="ipv6",protocol="tcp"} 0
 xdp_audit_bytes_total{device="eth0",family="ipv6",protocol="udp"} 0
 xdp_audit_bytes_total{device="eth0",family="other",protocol="other"} 180
-# HELP xdp_audit_outcomes_total Packets by what became of them in the audit.
+# HELP xdp_audit_outcomes_total Total number of packets by their outcome in the audit.
 # TYPE xdp_audit_outcomes_total counter
 xdp_audit_outcomes_total{device="eth0",outcome="contended"} 0
 xdp_audit_outcomes_total{device="eth0",outcome="flagged_early"} 0
@@ -46,7 +46,7 @@ xdp_audit_outcomes_total{device="eth0",outcome="new_flow"} 3
 xdp_audit_outcomes_total{device="eth0",outcome="reordered"} 0
 xdp_audit_outcomes_total{device="eth0",outcome="unparsed"} 3
 xdp_audit_outcomes_total{device="eth0",outcome="untimed"} 0
-# HELP xdp_audit_packets_total Packets that the audit saw.
+# HELP xdp_audit_packets_total Total number of packets received by the audit.
 # TYPE xdp_audit_packets_total counter
 xdp_audit_packets_total{device="eth0",family="ipv4",protocol="icmp"} 0
 xdp_audit_packets_total{device="eth0",family="ipv4",protocol="other"} 0

@@ -7,9 +7,9 @@ import "github.com/prometheus/client_golang/prometheus"
 
 var (
 	capabilitiesDesc = newDesc("privileges_capabilities", "Number of capabilities that the process holds; 0 once they are dropped.")
-	capabilityDesc   = newDesc("privileges_capability_held", "A capability that the process holds, always 1.", "capability")
-	noNewDesc        = newDesc("privileges_no_new_privileges", "Whether what the process executes can gain no privilege.")
-	landlockDesc     = newDesc("privileges_landlock_abi", "Version of Landlock that confines the process to its files; 0 if none does.")
+	capabilityDesc   = newDesc("privileges_capability_held", "Capability that the process holds; the value is always 1.", "capability")
+	noNewDesc        = newDesc("privileges_no_new_privileges", "Whether the kernel denies new privileges to programs that the process executes.")
+	landlockDesc     = newDesc("privileges_landlock_abi", "Version of the Landlock ABI that confines the process; 0 without confinement.")
 )
 
 // Privileges is what the process can still do.

@@ -13,16 +13,16 @@ import (
 )
 
 var (
-	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to a device.", "device")
-	hookInfoDesc = newDesc("hook_info", "How the audit is attached to a device, always 1.",
+	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to the device.", "device")
+	hookInfoDesc = newDesc("hook_info", "Mode, driver, clock and program of the attached audit; the value is always 1.",
 		"device", "mode", "driver", "clock", "program_id", "program_tag")
-	deviceSlotsDesc     = newDesc("device_slots", "Devices that there is room for.")
-	deviceSlotsUsedDesc = newDesc("device_slots_used", "Devices that are audited, or named and waited for.")
-	devicesRefusedDesc  = newDesc("devices_refused", "Devices that match a glob and are not audited, because there is no room for them.")
+	deviceSlotsDesc     = newDesc("device_slots", "Maximum number of devices.")
+	deviceSlotsUsedDesc = newDesc("device_slots_used", "Number of devices that are audited, or given by name and expected to appear.")
+	devicesRefusedDesc  = newDesc("devices_refused", "Number of devices that match a glob but are not audited, because all device slots are used.")
 	runTimeDesc         = newDesc("program_run_seconds_total",
-		"Time that the kernel spent in the program, known while kernel.bpf_stats_enabled is 1.", "device")
+		"Total run time of the program in seconds; only while kernel.bpf_stats_enabled is 1.", "device")
 	runsDesc = newDesc("program_runs_total",
-		"Runs of the program, known while kernel.bpf_stats_enabled is 1.", "device")
+		"Total number of runs of the program; only while kernel.bpf_stats_enabled is 1.", "device")
 )
 
 type programSource interface {

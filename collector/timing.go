@@ -12,17 +12,17 @@ import (
 )
 
 var (
-	deltaDesc  = newDesc("delta_seconds", "Inter-arrival times of the packets of a flow.", "device")
-	deltasDesc = newDesc("deltas_total", "Inter-arrival times that were measured.", "device")
-	timeDesc   = newDesc("delta_time_seconds_total", "Sum of the inter-arrival times.", "device")
+	deltaDesc  = newDesc("delta_seconds", "Inter-arrival times of the packets of a flow in seconds.", "device")
+	deltasDesc = newDesc("deltas_total", "Total number of measured inter-arrival times.", "device")
+	timeDesc   = newDesc("delta_time_seconds_total", "Total of the measured inter-arrival times in seconds.", "device")
 	aboveDesc  = newDesc("delta_deviation_above_seconds_total",
-		"Sum of what inter-arrival times were longer than the reference.", "device")
+		"Total time in seconds by which inter-arrival times exceeded the reference.", "device")
 	belowDesc = newDesc("delta_deviation_below_seconds_total",
-		"Sum of what inter-arrival times were shorter than the reference.", "device")
+		"Total time in seconds by which inter-arrival times fell short of the reference.", "device")
 	squaredDesc = newDesc("delta_deviation_seconds_squared_total",
-		"Sum of the squared deviations of inter-arrival times from the reference.", "device")
+		"Sum of the squared deviations of inter-arrival times from the reference, in seconds squared.", "device")
 	referenceDesc = newDesc("delta_reference_seconds",
-		"Inter-arrival time that deviations are measured from, the first of the device; 0 before any.", "device")
+		"Reference of the deviations in seconds: the first inter-arrival time of the device; 0 without any.", "device")
 )
 
 type timingSource interface {

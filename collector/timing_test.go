@@ -42,23 +42,23 @@ func TestTiming(t *testing.T) {
 		}),
 	}}
 	expect(t, newTimingCollector(source, timing.NewBuckets()), `
-# HELP xdp_audit_delta_deviation_above_seconds_total Sum of what inter-arrival times were longer than the reference.
+# HELP xdp_audit_delta_deviation_above_seconds_total Total time in seconds by which inter-arrival times exceeded the reference.
 # TYPE xdp_audit_delta_deviation_above_seconds_total counter
 xdp_audit_delta_deviation_above_seconds_total{device="eth0"} 1.999999
 xdp_audit_delta_deviation_above_seconds_total{device="eth1"} 0
-# HELP xdp_audit_delta_deviation_below_seconds_total Sum of what inter-arrival times were shorter than the reference.
+# HELP xdp_audit_delta_deviation_below_seconds_total Total time in seconds by which inter-arrival times fell short of the reference.
 # TYPE xdp_audit_delta_deviation_below_seconds_total counter
 xdp_audit_delta_deviation_below_seconds_total{device="eth0"} 1.093e-06
 xdp_audit_delta_deviation_below_seconds_total{device="eth1"} 0
-# HELP xdp_audit_delta_deviation_seconds_squared_total Sum of the squared deviations of inter-arrival times from the reference.
+# HELP xdp_audit_delta_deviation_seconds_squared_total Sum of the squared deviations of inter-arrival times from the reference, in seconds squared.
 # TYPE xdp_audit_delta_deviation_seconds_squared_total counter
 xdp_audit_delta_deviation_seconds_squared_total{device="eth0"} 3.9999960000020045
 xdp_audit_delta_deviation_seconds_squared_total{device="eth1"} 0
-# HELP xdp_audit_delta_reference_seconds Inter-arrival time that deviations are measured from, the first of the device; 0 before any.
+# HELP xdp_audit_delta_reference_seconds Reference of the deviations in seconds: the first inter-arrival time of the device; 0 without any.
 # TYPE xdp_audit_delta_reference_seconds gauge
 xdp_audit_delta_reference_seconds{device="eth0"} 1e-06
 xdp_audit_delta_reference_seconds{device="eth1"} 0
-# HELP xdp_audit_delta_seconds Inter-arrival times of the packets of a flow.
+# HELP xdp_audit_delta_seconds Inter-arrival times of the packets of a flow in seconds.
 # TYPE xdp_audit_delta_seconds histogram
 xdp_audit_delta_seconds_bucket{device="eth0",le="1.1920928955078125e-07"} 1
 xdp_audit_delta_seconds_bucket{device="eth0",le="2.384185791015625e-07"} 1
@@ -116,11 +116,11 @@ xdp_audit_delta_seconds_bucket{device="eth1",le="2"} 0
 xdp_audit_delta_seconds_bucket{device="eth1",le="+Inf"} 0
 xdp_audit_delta_seconds_sum{device="eth1"} 0
 xdp_audit_delta_seconds_count{device="eth1"} 0
-# HELP xdp_audit_delta_time_seconds_total Sum of the inter-arrival times.
+# HELP xdp_audit_delta_time_seconds_total Total of the measured inter-arrival times in seconds.
 # TYPE xdp_audit_delta_time_seconds_total counter
 xdp_audit_delta_time_seconds_total{device="eth0"} 2.000002907
 xdp_audit_delta_time_seconds_total{device="eth1"} 0
-# HELP xdp_audit_deltas_total Inter-arrival times that were measured.
+# HELP xdp_audit_deltas_total Total number of measured inter-arrival times.
 # TYPE xdp_audit_deltas_total counter
 xdp_audit_deltas_total{device="eth0"} 5
 xdp_audit_deltas_total{device="eth1"} 0

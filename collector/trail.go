@@ -6,8 +6,8 @@ package collector
 import "github.com/prometheus/client_golang/prometheus"
 
 var (
-	trailRecordsDesc = newDesc("trail_records_total", "Records written to the audit trail.")
-	trailErrorsDesc  = newDesc("trail_write_errors_total", "Records that could not be written to the audit trail.")
+	trailRecordsDesc = newDesc("trail_records_total", "Total number of records written to the audit trail.")
+	trailErrorsDesc  = newDesc("trail_write_errors_total", "Total number of records that could not be written to the audit trail.")
 )
 
 // Trail is what is reported of an audit trail; a *trail.Trail is one. Its methods must be safe for concurrent use.
