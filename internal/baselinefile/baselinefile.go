@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package baselinefile keeps what was learnt of devices in a file, so that they can be audited against it later.
+// Package baselinefile stores what devices have learnt in a file, so that they can be audited
+// against it later.
 //
-// The file is JSON, {"baseline": …, "sha256": …}, where the digest is that of the compact text of the baseline. It guards
-// against damage, not against somebody who may write the file. docs/baseline-file.md describes the fields.
+// The file is JSON: {"baseline": …, "sha256": …}. The digest is that of the compact text of the
+// baseline. It detects damage; it does not protect against an attacker who can write the file.
+// docs/baseline-file.md describes the fields.
 package baselinefile
 
 import (
@@ -28,11 +30,13 @@ import (
 const (
 	version = 1
 
-	// maxBytes is more than a file of the most devices has whose scores are spread as far as those of traffic are.
+	// maxBytes is larger than a file of the maximum number of devices with the spread of scores
+	// that real traffic has.
 	maxBytes = 16 << 20
 )
 
-// Terms are what a baseline depends on: against others it says nothing.
+// Terms are the settings that a baseline depends on. A baseline is meaningless under other
+// settings.
 type Terms struct {
 	Domain      timing.Domain `json:"domain"`
 	Threshold   float64       `json:"threshold"`
@@ -47,7 +51,7 @@ type File struct {
 	Devices map[string]timing.Learnt
 }
 
-// outer, inner and device are the file as JSON.
+// outer, inner and device are the JSON form of a file.
 type outer struct {
 	Baseline json.RawMessage `json:"baseline"`
 	SHA256   string          `json:"sha256"`
@@ -63,13 +67,13 @@ type inner struct {
 type device struct {
 	Samples uint64      `json:"samples"`
 	MeanQ16 uint64      `json:"mean_q16"`
-	M2      string      `json:"m2"` // decimal: more than a number of JSON is sure to hold
+	M2      string      `json:"m2"` // decimal, because a JSON number may not hold 96 bits
 	Judged  uint64      `json:"judged"`
-	Early   [][2]uint32 `json:"early"` // bins with scores: number, scores
+	Early   [][2]uint32 `json:"early"` // bin and number of scores, for bins that have scores
 	Late    [][2]uint32 `json:"late"`
 }
 
-// Encode returns the text of a file.
+// Encode returns the JSON text of a file, with a final newline.
 func (f *File) Encode() ([]byte, error) {
 	in := inner{Version: version, Saved: f.Saved.UTC().Truncate(time.Second), Terms: f.Terms, Devices: map[string]device{}}
 	for name, l := range f.Devices {
@@ -101,7 +105,7 @@ func digest(compact []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Parse reads the text of a file. The error says what is wrong with it.
+// Parse reads the JSON text of a file. The error describes the first problem.
 func Parse(text []byte) (*File, error) {
 	var out outer
 	if err := decode(text, &out); err != nil {
@@ -111,16 +115,16 @@ func Parse(text []byte) (*File, error) {
 	if err := json.Compact(&compact, out.Baseline); err != nil {
 		return nil, errors.New("it has no baseline")
 	}
-	// The version stands first: a file of another one may have another digest.
+	// The version is checked before the digest: another version may have another digest.
 	var v struct{ Version int }
 	if err := json.Unmarshal(compact.Bytes(), &v); err != nil {
 		return nil, fmt.Errorf("its baseline is damaged: %w", err)
 	}
 	if v.Version != version {
-		return nil, fmt.Errorf("it is of version %d, and this exporter knows version %d", v.Version, version)
+		return nil, fmt.Errorf("it has version %d, but this exporter reads version %d", v.Version, version)
 	}
 	if got := digest(compact.Bytes()); got != out.SHA256 {
-		return nil, errors.New("its digest is not that of its baseline: it was damaged or edited")
+		return nil, errors.New("its digest does not match its baseline: it was damaged or edited")
 	}
 	var in inner
 	if err := decode(compact.Bytes(), &in); err != nil {
@@ -136,7 +140,7 @@ func Parse(text []byte) (*File, error) {
 			err = l.Validate()
 		}
 		if err == nil && (name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n")) {
-			err = errors.New("that is no name of a device")
+			err = errors.New("not a valid device name")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("device %q: %w", name, err)
@@ -146,7 +150,7 @@ func Parse(text []byte) (*File, error) {
 	return f, nil
 }
 
-// decode parses one value, without unknown fields, and nothing behind it.
+// decode parses a single JSON value. Unknown fields and data after the value are errors.
 func decode(text []byte, value any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
@@ -157,7 +161,7 @@ func decode(text []byte, value any) error {
 		return fmt.Errorf("it cannot be read: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something stands behind its end")
+		return errors.New("it has data after its end")
 	}
 	return nil
 }
@@ -166,7 +170,7 @@ func (d device) learnt() (timing.Learnt, error) {
 	l := timing.Learnt{State: timing.State{N: d.Samples, MeanQ16: d.MeanQ16}, Judged: d.Judged}
 	m2, ok := new(big.Int).SetString(d.M2, 10)
 	if !ok || len(d.M2) > 39 || m2.Sign() < 0 || m2.BitLen() > 96 {
-		return l, fmt.Errorf("m2 %.50q is no whole number below 2⁹⁶", d.M2)
+		return l, fmt.Errorf("m2 %.50q is not a whole number below 2⁹⁶", d.M2)
 	}
 	low := new(big.Int).And(m2, new(big.Int).SetUint64(1<<64-1))
 	l.M2 = timing.Uint128{Hi: m2.Rsh(m2, 64).Uint64(), Lo: low.Uint64()}
@@ -183,9 +187,10 @@ func (d device) learnt() (timing.Learnt, error) {
 	return l, nil
 }
 
-const remedy = "restore it, or move it away to learn anew"
+const remedy = "restore it, or move it away to start learning from zero"
 
-// Read returns the content of a file of these terms; nil without an error if there is no such file.
+// Read returns the content of a file that was learnt under these terms. It returns nil without
+// an error if the file does not exist.
 func Read(path string, terms Terms) (*File, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,26 +201,26 @@ func Read(path string, terms Terms) (*File, error) {
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file: name one", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(text) > maxBytes {
-		return nil, fmt.Errorf("%s is larger than %d bytes, which no baseline is: %s", path, maxBytes, remedy)
+		return nil, fmt.Errorf("%s is larger than %d bytes, which is more than any baseline needs: %s", path, maxBytes, remedy)
 	}
 	f, err := Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be used: %w: %s", path, err, remedy)
 	}
 	if differs := f.Terms.differs(terms); differs != "" {
-		return nil, fmt.Errorf("%s was learnt otherwise: %s: set the flag as it was, or move the file away to learn anew", path, differs)
+		return nil, fmt.Errorf("%s was learnt with other settings: %s: set the flag as before, or move the file away to start learning from zero", path, differs)
 	}
 	return f, nil
 }
 
-// differs says which flag is not what it was.
+// differs describes the first flag whose value has changed; empty if none has.
 func (t Terms) differs(now Terms) string {
 	switch {
 	case t.Domain != now.Domain:
@@ -230,18 +235,20 @@ func (t Terms) differs(now Terms) string {
 	return ""
 }
 
-// Write puts a file in its place in one piece: whoever opens the path finds the file before or this one, whole, even if the
-// machine ends meanwhile. It can be read by its owner alone. What Read would refuse for its size is refused.
+// Write replaces the file at path atomically: a reader finds either the previous file or this
+// one, complete, even after a crash of the machine. Only the owner can read the file. Write
+// refuses a file that is too large for Read.
 func Write(path string, f *File) error {
 	text, err := f.Encode()
 	if err != nil {
 		return err
 	}
 	if len(text) > maxBytes {
-		return fmt.Errorf("%s is not written: the %d devices would take %d bytes, and no more than %d can be read: audit fewer",
+		return fmt.Errorf("%s was not written: %d devices take %d bytes, and at most %d can be read: audit fewer devices",
 			path, len(f.Devices), len(text), maxBytes)
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
+	// The mode of a temporary file is 0600.
+	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
@@ -253,14 +260,14 @@ func Write(path string, f *File) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(temporary.Name()))
 	}
-	folder, err := os.Open(filepath.Dir(path))
+	directory, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return errors.Join(directory.Sync(), directory.Close())
 }
 
-// CheckWritable returns an error unless a file can be put in that place.
+// CheckWritable returns an error unless a file can be created in the directory of path.
 func CheckWritable(path string) error {
 	probe, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {

@@ -27,7 +27,7 @@ func example() *File {
 	}}
 }
 
-// exampleText is the file that docs/baseline-file.md describes.
+// exampleText is the example of docs/baseline-file.md.
 const exampleText = `{
 	"baseline": {
 		"version": 1,
@@ -93,7 +93,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// withDigest returns a file whose baseline is changed and whose digest fits it.
+// withDigest returns a file with a changed baseline and the matching digest.
 func withDigest(t testing.TB, change func(baseline string) string) string {
 	t.Helper()
 	text, err := example().Encode()
@@ -130,10 +130,10 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		{"no JSON", "baseline", "it cannot be read"},
 		{"another JSON", "[]", "it cannot be read"},
 		{"nothing in it", "{}", "it has no baseline"},
-		{"more behind it", string(whole) + "{}", "something stands behind its end"},
-		{"a digit is another", strings.Replace(string(whole), "8192", "8193", 1), "its digest is not that of its baseline"},
-		{"another version", withDigest(t, replaced(`"version":1`, `"version":2`)), "it is of version 2, and this exporter knows version 1"},
-		{"no version", withDigest(t, replaced(`"version":1,`, ``)), "it is of version 0"},
+		{"data after the end", string(whole) + "{}", "data after its end"},
+		{"a changed digit", strings.Replace(string(whole), "8192", "8193", 1), "digest does not match"},
+		{"another version", withDigest(t, replaced(`"version":1`, `"version":2`)), "it has version 2, but this exporter reads version 1"},
+		{"no version", withDigest(t, replaced(`"version":1,`, ``)), "it has version 0"},
 		{"an unknown field", withDigest(t, replaced(`"judged"`, `"judge":0,"judged"`)), `unknown field "judge"`},
 		{"an unknown field outside", strings.Replace(string(whole), `"sha256"`, `"sha512":"","sha256"`, 1), `unknown field "sha512"`},
 		{"no date", withDigest(t, replaced(`"2026-11-25T10:00:00Z"`, `"0001-01-01T00:00:00Z"`)), "it has no date"},
@@ -141,17 +141,17 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 			before, _, _ := strings.Cut(s, `{"eth0"`)
 			return before + "{}}"
 		}), "no device"},
-		{"a name that is a path", withDigest(t, replaced(`"eth1"`, `"../eth1"`)), `device "../eth1": that is no name of a device`},
-		{"a mean that is no number", withDigest(t, replaced(`65536000000`, `NaN`)), "it cannot be read"},
+		{"a name that is a path", withDigest(t, replaced(`"eth1"`, `"../eth1"`)), `device "../eth1": not a valid device name`},
+		{"a mean that is not a number", withDigest(t, replaced(`65536000000`, `NaN`)), "it cannot be read"},
 		{"a mean with a fraction", withDigest(t, replaced(`65536000000`, `0.5`)), "it cannot be read"},
 		{"a negative mean", withDigest(t, replaced(`65536000000`, `-1`)), "it cannot be read"},
 		{"a mean beyond the arithmetic", withDigest(t, replaced(`65536000000`, `140737488355329`)), "a mean of 140737488355329 is above"},
 		{"one sample", withDigest(t, replaced(`"samples":100`, `"samples":1`)), "1 samples are not between 2 and 16777216"},
 		{"absurdly many samples", withDigest(t, replaced(`8192`, `18446744073709551615`)), "18446744073709551615 samples are not between"},
-		{"squares that are no number", withDigest(t, replaced(`"55340232221128654853"`, `"NaN"`)), `m2 "NaN" is no whole number`},
-		{"negative squares", withDigest(t, replaced(`"55340232221128654853"`, `"-1"`)), `m2 "-1" is no whole number`},
+		{"squares that are not a number", withDigest(t, replaced(`"55340232221128654853"`, `"NaN"`)), `m2 "NaN" is not a whole number`},
+		{"negative squares", withDigest(t, replaced(`"55340232221128654853"`, `"-1"`)), `m2 "-1" is not a whole number`},
 		{"squares of more than the samples", withDigest(t, replaced(`"m2":"0"`, `"m2":"461168601842738790401"`)), "more than 100 samples can have"},
-		{"squares without end", withDigest(t, replaced(`"m2":"0"`, `"m2":"`+strings.Repeat("9", 1000)+`"`)), "is no whole number below"},
+		{"squares without end", withDigest(t, replaced(`"m2":"0"`, `"m2":"`+strings.Repeat("9", 1000)+`"`)), "is not a whole number below"},
 		{"more scores than packets", withDigest(t, replaced(`"judged":1000000`, `"judged":107`)), "108 scores are more than the judged packets, 107"},
 		{"absurdly many packets", withDigest(t, replaced(`"judged":1000000`, `"judged":1000000000000`)), "1000000000000 judged packets are more than"},
 		{"a bin that is not there", withDigest(t, replaced(`[511,1]`, `[512,1]`)), "bin 512 of 1 scores is out of place"},
@@ -173,7 +173,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 	}
 }
 
-// What could not be read again is not written, and what was there stays.
+// A file that is too large for Read is not written, and the previous file stays.
 func TestAFileThatIsTooLargeIsNotWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "baseline.json")
 	if err := Write(path, example()); err != nil {
@@ -189,7 +189,7 @@ func TestAFileThatIsTooLargeIsNotWritten(t *testing.T) {
 	for i := range 1000 {
 		large.Devices[fmt.Sprint("veth", i)] = wide
 	}
-	if err := Write(path, large); err == nil || !strings.Contains(err.Error(), path+" is not written: the 1002 devices would take ") {
+	if err := Write(path, large); err == nil || !strings.Contains(err.Error(), path+" was not written: 1002 devices take ") {
 		t.Errorf("got %v", err)
 	}
 	if f, err := Read(path, terms); err != nil || !reflect.DeepEqual(f, example()) {
@@ -217,8 +217,8 @@ func TestOtherTermsAreRefused(t *testing.T) {
 }
 
 func TestFilesAreReplacedWhole(t *testing.T) {
-	folder := t.TempDir()
-	path := filepath.Join(folder, "baseline.json")
+	directory := t.TempDir()
+	path := filepath.Join(directory, "baseline.json")
 	if f, err := Read(path, terms); f != nil || err != nil {
 		t.Errorf("without a file: got %+v, %v", f, err)
 	}
@@ -239,19 +239,19 @@ func TestFilesAreReplacedWhole(t *testing.T) {
 	if err := CheckWritable(path); err != nil {
 		t.Error(err)
 	}
-	if entries, err := os.ReadDir(folder); err != nil || len(entries) != 1 {
-		t.Errorf("in the folder are %v, want the file alone", entries)
+	if entries, err := os.ReadDir(directory); err != nil || len(entries) != 1 {
+		t.Errorf("the directory has %v, want only the file", entries)
 	}
-	if err := Write(filepath.Join(folder, "absent", "file"), first); err == nil {
-		t.Error("a file was written where there is no folder")
+	if err := Write(filepath.Join(directory, "absent", "file"), first); err == nil {
+		t.Error("a file was written in a directory that does not exist")
 	}
-	if err := CheckWritable(filepath.Join(folder, "absent", "file")); err == nil {
-		t.Error("a file can be written where there is no folder")
+	if err := CheckWritable(filepath.Join(directory, "absent", "file")); err == nil {
+		t.Error("a file can be written in a directory that does not exist")
 	}
-	if _, err := Read(folder, terms); err == nil || !strings.Contains(err.Error(), "no regular file") {
-		t.Errorf("a folder: got %v", err)
+	if _, err := Read(directory, terms); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: got %v", err)
 	}
-	large := filepath.Join(folder, "large")
+	large := filepath.Join(directory, "large")
 	if err := os.WriteFile(large, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestFilesAreReplacedWhole(t *testing.T) {
 	}
 }
 
-// Whatever the parser takes is something that can be learnt, and is written back as it was read.
+// Every file that the parser accepts is valid, and is written back as it was read.
 func FuzzParse(f *testing.F) {
 	whole, err := example().Encode()
 	if err != nil {
@@ -277,7 +277,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		file, err := Parse(text)
 		if err != nil {
-			// The digest keeps almost everything out: what is behind it is tried with one that fits.
+			// Almost every input fails at the digest. A matching digest reaches the checks after it.
 			var out outer
 			var compact bytes.Buffer
 			if json.Unmarshal(text, &out) != nil || json.Compact(&compact, out.Baseline) != nil {

@@ -119,7 +119,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "it takes --audit.baseline=device, and that is flow"},
 		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is no folder: make it"},
 		{"a folder of everybody", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
-		{"a folder", []string{"--audit.baseline-file=" + folder}, folder + " is no regular file: name one"},
+		{"a folder", []string{"--audit.baseline-file=" + folder}, folder + " is not a regular file"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := run(context.Background(), append(test.args, "--audit.device=eth0"), io.Discard, io.Discard, mustNotOpen(t), dropNothing)

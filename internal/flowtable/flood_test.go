@@ -10,13 +10,15 @@ import (
 	"testing"
 )
 
-// flood is a choice of flows by somebody who knows the hash function and not its keys: the i-th of them, by its words.
+// flood is a set of flows chosen by an attacker who knows the hash function but not its keys.
+// word sets the words of flow i.
 type flood struct {
 	name string
 	word func(i uint32, words []uint32)
 }
 
-// tcp443 is the kind of flow that the floods vary: ports, kind, source, destination, and more of both for IPv6.
+// tcp443 is the flow that the floods vary: ports, protocol, source, destination, and the rest
+// of the addresses for IPv6.
 func tcp443(words int) []uint32 {
 	flow := make([]uint32, words)
 	copy(flow, []uint32{443<<16 | 5000, 0x20006, 0x0a000001, 0x0a000002})
@@ -25,8 +27,9 @@ func tcp443(words int) []uint32 {
 
 var floods = []flood{
 	{"source ports and destination ports in turn", func(i uint32, w []uint32) { w[0] = i }},
-	{"source ports alone, the addresses in the rest", func(i uint32, w []uint32) { w[0] += i << 16; w[2] += i >> 16 }},
-	{"sources of a /16", func(i uint32, w []uint32) { w[2] += i << 16 }}, // in network order the last bytes are the highest
+	{"source ports, then source addresses", func(i uint32, w []uint32) { w[0] += i << 16; w[2] += i >> 16 }},
+	// In network order the last bytes of an address are the highest of its word.
+	{"sources of a /16", func(i uint32, w []uint32) { w[2] += i << 16 }},
 	{"destinations in steps of 2¹⁷", func(i uint32, w []uint32) { w[3] += i << 17 }},
 	{"sources with the bits reversed", func(i uint32, w []uint32) { w[2] = bits.Reverse32(i) }},
 	{"sources and destinations that rise together", func(i uint32, w []uint32) { w[2] += i; w[3] += i }},
@@ -49,19 +52,19 @@ var floods6 = []flood{
 	{"words of IPv6 addresses that trade places", func(i uint32, w []uint32) { w[2], w[4], w[6], w[8] = i, ^i, i>>8, ^(i >> 8) }},
 }
 
-// whole is what a hash recognises a flow by.
+// whole returns everything that a flow is recognised by.
 func (h Hash) whole(sets uint64) [3]uint64 {
 	return [3]uint64{h.Set % sets, uint64(h.Mark), uint64(h.Tag)}
 }
 
-// Whoever chooses flows without knowing the keys fills no set more than flows that nobody chose, and finds no two flows that
-// share a slot.
+// An attacker without the keys cannot overfill a set more than random flows do, and cannot find
+// two flows that share a slot.
 func TestChosenFlowsSpreadLikeRandomOnes(t *testing.T) {
 	const sets, flows, tables = 8192, 32_768, 20
 	want := fewerThan(Ways, float64(flows)/sets)
 	r := rand.New(rand.NewPCG(4, 4))
 	fullest := 0
-	for range 10 * tables { // as many as all floods of a table together
+	for range 10 * tables { // as many tables as all floods fill
 		var count [sets]int
 		for range flows {
 			count[r.Uint64N(sets)]++

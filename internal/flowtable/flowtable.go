@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package flowtable models the flow table of bpf/xdp/flow.h: which flow has which slot, and who is evicted. For the same hashes
-// and times both come to the same slots. The number of ways, which the program fixes at [Ways], can be varied here.
+// Package flowtable models the flow table of bpf/xdp/flow.h: which slot a flow gets and which
+// flow is evicted. For the same hashes and times, model and kernel program choose the same
+// slots. The program has [Ways] slots in each set; the model takes any smaller power of two.
 package flowtable
 
 // Ways is the number of slots in a set of the program's table.
 const Ways = 8
 
-// Words is the number of 32-bit words of an IPv6 flow that are hashed; an IPv4 flow has the first 4.
+// Words is the number of 32-bit words that are hashed for an IPv6 flow. An IPv4 flow has the
+// first 4.
 const Words = 10
 
-// Keys are the secret keys of the hash function of a device.
+// Keys are the secret keys of the hash function.
 type Keys = [Words]uint32
 
-// Hash is where a flow belongs and what it is recognised by.
+// Hash is the place of a flow in the table, and the tag and mark by which it is recognised.
 type Hash struct {
 	Set  uint64 // more bits than a table has sets
-	Way  uint32 // its way if that is free
+	Way  uint32 // preferred way
 	Mark uint16
 	Tag  uint32 // never 0
 }
 
-// HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order in which the keys are used. The function is
-// NH (Black et al., UMAC, 1999), a sum of products of pairs, each word with its key added modulo 2³², and then a permutation,
-// of which the lowest bit is set.
+// HashWords hashes the words of a flow: 4 for IPv4 or 10 for IPv6, in the order of the keys.
+// The function is NH (Black et al., UMAC, 1999), a sum of products of pairs, in which each word
+// is added to its key modulo 2³². A permutation follows, and the lowest bit of the result is
+// set.
 func HashWords(words []uint32, keys *Keys) Hash {
 	mixed := mix(nh(words, keys))
 	return Hash{
@@ -47,20 +50,20 @@ func mix(v uint64) uint64 {
 	return (v^v>>32)*0xbf58476d1ce4e5b9 | 1
 }
 
-// Slot is a slot of the table; Tag 0 marks a free one.
+// Slot is a slot of the table. A free slot has Tag 0.
 type Slot struct {
 	Tag    uint32
 	Mark   uint16
 	LastNs uint64
 }
 
-// Table is a table of sets of slots.
+// Table is a set-associative table.
 type Table struct {
 	ways  int
 	slots []Slot
 }
 
-// New returns an empty table. sets must be a power of two, and ways one up to [Ways].
+// New returns an empty table. sets must be a power of two, ways a power of two up to [Ways].
 func New(sets, ways int) *Table {
 	return &Table{ways: ways, slots: make([]Slot, sets*ways)}
 }
@@ -81,8 +84,9 @@ func (t *Table) Find(h Hash) int {
 	return -1
 }
 
-// Insert gives a flow a slot, and returns its way and what was in it before: that of the flow seen longest ago, to within
-// 8 ns. Free ones were never seen. Among equals it takes the one nearest to the way of the hash, by exclusive or.
+// Insert gives a flow the slot whose flow was seen the longest time ago, to within 8 ns, and
+// returns the way and the previous content of the slot. Free slots come first. Among equal
+// slots, Insert takes the one nearest to the way of the hash by exclusive or.
 func (t *Table) Insert(h Hash, nowNs uint64) (way int, before Slot) {
 	set := t.Set(h.Set)
 	oldest := ^uint64(0)

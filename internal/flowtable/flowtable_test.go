@@ -56,7 +56,8 @@ func TestFindComparesTagAndMark(t *testing.T) {
 	}
 }
 
-// What a new flow takes: the cases of the table are sets of 8 slots by the time that each was last seen, 0 for a free one.
+// Which slot a new flow takes. Each case is a set of 8 slots with the times they were last
+// seen; 0 is a free slot.
 func TestInsertTakes(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -98,7 +99,7 @@ func TestInsertTakes(t *testing.T) {
 	}
 }
 
-// Flows that come at the same time fill a set from their way on, in the order of exclusive or.
+// Flows that arrive at the same time fill a set in the order of exclusive or with their way.
 func TestTiesGoToTheNearestWay(t *testing.T) {
 	for preferred := range uint32(Ways) {
 		table := New(1, Ways)
@@ -130,13 +131,14 @@ func TestFewerWaysStayInTheirSet(t *testing.T) {
 		}
 		for i := range ways {
 			if table.Find(flowOf(99-i, 2, 0)) < 0 {
-				t.Errorf("%d ways: the flow before the last by %d is gone", ways, i)
+				t.Errorf("%d ways: flow %d from the end is not found", ways, i)
 			}
 		}
 	}
 }
 
-// Words that are the negatives of the keys hash to 0, of which a plain tag would be a free slot's.
+// Words that are the negatives of the keys hash to 0. Without the lowest bit the tag would be
+// that of a free slot.
 func TestTagIsNeverZero(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, words := range []int{4, Words} {
@@ -181,8 +183,8 @@ func TestHashDependsOnEveryWordAndKey(t *testing.T) {
 	}
 }
 
-// Flows whose addresses or ports follow each other share sets as flows with random hashes do, which the rates of the
-// simulation rest on.
+// Flows with consecutive addresses or ports share sets like flows with random hashes. The hit
+// rates of the simulation rely on it.
 func TestConsecutiveFlowsSpreadLikeRandomOnes(t *testing.T) {
 	const sets, flows, tables = 8192, 32_768, 20
 	for name, word := range map[string]int{"ports": 0, "sources": 2, "destinations": 3} {

@@ -16,32 +16,34 @@ import (
 	"testing"
 )
 
-// planning is the document that the rates stand in, between two lines that are comments.
+// planning is the document that contains the rates, between two comment lines.
 const (
 	planning   = "../../docs/planning.md"
 	beginRates = "<!-- begin hit rates -->\n"
 	endRates   = "<!-- end hit rates -->\n"
 )
 
-// stepNs is the time between two packets. Anything from 8 ns on makes "seen longest ago" exact.
+// stepNs is the time between two packets. From 8 ns on, the oldest slot is exact.
 const stepNs = 100
 
-// packetsPerFlow is the number of packets that are counted, on average for each flow, where flows are drawn at random.
+// packetsPerFlow is the mean number of counted packets of a flow in random order.
 const packetsPerFlow = 2
 
 var (
-	simulatedLoads = []float64{0.1, 0.25, 0.5, 0.75, 1, 1.5, 2} // live flows for each slot
+	simulatedLoads = []float64{0.1, 0.25, 0.5, 0.75, 1, 1.5, 2} // live flows per slot
 	simulatedWays  = []int{1, 2, 4, 8}
-	simulatedSizes = []struct{ slots, tables int }{{8192, 32}, {65536, 4}} // rates are means of so many tables
+	// Rates are means over that many tables.
+	simulatedSizes = []struct{ slots, tables int }{{8192, 32}, {65536, 4}}
 )
 
-// traffic is an order in which live flows send, by their numbers.
+// traffic is the order in which live flows send. Flows are numbers.
 type traffic struct {
 	name string
-	// past returns the flows in the order of their last packets, the latest at the end: the table is then what an endless
-	// past would have left, as only last packets decide who has a slot.
+	// past returns the flows in the order of their last packets, the latest at the end. Sending
+	// them fills the table as an endless past would, because only last packets decide which flow
+	// has a slot.
 	past func(flows int, r *rand.Rand) []int
-	// packets returns the flows of the packets that are counted.
+	// packets returns the flow of each counted packet.
 	packets func(flows int, r *rand.Rand) []int
 }
 
@@ -56,12 +58,13 @@ func inTurn() traffic {
 	return traffic{"in turn", order, order}
 }
 
-// zipf is independent packets, of flow k with a probability in proportion to (1 + k)^−s.
+// zipf draws packets independently: flow k with a probability proportional to (1 + k)^−s.
 func zipf(s float64) traffic {
 	return traffic{
 		name: fmt.Sprintf("Zipf %v", s),
 		past: func(flows int, r *rand.Rand) []int {
-			ages := make([]float64, flows) // since a flow's last packet: exponential, with its rate
+			// The time since a flow's last packet is exponential with its rate.
+			ages := make([]float64, flows)
 			for k := range ages {
 				ages[k] = r.ExpFloat64() * math.Pow(float64(1+k), s)
 			}
@@ -89,7 +92,7 @@ func randomHashes(n int, r *rand.Rand) []Hash {
 	return hashes
 }
 
-// send gives the table one packet of each flow that numbers names, and returns how many found their slot.
+// send sends one packet of each flow in numbers and returns how many packets found their slot.
 func send(table *Table, hashes []Hash, numbers []int, nowNs *uint64) (hits int) {
 	for _, number := range numbers {
 		h := hashes[number]
@@ -104,8 +107,8 @@ func send(table *Table, hashes []Hash, numbers []int, nowNs *uint64) (hits int) 
 	return hits
 }
 
-// hitRates returns the share of packets that find their slot, for each of simulatedWays: the same packets of the same
-// flows each time.
+// hitRates returns the fraction of packets that find their slot, for each of simulatedWays and
+// the same packets.
 func hitRates(kind traffic, slots, tables int, load float64) []float64 {
 	flows := int(math.Round(load * float64(slots)))
 	rates := make([]float64, len(simulatedWays))
@@ -122,7 +125,7 @@ func hitRates(kind traffic, slots, tables int, load float64) []float64 {
 	return rates
 }
 
-// fewerThan returns P(X < ways) where X has Poisson's distribution with this mean.
+// fewerThan returns P(X < ways) for X with Poisson's distribution of that mean.
 func fewerThan(ways int, mean float64) (p float64) {
 	term := math.Exp(-mean)
 	for k := range ways {
@@ -156,7 +159,7 @@ func simulate() []cell {
 	return cells
 }
 
-// report writes the cells as a table in Markdown.
+// report formats the cells as a Markdown table.
 func report(cells []cell) string {
 	var b strings.Builder
 	b.WriteString("| slots | live flows / slots |")
@@ -176,7 +179,7 @@ func report(cells []cell) string {
 	return b.String()
 }
 
-// split returns the parts of the document before and after the rates, and the rates.
+// split returns the rates in the document, and the text before and after.
 func split(t *testing.T, path string) (before, rates, after []byte) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -191,7 +194,8 @@ func split(t *testing.T, path string) (before, rates, after []byte) {
 	return before, rates, after
 }
 
-// The rates are those of the document. With HIT_RATES_REPORT=path they are written to the document at path instead.
+// checkDocument compares the rates with those in the document. HIT_RATES_REPORT=path writes
+// them to the document at path instead.
 func checkDocument(t *testing.T, cells []cell) {
 	want := report(cells)
 	if path := os.Getenv("HIT_RATES_REPORT"); path != "" {
@@ -207,42 +211,45 @@ func checkDocument(t *testing.T, cells []cell) {
 	}
 }
 
-// A flow in turn finds its slot if fewer others than ways are in its set, as all of them send between two of its packets.
-// Their number has Poisson's distribution, with the flows of a set as its mean.
+// checkPoisson checks the rates of flows in turn. Such a flow finds its slot if fewer other
+// flows than ways are in its set, because all of them send between two of its packets. Their
+// number has Poisson's distribution, with the flows per set as its mean.
 func checkPoisson(t *testing.T, cells []cell) {
 	for _, c := range cells {
 		for i, ways := range simulatedWays {
 			want := fewerThan(ways, c.load*float64(ways))
 			if got := c.inTurn[i]; math.Abs(got-want) > 0.005 {
-				t.Errorf("%d slots, %v flows for each, %d ways: hit rate %.4f, want %.4f", c.slots, c.load, ways, got, want)
+				t.Errorf("%d slots, %v flows per slot, %d ways: hit rate %.4f, want %.4f", c.slots, c.load, ways, got, want)
 			}
 		}
 	}
 }
 
-// More ways are better up to as many flows as slots. Beyond, flows in turn are better off where chance leaves some sets
-// nearly empty.
+// checkWays checks that more ways give a higher rate while there are at most as many flows as
+// slots. With more flows in turn, chance leaves some sets nearly empty, which helps tables of
+// few ways.
 func checkWays(t *testing.T, cells []cell) {
 	for _, c := range cells {
 		if !slices.IsSorted(c.zipf) {
-			t.Errorf("%d slots, %v flows for each: hit rates of Zipf's flows %.4f do not rise with ways", c.slots, c.load, c.zipf)
+			t.Errorf("%d slots, %v flows per slot: hit rates of Zipf's flows %.4f do not rise with ways", c.slots, c.load, c.zipf)
 		}
 		if c.load <= 0.75 && !slices.IsSorted(c.inTurn) {
-			t.Errorf("%d slots, %v flows for each: hit rates of flows in turn %.4f do not rise with ways", c.slots, c.load, c.inTurn)
+			t.Errorf("%d slots, %v flows per slot: hit rates of flows in turn %.4f do not rise with ways", c.slots, c.load, c.inTurn)
 		}
 	}
 }
 
-// Flows that send at random lose fewer slots than flows in turn; and the fewer flows, the fewer are lost.
+// checkOrders checks that flows in random order lose fewer slots than flows in turn, and that
+// fewer flows lose fewer slots.
 func checkOrders(t *testing.T, cells []cell) {
 	for i, c := range cells {
 		for w, ways := range simulatedWays {
 			if c.zipf[w] < c.inTurn[w]-0.001 {
-				t.Errorf("%d slots, %v flows for each, %d ways: Zipf's flows are worse off, %.4f, than flows in turn, %.4f",
+				t.Errorf("%d slots, %v flows per slot, %d ways: hit rate %.4f of Zipf's flows is below that of flows in turn, %.4f",
 					c.slots, c.load, ways, c.zipf[w], c.inTurn[w])
 			}
 			if i > 0 && cells[i-1].slots == c.slots && (cells[i-1].inTurn[w] < c.inTurn[w] || cells[i-1].zipf[w] < c.zipf[w]) {
-				t.Errorf("%d slots, %d ways: hit rate at %v flows for each above that at %v", c.slots, ways, c.load, cells[i-1].load)
+				t.Errorf("%d slots, %d ways: hit rate at %v flows per slot is above that at %v", c.slots, ways, c.load, cells[i-1].load)
 			}
 		}
 	}
@@ -252,19 +259,19 @@ func TestHitRates(t *testing.T) {
 	cells := simulate()
 	t.Run("flows in turn follow Poisson's distribution", func(t *testing.T) { checkPoisson(t, cells) })
 	t.Run("ways help", func(t *testing.T) { checkWays(t, cells) })
-	t.Run("the order in turn is the worse one, and more flows are worse", func(t *testing.T) { checkOrders(t, cells) })
+	t.Run("flows in turn have the lower rate, and more flows lower it", func(t *testing.T) { checkOrders(t, cells) })
 	t.Run("a table of four slots for each live flow keeps nearly all", func(t *testing.T) {
 		for _, c := range cells {
 			if c.load <= 0.25 && c.inTurn[len(simulatedWays)-1] < 0.995 {
-				t.Errorf("%d slots, %v flows for each, 8 ways: hit rate %.4f, want at least 0.995", c.slots, c.load, c.inTurn[len(simulatedWays)-1])
+				t.Errorf("%d slots, %v flows per slot, 8 ways: hit rate %.4f, want at least 0.995", c.slots, c.load, c.inTurn[len(simulatedWays)-1])
 			}
 		}
 	})
-	t.Run("the document has them", func(t *testing.T) { checkDocument(t, cells) })
+	t.Run("the document has the rates", func(t *testing.T) { checkDocument(t, cells) })
 }
 
-// A flood of flows that never come again takes a live flow's slot if as many of them as ways fall into its set between
-// two of its packets.
+// A flood of flows that send one packet each takes the slot of a live flow if as many of them
+// as ways fall into its set between two of its packets.
 func TestFloodFollowsPoisson(t *testing.T) {
 	const slots, live, gaps = 8192, 64, 200
 	for _, gap := range []int{2048, 4096, 8192} { // new flows between two packets of a live one

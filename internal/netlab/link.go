@@ -21,12 +21,12 @@ type End struct {
 	Namespace *Namespace
 	Device    string
 	IPv4      netip.Prefix // zero for none
-	IPv6      netip.Prefix // zero for none: then IPv6 is off on the device
+	IPv6      netip.Prefix // zero disables IPv6 on the device
 }
 
-// Connect joins two namespaces by a veth pair of the given MTU, 0 for the usual one. Each end knows the other's hardware
-// address and asks nobody for it, so that no packet crosses the pair but those that somebody sends. The names of the
-// devices must differ.
+// Connect joins two namespaces by a veth pair. The names of the devices must differ; an MTU of
+// 0 keeps the kernel's default. Each end knows the hardware address of the other and sends no
+// address resolution, so the pair carries only packets that a test sends.
 func Connect(a, b End, mtu int) error {
 	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: b.Device, PeerNamespace: netlink.NsFd(b.Namespace.handle)}
 	pair.Name = a.Device
@@ -35,7 +35,7 @@ func Connect(a, b End, mtu int) error {
 	}
 	err := a.Namespace.Do(func() error { return netlink.LinkAdd(pair) })
 	if err != nil {
-		return fmt.Errorf("making the veth pair %s and %s: %w", a.Device, b.Device, err)
+		return fmt.Errorf("creating the veth pair %s and %s: %w", a.Device, b.Device, err)
 	}
 	macs := make([]net.HardwareAddr, 2)
 	for i, end := range []End{a, b} {
@@ -59,11 +59,12 @@ func Connect(a, b End, mtu int) error {
 	return nil
 }
 
-// readyTimeout bounds how long a device takes to carry packets after it was set up. The kernel may put that off for a second.
+// readyTimeout limits the time until a new device carries packets. The kernel may delay that by
+// a second.
 const readyTimeout = 10 * time.Second
 
-// checkReady returns an error while the device drops what it is to send or to receive: until the kernel has noticed that its
-// peer is up, and after that has made its IPv6 address one of the host's, which it does later on.
+// checkReady returns an error while the device would drop packets: until the kernel has noticed
+// that the peer is up, and then until the IPv6 address is in use, which happens later.
 func (e End) checkReady() error {
 	link, err := e.Namespace.Link(e.Device)
 	if err != nil {
@@ -99,7 +100,7 @@ func (e End) hardwareAddr() (mac net.HardwareAddr, err error) {
 	return mac, err
 }
 
-// configure sets up one end on the thread of its namespace.
+// configure sets up one end. It runs on the thread of the namespace of e.
 func (e End) configure(peer End, peerMAC net.HardwareAddr) error {
 	device, err := netlink.LinkByName(e.Device)
 	if err != nil {
@@ -138,8 +139,9 @@ func (e End) configure(peer End, peerMAC net.HardwareAddr) error {
 	return nil
 }
 
-// silence keeps a device that is down from sending by itself once it is up: it resolves no addresses and so joins no group
-// for that either, gets no link-local address and solicits no router.
+// silence keeps a device that is down from sending packets of its own once it is up. The device
+// does no address resolution and therefore joins no multicast group for it, gets no link-local
+// address and solicits no router.
 func silence(device netlink.Link, hasIPv6 bool) error {
 	if err := netlink.LinkSetARPOff(device); err != nil {
 		return fmt.Errorf("turning off address resolution: %w", err)
@@ -152,7 +154,7 @@ func silence(device netlink.Link, hasIPv6 bool) error {
 		path := "/proc/sys/net/ipv6/conf/" + device.Attrs().Name + "/" + setting[0]
 		err := os.WriteFile(path, []byte(setting[1]), 0)
 		if os.IsNotExist(err) && !hasIPv6 {
-			return nil // a kernel without IPv6 is silent
+			return nil // a kernel without IPv6 sends no such packets
 		}
 		if err != nil {
 			return err

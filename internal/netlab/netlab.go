@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package netlab makes small networks to test on: namespaces joined by veth pairs, which nothing but this process holds.
+// Package netlab creates small networks for tests: network namespaces joined by veth pairs.
 //
-// A namespace has no name under /run/netns. It is held by a thread, and the commands in it are killed when that thread ends,
-// so that nothing is left of a network however the process ends.
+// A namespace has no name under /run/netns. A thread of this process holds it, and the commands
+// in it are killed when the thread ends. No part of a network outlives the process, however the
+// process ends.
 package netlab
 
 import (
@@ -22,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace with a thread that lives in it.
+// Namespace is a network namespace and the thread that holds it.
 type Namespace struct {
 	handle netns.NsHandle
 	calls  chan func()
@@ -31,7 +32,7 @@ type Namespace struct {
 	ended  chan struct{} // closed when the thread has left
 }
 
-// NewNamespace makes a namespace that is empty but for its loopback device, which is up.
+// NewNamespace creates a namespace. Its only device is the loopback device, which is up.
 func NewNamespace() (*Namespace, error) {
 	n := &Namespace{calls: make(chan func()), quit: make(chan struct{}), ended: make(chan struct{})}
 	n.close = sync.OnceFunc(func() { close(n.quit) })
@@ -45,13 +46,13 @@ func NewNamespace() (*Namespace, error) {
 		}
 	})
 	if err := <-entered; err != nil {
-		return nil, fmt.Errorf("making a network namespace: %w", err)
+		return nil, fmt.Errorf("creating a network namespace: %w", err)
 	}
 	return n, nil
 }
 
-// onOwnThread runs f on a thread that ends with it. Go cannot end the main thread, so that one is kept busy until f has
-// another.
+// onOwnThread runs f on a thread that ends when f returns. Go cannot end the main thread: if
+// the goroutine runs on the main thread, onOwnThread occupies it until f has another thread.
 func onOwnThread(f func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
@@ -78,7 +79,7 @@ func (n *Namespace) enter() (err error) {
 	return setUp("lo")
 }
 
-// serve runs calls on the thread of the namespace until Close.
+// serve runs calls on the thread of the namespace until Close is called.
 func (n *Namespace) serve() {
 	defer n.handle.Close()
 	for {
@@ -91,8 +92,9 @@ func (n *Namespace) serve() {
 	}
 }
 
-// Do calls f on the thread of the namespace. Calls wait for each other. What f opens belongs to the namespace for good;
-// goroutines that it starts do not run there. After Close it returns an error.
+// Do calls f on the thread of the namespace, one call at a time. Sockets that f opens stay in
+// the namespace; goroutines that f starts run outside. Do returns the error of f, or an error
+// after Close.
 func (n *Namespace) Do(f func() error) error {
 	result := make(chan error, 1)
 	select {
@@ -112,28 +114,29 @@ func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net
 	return conn, err
 }
 
-// Start starts a command in the namespace. It is killed when the namespace is closed or this process ends.
+// Start starts a command in the namespace. The command is killed when the namespace is closed
+// or this process ends.
 func (n *Namespace) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	// The signal follows the thread that forked, and that is the namespace's.
+	// The kernel sends this signal when the forking thread ends: the thread of the namespace.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	return n.Do(cmd.Start)
 }
 
-// Close ends the thread of the namespace, and with it the commands and the devices in it. Sockets that were opened in it
-// keep it until they are closed.
+// Close ends the thread of the namespace, and with it the commands and devices in the
+// namespace. Open sockets keep the namespace until they are closed.
 func (n *Namespace) Close() {
 	n.close()
 	<-n.ended
 }
 
-// pollInterval is how often Poll asks.
+// pollInterval is the time between two calls of Poll.
 const pollInterval = 10 * time.Millisecond
 
-// Poll calls ready at once and then again and again until it returns nil. It gives up when ctx ends, with the last error
-// of ready.
+// Poll calls ready until it returns nil, the first time at once. When ctx ends first, Poll
+// returns the last error of ready joined with the cause of ctx.
 func Poll(ctx context.Context, ready func() error) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()

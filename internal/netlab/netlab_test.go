@@ -23,7 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asVictim in the environment makes the test binary the process that TestNothingIsLeft kills.
+// asVictim is the environment variable that turns the test binary into the process that
+// TestNothingIsLeft kills.
 const asVictim = "NETLAB_VICTIM"
 
 func TestMain(m *testing.M) {
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// victim makes a namespace, starts a command in it and returns its process id.
+// victim creates a namespace, starts a command in it and returns the process id of the command.
 func victim() (int, error) {
 	namespace, err := NewNamespace()
 	if err != nil {
@@ -53,9 +54,9 @@ func needRoot(t *testing.T) {
 		return
 	}
 	if os.Getenv("REQUIRE_BPF") == "1" {
-		t.Fatal("REQUIRE_BPF=1, but only root may make network namespaces")
+		t.Fatal("REQUIRE_BPF=1, but creating network namespaces requires root")
 	}
-	t.Skip("only root may make network namespaces")
+	t.Skip("creating network namespaces requires root")
 }
 
 func newNamespace(t *testing.T) *Namespace {
@@ -129,7 +130,7 @@ func TestPacketsCross(t *testing.T) {
 	}
 }
 
-// No address resolution, no router solicitation, no reports of multicast groups.
+// A pair carries no address resolution, no router solicitation and no multicast reports.
 func TestAPairIsSilent(t *testing.T) {
 	needRoot(t)
 	a, b := newPair(t, 0)
@@ -146,7 +147,8 @@ func TestAPairIsSilent(t *testing.T) {
 			case err == nil:
 				written++
 				sent++
-			case !errors.Is(err, unix.ECONNREFUSED): // the answer to the last one: nobody listens
+			// The port is closed: the error is the ICMP answer to the previous packet.
+			case !errors.Is(err, unix.ECONNREFUSED):
 				t.Fatal(err)
 			}
 		}
@@ -251,17 +253,17 @@ func TestPace(t *testing.T) {
 	if !errors.Is(err, errEnough) {
 		t.Fatal(err)
 	}
-	var lates []time.Duration
+	var delays []time.Duration
 	for i := 1; i <= packets; i++ {
 		late := sent[i] - sent[i-1] - gaps[i]
 		if late < 0 {
 			t.Errorf("call %d came %v early", i, -late)
 		}
-		lates = append(lates, late)
+		delays = append(delays, late)
 	}
-	slices.Sort(lates)
+	slices.Sort(delays)
 	t.Logf("calls were late by %v in the median, %v in 99 %%, %v at most",
-		lates[packets/2], lates[packets*99/100], lates[packets-1])
+		delays[packets/2], delays[packets*99/100], delays[packets-1])
 }
 
 func TestPoll(t *testing.T) {

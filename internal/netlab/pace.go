@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// realtimePriority is above every ordinary thread, and the lowest of the real-time ones.
+// realtimePriority is the lowest real-time priority, which is above every ordinary thread.
 const realtimePriority = 1
 
-// Pace calls send(0), send(1), … on a thread of its own until ctx ends or send fails, and returns the error of send, or nil
-// when ctx ended. Call i begins gap(i) after the end of the call before it, as precisely as the machine allows: when the
-// machine is late with one call, all that follow are moved with it, so that none comes early.
+// Pace calls send(0), send(1), … on a thread of its own until ctx ends or send fails. It
+// returns the error of send, or nil when ctx ends. Call i begins gap(i) after the end of the
+// previous call, as precisely as the machine allows. When one call is late, all later calls
+// move with it, so that no call is early.
 func Pace(ctx context.Context, gap func(i int) time.Duration, send func(i int) error) error {
 	result := make(chan error, 1)
 	go onOwnThread(func() { result <- pace(ctx, gap, send) })
@@ -24,7 +25,8 @@ func Pace(ctx context.Context, gap func(i int) time.Duration, send func(i int) e
 }
 
 func pace(ctx context.Context, gap func(i int) time.Duration, send func(i int) error) error {
-	// Where real-time scheduling is not allowed, sending is only less steady. The thread ends with it.
+	// Without permission for real-time scheduling, the pace is only less steady. The policy ends
+	// with the thread.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: realtimePriority}, 0)
 	for i := 0; ctx.Err() == nil; i++ {
 		if err := sleep(gap(i)); err != nil {
@@ -37,7 +39,8 @@ func pace(ctx context.Context, gap func(i int) time.Duration, send func(i int) e
 	return nil
 }
 
-// sleep sleeps in the kernel, whose timers are finer than Go's, until a deadline that signals in between do not move.
+// sleep sleeps in the kernel, whose timers are finer than those of Go. Signals do not move the
+// deadline.
 func sleep(d time.Duration) error {
 	now, err := monotonic()
 	if err != nil {
@@ -49,7 +52,7 @@ func sleep(d time.Duration) error {
 		if err == nil {
 			return nil
 		}
-		if err != unix.EINTR { //nolint:errorlint // a number of the kernel
+		if err != unix.EINTR { //nolint:errorlint // a plain errno
 			return fmt.Errorf("sleeping: %w", err)
 		}
 	}

@@ -23,22 +23,23 @@ const (
 	manageFiles landlock.AccessFSSet = readFiles | appendFiles | ll.AccessFSTruncate |
 		ll.AccessFSMakeDir | ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
 
-	// ofFile are the rights that a rule on a file may grant.
+	// ofFile are the rights that a rule for a file may grant.
 	ofFile landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
 
-	// threadsMaySignal is erratum 2 of Landlock, fixed in 6.15 and later versions of 6.12: before, the scope of signals
-	// holds between the threads of a process too, which Go's runtime cannot live with.
+	// threadsMaySignal is erratum 2 of Landlock, fixed in Linux 6.15 and in later versions of 6.12.
+	// Without the fix, the scope of signals also separates the threads of a process, and Go's
+	// runtime cannot signal its own threads.
 	threadsMaySignal = 1 << 1
 )
 
-// grant is access to a file, or to all that is beneath a directory.
+// grant is access to a file, or to everything beneath a directory.
 type grant struct {
 	path   string
 	access landlock.AccessFSSet
 }
 
-// confine lets the process use no other files than those of needs, no TCP but what is open, and signal no other process.
-// It returns the version of Landlock, 0 if the kernel has none.
+// confine limits the process to the files of needs, to TCP sockets that are already open, and
+// to signals to itself. It returns the version of Landlock, or 0 if the kernel has none.
 func confine(needs Needs, logger *slog.Logger) (abi int, err error) {
 	abi, err = ll.LandlockGetABIVersion()
 	if err != nil || abi < 1 {
@@ -71,8 +72,9 @@ func confine(needs Needs, logger *slog.Logger) (abi int, err error) {
 	return abi, nil
 }
 
-// holdInode keeps a file of /proc in the kernel's cache until the process ends: a rule is bound to an inode, and /proc
-// makes a new one for a file that nobody held when memory was short.
+// holdInode keeps a file of /proc in the cache of the kernel until the process ends. A rule is
+// bound to an inode, and /proc creates a new inode for a file that was dropped from the cache
+// for lack of memory.
 func holdInode(path string) error {
 	if !isBeneath(path, "/proc") {
 		return nil
@@ -83,9 +85,10 @@ func holdInode(path string) error {
 	return nil
 }
 
-// grants returns what Landlock has to allow, and those files that cannot be followed when they are replaced.
+// grants returns what Landlock has to allow, and the files that become inaccessible when they
+// are replaced.
 func (n Needs) grants() (grants []grant, unfollowed []string) {
-	// What the metrics about the process and the program's run time are read from.
+	// The sources of the metrics on the process and on the run time of the program.
 	grants = existing([]grant{
 		{"/proc/self", readFiles},
 		{"/proc/stat", readFiles},
@@ -116,7 +119,8 @@ func (n Needs) grants() (grants []grant, unfollowed []string) {
 	return grants, unfollowed
 }
 
-// existing returns the grants on files that there are, with no rights on them that only directories have.
+// existing returns the grants whose path exists. Grants for files lose the rights that only
+// directories have.
 func existing(grants []grant) (found []grant) {
 	for _, g := range grants {
 		info, err := os.Stat(g.path)
@@ -131,9 +135,10 @@ func existing(grants []grant) (found []grant) {
 	return found
 }
 
-// places returns where a file is found now and when it is replaced: the directories of its path and of what that is a link
-// to, or the file itself where the directory is shared. There are none for what has no path, such as a pipe on standard
-// output, which Landlock does not confine.
+// places returns where a file is found now and after it is replaced: the directories of its
+// path and of the target of its symbolic links, or the file itself if the directory is shared.
+// A file without path, such as a pipe on standard output, has no place; Landlock does not
+// confine such files.
 func places(path string) (directories, files []string) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -159,14 +164,14 @@ func places(path string) (directories, files []string) {
 	return slices.Compact(directories), slices.Compact(files)
 }
 
-// IsShared reports whether a directory holds too much to be granted for the sake of one file: the root directory, those in
-// it, such as /etc and /tmp, and the home of a user.
+// IsShared reports whether a directory holds too much to be granted for one file: the root
+// directory, its subdirectories, such as /etc and /tmp, and home directories.
 func IsShared(directory string) bool {
 	parent := filepath.Dir(directory)
 	return parent == "/" || parent == "/home"
 }
 
-// isBeneath reports whether a clean path is a directory or in it.
+// isBeneath reports whether a clean path is the directory or in it.
 func isBeneath(path, directory string) bool {
 	return path == directory || strings.HasPrefix(path, directory+"/")
 }

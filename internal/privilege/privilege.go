@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package privilege gives up what a process no longer needs once it is set up: capabilities, the gain of new ones, and by
-// Landlock the access to files, to TCP and to other processes.
+// Package privilege drops what a process no longer needs once it is set up: capabilities, the
+// possibility to gain new ones, and with Landlock the access to files, TCP and other processes.
 //
-// It acts on the process as a whole, for good, and on all threads.
+// The changes apply to all threads of the process and cannot be undone.
 package privilege
 
 import (
@@ -22,30 +22,33 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// Needs is what a process still has to do after [Drop]. The zero value needs no file and no capability.
+// Needs describes what a process still does after [Drop]. The zero value needs no file and no
+// capability.
 type Needs struct {
-	// Attach says that programs will be loaded and attached: it keeps CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or
-	// CAP_SYS_ADMIN where that stands for the first two, and lets /sys be read.
+	// Attach keeps the capabilities to load and attach BPF programs: CAP_BPF, CAP_PERFMON and
+	// CAP_NET_ADMIN, or CAP_SYS_ADMIN if the process lacks one of the first two. It also keeps
+	// read access to /sys.
 	Attach bool
 
-	// Read are files that are read again, and Append are files that are appended to after they were moved away. Either
-	// may be replaced, so that what is granted is the directory, unless that is shared by a whole system.
+	// Read lists files that are read again. Append lists files that are opened again for appending
+	// after they were moved away. Either may be replaced: Drop therefore grants their directory,
+	// unless the whole system shares it (see [IsShared]).
 	Read, Append []string
 
-	// Manage are directories in which files are made, read, written and removed.
+	// Manage lists directories in which files are created, read, written and removed.
 	Manage []string
 }
 
-// Held is what a process can still do.
+// Held describes what a process can still do.
 type Held struct {
-	Capabilities    []string // permitted in any thread, such as CAP_BPF, in the order of their numbers
+	Capabilities    []string // permitted in any thread, such as CAP_BPF, in numeric order
 	NoNewPrivileges bool     // in every thread
-	LandlockABI     int      // version of Landlock that confines the process; 0 if none does
+	LandlockABI     int      // version of Landlock that confines the process; 0 for none
 }
 
-// Drop gives up everything that is not in needs. The bounding set is emptied as well where that is allowed, which takes
-// CAP_SETPCAP. A kernel without Landlock costs a line in the log; whatever else fails is an error, after which the process
-// may hold less than before.
+// Drop gives up everything that needs does not list. It also empties the bounding set if the
+// process has CAP_SETPCAP. A kernel without Landlock causes one log line. Every other failure
+// is an error, after which the process may hold less than before.
 func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	kept, err := dropCapabilities(needs)
 	if err != nil {
@@ -56,7 +59,7 @@ func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 		return Held{}, err
 	}
 	if !slices.Equal(held.Capabilities, names(kept)) || !held.NoNewPrivileges {
-		return Held{}, fmt.Errorf("dropping capabilities: a thread holds %v, want %v, and new ones can be gained: %t",
+		return Held{}, fmt.Errorf("dropping capabilities: a thread holds %v, want %v; new ones can be gained: %t",
 			held.Capabilities, names(kept), !held.NoNewPrivileges)
 	}
 	if held.LandlockABI, err = confine(needs, logger); err != nil {
@@ -66,7 +69,7 @@ func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	return held, nil
 }
 
-// names returns the names of capabilities as the kernel's documentation has them.
+// names returns the names of capabilities as in capabilities(7).
 func names(values []cap.Value) []string {
 	var names []string
 	for _, v := range values {
@@ -75,8 +78,8 @@ func names(values []cap.Value) []string {
 	return names
 }
 
-// dropCapabilities leaves in all threads those capabilities that needs ask for, and returns them in the order of their
-// numbers. Nothing that is executed can gain others.
+// dropCapabilities keeps the capabilities that needs requires in all threads and returns them
+// in numeric order. No program that the process executes can gain others.
 func dropCapabilities(needs Needs) ([]cap.Value, error) {
 	has := func(v cap.Value) bool {
 		isPermitted, err := cap.GetProc().GetFlag(cap.Permitted, v)
@@ -123,8 +126,8 @@ func dropBounding(kept []cap.Value) error {
 	return nil
 }
 
-// Current returns what the process holds by the kernel's word, read from every thread. It cannot tell whether Landlock
-// confines it.
+// Current returns what the process holds according to the kernel, read from every thread.
+// LandlockABI is always 0, because the kernel does not report it.
 func Current() (Held, error) {
 	const tasks = "/proc/self/task"
 	threads, err := os.ReadDir(tasks)
@@ -136,14 +139,14 @@ func Current() (Held, error) {
 	for _, thread := range threads {
 		status, err := os.ReadFile(filepath.Join(tasks, thread.Name(), "status"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue // it has ended
+			continue // the thread has ended
 		}
 		if err != nil {
-			return Held{}, fmt.Errorf("reading what a thread holds: %w", err)
+			return Held{}, fmt.Errorf("reading the status of a thread: %w", err)
 		}
 		mask, noNew, err := parseStatus(string(status))
 		if err != nil {
-			return Held{}, fmt.Errorf("reading what a thread holds: %w", err)
+			return Held{}, fmt.Errorf("reading the status of a thread: %w", err)
 		}
 		permitted |= mask
 		held.NoNewPrivileges = held.NoNewPrivileges && noNew
@@ -158,8 +161,8 @@ func Current() (Held, error) {
 	return held, nil
 }
 
-// parseStatus reads the permitted capabilities and whether no new ones can be gained from the status of a thread, see
-// proc_pid_status(5).
+// parseStatus reads the permitted capabilities, and whether new ones are ruled out, from the
+// status of a thread, see proc_pid_status(5).
 func parseStatus(status string) (permitted uint64, noNew bool, err error) {
 	fields := map[string]string{}
 	for line := range strings.Lines(status) {

@@ -27,23 +27,24 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
-// task is what a process of its own does for a test, since privileges are dropped for good.
+// task is what a test does in a process of its own, because dropping privileges cannot be
+// undone.
 type task struct {
 	Needs           privilege.Needs
 	WithoutLandlock bool
 	Attempts        []attempt // made after the drop
 }
 
-// attempt is a try to do something with a path.
+// attempt is one operation on a path.
 type attempt struct {
 	Do, Path string
 }
 
-// result is what became of a task.
+// result is the outcome of a task.
 type result struct {
 	Held   privilege.Held
-	Errors []string // of the attempts, "" for those that succeeded
-	Sets   []string // the distinct lines on capabilities in the status of all threads
+	Errors []string // of the attempts; "" for success
+	Sets   []string // distinct capability lines in the status of all threads
 	Log    string
 }
 
@@ -78,7 +79,7 @@ func perform(text string) error {
 			return err
 		}
 	}
-	// Threads that are there before, besides that of the namespace.
+	// Threads that exist before the drop, in addition to the thread of the namespace.
 	var started, ended sync.WaitGroup
 	release := make(chan struct{})
 	for range 4 {
@@ -139,10 +140,10 @@ func (a attempt) make(namespace *netlab.Namespace) error {
 	case "run":
 		return exec.Command(a.Path).Run()
 	}
-	return fmt.Errorf("nobody knows how to %s", a.Do)
+	return fmt.Errorf("unknown attempt %q", a.Do)
 }
 
-// hideLandlock makes the kernel answer as one without Landlock does.
+// hideLandlock makes the kernel answer like a kernel without Landlock.
 func hideLandlock() error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // number of the system call
@@ -179,8 +180,8 @@ func capabilitySets() (sets []string, err error) {
 	return slices.Compact(sets), nil
 }
 
-// run performs a task in a process of its own, which has the capabilities that setpriv(1) is told to leave in the bounding
-// set; all of them if that is empty.
+// run performs a task in a process of its own. setpriv(1) limits the bounding set of the
+// process to bounding; an empty string keeps all capabilities.
 func run(t *testing.T, task task, bounding string) result {
 	t.Helper()
 	text, err := json.Marshal(task)
@@ -204,12 +205,13 @@ func run(t *testing.T, task task, bounding string) result {
 	return r
 }
 
-// needLandlock returns the version of Landlock. It skips without root or Landlock; REQUIRE_BPF=1 turns that into a failure.
+// needLandlock returns the version of Landlock. It skips the test without root or Landlock;
+// REQUIRE_BPF=1 turns the skip into a failure.
 func needLandlock(t *testing.T) (abi int) {
 	t.Helper()
 	reason := ""
 	if os.Geteuid() != 0 {
-		reason = "only root has privileges to drop"
+		reason = "dropping privileges requires root"
 	}
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil || abi < 1 {
@@ -237,7 +239,7 @@ func TestDrop(t *testing.T) {
 	}
 	attached := ok
 	if paranoid, err := os.ReadFile("/proc/sys/kernel/perf_event_paranoid"); err == nil && strings.TrimSpace(string(paranoid)) > "2" {
-		attached = "kernel.perf_event_paranoid" // of such a kernel the rings take CAP_SYS_ADMIN
+		attached = "kernel.perf_event_paranoid" // perf rings of this kernel require CAP_SYS_ADMIN
 	}
 	folder := t.TempDir()
 	for path, text := range map[string]string{
@@ -275,7 +277,7 @@ func TestDrop(t *testing.T) {
 		bounding    string // before
 	}{
 		{
-			"what needs nothing can do nothing",
+			"without needs, every attempt is refused",
 			task{Attempts: []attempt{
 				{"attach", device}, {"read", in("web/web.yml")}, {"read", "/etc/shadow"}, {"append", in("log/trail")},
 				{"append", in("log/new")}, {"remove", in("log/trail")}, {"run", "/bin/true"}, {"read", "/proc/self/limits"}, {"read", "/proc/stat"},
@@ -284,7 +286,7 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
-			"files that are read may be replaced, and so may those that they are links to",
+			"files to read may be replaced, and so may the targets of links",
 			task{privilege.Needs{Read: []string{in("web/web.yml"), in("web/tls.crt")}}, false, []attempt{
 				{"read", in("web/web.yml")}, {"read", in("web/other")}, {"read", in("web/tls.crt")}, {"read", in("store/v1/tls.key")},
 				{"read", in("elsewhere/file")}, {"append", in("web/web.yml")}, {"append", in("web/new")}, {"remove", in("web/other")},
@@ -293,7 +295,7 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
-			"a file that is appended to can be created again, but neither read, emptied nor removed",
+			"a file to append to can be created again, but not read, truncated or removed",
 			task{privilege.Needs{Append: []string{in("log/trail")}}, false, []attempt{
 				{"append", in("log/trail")}, {"append", in("log/new")}, {"read", in("log/trail")}, {"truncate", in("log/trail")},
 				{"remove", in("log/trail")}, {"append", in("elsewhere/new")},
@@ -302,7 +304,7 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
-			"directories that are managed",
+			"managed directories",
 			task{privilege.Needs{Manage: []string{in("pins")}}, false, []attempt{
 				{"append", in("pins/new")}, {"read", in("pins/new")}, {"remove", in("pins/old")}, {"truncate", in("pins/old2")},
 				{"remove", in("elsewhere/file")}, {"attach", device},
@@ -311,19 +313,19 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
-			"of a shared directory the file alone is granted, with a warning",
+			"in a shared directory only the file is granted, with a warning",
 			task{privilege.Needs{Read: []string{shared.Name()}}, false, []attempt{{"read", shared.Name()}, {"read", in("web/web.yml")}}},
 			[]string{ok, refused},
 			nil, none, `level=WARN msg="File cannot be opened again once it is moved or replaced: keep it in a directory of its own" path=` + shared.Name(), "",
 		},
 		{
-			"a device has no directory to be granted, and no warning",
+			"a device file is granted without its directory and without a warning",
 			task{privilege.Needs{Append: []string{"/dev/null"}}, false, []attempt{{"append", "/dev/null"}, {"read", "/dev/null"}, {"append", "/dev/zero"}}},
 			[]string{ok, refused, refused},
 			nil, none, "", "",
 		},
 		{
-			"what attaches keeps three capabilities, and confined files",
+			"attaching keeps three capabilities and confines files",
 			task{privilege.Needs{Attach: true}, false, []attempt{{"attach", device}, {"read", "/etc/shadow"}, {"run", "/bin/true"}}},
 			[]string{attached, refused, refused},
 			[]string{"CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"},
@@ -333,7 +335,7 @@ func TestDrop(t *testing.T) {
 			"capabilities_kept=CAP_NET_ADMIN,CAP_PERFMON,CAP_BPF", "",
 		},
 		{
-			"CAP_SYS_ADMIN is kept where it stands for two of them, and the bounding set where it cannot be changed",
+			"CAP_SYS_ADMIN is kept in place of two missing capabilities, and the bounding set stays without CAP_SETPCAP",
 			task{privilege.Needs{Attach: true}, false, []attempt{{"attach", device}, {"read", "/etc/shadow"}}},
 			[]string{ok, refused},
 			[]string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN"},
@@ -343,7 +345,7 @@ func TestDrop(t *testing.T) {
 			"capabilities_kept=CAP_NET_ADMIN,CAP_SYS_ADMIN", "-all,+net_admin,+sys_admin",
 		},
 		{
-			"a kernel without Landlock costs a line in the log",
+			"a kernel without Landlock causes one log line",
 			task{privilege.Needs{Read: []string{in("web/web.yml")}}, true, []attempt{{"read", in("elsewhere/file")}, {"attach", device}}},
 			[]string{ok, unable},
 			nil, none, `level=WARN msg="Files and network are not confined: the kernel has no Landlock, or it is disabled" err="function not implemented"`, "",

@@ -58,7 +58,7 @@ type Params struct {
 func (p Params) Validate() error {
 	switch {
 	case math.IsNaN(p.Threshold) || p.Threshold < 2 || p.Threshold > 1e6:
-		return fmt.Errorf("threshold %v is not between 2 and 1e6: below 2 ordinary traffic is flagged; 4 is the usual mark", p.Threshold)
+		return fmt.Errorf("threshold %v is not between 2 and 1e6: below 2 ordinary traffic is flagged; the usual value is 4", p.Threshold)
 	case p.MinSamples < MinMinSamples || p.MinSamples > MaxWindow:
 		return fmt.Errorf("minimum of %d samples is not between %d and %d", p.MinSamples, MinMinSamples, MaxWindow)
 	case p.Window < p.MinSamples || p.Window > MaxWindow:

@@ -11,11 +11,12 @@ import (
 	"gonum.org/v1/gonum/stat"
 )
 
-// Covert timing channels: senders that put a message into the deltas. Bits are drawn from r, as those of an encrypted
-// message would be.
+// Covert timing channels: senders that encode a message in the deltas. The bits are random, as
+// those of an encrypted message are.
 
-// TwoSymbols is the channel that has one delta for 0 and another for 1 (Cabuk et al., 2004). On its way each gets a
-// normal error, whose standard deviation is a share of it.
+// TwoSymbols is the channel that sends one delta for 0 and another for 1 (Cabuk et al., 2004).
+// The network adds a normal error to each delta, whose standard deviation is the fraction
+// jitter of the delta.
 func TwoSymbols(zeroNs, oneNs, jitter float64) Kind {
 	return func(r *rand.Rand) Source {
 		return func() float64 {
@@ -28,8 +29,8 @@ func TwoSymbols(zeroNs, oneNs, jitter float64) Kind {
 	}
 }
 
-// Ticks is the channel in which a packet leaves in an interval for 1, and none for 0 (Cabuk et al., 2004). The error of a
-// delta is normal.
+// Ticks is the channel that sends a packet in an interval for 1 and no packet for 0 (Cabuk et
+// al., 2004). The network adds a normal error to each delta.
 func Ticks(intervalNs, deviationNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		return func() float64 {
@@ -42,8 +43,9 @@ func Ticks(intervalNs, deviationNs float64) Kind {
 	}
 }
 
-// ReplayedCover is the channel that repeats deltas of a cover (Cabuk, 2006): so many are recorded, and those up to the
-// median stand for 0, the others for 1. For each bit the next of that half is sent, in the order in which they were recorded.
+// ReplayedCover is the channel that replays deltas of a cover (Cabuk, 2006). It records that
+// many deltas. Those up to the median stand for 0, the others for 1. For each bit it sends the
+// next delta of that half, in the recorded order.
 func ReplayedCover(cover Kind, recorded int) Kind {
 	return func(r *rand.Rand) Source {
 		deltas := record(cover, recorded, r)
@@ -69,9 +71,9 @@ func ReplayedCover(cover Kind, recorded int) Kind {
 	}
 }
 
-// ModelBased is the channel that draws deltas from the distribution of a cover (Gianvecchio et al., 2008): a lognormal is
-// fitted to so many recorded ones, and its quantiles carry the bits. Bits that look drawn at random give independent
-// deltas.
+// ModelBased is the channel that sends deltas from the distribution of a cover (Gianvecchio et
+// al., 2008). It fits a lognormal distribution to that many recorded deltas and encodes the
+// bits in quantiles. Random bits give independent deltas.
 func ModelBased(cover Kind, recorded int) Kind {
 	return func(r *rand.Rand) Source {
 		logs := record(cover, recorded, r)
@@ -83,8 +85,9 @@ func ModelBased(cover Kind, recorded int) Kind {
 	}
 }
 
-// Phase is the channel that holds a packet of a cover back until its delta is a multiple of the period for 0, or half a
-// period more for 1 (JitterBug: Shah et al., 2006). On its way a delta gets a normal error.
+// Phase is the channel that delays each packet of a cover until the delta is a multiple of the
+// period for 0, or half a period more for 1 (JitterBug: Shah et al., 2006). The network adds a
+// normal error to each delta.
 func Phase(cover Kind, periodNs, deviationNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		source := cover(r)

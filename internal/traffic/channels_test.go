@@ -21,7 +21,7 @@ func TestTwoSymbols(t *testing.T) {
 			ones++
 		}
 		if math.Abs(delta/symbol-1) > 0.06 {
-			t.Fatalf("packet %d: delta %v is no symbol", i, delta)
+			t.Fatalf("packet %d: delta %v is not a symbol", i, delta)
 		}
 	}
 	if share := float64(ones) / packets; math.Abs(share-0.5) > 0.005 {
@@ -29,7 +29,7 @@ func TestTwoSymbols(t *testing.T) {
 	}
 }
 
-// Of the intervals from packet to packet, half are one, a quarter two, and so on.
+// Half of the deltas are one interval, a quarter are two, and so on.
 func TestTicks(t *testing.T) {
 	counts := map[float64]int{}
 	for i, delta := range take(Ticks(1e6, 1e3), "ticks") {
@@ -46,15 +46,16 @@ func TestTicks(t *testing.T) {
 	}
 }
 
-// Either channel has the distribution of its cover, and little of its correlation.
+// Both channels have the distribution of their cover and little of its correlation.
 func TestChannelsThatLookLikeTheirCover(t *testing.T) {
 	cover := LogAR1(1e8, 0.6, 0.9)
 	cdf := distuv.LogNormal{Mu: math.Log(1e8), Sigma: 0.6}.CDF
 	for name, test := range map[string]struct {
 		kind        Kind
-		correlation float64 // at most, of neighbours
+		correlation float64 // of neighbours, at most
 	}{
-		"replayed cover": {ReplayedCover(cover, packets), 0.4}, // neighbours in a half were near each other
+		// Neighbours in a half were recorded close to each other.
+		"replayed cover": {ReplayedCover(cover, packets), 0.4},
 		"model-based":    {ModelBased(cover, packets), 0.01},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -72,7 +73,7 @@ func TestChannelsThatLookLikeTheirCover(t *testing.T) {
 	}
 }
 
-// What is replayed are the recorded deltas, each about as often as the others.
+// The channel replays the recorded deltas, all about equally often.
 func TestReplayedCoverRepeats(t *testing.T) {
 	const recorded = 1000
 	times := map[float64]int{}
@@ -89,7 +90,7 @@ func TestReplayedCoverRepeats(t *testing.T) {
 	}
 }
 
-// Packets are held back, by less than a period, until their delta has one of two phases.
+// Packets are delayed by less than a period, until their delta has one of two phases.
 func TestPhase(t *testing.T) {
 	const period = 2e7
 	var natural []float64

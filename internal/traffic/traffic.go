@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package traffic makes up the timing of packets: flows of known distributions, and what may be planted in them. All of it
-// is drawn from a generator that the caller seeds, so that the same seed gives the same packets. Nothing here reads a clock.
+// Package traffic generates the timing of packets: flows of known distributions, and delays or
+// covert channels in them. The caller seeds the random numbers: the same seed gives the same
+// packets. No function reads a clock.
 package traffic
 
 import (
@@ -11,29 +12,30 @@ import (
 	"math/rand/v2"
 )
 
-// Source gives the deltas of a flow, one with each call: the times from packet to packet in nanoseconds, not rounded and
-// never negative.
+// Source returns the next delta of a flow: the time to the next packet in nanoseconds, not
+// rounded and never negative.
 type Source func() float64
 
-// Kind is a kind of traffic: it begins a flow whose random numbers come from r.
+// Kind is a kind of traffic. It starts a flow that takes its random numbers from r.
 type Kind func(r *rand.Rand) Source
 
-// Rand returns the generator of the stream of that name. Streams of different names or seeds have nothing in common.
+// Rand returns the random number generator of the stream with that name. Streams of different
+// names or seeds are independent.
 func Rand(seed uint64, name string) *rand.Rand {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	return rand.New(rand.NewPCG(seed, h.Sum64())) //nolint:gosec // to be the same again is the purpose
+	return rand.New(rand.NewPCG(seed, h.Sum64())) //nolint:gosec // reproducible on purpose
 }
 
-// Constant returns traffic at a steady pace: normal deltas.
+// Constant returns traffic at a steady pace: normally distributed deltas.
 func Constant(meanNs, deviationNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		return func() float64 { return max(0, meanNs+deviationNs*r.NormFloat64()) }
 	}
 }
 
-// Exponential returns packets that come independently of each other: a Poisson process. Standard deviation and mean are the
-// same.
+// Exponential returns packets that arrive independently: a Poisson process. The standard
+// deviation of the deltas equals their mean.
 func Exponential(meanNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		return func() float64 { return meanNs * r.ExpFloat64() }
@@ -47,16 +49,16 @@ func Lognormal(medianNs, sigma float64) Kind {
 	}
 }
 
-// Pareto returns deltas with the tail P(Δ > x) = (leastNs/x)^shape. They have no mean for a shape up to 1, and no variance
-// up to 2.
+// Pareto returns deltas with the tail P(Δ > x) = (leastNs/x)^shape. The mean is infinite for a
+// shape of up to 1, the variance for a shape of up to 2.
 func Pareto(leastNs, shape float64) Kind {
 	return func(r *rand.Rand) Source {
 		return func() float64 { return leastNs * math.Pow(1-r.Float64(), -1/shape) }
 	}
 }
 
-// OnOff returns bursts and pauses. After every delta a pause begins with probability 1/length: a burst has that many
-// deltas on average. Deltas in a burst and pauses are exponential.
+// OnOff returns bursts and pauses. Each delta is followed by a pause with probability 1/length,
+// so a burst has length deltas on average. Pauses and the deltas of a burst are exponential.
 func OnOff(length, deltaNs, pauseNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		isPause := false
@@ -71,7 +73,8 @@ func OnOff(length, deltaNs, pauseNs float64) Kind {
 	}
 }
 
-// AR1 returns normal deltas, of which neighbours have the correlation rho, and those k apart rhoᵏ.
+// AR1 returns normal deltas from an autoregressive process of order 1: deltas that are k
+// packets apart have the correlation rhoᵏ.
 func AR1(meanNs, deviationNs, rho float64) Kind {
 	return func(r *rand.Rand) Source {
 		z := correlated(r, rho)
@@ -79,7 +82,8 @@ func AR1(meanNs, deviationNs, rho float64) Kind {
 	}
 }
 
-// LogAR1 returns deltas whose natural logarithm is that of AR1, with standard deviation sigma.
+// LogAR1 returns deltas whose natural logarithm comes from the process of AR1, with standard
+// deviation sigma.
 func LogAR1(medianNs, sigma, rho float64) Kind {
 	return func(r *rand.Rand) Source {
 		z := correlated(r, rho)
@@ -98,7 +102,7 @@ func correlated(r *rand.Rand, rho float64) func() float64 {
 	}
 }
 
-// Shift returns traffic that is of one kind for so many packets, and of another from then on.
+// Shift returns traffic of one kind for that many packets, then of another kind.
 func Shift(before Kind, packets int, after Kind) Kind {
 	return func(r *rand.Rand) Source {
 		first, then := before(r), after(r)
@@ -113,22 +117,23 @@ func Shift(before Kind, packets int, after Kind) Kind {
 	}
 }
 
-// Delay is a delay of some packets.
+// Delay describes delays that are planted in a flow.
 type Delay struct {
-	Share float64 // of the packets, each drawn by itself
-	Ns    float64
-	// The packets after a late one come when they would have come anyway: the delta of its successor is shorter by as
-	// much. Otherwise the whole schedule moves with it, and no other delta changes.
+	Share float64 // fraction of delayed packets, drawn independently
+	Ns    float64 // length of the delay
+	// Alone keeps the schedule of the packets after a late one: the next delta is shorter by Ns.
+	// Otherwise the whole schedule moves, and no other delta changes.
 	Alone bool
 }
 
-// Planted gives the deltas of a flow, and which of the packets are late on purpose.
+// Planted returns the next delta of a flow in nanoseconds, and whether the packet is delayed on
+// purpose.
 type Planted func() (deltaNs float64, isLate bool)
 
-// Plant begins a flow in which some packets are late.
+// Plant starts a flow in which some packets are delayed.
 func (d Delay) Plant(kind Kind, r *rand.Rand) Planted {
 	source := kind(r)
-	early := 0.0 // by which the schedule is behind, and the next packet catches up
+	early := 0.0 // ns that the next delta is shortened by
 	return func() (float64, bool) {
 		delta := max(0, source()-early)
 		early = 0

@@ -15,7 +15,7 @@ import (
 
 const packets = 200_000
 
-// take returns deltas of a flow of a kind.
+// take returns the deltas of a flow.
 func take(kind Kind, name string) []float64 {
 	source := kind(Rand(1, name))
 	deltas := make([]float64, packets)
@@ -25,7 +25,8 @@ func take(kind Kind, name string) []float64 {
 	return deltas
 }
 
-// distance returns the largest difference between the distribution of a sample and the one that it should have.
+// distance returns the Kolmogorov distance between a sample and a distribution: the largest
+// difference of their cumulative distribution functions.
 func distance(sample []float64, cdf func(float64) float64) float64 {
 	sorted := slices.Sorted(slices.Values(sample))
 	worst, n := 0.0, float64(len(sorted))
@@ -36,8 +37,9 @@ func distance(sample []float64, cdf func(float64) float64) float64 {
 	return worst
 }
 
-// Independent deltas have the distribution that they are named after: Kolmogorov's distance is above 1.95/√n once in a
-// thousand samples. Correlated ones, of which n·(1−ρ)/(1+ρ) are worth as much as n independent, get that many.
+// Deltas have the distribution they are named after. For independent deltas, Kolmogorov's
+// distance exceeds 1.95/√n in one of a thousand samples. Correlated deltas have n·(1−ρ)/(1+ρ)
+// in place of n.
 func TestDistributions(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -90,7 +92,8 @@ func TestCorrelation(t *testing.T) {
 
 func TestBurstsAndPauses(t *testing.T) {
 	const length, long = 20, 1e6
-	deltas := take(OnOff(length, 1, long), "bursts") // no delta of a burst is longer than 100, and hardly a pause is shorter
+	// No delta of a burst is longer than 100 ns, and hardly any pause is shorter.
+	deltas := take(OnOff(length, 1, long), "bursts")
 	bursts, pauses := 0, 0
 	for i, delta := range deltas {
 		if delta < 100 {
@@ -120,22 +123,22 @@ func TestShift(t *testing.T) {
 	}
 }
 
-// The delays are the only difference to the same traffic without any; where only one packet is late, the next makes up
-// for it.
+// The delays are the only difference to the same traffic without delays. If only one packet is
+// late, the next delta is shorter by the delay.
 func TestDelays(t *testing.T) {
 	const share, late = 0.01, 2e5
 	for _, alone := range []bool{false, true} {
 		planted := Delay{Share: share, Ns: late, Alone: alone}.Plant(Constant(1e6, 0), Rand(1, "delays"))
-		delays, behind := 0, 0.0
+		delays, catchUp := 0, 0.0
 		for i := range packets {
 			delta, isLate := planted()
-			want := 1e6 - behind
-			behind = 0
+			want := 1e6 - catchUp
+			catchUp = 0
 			if isLate {
 				delays++
 				want += late
 				if alone {
-					behind = late
+					catchUp = late
 				}
 			}
 			if delta != want {
@@ -148,7 +151,7 @@ func TestDelays(t *testing.T) {
 	}
 }
 
-// A stream is made by its seed and its name, and by nothing else.
+// A stream depends on its seed and its name only.
 func TestStreams(t *testing.T) {
 	first := Rand(1, "a").Uint64()
 	if first != Rand(1, "a").Uint64() {
