@@ -5,7 +5,7 @@
 
 include Makefile.common
 
-# Packages that run without a kernel and with goroutines: the race detector's.
+# The race detector runs the tests of packages that use goroutines and do not need the kernel.
 RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/trail ./internal/timing/... ./internal/traffic/... ./internal/covert
 
 TEST_FLAGS  ?= -timeout 20m
@@ -21,12 +21,12 @@ FRAMES      ?= 10000000
 all: style check_license lint build test-short ## check, build and test what needs neither root nor clang
 
 .PHONY: deps
-deps: ## install the Debian packages that building and testing need
+deps: ## install the Debian packages needed for building and testing
 	@scripts/deps.sh
 
-# The directives name the compiler: another one's objects differ.
+# The go:generate directives name the compiler, because another version generates other objects.
 .PHONY: generate
-generate: ## compile the BPF programs and write their Go bindings
+generate: ## compile the BPF programs and generate their Go bindings
 	@echo ">> generating BPF objects"
 	@command -v clang-14 >/dev/null || { echo "generate: clang-14 not found: run make deps" >&2; exit 1; }
 	$(GO) generate ./bpf ./e2e
@@ -34,7 +34,7 @@ generate: ## compile the BPF programs and write their Go bindings
 	$(call give_back,bpf/*_bpfe[lb]* e2e/*_bpfe[lb]* tools/evaluate/*_bpfe[lb]*)
 
 .PHONY: check-generate
-check-generate: ## check that the committed BPF objects are those of the sources
+check-generate: ## check that the committed BPF objects match their sources
 	@echo ">> checking that the BPF objects are up to date"
 	@scripts/check-generate.sh $(MAKE) generate
 
@@ -49,10 +49,10 @@ check-config: ## check the example configuration and the rules with promtool
 check-root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "test: the tests load BPF programs: run as root" >&2; exit 1; }
 
-# go test stands last, so that its verdict closes the output. It takes one package at a time: some put a load on the machine,
-# and measure what becomes of it.
+# The tests of the main module come last, so that their result closes the output. Packages run one
+# at a time, because some put load on the machine and measure its effect.
 .PHONY: test
-test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## check everything, then run every test, the kernel's included
+test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (needs root)
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo ">> running tests with the race detector"; \
 		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \
@@ -60,11 +60,12 @@ test: check-root deps style check_license yamllint shellcheck lint unused check-
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
 	@GO="$(GO)" scripts/fuzz.sh 20000x
+	@$(GO) -C tools test -count=1 ./...
 	@echo ">> running the tests of compose files and manifests"
 	@REQUIRE_BPF=1 $(GO) -C e2e/deploy test -count=1 $(TEST_FLAGS) ./...
 	@$(MAKE) test-kernels
 	@$(MAKE) test-deploy
-	@echo ">> running the evaluation's tests"
+	@echo ">> running the tests of tools/evaluate"
 	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
 	@echo ">> running all tests"
 	@REQUIRE_BPF=1 $(GO) test -count=1 -p 1 $(TEST_FLAGS) ./...
@@ -79,87 +80,87 @@ bench: $(BENCHSTAT) ## measure the BPF programs against their references, for do
 	$(call give_back,.build)
 
 .PHONY: bench-compare
-bench-compare: $(BENCHSTAT) ## measure the BPF programs of the commits BASE and HEAD in turn and compare (needs root)
+bench-compare: $(BENCHSTAT) ## compare the BPF programs of two commits, BASE=v0.1.0 and HEAD=HEAD (needs root)
 	@echo ">> comparing benchmarks"
 	@GO="$(GO)" BENCH="$(BENCH)" BENCH_COUNT="$(BENCH_COUNT)" BENCH_TIME="$(BENCH_TIME)" \
 		scripts/bench-compare.sh "$(BASE)" "$(or $(HEAD),HEAD)"
 	$(call give_back,.build)
 
 .PHONY: bench-live
-bench-live: check-root ## measure the audit on a device under real frames, for docs/performance.md (needs root)
+bench-live: check-root ## measure the audit of a device under real frames, for docs/performance.md (needs root)
 	@echo ">> measuring on a live device"
 	REQUIRE_BPF=1 LIVE_ROUNDS=$(LIVE_ROUNDS) LIVE_REPORT="$(CURDIR)/docs/performance.md" \
 		$(GO) test -v -count=1 -timeout 1h -run '^TestLiveDevice$$' ./e2e
 
-# The documents have the figures of the default seed.
+# The documents contain the figures of the default seed, so another seed does not write them.
 .PHONY: evaluate
-evaluate: check-root ## send made-up traffic through the BPF program, for docs/statistics.md; SEED=2 shows that of another seed (needs root)
+evaluate: check-root ## send generated traffic through the BPF program, for docs/statistics.md; SEED=2 prints only (needs root)
 	@echo ">> evaluating"
 	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..)
 	$(call give_back,docs)
 
 .PHONY: soak
-soak: check-root ## load the exporter for a time, SOAK=10m, and check that it takes no more and more (needs root)
+soak: check-root ## load the exporter for SOAK=10m and check that its resource usage does not grow (needs root)
 	@echo ">> soaking for $(SOAK)"
 	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
 
 .PHONY: fuzz
-fuzz: check-root ## send FRAMES=10000000 random frames through the program, and fuzz each parser with FUZZTIME=100000x inputs (needs root)
+fuzz: check-root ## send FRAMES=10000000 random frames and FUZZTIME=100000x inputs for each parser (needs root)
 	@echo ">> sending $(FRAMES) random frames"
 	REQUIRE_BPF=1 FRAMES=$(FRAMES) $(GO) test -v -count=1 -timeout 0 -run '^TestRandomFramesEqualModel$$' ./bpf
 	@GO="$(GO)" scripts/fuzz.sh "$(FUZZTIME)"
 
 .PHONY: demo
-demo: build ## show the exporter at work on network namespaces of its own (needs root)
+demo: build ## show the exporter at work in network namespaces of its own (needs root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
 
 .PHONY: dashboards
-dashboards: ## write Grafana's dashboards
+dashboards: ## generate the Grafana dashboards
 	@echo ">> writing the dashboards"
 	$(GO) -C tools/dashboards run . ../../deploy/grafana/dashboards
 	$(call give_back,deploy/grafana/dashboards)
 
 .PHONY: check-dashboards
-check-dashboards: ## check that the dashboards are those of tools/dashboards
+check-dashboards: ## check that the committed dashboards match tools/dashboards
 	@echo ">> checking that the dashboards are up to date"
-	@folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
-	$(GO) -C tools/dashboards run . "$$folder"; \
-	diff -r "$$folder" deploy/grafana/dashboards || { echo "check-dashboards: run make dashboards" >&2; exit 1; }
+	@directory="$$(mktemp -d)"; trap 'rm -rf "$$directory"' EXIT; \
+	$(GO) -C tools/dashboards run . "$$directory"; \
+	diff -r "$$directory" deploy/grafana/dashboards || { echo "check-dashboards: run make dashboards" >&2; exit 1; }
 
 .PHONY: packages
-packages: build $(NFPM) ## pack the binary as deb and rpm, in .build/packages
+packages: build $(NFPM) ## build the deb and rpm packages in .build/packages
 	@echo ">> building packages"
 	@rm -rf .build/packages
 	@GO="$(GO)" scripts/packages.sh $(NFPM) ./$(BINARY) .build/packages
 	$(call give_back,.build)
 
 .PHONY: kubernetes-rules
-kubernetes-rules: ## write the PrometheusRule of deploy/kubernetes from deploy/rules
+kubernetes-rules: ## generate the PrometheusRule of deploy/kubernetes from deploy/rules
 	@echo ">> writing deploy/kubernetes/base/prometheusrule.yaml"
 	@$(GO) -C e2e/deploy test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' ./kubernetes -update
 	$(call give_back,deploy/kubernetes/base)
 
 .PHONY: fleet-figures
-fleet-figures: check-root ## count the exporter's series, for docs/fleet.md (needs root)
+fleet-figures: check-root ## count the series of the exporter, for docs/fleet.md (needs root)
 	@echo ">> counting series"
 	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e
 
 .PHONY: test-deploy
-test-deploy: check-root deps ## start the topology of deploy/ on a Docker engine of its own and test it (needs root)
+test-deploy: check-root deps ## test the topology of deploy/ on a Docker engine of its own (needs root)
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) -C e2e/deploy test -v -count=1 -timeout 15m ./engine
 
-# Packages come from the mirror of apt's sources, and are kept in .build/kernels. A guest
-# keeps one CPU busy.
+# Kernel packages come from the mirror in apt's sources and are kept in .build/kernels. Each guest
+# uses one CPU.
 .PHONY: test-kernels
-test-kernels: check-root deps ## run the tests of load, attach, audit, events and restart inside other kernels, KERNELS="6.1 6.12" (needs root)
+test-kernels: check-root deps ## test inside virtual machines with the kernels KERNELS="6.1 6.12" (needs root)
 	@echo ">> testing inside other kernels"
 	@TEST_KERNELS=1 KERNELS="$(KERNELS)" $(GO) test -v -count=1 -parallel 2 -timeout 30m -run '^(TestInsideKernels|TestFailingGuestsAreNoticed)$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: kernel-table
-kernel-table: check-root deps ## run test-kernels and write the table of docs/kernels.md from it (needs root)
+kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md (needs root)
 	@echo ">> writing the table of kernels"
 	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs/kernels.md" $(GO) test -v -count=1 -parallel 2 -timeout 30m -run '^TestInsideKernels$$' ./e2e/kernels
 	$(call give_back,.build)

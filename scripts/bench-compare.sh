@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# bench-compare.sh BASE HEAD: measures the BPF programs of two commits in turn, so that
-# a machine that speeds up or slows down does so for both, and compares them. BENCH
-# and BENCH_COUNT choose what is measured and how often, BENCH_TIME for how long at
-# least each time.
+# bench-compare.sh BASE HEAD: compares the BPF programs of two commits. It measures them in turn,
+# so that a machine that speeds up or slows down affects both alike. Environment: BENCH is the
+# pattern of benchmarks, BENCH_COUNT the number of rounds, BENCH_TIME the minimum time of each.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if (($# != 2)) || [[ -z $1 || -z $2 ]]; then
-	echo "bench-compare: name the commit to compare with: BASE=v0.1.0" >&2
+	echo "bench-compare: name the commits to compare: make bench-compare BASE=v0.1.0" >&2
 	exit 1
 fi
 
@@ -20,12 +19,12 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$results"
 
-# prepare SIDE REVISION: unpacks the commit, compiles its benchmarks and prints its short
-# hash. An archive, unlike a worktree, leaves nothing in the repository to clean up.
+# prepare SIDE REVISION: unpacks the commit, compiles its benchmarks and prints its short hash.
+# Unlike a worktree, an archive leaves nothing in the repository to clean up.
 prepare() {
 	local commit
 	if ! commit=$(git rev-parse --verify --quiet "$2^{commit}"); then
-		echo "bench-compare: $2 is no commit of this repository" >&2
+		echo "bench-compare: $2 is not a commit of this repository" >&2
 		return 1
 	fi
 	mkdir "$scratch/$1"
@@ -48,6 +47,6 @@ for ((round = 1; round <= ${BENCH_COUNT:-5}; round++)); do
 	measure head "$round"
 done
 
-# What a commit's own audit costs, and not what its references do.
+# Compare the cost of the audit only, not that of the reference programs.
 .bin/benchstat -confidence 0.9 -filter '-.unit:(null-ns OR ref-ns OR audit-ns OR table-bytes)' \
 	"base $base=$results/base.txt" "head $head=$results/head.txt"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# check-generate.sh COMMAND...: runs the command that generates, and fails when a
-# generated file changed by it. The new files stay, ready to be committed.
+# check-generate.sh COMMAND...: runs COMMAND, which generates files, and fails if a generated file
+# changes. The new files stay, ready to be committed.
 set -euo pipefail
 shopt -s nullglob
 
@@ -20,7 +20,7 @@ mapfile -t old < <(generated)
 cp --parents -- "${old[@]}" "$before"
 
 if ! "$@"; then
-	# A failed compilation removes the object, and with it every build.
+	# A failed compilation removes the object files. Restore them, or nothing builds any more.
 	cp -r -- "$before"/. .
 	exit 1
 fi
@@ -30,7 +30,7 @@ while read -r file; do
 	cmp -s "$file" "$before/$file" || changed+=("$file")
 done < <(generated)
 if ((${#changed[@]})); then
-	printf '%s: was not up to date\n' "${changed[@]}" >&2
-	echo "check-generate: commit the files that were generated just now" >&2
+	printf '%s: was out of date\n' "${changed[@]}" >&2
+	echo "check-generate: commit the generated files" >&2
 	exit 1
 fi

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# check-license.sh FILE...: fails when a file that is not generated lacks the SPDX
-# line or the authors' line in its first five lines.
+# check-license.sh FILE...: fails if a file lacks the SPDX line or the line of the authors in its
+# first five lines. Generated files are exempt.
 set -euo pipefail
 
 status=0

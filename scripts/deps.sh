@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# Installs what building and testing need on Debian 12 beside Go and make. Does
-# nothing, and needs no privilege, when nothing is missing.
+# Installs the Debian 12 packages that building and testing need in addition to Go and make. If no
+# package is missing, it does nothing and needs no privilege.
 set -euo pipefail
 
 packages=(
@@ -11,24 +11,24 @@ packages=(
 	clang-14 llvm-14 libbpf-dev linux-libc-dev
 	# the race detector
 	gcc libc6-dev
-	# the revision
+	# the revision of a build
 	git
 	# network namespaces, offloads, capabilities and processes in the tests
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
-	# the unit and the packages, on a systemd that the tests boot for themselves
+	# tests of the unit and the packages, which boot a systemd of their own
 	systemd logrotate rpm
-	# the topology, and what its test asks
+	# tests of the topology
 	docker.io docker-compose iptables bpftool curl openssl util-linux
-	# other kernels to test in
+	# tests with other kernels
 	qemu-system-x86 busybox-static cpio xz-utils
 	# linters that are not written in Go
 	codespell shellcheck yamllint
 )
 
 if ! command -v dpkg-query >/dev/null; then
-	echo "deps: not a Debian system, going on as if it had ${packages[*]}" >&2
+	echo "deps: not a Debian system; assuming that these are installed: ${packages[*]}" >&2
 	exit 0
 fi
 
@@ -50,8 +50,8 @@ fi
 
 echo ">> installing ${missing[*]}"
 
-# While packages are unpacked no service of theirs may start. A policy that the host
-# has already is put back afterwards.
+# No service of the packages may start during the installation. An existing policy of the host is
+# restored at the end.
 policy=/usr/sbin/policy-rc.d
 scratch=$(mktemp -d)
 restore() {
@@ -68,7 +68,7 @@ fi
 printf '#!/bin/sh\nexit 101\n' >"$policy"
 chmod 755 "$policy"
 
-# The hundreds of lines that apt and dpkg print matter only when they fail.
+# apt and dpkg print hundreds of lines, which matter only if they fail.
 quietly() {
 	if ! "$@" </dev/null >"$scratch/log" 2>&1; then
 		cat "$scratch/log" >&2
@@ -79,11 +79,11 @@ quietly() {
 
 export DEBIAN_FRONTEND=noninteractive
 options=(-q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
-# A broken list of somebody else's does not keep Debian's packages from installing.
+# A broken package source of a third party must not prevent the installation.
 quietly apt-get "${options[@]}" update || true
 quietly apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}"
 
-# Nor may it start at the next boot. A Prometheus that was here before is not touched.
+# Prometheus must not start at the next boot. If it was installed before, its setting stays.
 if [[ " ${missing[*]} " == *" prometheus "* ]]; then
 	quietly update-rc.d prometheus disable
 fi

@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# fuzz.sh INPUTS: runs every fuzz target of the module with so many inputs each, as in
-# 20000x. An input that fails is written to testdata/fuzz of its package, and is a test
-# from then on. Not for a time: before Go 1.27 a target that is stopped by its time may
-# fail for that alone (https://go.dev/issue/75804).
+# fuzz.sh INPUTS: runs every fuzz target of the module with that many inputs, such as 20000x. A
+# failing input is written to testdata/fuzz of its package and becomes a test case. A time limit is
+# not an option: before Go 1.27, reaching it may fail the target (https://go.dev/issue/75804).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if (($# != 1)) || [[ ! $1 =~ ^[1-9][0-9]*x$ ]]; then
-	echo "fuzz: \"$*\" is no number of inputs for each target: name one such as 20000x" >&2
+	echo "fuzz: \"$*\" is not a number of inputs: pass one such as 20000x" >&2
 	exit 1
 fi
 
@@ -24,6 +23,6 @@ while IFS=: read -r file target; do
 done < <(git ls-files -co --exclude-standard '*_test.go' | xargs grep -Ho '^func Fuzz[A-Za-z0-9_]*' | sed 's/:func /:/')
 
 if ((found == 0)); then
-	echo "fuzz: there is no target" >&2
+	echo "fuzz: no fuzz target found" >&2
 	exit 1
 fi

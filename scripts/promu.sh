@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# Runs promu so that the result depends on the commit alone. Of itself promu names
-# the tarball after the URL that the clone came from, and stamps the binary with the
-# time and the user of the build.
+# Runs promu so that the result depends only on the commit. By default, promu names the tarball
+# after the URL of the clone and stamps the binary with the time and the user of the build.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +16,7 @@ git_config() {
 
 if git rev-parse --git-dir >/dev/null 2>&1; then
 	if ! branch=$(git rev-parse --abbrev-ref HEAD 2>/dev/null); then
-		echo "promu.sh: the repository has no commit yet, so there is no revision to build" >&2
+		echo "promu.sh: the repository has no commit: commit first" >&2
 		exit 1
 	fi
 	git_config "branch.$branch.remote" origin

@@ -277,7 +277,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		file, err := Parse(text)
 		if err != nil {
-			// Almost every input fails at the digest. A matching digest reaches the checks after it.
+			// Most inputs fail at the digest. A matching digest reaches the checks after it.
 			var out outer
 			var compact bytes.Buffer
 			if json.Unmarshal(text, &out) != nil || json.Compact(&compact, out.Baseline) != nil {
