@@ -14,7 +14,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// injector sends many packets of one flow through the audit at times of its own, in one system call.
+// injector sends many packets of one flow through the program, at given times, in one system call.
 type injector struct {
 	program *ebpf.Program
 	times   *ebpf.Memory
@@ -72,7 +72,7 @@ func (in *injector) send(t *testing.T, deltas []uint64) {
 	}
 }
 
-// rounded makes deltas of a kind of traffic.
+// rounded returns deltas in whole nanoseconds, between 0 and 0.9 s.
 func rounded(packets int, next func() float64) []uint64 {
 	deltas := make([]uint64, packets)
 	for i := range deltas {
@@ -81,7 +81,7 @@ func rounded(packets int, next func() float64) []uint64 {
 	return deltas
 }
 
-// What becomes an event is rare on every kind of traffic, however many packets are flagged there, and something does.
+// On every kind of traffic, few packets become events, but some do, however many packets are flagged.
 func TestEventsAreRareOnAnyTraffic(t *testing.T) {
 	const training, packets = 500_000, 1_000_000
 	for seed, kind := range []struct {
@@ -131,19 +131,19 @@ func TestEventsAreRareOnAnyTraffic(t *testing.T) {
 			t.Logf("flagged %.2g of the packets, events for %.2g; from |t| = %.1f on, early from %.1f",
 				float64(flags)/packets, events, after.Calibration.EventScores[timing.SideLate], after.Calibration.EventScores[timing.SideEarly])
 			if after.Packets.Judged()-before.Packets.Judged() != packets {
-				t.Fatalf("%d packets were judged, want %d", after.Packets.Judged()-before.Packets.Judged(), packets)
+				t.Fatalf("%d packets were scored, want %d", after.Packets.Judged()-before.Packets.Judged(), packets)
 			}
 			if events > 2.5e-4 || events < 1e-5 {
 				t.Errorf("events for %.2g of the packets, want 1e-5 to 2.5e-4", events)
 			}
 			if got := after.Calibration; got.Judged == 0 || got.LearningCPUs != 0 {
-				t.Errorf("calibration: got %+v, want that this CPU has learnt", got)
+				t.Errorf("calibration: got %+v, want one that has learned on this CPU", got)
 			}
 		})
 	}
 }
 
-// checkTails holds the tails against the bins.
+// checkTails compares the counts of the tails with the bins.
 func checkTails(t *testing.T, c *timing.Calibration) {
 	t.Helper()
 	for side, scores := range c.Scores {
@@ -151,13 +151,13 @@ func checkTails(t *testing.T, c *timing.Calibration) {
 		for _, n := range scores[c.Cuts[side]:] {
 			tail += n
 		}
-		if tail != c.Tails[side] || tail > c.Allowed+1 { // one more has come since it was settled
-			t.Errorf("side %d: the tail from bin %d on is %d, and %d by its count, of %d that are allowed", side, c.Cuts[side], tail, c.Tails[side], c.Allowed)
+		if tail != c.Tails[side] || tail > c.Allowed+1 { // a score may have been added after the cut was set
+			t.Errorf("side %d: the tail from bin %d on has %d scores, its count is %d, and %d are allowed", side, c.Cuts[side], tail, c.Tails[side], c.Allowed)
 		}
 	}
 }
 
-// Delays of eight standard deviations and more in one of 100,000 packets become events, all of them.
+// All delays of at least eight standard deviations, in one of 100,000 packets, become events.
 func TestRareDelaysBecomeEvents(t *testing.T) {
 	const training, packets, every, deviation = 500_000, 2_000_000, 100_000, 20e3
 	config := testConfig()
@@ -171,7 +171,7 @@ func TestRareDelaysBecomeEvents(t *testing.T) {
 	deltas := rounded(packets, steady)
 	planted := map[uint64]bool{}
 	for i := every / 2; i < packets; i += every {
-		deltas[i] += uint64((8 + 4*r.Float64()) * deviation) // and so is all that follows
+		deltas[i] += uint64((8 + 4*r.Float64()) * deviation) // delays all later packets, too
 		planted[deltas[i]] = true
 	}
 	in.send(t, deltas)
@@ -191,20 +191,21 @@ func TestRareDelaysBecomeEvents(t *testing.T) {
 	}
 }
 
-// A program without calibration that had the maps for a while leaves scores that miss what it flagged: they begin anew. So do
-// those of another threshold. Another share makes use of them.
+// A program that takes over the maps keeps the scores, also with another Config.Calibrate. It discards them if
+// their threshold differs, or if a program without calibration had the maps meanwhile, because the scores then
+// lack the packets that this program flagged.
 func TestTakenOverScores(t *testing.T) {
 	const packets = 60_000
 	for _, test := range []struct {
 		name    string
-		between func(*Config) // of the program in between; nil for none
-		then    func(*Config) // of the one that goes on
+		between func(*Config) // for the program in between; nil for none
+		then    func(*Config) // for the program that takes over
 		isKept  bool
 	}{
 		{"the same", nil, func(*Config) {}, true},
 		{"another share", nil, func(c *Config) { c.Calibrate = 1e-2 }, true},
 		{"another threshold", nil, func(c *Config) { c.Threshold = 3 }, false},
-		{"none for a while", func(c *Config) { c.Calibrate = 0 }, func(*Config) {}, false},
+		{"no calibration meanwhile", func(c *Config) { c.Calibrate = 0 }, func(*Config) {}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := newProbe(t, testConfig())
@@ -234,25 +235,26 @@ func TestTakenOverScores(t *testing.T) {
 			for _, n := range known.Scores[timing.SideEarly] {
 				scores += uint64(n)
 			}
-			// Those that are counted for eight stand for all of them up to chance; those that begin anew lack half of them or more.
+			// A score stands for eight at random, so that kept scores add up to the flagged packets except for chance.
+			// Scores that were discarded lack at least half of them.
 			areAll := math.Abs(float64(scores)-float64(flagged)) < 0.1*float64(flagged)
 			if isKept := known.Forgotten == 0; isKept != test.isKept || areAll != test.isKept || known.Flagged != flagged {
-				t.Errorf("%d scores of %d flagged packets, of which %d have one; %d of %d judged packets are forgotten",
+				t.Errorf("%d scores of %d flagged packets, %d by their count; %d of %d scored packets are forgotten",
 					scores, flagged, known.Flagged, known.Forgotten, judged)
 			}
 		})
 	}
 }
 
-// What is read of several CPUs is the sum, and the highest cut.
+// The calibration of several CPUs has the sum of their packets and the highest of their cuts.
 func TestCalibrationOfSeveralCPUs(t *testing.T) {
 	params := DefaultConfig().params()
 	c := Calibration{EventScores: [2]float64{4, 4}}
-	c.add(params, &programCalibration{}, 0) // has never judged a packet
+	c.add(params, &programCalibration{}, 0) // has never scored a packet
 	if want := (Calibration{EventScores: [2]float64{4, 4}}); c != want {
 		t.Errorf("without a packet: got %+v, want %+v", c, want)
 	}
-	c.add(params, &programCalibration{Cuts: [2]uint32{64, 64}}, 19_999) // still learns: all flags may be events
+	c.add(params, &programCalibration{Cuts: [2]uint32{64, 64}}, 19_999) // still learns: every flag may become an event
 	c.add(params, &programCalibration{Forgotten: 10_000, Cuts: [2]uint32{0, 32}}, 50_000)
 	c.add(params, &programCalibration{Cuts: [2]uint32{0, 16}}, 20_001)
 	if want := (Calibration{Judged: 80_000, LearningCPUs: 1, EventScores: [2]float64{4, 8}}); c != want {
@@ -260,12 +262,12 @@ func TestCalibrationOfSeveralCPUs(t *testing.T) {
 	}
 	c.add(params, &programCalibration{Cuts: [2]uint32{timing.ScoreBins}}, 1_000_000)
 	if !math.IsInf(c.EventScores[timing.SideEarly], 1) {
-		t.Errorf("where no early packet is rare: got %+v", c)
+		t.Errorf("no early packet is rare: got %+v", c)
 	}
 }
 
-// The bins have no end below, so that a score far below the first one is in the tail that begins there. Only a threshold below 1
-// flags such packets, and only an M2 of 2⁶⁴ or more takes a shift that could tell.
+// The lowest bin has no lower bound, so a score far below it is in the tail that begins with it. Only a threshold
+// below 1 flags such packets, and only with an M2 of 2⁶⁴ or more could the shift of the bins go wrong.
 func TestNoScoreIsBelowCutZero(t *testing.T) {
 	config := testConfig()
 	config.Threshold = 0
@@ -274,17 +276,17 @@ func TestNoScoreIsBelowCutZero(t *testing.T) {
 	p.teach(t, timing.State{N: 8192, MeanQ16: 1e8 << 16, M2: Uint128{Hi: 16}})
 	before := p.Counters()[0]
 	flagged := before.Packets.Outcome(OutcomeFlaggedEarly) + before.Packets.Outcome(OutcomeFlaggedLate)
-	// A million packets were judged, and 49 scores are allowed: more than there are.
+	// A million packets were scored, so that 49 scores are allowed: more than there are.
 	p.update(t, func(block *programDeviceCounters) {
 		block.Calibration = programCalibration{Flagged: flagged, Forgotten: before.Packets.Judged() - 1e6}
 	})
 	run(t, p.devices[0].program, udpFrame(), now+1e8+1000, 1)
 	known := p.block.Calibration.known()
 	if known.Allowed != 49 || known.Cuts != [2]uint32{} || known.Tails != [2]uint32{timing.SideLate: 1} {
-		t.Errorf("%d scores are allowed, the cuts are %v and the tails %v; want 49, none and one that is late",
+		t.Errorf("%d scores are allowed, the cuts are %v and the tails %v; want 49, zero and one on the late side",
 			known.Allowed, known.Cuts, known.Tails)
 	}
 	if suppressed := p.Counters()[0].Fates[FateSuppressed] - before.Fates[FateSuppressed]; suppressed != 0 {
-		t.Error("the packet was taken for one below the tail")
+		t.Error("the packet was treated as below the tail")
 	}
 }

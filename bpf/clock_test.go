@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// Times are converted by how long ago they were, and by the wall clock as it is set now: however that was set before, and
-// however long ago the anchor was made, a packet of a second ago has the time of a second ago.
-func TestWallTimeIsThatOfTheClockAsItIsSetNow(t *testing.T) {
+// A packet of a second ago has the wall time of a second ago, whenever the anchor was made and however the wall
+// clock was set then.
+func TestWallTimeUsesTheCurrentClockSetting(t *testing.T) {
 	const tolerance = 100 * time.Millisecond
 	now := monotonicNs()
 	fresh := newMonotonicAnchor()
-	// As if it had been made an hour ago: both clocks have run on since.
+	// As if it had been made an hour ago: both clocks have advanced since.
 	old := monotonicAnchor{goTime: fresh.goTime.Add(-time.Hour), ktimeNs: fresh.ktimeNs - int64(time.Hour)}
 	for name, anchor := range map[string]monotonicAnchor{"fresh": fresh, "old": old} {
 		for _, ago := range []time.Duration{0, time.Second, 24 * time.Hour, -time.Second} {
@@ -32,7 +32,7 @@ func TestWallTimeIsThatOfTheClockAsItIsSetNow(t *testing.T) {
 	}
 }
 
-// A process in a time namespace reads another CLOCK_MONOTONIC than the programs in the kernel.
+// In a time namespace, CLOCK_MONOTONIC of a process and of BPF programs differ.
 func TestWallTimeInATimeNamespace(t *testing.T) {
 	const variable, tolerance = "XDP_AUDIT_TEST_KTIME", 500 * time.Millisecond
 	if inside := os.Getenv(variable); inside != "" {
@@ -59,7 +59,7 @@ func TestWallTimeInATimeNamespace(t *testing.T) {
 	}
 }
 
-func TestMonotonicOffsets(t *testing.T) {
+func TestParseMonotonicOffset(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"monotonic           0         0\nboottime            0         0\n": 0,
 		"monotonic       86400         5\nboottime            7         0\n": 24*time.Hour + 5,

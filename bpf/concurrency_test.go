@@ -17,7 +17,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// hammerTime is how long CPUs fight for a set.
+// hammerTime is the time for which CPUs contend for a set.
 const hammerTime = 10 * time.Second
 
 // twoCPUs returns two CPUs that the test may run on.
@@ -49,8 +49,8 @@ func moveTo(cpu int) error {
 	return unix.SchedSetaffinity(0, &one)
 }
 
-// countRuns lets the kernel count the runs of programs for the time of the test. A call of BPF_PROG_TEST_RUN that a signal
-// interrupts is made again, so that how often it was asked to run a program does not tell.
+// countRuns lets the kernel count the runs of programs until the test ends. The number of calls does not tell the
+// number of runs, because a BPF_PROG_TEST_RUN that a signal interrupts is repeated.
 func countRuns(t *testing.T) {
 	t.Helper()
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
@@ -60,7 +60,7 @@ func countRuns(t *testing.T) {
 	t.Cleanup(func() { stats.Close() })
 }
 
-// packetsRun returns the runs of a program.
+// packetsRun returns the number of runs of a program.
 func packetsRun(t *testing.T, program *ebpf.Program) uint64 {
 	t.Helper()
 	stats, err := program.Stats()
@@ -70,7 +70,7 @@ func packetsRun(t *testing.T, program *ebpf.Program) uint64 {
 	return stats.RunCount
 }
 
-// onEachCPU runs f at the same time on two CPUs until the time is over.
+// onEachCPU runs f again and again on two CPUs at the same time, for a given time.
 func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 	t.Helper()
 	var running sync.WaitGroup
@@ -78,7 +78,7 @@ func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 	end := time.Now().Add(during)
 	for i, cpu := range twoCPUs(t) {
 		running.Go(func() {
-			// The thread is not unlocked, so that it ends with the goroutine and its affinity with it.
+			// The thread stays locked, so that it ends with the goroutine and no other goroutine gets its affinity.
 			runtime.LockOSThread()
 			if errs[i] = moveTo(cpu); errs[i] != nil {
 				return
@@ -96,8 +96,9 @@ func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 	}
 }
 
-// Two CPUs have packets of one flow all the time. Each packet is counted once, and no update of the slot is lost or torn:
-// the deltas add up to the time from the first packet to the last, and the slot has seen as many as were counted.
+// Two CPUs continuously receive packets of one flow. Each packet is counted once, and no update of the slot is
+// lost or torn: the deltas add up to the time from the first packet to the last, and the slot has as many samples
+// as deltas were counted.
 func TestTwoCPUsShareAFlow(t *testing.T) {
 	config := testConfig()
 	config.Clock, config.Window, config.IdleTimeout = ClockKtime, timing.MaxWindow, timing.MaxDelta
@@ -125,19 +126,19 @@ func TestTwoCPUsShareAFlow(t *testing.T) {
 	if contended == 0 {
 		t.Error("no packet was contended: the CPUs did not meet")
 	}
-	// Each halving takes a window away.
+	// Each halving removes one window of samples.
 	if lost := deltas - uint64(slot.Baseline.N); lost%timing.MaxWindow != 0 {
 		t.Errorf("the slot has %d samples, but %d deltas were counted", slot.Baseline.N, deltas)
 	}
 	if gaps := c.Packets.Outcome(OutcomeIdleGap); gaps > 0 {
-		t.Fatalf("%d pauses: the sum says nothing", gaps)
+		t.Fatalf("%d pauses: the sum of the deltas cannot be checked", gaps)
 	}
 	if got, want := c.Sums.TotalNs, (Uint128{Lo: slot.LastNs - first}); got != want {
 		t.Errorf("the deltas add up to %v ns, but first and last packet are %v ns apart", got, want)
 	}
 }
 
-// Two CPUs insert the same flows into one set: each gets one slot.
+// Two CPUs insert the same flows into one set. Each flow gets one slot.
 func TestTwoCPUsInsertAFlowOnce(t *testing.T) {
 	config := testConfig()
 	config.Clock, config.Flows = ClockKtime, flowWays
@@ -167,14 +168,14 @@ func TestTwoCPUsInsertAFlowOnce(t *testing.T) {
 		seen := map[uint32]bool{}
 		for _, tag := range mapSets(t, audit)[0].Tags {
 			if tag == 0 || seen[tag] {
-				t.Fatalf("tag %x is free or twice in the set", tag)
+				t.Fatalf("tag %x is zero or occurs twice in the set", tag)
 			}
 			seen[tag] = true
 		}
 	}
 }
 
-// A flow whose packets alternate between two CPUs has the baseline that it would have on one.
+// A flow whose packets alternate between two CPUs has the same baseline as on one CPU.
 func TestFlowThatAlternatesBetweenCPUsStaysOne(t *testing.T) {
 	config := testConfig()
 	cpus := twoCPUs(t)

@@ -9,7 +9,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-func TestTotalIsExactAndNeverFalls(t *testing.T) {
+func TestTotalIsExactAndNeverDecreases(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		last   Uint128
@@ -17,12 +17,12 @@ func TestTotalIsExactAndNeverFalls(t *testing.T) {
 		deltas uint64
 		want   Uint128
 	}{
-		{"nothing was measured", Uint128{}, DeltaSums{}, 0, Uint128{}},
+		{"no delta", Uint128{}, DeltaSums{}, 0, Uint128{}},
 		{"all deltas are the reference", Uint128{}, DeltaSums{ReferenceNs: 1_000_000}, 3000, Uint128{Lo: 3e9}},
 		{"a small difference of large sums is exact", Uint128{},
 			DeltaSums{ReferenceNs: 1 << 31, AboveNs: Uint128{Lo: 5}, BelowNs: Uint128{Hi: 1 << 7}}, 1 << 40, Uint128{Lo: 5}},
 		{"the sums are ahead of the count", Uint128{}, DeltaSums{ReferenceNs: 10, BelowNs: Uint128{Lo: 5}}, 0, Uint128{}},
-		{"what came between would let it fall", Uint128{Lo: 100}, DeltaSums{ReferenceNs: 10, BelowNs: Uint128{Lo: 5}}, 10, Uint128{Lo: 100}},
+		{"the sums are ahead of the count, and a larger total was read before", Uint128{Lo: 100}, DeltaSums{ReferenceNs: 10, BelowNs: Uint128{Lo: 5}}, 10, Uint128{Lo: 100}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := &counterReader{totals: []Uint128{test.last}}
@@ -35,8 +35,9 @@ func TestTotalIsExactAndNeverFalls(t *testing.T) {
 	}
 }
 
-// The kernel stores the low word of a sum before it carries into the high one: what is read between is not believed.
-func TestSumBeforeItsCarryIsNotBelieved(t *testing.T) {
+// The program stores the low word of a sum before the carry into the high word. A sum that is read between the
+// two stores is discarded.
+func TestSumWithoutItsCarryIsReadAgain(t *testing.T) {
 	last := Uint128{Hi: 1, Lo: 1<<64 - 5}
 	words := [2]uint64{3, 1}
 	if got := loadUint128(&words, &last); got != last {
@@ -55,8 +56,8 @@ func sumOfCells(h *timing.Histogram) (sum uint64) {
 	return sum
 }
 
-// Counters are read while the program counts: every identity that the cells give holds at each reading, and no sum falls.
-func TestReadingsUnderTraffic(t *testing.T) {
+// While the program counts, no sum decreases from one reading to the next. At rest, the cells add up.
+func TestCountersAreConsistentUnderTraffic(t *testing.T) {
 	config := DefaultConfig()
 	config.Devices = []string{"test0"}
 	audit := loadTest(t, config)
@@ -84,12 +85,12 @@ func TestReadingsUnderTraffic(t *testing.T) {
 			"deltas": {{Lo: last.Packets.Deltas()}, {Lo: c.Packets.Deltas()}},
 		} {
 			if pair[1].Cmp(pair[0]) < 0 {
-				t.Fatalf("%s fell from %v to %v", name, pair[0], pair[1])
+				t.Fatalf("%s decreased from %v to %v", name, pair[0], pair[1])
 			}
 		}
 		for cell, n := range c.Histogram {
 			if n < last.Histogram[cell] {
-				t.Fatalf("cell %d of the histogram fell from %d to %d", cell, last.Histogram[cell], n)
+				t.Fatalf("cell %d of the histogram decreased from %d to %d", cell, last.Histogram[cell], n)
 			}
 		}
 		last = c

@@ -14,7 +14,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// deviceConfig judges against the device. No baseline is full or clips: what is clipped depends on the samples of a CPU.
+// deviceConfig scores against the baseline of the device. No baseline reaches its window or clips a delta, because
+// clipping depends on the samples of each CPU.
 func deviceConfig(domain Domain) Config {
 	config := testConfig()
 	config.Domain, config.Baseline = domain, BaselineDevice
@@ -22,9 +23,9 @@ func deviceConfig(domain Domain) Config {
 	return config
 }
 
-// Packets of several flows on two CPUs: each CPU has the baseline that the model has of its packets, and what is read of the
-// device is that of all packets, but for the rounding of the steps: half of 2⁻¹⁶ units of the mean in each, which add up as
-// random numbers do.
+// With packets of several flows on two CPUs, each CPU has the model's baseline of its own packets. The merged
+// baseline is that of all packets except for rounding: each step rounds the mean by up to half of 2⁻¹⁶ units,
+// and these errors add up like random numbers.
 func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 	const packets = 20_000
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
@@ -73,7 +74,7 @@ func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 				t.Errorf("%d samples, want %d", got.Samples, whole.N)
 			}
 			if off := math.Abs(float64(got.MeanQ16) - float64(whole.MeanQ16)); off > math.Sqrt(packets) {
-				t.Errorf("mean: off by %v of 2⁻¹⁶ units", off)
+				t.Errorf("mean: off by %v · 2⁻¹⁶ units", off)
 			}
 			if ratio := got.StandardDeviation() / math.Sqrt(domain.Variance(whole)); math.Abs(ratio-1) > 1e-6 {
 				t.Errorf("standard deviation: off by %g", ratio-1)
@@ -82,8 +83,8 @@ func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 	}
 }
 
-// Two CPUs have packets of their own flows all the time, and the baseline is read meanwhile: no sample is lost, and what is
-// read never steps back.
+// Two CPUs continuously receive packets of their own flows while the baseline is read. No sample is lost, and the
+// number of samples never decreases.
 func TestBaselineIsReadUnderTraffic(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(string(domain), func(t *testing.T) {
@@ -105,12 +106,12 @@ func TestBaselineIsReadUnderTraffic(t *testing.T) {
 			c := audit.Counters()[0]
 			t.Logf("%d samples, mean %.1f ns, standard deviation %.3g", c.Baseline.Samples, c.Baseline.MeanNs(), c.Baseline.StandardDeviation())
 			deltas := c.Packets.Deltas()
-			// Each halving takes a window away.
+			// Each halving removes one window of samples.
 			if deltas == 0 || (deltas-c.Baseline.Samples)%timing.MaxWindow != 0 {
 				t.Errorf("%d samples of %d deltas", c.Baseline.Samples, deltas)
 			}
 			mean := c.Sums.TotalNs.Float64() / float64(deltas)
-			// A step rounds by half of 2⁻¹⁶ ns at most, of which n/4 are left after n steps if all round to one side.
+			// A step rounds by at most half of 2⁻¹⁶ ns. If all n steps round in one direction, n/4 · 2⁻¹⁶ ns are left.
 			tolerance := float64(deltas) / 4 * 0x1p-16
 			if domain == DomainLinear && c.Baseline.Samples == deltas && math.Abs(c.Baseline.MeanNs()-mean) > tolerance {
 				t.Errorf("mean %v ns, want %v ± %v", c.Baseline.MeanNs(), mean, tolerance)
@@ -119,7 +120,7 @@ func TestBaselineIsReadUnderTraffic(t *testing.T) {
 	}
 }
 
-// readBaselines reads the baseline of a device until the end.
+// readBaselines reads the baseline of a device until ended is closed.
 func readBaselines(audit *Audit, ended <-chan struct{}) error {
 	var before Baseline
 	for {
@@ -139,9 +140,9 @@ func readBaselines(audit *Audit, ended <-chan struct{}) error {
 	}
 }
 
-// A writer that is always at work: whatever is read was there at one time, whole. One that stops in the middle leaves what
-// was read before.
-func TestBaselineIsReadWhole(t *testing.T) {
+// While a writer is active, each baseline that is read was complete at some time. If the writer stops in the middle
+// of a write, the last baseline remains.
+func TestBaselineIsReadAtomically(t *testing.T) {
 	var block programDeviceBaseline
 	stop := make(chan struct{})
 	stopped := make(chan struct{})
@@ -187,12 +188,12 @@ func TestBaselineIsReadWhole(t *testing.T) {
 	block.Sequence++
 	block.Baseline.N++
 	if loadBaseline(&block, &last); last != before {
-		t.Errorf("in the middle of a step: got %+v, want %+v as before", last, before)
+		t.Errorf("in the middle of a write: got %+v, want %+v as before", last, before)
 	}
 }
 
-// A flow without samples of its own is judged by what other flows taught the device.
-func TestShortFlowIsJudgedByItsDevice(t *testing.T) {
+// A flow without samples is scored against the baseline that other flows of the device filled.
+func TestShortFlowIsScoredAgainstItsDevice(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(fmt.Sprint(domain), func(t *testing.T) {
 			config := testConfig()
@@ -216,7 +217,7 @@ func TestShortFlowIsJudgedByItsDevice(t *testing.T) {
 	}
 }
 
-func TestFlowsWithBaselinesLeaveTheDeviceWithout(t *testing.T) {
+func TestDeviceHasNoBaselineInFlowScope(t *testing.T) {
 	p := newProbe(t, testConfig())
 	p.learn(t, udpFrame())
 	if got := p.Counters()[0].Baseline; got != nil || p.block.Device != (programDeviceBaseline{}) {

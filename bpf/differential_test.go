@@ -15,14 +15,14 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// probe looks into the maps of a loaded audit while one CPU runs its program.
+// probe gives access to the maps of a loaded audit whose program runs on one CPU.
 type probe struct {
 	*Audit
 	block *programDeviceCounters // of device 0 on this CPU
 	sets  []programFlowSet
 }
 
-// newProbe pins the test to one CPU.
+// newProbe loads an audit and pins the test to one CPU.
 func newProbe(t testing.TB, config Config) *probe {
 	t.Helper()
 	audit := loadTest(t, config)
@@ -30,13 +30,13 @@ func newProbe(t testing.TB, config Config) *probe {
 	return &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)}
 }
 
-// mapSets maps the flow table's sets.
+// mapSets maps the sets of the flow table until the test ends.
 func mapSets(t testing.TB, audit *Audit) []programFlowSet {
 	t.Helper()
 	return openTestArray[programFlowSet](t, audit.maps.byName[programMapFlowSets], unix.PROT_READ).slice()
 }
 
-// pinToCPU keeps the test on the CPU that it is on and returns its id.
+// pinToCPU pins the test to the first CPU that it may run on, and returns the id of this CPU.
 func pinToCPU(t testing.TB) int {
 	t.Helper()
 	runtime.LockOSThread()
@@ -86,7 +86,7 @@ func (p *probe) onlySlot(t testing.TB) *programFlowSlot {
 	return found
 }
 
-// deltas is a kind of traffic: each call gives the next delta in nanoseconds.
+// deltas is a kind of traffic. Each call of next returns the next delta in nanoseconds.
 type deltas struct {
 	name string
 	next func(i int, r *rand.Rand) float64
@@ -99,7 +99,7 @@ var kindsOfTraffic = []deltas{
 		return 1e6 + 20e3*r.NormFloat64() + 160e3*float64(b2i(i%100 == 0))
 	}},
 	{"constant", func(int, *rand.Rand) float64 { return 1e6 }},
-	{"constant but for one in a thousand", func(i int, _ *rand.Rand) float64 { return 1e6 + 3*float64(b2i(i%1000 == 999)) }},
+	{"constant except for one in a thousand", func(i int, _ *rand.Rand) float64 { return 1e6 + 3*float64(b2i(i%1000 == 999)) }},
 	{"exponential", func(_ int, r *rand.Rand) float64 { return 1e5 * r.ExpFloat64() }},
 	{"lognormal", func(_ int, r *rand.Rand) float64 { return 1e5 * math.Exp(r.NormFloat64()) }},
 	{"Pareto 1.5", func(_ int, r *rand.Rand) float64 { return 1e4 * math.Pow(1-r.Float64(), -1/1.5) }},
@@ -109,7 +109,7 @@ var kindsOfTraffic = []deltas{
 	{"extremes in turn", func(i int, _ *rand.Rand) float64 { return []float64{0, timing.MaxDelta}[i%2] }},
 	{"every magnitude", func(_ int, r *rand.Rand) float64 { return math.Exp2(r.Float64() * 32) }},
 	{"small integers", func(_ int, r *rand.Rand) float64 { return float64(r.IntN(4)) }},
-	{"beyond the idle timeout at times", func(i int, r *rand.Rand) float64 {
+	{"sometimes beyond the idle timeout", func(i int, r *rand.Rand) float64 {
 		return 1e6 + 1e4*r.NormFloat64() + 5e9*float64(b2i(i%500 == 0))
 	}},
 }
@@ -121,7 +121,7 @@ func b2i(b bool) int {
 	return 0
 }
 
-// model is what the program should make of one flow.
+// model computes the state that the program should have for one flow.
 type model struct {
 	params    timing.Params
 	idleNs    uint64
@@ -134,7 +134,7 @@ type model struct {
 	sums      DeltaSums
 
 	calibration timing.Calibration
-	rare        uint64 // of the flagged packets
+	rare        uint64 // number of flagged packets that may become events
 }
 
 func newModel(config Config) *model {
@@ -179,7 +179,7 @@ func (m *model) outcome(nowNs uint64) Outcome {
 	}
 }
 
-// score gives a flagged packet its place among those before.
+// score adds the score of a flagged packet, and counts the packet if it is rare.
 func (m *model) score(before *timing.State, delta uint64, side int, nowNs uint64) {
 	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
 	if m.params.Calibrate == 0 ||
@@ -204,7 +204,7 @@ func (m *model) countDelta(delta uint64) {
 	s.TotalNs = s.TotalNs.Add(Uint128{Lo: delta})
 }
 
-// fewer returns n, or a small part of it if tests are to be short, as on an emulated machine.
+// fewer returns n, or n/400 with -short, as on an emulated machine.
 func fewer(n int) int {
 	if testing.Short() {
 		return n / 400
@@ -212,12 +212,12 @@ func fewer(n int) int {
 	return n
 }
 
-// The program and the model of internal/timing agree to the bit, after every packet.
+// The program and the model of internal/timing have the same bits after every packet.
 func TestProgramEqualsModel(t *testing.T) {
 	perKind := fewer(80_000) // × 13 kinds: more than a million
 	for seed, kind := range kindsOfTraffic {
 		if testing.Short() && seed%4 != 0 {
-			continue // to load the program takes an emulated machine a second
+			continue // on an emulated machine, loading the program takes a second
 		}
 		t.Run(kind.name, func(t *testing.T) {
 			config := testConfig()
@@ -229,13 +229,13 @@ func TestProgramEqualsModel(t *testing.T) {
 	}
 }
 
-// A variant is another way to judge than by the deltas of each flow.
+// variants are the combinations of domain and baseline scope other than the default.
 var variants = []struct {
 	domain Domain
 	scope  Scope
 }{{DomainLog2, BaselineFlow}, {DomainLinear, BaselineDevice}, {DomainLog2, BaselineDevice}}
 
-// Program and model agree in each variant.
+// The program and the model agree in each variant.
 func TestVariantsEqualModel(t *testing.T) {
 	perKind := fewer(24_000) // × 13 kinds: more than 300,000 in each variant
 	for _, v := range variants {
@@ -252,7 +252,7 @@ func TestVariantsEqualModel(t *testing.T) {
 	}
 }
 
-// The same at other settings.
+// The program and the model agree at other settings.
 func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 	for _, change := range []func(*Config){
 		func(c *Config) { c.Threshold = 2 },
@@ -279,7 +279,7 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 	}
 }
 
-// baseline returns the baseline that the packets of a flow are judged by.
+// baseline returns the baseline that the packets of a flow are scored against.
 func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 	t.Helper()
 	if p.config.Baseline == BaselineFlow {
@@ -291,7 +291,7 @@ func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 	return p.block.Device.Baseline.state()
 }
 
-// lastFlag returns the last flag, or the zero value before any.
+// lastFlag returns the last flag, the zero value before the first one.
 func (p *probe) lastFlag() (flag Flag) {
 	if last := loadLastFlag(&p.block.LastFlag, p.config.Domain); last != nil {
 		flag = *last
@@ -299,7 +299,7 @@ func (p *probe) lastFlag() (flag Flag) {
 	return flag
 }
 
-// compareFlag holds the last flag against the baseline before the packet and its delta.
+// compareFlag compares the last flag with the baseline before the packet and the packet's delta.
 func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, outcome Outcome) {
 	t.Helper()
 	flag := p.lastFlag()
@@ -311,7 +311,7 @@ func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, o
 	}
 }
 
-// compareCalibration holds what the scores of the CPU say against what they should, and what became of the flags.
+// compareCalibration compares the calibration of the CPU, and the number of suppressed flags, with the model.
 func (p *probe) compareCalibration(t *testing.T, m *model) {
 	t.Helper()
 	if got := p.block.Calibration.known(); got != m.calibration {
@@ -331,7 +331,7 @@ func (p *probe) compareCalibration(t *testing.T, m *model) {
 	}
 }
 
-// known returns what the block knows.
+// known returns the calibration in the block as the model has it.
 func (c *programCalibration) known() timing.Calibration {
 	return timing.Calibration{
 		Forgotten: c.Forgotten, Flagged: c.Flagged, RefreshedNs: c.RefreshedNs, Allowed: c.Allowed, Offset: c.Offset,
@@ -352,7 +352,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))
 		at := now
 		if r.IntN(200) == 0 {
-			at -= min(now, r.Uint64N(1e6)) // a clock that steps back for one packet
+			at -= min(now, r.Uint64N(1e6)) // the clock steps back for one packet
 		}
 		before, lastNs := m.state, m.lastNs
 		want := m.observe(at)
@@ -368,7 +368,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 			p.compareCalibration(t, m)
 			flag = p.lastFlag()
 		} else if got := p.lastFlag(); got != flag {
-			t.Fatalf("packet %d, expected to be %v: the last flag is %+v, want that of before, %+v", i, want, got, flag)
+			t.Fatalf("packet %d, expected to be %v: the last flag is %+v, want the flag before, %+v", i, want, got, flag)
 		}
 		got := p.block.Protocols[FamilyIPv4][ProtocolUDP].Packets[:NumOutcomes]
 		if [NumOutcomes]uint64(got) != m.outcomes {

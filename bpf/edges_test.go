@@ -13,7 +13,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// teach gives the only flow a baseline, which no traffic of a bearable length would.
+// teach sets the baseline of the only flow to a state that traffic would take too long to reach.
 func (p *probe) teach(t *testing.T, state timing.State) {
 	t.Helper()
 	slot, flows := p.onlySlot(t), p.maps.byName[programMapFlowSets]
@@ -33,7 +33,7 @@ func (p *probe) teach(t *testing.T, state timing.State) {
 	}
 }
 
-// update changes the counters of this CPU, of which the mapped memory can only be read.
+// update changes the counters of this CPU by a system call, because they are mapped read-only.
 func (p *probe) update(t *testing.T, change func(*programDeviceCounters)) {
 	t.Helper()
 	block := *p.block
@@ -48,12 +48,12 @@ func (p *probe) update(t *testing.T, change func(*programDeviceCounters)) {
 	}
 }
 
-// At the ends of what the arithmetic holds, the program still agrees with the model to the bit, nothing wraps, and no score
-// is NaN.
-func TestProgramAtTheEdges(t *testing.T) {
+// At the limits of the arithmetic, the program and the model still have the same bits, nothing wraps around, and no
+// score is NaN.
+func TestProgramEqualsModelAtTheLimits(t *testing.T) {
 	const (
-		middle = timing.MaxDelta << 15 // 2³⁰ ns, as a mean
-		most   = 2 * timing.MaxWindow  // samples, less one
+		middle = timing.MaxDelta << 15 // 2³⁰ ns as a mean
+		most   = 2 * timing.MaxWindow  // one more than the maximum number of samples
 		judged = OutcomeJudged
 		early  = OutcomeFlaggedEarly
 		late   = OutcomeFlaggedLate
@@ -73,9 +73,9 @@ func TestProgramAtTheEdges(t *testing.T) {
 		{"one sample less than the minimum", DomainLinear,
 			timing.State{N: 99, MeanQ16: 1e6 << 16}, []int64{timing.MaxDelta, 1e6}, []Outcome{few, judged}},
 		{"no variance at all", DomainLinear, timing.State{N: 1000, MeanQ16: 1e6 << 16}, []int64{1e6 + 1, 1e6 + 2, 1e6 - 2}, []Outcome{judged, late, early}},
-		{"a gap of 2⁴⁰ ns and the largest of all leave the baseline alone", DomainLinear,
+		{"a gap of 2⁴⁰ ns and the largest gap leave the baseline unchanged", DomainLinear,
 			learnt, []int64{1 << 40, 1e6, 1 << 62, 1e6, timing.MaxDelta + 1}, []Outcome{pause, judged, pause, judged, pause}},
-		{"a clock that steps back by little, which is waited for, and by 2⁴⁰ ns, which is followed", DomainLinear,
+		{"a small step back of the clock keeps the last time, one of 2⁴⁰ ns sets it", DomainLinear,
 			learnt, []int64{-1, 1, 1e6, -1 << 40, 1e6, 1 << 40}, []Outcome{back, early, judged, back, judged, pause}},
 		{"the same packet again", DomainLinear, learnt, []int64{0, 1e6}, []Outcome{early, judged}},
 		{"the largest M2, mean in the middle", DomainLinear,
@@ -135,8 +135,8 @@ func TestProgramAtTheEdges(t *testing.T) {
 	}
 }
 
-// Counters that are near their ends count on: a sum carries into its upper half, and no counter spills into its neighbour.
-func TestCountersNearTheirEnds(t *testing.T) {
+// Near overflow, a sum carries into its upper half, and no counter changes its neighbour.
+func TestCountersNearOverflow(t *testing.T) {
 	p := newProbe(t, testConfig())
 	now := p.learn(t, udpFrame())
 	const near = math.MaxUint64 - 1

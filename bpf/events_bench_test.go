@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// BenchmarkDrain reports how fast one core reads events out of a ring, and decodes them.
+// BenchmarkDrain measures the rate at which one core reads and decodes events.
 func BenchmarkDrain(b *testing.B) {
 	config := testConfig()
 	config.Threshold, config.Calibrate, config.EventRate, config.Clock = 0, 0, MaxEventRate, ClockKtime
@@ -45,7 +45,7 @@ func BenchmarkDrain(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(events), "ns/event")
 }
 
-// BenchmarkCounters reports what one reading of the counters costs, with every slot of the flow table in use.
+// BenchmarkCounters measures one reading of the counters of four devices.
 func BenchmarkCounters(b *testing.B) {
 	config := DefaultConfig()
 	config.Devices = []string{"test0", "test1", "test2", "test3"}

@@ -15,7 +15,7 @@ import (
 	"unsafe"
 )
 
-// learn sends the samples that a baseline needs, 1 ms ± 10 µs in turn, and returns the time of the last.
+// learn sends as many samples as a baseline needs, alternately 0.99 ms and 1.01 ms, and returns the time of the last.
 func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 	t.Helper()
 	now := uint64(1e12)
@@ -27,7 +27,7 @@ func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 	return now
 }
 
-// readAll reads what is in the rings.
+// readAll reads all events in the rings.
 func (p *probe) readAll(t *testing.T) []Event {
 	t.Helper()
 	events, err := p.drain()
@@ -99,7 +99,7 @@ func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
 	}
 }
 
-// Whatever becomes of the events, each flag has exactly one fate.
+// Each flag has exactly one fate, whether its event is sent or not.
 func TestEveryFlagHasAFate(t *testing.T) {
 	const flags = 5000
 	for _, test := range []struct {
@@ -109,19 +109,19 @@ func TestEveryFlagHasAFate(t *testing.T) {
 		want   func(fates [NumFates]uint64) bool
 	}{
 		{"no event is allowed", 0, false, func(f [NumFates]uint64) bool { return f[FateRateLimit] == flags }},
-		{"a burst of one second's allowance is sent, then the rate holds", 100, false, func(f [NumFates]uint64) bool {
+		{"a burst of one second's allowance is sent, then the rate limits", 100, false, func(f [NumFates]uint64) bool {
 			return f[FateSent] >= 100 && f[FateSent] < 400 && f[FateSent]+f[FateRateLimit] == flags
 		}},
-		{"a ring that nobody drains is full", MaxEventRate, false, func(f [NumFates]uint64) bool {
+		{"a ring that is not drained is full", MaxEventRate, false, func(f [NumFates]uint64) bool {
 			return f[FateSent] == ringBytes/128-1 && f[FateSent]+f[FateRingFull] == flags ||
 				f[FateSent] == ringBytes/128 && f[FateSent]+f[FateRingFull] == flags
 		}},
-		{"nobody reads", MaxEventRate, true, func(f [NumFates]uint64) bool { return f[FateNoReader] == flags }},
+		{"no reader", MaxEventRate, true, func(f [NumFates]uint64) bool { return f[FateNoReader] == flags }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			config := testConfig()
 			config.EventRate = test.rate
-			config.Threshold, config.Calibrate = 0, 0 // every packet that is judged is flagged, and may become an event
+			config.Threshold, config.Calibrate = 0, 0 // every scored packet is flagged and may become an event
 			p := newProbe(t, config)
 			now := p.learn(t, udpFrame())
 			if test.closed {
@@ -155,7 +155,8 @@ func TestEveryFlagHasAFate(t *testing.T) {
 	}
 }
 
-// On steady traffic, 1 ms ± 20 µs, delays of eight standard deviations are found, and hardly anything else.
+// On steady traffic with a mean of 1 ms and a standard deviation of 20 µs, delays of eight standard deviations are
+// flagged, and few other packets are.
 func TestPlantedDelaysAreFlagged(t *testing.T) {
 	const packets, every = 400_000, 100
 	p := newProbe(t, testConfig())
@@ -166,7 +167,7 @@ func TestPlantedDelaysAreFlagged(t *testing.T) {
 		delta := 1e6 + 20e3*r.NormFloat64()
 		isPlanted := i > 1000 && i%every == 0
 		if isPlanted {
-			delta += 8 * 20e3 // all later packets move with it
+			delta += 8 * 20e3 // delays all later packets, too
 			planted++
 		}
 		now += uint64(math.Round(delta))
@@ -189,7 +190,7 @@ func TestPlantedDelaysAreFlagged(t *testing.T) {
 	}
 }
 
-func TestListOfCPUs(t *testing.T) {
+func TestParseCPUList(t *testing.T) {
 	for list, want := range map[string][]int{"0": {0}, "0-3": {0, 1, 2, 3}, "0,2-4,7": {0, 2, 3, 4, 7}} {
 		if got, err := parseCPUList(list); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: got %v, %v, want %v", list, got, err, want)

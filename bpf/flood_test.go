@@ -14,8 +14,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// Whoever knows this code and not the keys, which are random, chooses no flows that push each other out of the table more
-// than flows do that nobody chose: of half as many as there are slots, 94.9 % find their slot when they come again.
+// An attacker who knows this code but not the random keys cannot choose flows that evict each other more often than
+// random flows do. Of half as many flows as slots, 94.9 % find their slot again.
 func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 	needBPF(t)
 	const flows = 32_768
@@ -66,13 +66,13 @@ func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 				return audit.Counters()[0].Packets
 			}
 			sendAll()
-			sendAll() // evictions of the first pass were those of a table that fills
+			sendAll() // while the table fills, evictions differ
 			before := audit.Counters()[0].Packets
 			after := sendAll()
 			found := float64(after.Deltas()-before.Deltas()) / flows
 			c := audit.Counters()[0]
 			t.Logf("%.4f found their slot, %d evictions", found, c.Evictions[EvictionLive])
-			// Poisson's distribution: fewer than 8 others in a set of 4 on average.
+			// Poisson distribution: fewer than 8 other flows in a set with a mean of 4.
 			if want := 0.9489; math.Abs(found-want) > 0.01 {
 				t.Errorf("%.4f of the flows found their slot, want %.4f", found, want)
 			}

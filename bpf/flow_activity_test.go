@@ -25,16 +25,16 @@ func TestActivityOrdersFlows(t *testing.T) {
 		return slots
 	}
 	if got := slots(b.busiest(9, everyFlow)); !slices.Equal(got, []uint32{4, 2, 0, 1, 3}) {
-		t.Errorf("flows by their samples: %v", got)
+		t.Errorf("flows by activity: %v", got)
 	}
 	if got := slots(b.busiest(2, func(id flowID) bool { return id.slotIndex != 2 })); !slices.Equal(got, []uint32{4, 0}) {
-		t.Errorf("the two busiest but for flow 2: %v", got)
+		t.Errorf("the two busiest flows except flow 2: %v", got)
 	}
 	for range activityHalfLife / watchInterval {
 		b.decay()
 	}
 	if got := b[flowID{slotIndex: 2}]; got < 1.999 || got > 2.001 {
-		t.Errorf("after the half-life four samples weigh %v", got)
+		t.Errorf("after the half-life, the activity of four samples is %v", got)
 	}
 	for range 4 * time.Minute / watchInterval {
 		b.decay()
@@ -57,6 +57,6 @@ func TestActivityIsBounded(t *testing.T) {
 		t.Errorf("%d flows are remembered, want %d", len(b), maxActiveFlows/2)
 	}
 	if b[flowID{slotIndex: 7}] < 10 {
-		t.Error("the busiest flow is forgotten")
+		t.Error("the busiest flow was forgotten")
 	}
 }

@@ -15,13 +15,13 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// testFlow is a flow by its frame, and by the words that the program hashes.
+// testFlow is a flow: one frame of it, and the words that the program hashes.
 type testFlow struct {
 	frame []byte
 	words []uint32
 }
 
-// raw is a port as the program loads it: the bytes of the network in the order of the machine.
+// raw returns a port as the program loads it: network byte order, read in native byte order.
 func raw(port int) uint32 { return uint32(binary.NativeEndian.Uint16(be16(port))) }
 
 func rawWords(address []byte) (words []uint32) {
@@ -31,7 +31,7 @@ func rawWords(address []byte) (words []uint32) {
 	return words
 }
 
-// newTestFlow makes the i-th of many flows, of all families, with and without tags.
+// newTestFlow returns the i-th of many flows over IPv4 and IPv6, with and without VLAN tags.
 func newTestFlow(i int) testFlow {
 	sourcePort, destinationPort, vlan := 1000+i%7, i/7%65536, 0
 	payload := udp(sourcePort, destinationPort, nil)
@@ -60,15 +60,15 @@ func newTestFlow(i int) testFlow {
 	return testFlow{ethernet(ethertype, frame), words}
 }
 
-// tableModel is what the program should make of many flows.
+// tableModel computes the state that the program should have for many flows.
 type tableModel struct {
 	*model
 	table     *flowtable.Table
-	states    map[*flowtable.Slot]timing.State // of the flows, none where one baseline is of all
+	states    map[*flowtable.Slot]timing.State // baselines of the flows; unused if the baseline is that of the device
 	scope     Scope
 	inserts   uint64
 	evictions [NumEvictions]uint64
-	flags     []Flag // that are rare
+	flags     []Flag // rare flags
 }
 
 func newTableModel(config Config) *tableModel {
@@ -120,8 +120,8 @@ func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
 	}
 }
 
-// Thousands of flows that fight for the slots of a small table, at random times, on a clock that steps back now and then:
-// every slot, cell, bucket, sum and event is that of the model, bit for bit.
+// Thousands of flows compete for the slots of a small table, at random times, on a clock that sometimes steps back.
+// Every slot, cell, bucket, sum and event equals that of the model, bit for bit.
 func TestManyFlowsEqualModel(t *testing.T) {
 	for _, test := range []struct {
 		slots   uint32
@@ -131,9 +131,9 @@ func TestManyFlowsEqualModel(t *testing.T) {
 		domain  Domain
 		scope   Scope
 	}{
-		{8, 12, 60_000, 1e4, DomainLinear, BaselineFlow},       // one set, nearly enough
+		{8, 12, 60_000, 1e4, DomainLinear, BaselineFlow},       // one set, with too few slots
 		{512, 600, 400_000, 1e4, DomainLinear, BaselineFlow},   // collisions in some sets
-		{512, 5_000, 200_000, 1e6, DomainLinear, BaselineFlow}, // hardly a flow survives
+		{512, 5_000, 200_000, 1e6, DomainLinear, BaselineFlow}, // few flows keep their slot
 		{4096, 2_000, 500_000, 5e2, DomainLinear, BaselineFlow},
 		{512, 600, 100_000, 1e4, DomainLog2, BaselineFlow},
 		{512, 600, 100_000, 1e4, DomainLinear, BaselineDevice},
@@ -153,7 +153,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 			now := uint64(1e12)
 			var events []Event
 			for i := range test.packets {
-				// The first flows get most of the packets, as in real traffic.
+				// The first flows send most of the packets, as in real traffic.
 				f := int(float64(test.flows) * math.Pow(r.Float64(), 3))
 				now += uint64(test.deltaNs * r.ExpFloat64())
 				at := now
@@ -174,7 +174,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 	}
 }
 
-// compare holds everything in the maps, and the events, against the model.
+// compare compares all maps and the events with the model.
 func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	t.Helper()
 	used := 0
@@ -221,7 +221,7 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	got := make([]Flag, len(events))
 	for i, e := range events {
 		got[i] = e.Flag
-		got[i].KtimeNs = 0 // the kernel's own
+		got[i].KtimeNs = 0 // unknown to the model
 	}
 	if !slices.Equal(got, m.flags) {
 		t.Errorf("got %d events, want %d, or their contents differ", len(got), len(m.flags))

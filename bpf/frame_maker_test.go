@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	shortestFrame = 14 // that BPF_PROG_TEST_RUN takes
+	shortestFrame = 14 // the minimum of BPF_PROG_TEST_RUN
 	longestFrame  = 9000
 )
 
-// frameMaker makes random frames. Most begin as one that a host might send, of one of some hundred flows; half of them are
-// then damaged, mostly where the parser looks.
+// frameMaker makes random frames. Most of them start as a valid frame of one of several hundred flows. Half of the
+// frames are then damaged, mostly in fields that the parser reads.
 type frameMaker struct {
 	r     *rand.Rand
 	frame []byte
 	looks []look
 }
 
-// look is a number in the frame that decides what is read behind it.
+// look is a field of the frame that determines how the rest is parsed.
 type look struct{ at, bytes int }
 
 func newFrameMaker(r *rand.Rand) *frameMaker {
@@ -34,7 +34,7 @@ func (m *frameMaker) next() []byte {
 	switch m.r.IntN(20) {
 	case 0:
 		m.noise(shortestFrame + m.r.IntN(200))
-	case 1: // noise that is parsed
+	case 1: // noise after a valid ethertype
 		m.noise(12)
 		m.number(m.oneOf(etherIPv4, etherIPv6, tagVLAN, tagQinQ), 2)
 		m.frame = append(m.frame, byte(m.oneOf(0x45, 0x60, 0x4f, 0x46, 0)))
@@ -71,7 +71,7 @@ func (m *frameMaker) zeros(n int) {
 	}
 }
 
-// number appends a number of one or two bytes that the parser looks at.
+// number appends a field of one or two bytes that the parser reads.
 func (m *frameMaker) number(value, bytes int) {
 	m.looks = append(m.looks, look{len(m.frame), bytes})
 	if bytes == 2 {
@@ -80,7 +80,7 @@ func (m *frameMaker) number(value, bytes int) {
 	m.frame = append(m.frame, byte(value))
 }
 
-// link makes a frame with up to three tags, one more than there can be.
+// link makes a frame with up to three VLAN tags, one more than the parser accepts.
 func (m *frameMaker) link() {
 	m.zeros(12)
 	if m.r.IntN(3) == 0 {
@@ -113,7 +113,7 @@ func (m *frameMaker) ipv4() {
 	}
 	m.number(4<<4|words, 1)
 	m.zeros(1)
-	m.number(0, 2) // the length, which is not known yet
+	m.number(0, 2) // the length, which is set below
 	m.zeros(2)
 	fragment := 0
 	if m.r.IntN(8) == 0 {
@@ -135,7 +135,7 @@ func (m *frameMaker) ipv6() {
 	begin := len(m.frame)
 	m.number(6<<4, 1)
 	m.zeros(3)
-	m.number(0, 2) // the length, which is not known yet
+	m.number(0, 2) // the length, which is set below
 	headers := 0
 	if m.r.IntN(2) == 0 {
 		headers = m.r.IntN(11)
@@ -169,7 +169,7 @@ func (m *frameMaker) ipv6() {
 	binary.BigEndian.PutUint16(m.frame[begin+4:], uint16(length))
 }
 
-// extension makes an extension header but for its first byte.
+// extension makes an extension header without its first byte.
 func (m *frameMaker) extension(kind int) {
 	units := m.oneOf(0, 0, 0, 1, 2, m.r.IntN(8))
 	if m.r.IntN(100) == 0 {
@@ -189,7 +189,7 @@ func (m *frameMaker) extension(kind int) {
 	}
 }
 
-// address makes one of two addresses, seldom any.
+// address makes one of two addresses, and rarely a random one.
 func (m *frameMaker) address(bytes int) {
 	if m.r.IntN(100) == 0 {
 		m.noise(bytes)
@@ -199,7 +199,7 @@ func (m *frameMaker) address(bytes int) {
 	m.frame = append(m.frame, byte(m.r.IntN(2)))
 }
 
-// transport makes a header and a payload.
+// transport makes a transport header and a payload.
 func (m *frameMaker) transport(protocol int) {
 	port := func() {
 		m.frame = append(m.frame, byte(m.oneOf(0, 0, 0, 0, 0, 0, 0, m.r.IntN(256))), byte(m.r.IntN(4)))
@@ -237,7 +237,7 @@ func (m *frameMaker) transport(protocol int) {
 	}
 }
 
-// damage changes one thing.
+// damage changes the frame in one place.
 func (m *frameMaker) damage() {
 	if len(m.frame) < shortestFrame {
 		return
@@ -251,7 +251,7 @@ func (m *frameMaker) damage() {
 		m.frame[m.r.IntN(len(m.frame))] = byte(m.r.Uint32())
 	case 3: // flip any bit
 		m.frame[m.r.IntN(len(m.frame))] ^= 1 << m.r.IntN(8)
-	case 4: // take bytes out
+	case 4: // remove bytes
 		at := m.r.IntN(len(m.frame))
 		n := min(1+m.r.IntN(16), len(m.frame)-at)
 		m.frame = append(m.frame[:at], m.frame[at+n:]...)
@@ -260,7 +260,7 @@ func (m *frameMaker) damage() {
 	}
 }
 
-// damageNumber changes what the parser looks at: by a little, to an extreme, or to anything.
+// damageNumber changes a field that the parser reads: by a small amount, to an extreme, or to a random value.
 func (m *frameMaker) damageNumber() {
 	if len(m.looks) == 0 {
 		return

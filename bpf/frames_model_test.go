@@ -21,8 +21,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
 )
 
-// testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN, for one frame at a time. The library's call takes as long again as
-// the kernel's, which counts with millions of them.
+// testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN for one frame. It is called directly because the call of
+// cilium/ebpf doubles the time, which matters for millions of frames.
 type testRun struct {
 	programFD, verdict  uint32
 	inBytes, outBytes   uint32
@@ -35,7 +35,7 @@ type testRun struct {
 	batch, _            uint32
 }
 
-// runner runs a program on frames. What the kernel reads and writes is pinned.
+// runner runs a program on frames. The memory that the kernel reads and writes is pinned.
 type runner struct {
 	attr    *testRun
 	in, out *[metadataBytes + longestFrame + 64]byte
@@ -56,8 +56,8 @@ func newRunner(t testing.TB, programFD int) *runner {
 	return r
 }
 
-// run sends a frame through the program, with a time in front of it unless that is 0. It returns an error unless the frame
-// passes unchanged.
+// run sends a frame through the program, with atNs in front of it unless that is 0. It returns an error unless the
+// frame passes unchanged.
 func (r *runner) run(frame []byte, atNs uint64) error {
 	metadata := 0
 	a := r.attr
@@ -88,19 +88,19 @@ func (r *runner) run(frame []byte, atNs uint64) error {
 	return nil
 }
 
-// framesModel is what the program should make of any frames.
+// framesModel computes the state that the program should have for arbitrary frames.
 type framesModel struct {
 	*tableModel
 	keys     *flowtable.Keys
 	owner    uint32
 	sets     uint64
-	readable int // bytes of a frame that the program can read
+	readable int // number of bytes of a frame that the program can read
 	packets  Packets
 	bytes    [NumFamilies][NumProtocols]uint64
 	words    []uint32
 }
 
-// observe returns where the frame is to be counted and, if it is of a flow, what it is of and in which slot that is.
+// observe returns the cell that counts the frame and, if the frame belongs to a flow, the key and slot of the flow.
 func (m *framesModel) observe(frame []byte, atNs uint64) (at cell, key programFlowKey, slot uint64) {
 	p := parseModel(frame, m.readable)
 	at = cell{p.family, p.protocol, OutcomeUnparsed}
@@ -154,7 +154,7 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 	return f
 }
 
-// readableBytes returns how much of a long frame is in its first buffer: up to there the headers of a packet can be read.
+// readableBytes returns the number of bytes of a long frame that are in its first buffer. Only there can the program read headers.
 func readableBytes(t testing.TB, audit *Audit) int {
 	t.Helper()
 	if !audit.maps.hasFrags {
@@ -168,7 +168,7 @@ func readableBytes(t testing.TB, audit *Audit) int {
 		return n
 	}
 	readable, before := 0, parsed()
-	for behind := 8; behind < longestFrame/2; behind += 4 { // extension headers end at any four bytes
+	for behind := 8; behind < longestFrame/2; behind += 4 { // extension headers end at multiples of four bytes
 		payload := udp(1, 2, make([]byte, longestFrame/2))
 		next, left := ipUDP, behind
 		if left%8 != 0 {
@@ -189,7 +189,8 @@ func readableBytes(t testing.TB, audit *Audit) int {
 	return readable
 }
 
-// frame sends the next frame, and returns an error unless it passes unchanged, is counted in its cell, and is of its flow.
+// frame sends the next frame. It returns an error unless the frame passes unchanged, is counted in its cell, and has
+// the right flow in its slot.
 func (f *framesTest) frame() error {
 	frame := f.maker.next()
 	r := f.maker.r
@@ -200,7 +201,7 @@ func (f *framesTest) frame() error {
 		atNs -= r.Uint64N(1e8)
 	case 1:
 		f.now += 2 * uint64(f.config.IdleTimeout)
-	case 6: // the clock is set back, for good
+	case 6: // the clock is set back permanently
 		if r.IntN(50) == 0 {
 			f.now -= r.Uint64N(2 * uint64(f.config.IdleTimeout))
 			atNs = f.now
@@ -220,14 +221,14 @@ func (f *framesTest) frame() error {
 		return fmt.Errorf("%d bytes in the cell of %v, want %d", got, at, want)
 	}
 	if key != (programFlowKey{}) && f.keys[slot] != key {
-		return fmt.Errorf("the flow in slot %d is %+v, want %+v", slot, f.keys[slot], key)
+		return fmt.Errorf("flow in slot %d: got %+v, want %+v", slot, f.keys[slot], key)
 	}
 	return nil
 }
 
-// send sends frames.
+// send sends frames, and compares all cells with the model from time to time.
 func (f *framesTest) send(frames int) error {
-	const atATime = 4096 // far fewer events than a ring holds
+	const atATime = 4096 // makes far fewer events than a ring holds
 	for f.sent < frames {
 		if err := f.frame(); err != nil {
 			return fmt.Errorf("frame %d: %w: %x", f.sent, err, f.maker.frame)
@@ -247,7 +248,7 @@ func (f *framesTest) send(frames int) error {
 	return nil
 }
 
-// numberOf returns the number in an environment variable, or what it is without.
+// numberOf returns the number in an environment variable, or `without` if the variable is not set.
 func numberOf(t *testing.T, variable string, without uint64) uint64 {
 	t.Helper()
 	text := os.Getenv(variable)
@@ -261,19 +262,19 @@ func numberOf(t *testing.T, variable string, without uint64) uint64 {
 	return n
 }
 
-// Ten million frames that somebody may have made to do harm, and noise, FRAMES of them if set: each passes unchanged, is
-// counted once, where the model counts it, and is of the flow that the model says; and so are outcomes, baselines, sums,
-// histogram, table and events in the end. FRAMES_SEED repeats a run.
+// Ten million hostile frames and noise (or FRAMES of them): each frame passes unchanged, is counted once in the model's
+// cell, and belongs to the model's flow. At the end, outcomes, baselines, sums, histogram, table and events equal
+// those of the model. FRAMES_SEED repeats a run.
 func TestRandomFramesEqualModel(t *testing.T) {
 	frames := int(numberOf(t, "FRAMES", 10_000_000))
 	seed := numberOf(t, "FRAMES_SEED", uint64(time.Now().UnixNano()))
-	again := fmt.Sprintf("again with FRAMES_SEED=%d FRAMES=%d", seed, frames)
+	again := fmt.Sprintf("repeat with FRAMES_SEED=%d FRAMES=%d", seed, frames)
 	config := testConfig()
 	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate
 	var tests []*framesTest
 	readable := readableBytes(t, loadTest(t, config))
 	for i, cpu := range twoCPUs(t) {
-		// At random times deltas are late in the one domain, and early in the other.
+		// Random deltas are mostly flagged late in one domain and early in the other.
 		config.Domain = []Domain{DomainLinear, DomainLog2}[i]
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		tests = append(tests, newFramesTest(t, loadTest(t, config), cpu, readable, r))
@@ -283,7 +284,7 @@ func TestRandomFramesEqualModel(t *testing.T) {
 	errs := make([]error, len(tests))
 	for i, cpu := range twoCPUs(t) {
 		running.Go(func() {
-			// The thread is not unlocked, so that it ends with the goroutine and its affinity with it.
+			// The thread stays locked, so that it ends with the goroutine and no other goroutine gets its affinity.
 			runtime.LockOSThread()
 			if errs[i] = moveTo(cpu); errs[i] == nil {
 				errs[i] = tests[i].send((frames + i) / len(tests))
@@ -314,7 +315,7 @@ func TestRandomFramesEqualModel(t *testing.T) {
 	checkCoverage(t, &seen, uint64(frames))
 }
 
-// checkCoverage expects that the frames had whatever can become of one, and not too seldom.
+// checkCoverage expects that every possible combination of family, protocol and outcome occurred often enough.
 func checkCoverage(t *testing.T, seen *Packets, frames uint64) {
 	t.Helper()
 	for family := range NumFamilies {
@@ -327,7 +328,7 @@ func checkCoverage(t *testing.T, seen *Packets, frames uint64) {
 					least = frames / 1_000_000
 				}
 				if n := seen[family][protocol][outcome]; canBe && n < least || !canBe && n > 0 {
-					t.Errorf("%d frames were %v %v, %v: want at least %d of %d, or none if that cannot be", n, family, protocol, outcome, least, frames)
+					t.Errorf("%d frames were %v %v, %v: want at least %d of %d, or 0 if impossible", n, family, protocol, outcome, least, frames)
 				}
 			}
 		}

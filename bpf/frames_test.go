@@ -5,7 +5,7 @@ package bpf
 
 import "encoding/binary"
 
-// A frame is built from the inside out: ethernet(0x0800, ipv4(17, udp(1000, 53, payload))).
+// Frames are built from the inside out: ethernet(0x0800, ipv4(17, udp(1000, 53, payload))).
 
 const (
 	etherIPv4 = 0x0800
@@ -33,7 +33,7 @@ func ethernet(ethertype int, payload []byte) []byte {
 	return concat([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}, be16(ethertype), payload)
 }
 
-// tagged puts a VLAN tag in front of a payload; the tag's own type goes into the header before it.
+// tagged puts a VLAN tag in front of a payload. The type of the tag goes into the header before it.
 func tagged(id, ethertype int, payload []byte) []byte {
 	return concat(be16(id), be16(ethertype), payload)
 }
@@ -45,7 +45,7 @@ func ipv4(protocol int, payload []byte) []byte {
 type ipv4Header struct {
 	protocol, ihl, fragment int
 	destination             [4]byte
-	length                  int // 0: what the payload needs
+	length                  int // 0: computed from the payload
 }
 
 func ipv4With(h ipv4Header, payload []byte) []byte {
@@ -66,17 +66,17 @@ func ipv6(next int, payload []byte) []byte {
 	return concat([]byte{6 << 4, 0, 0, 0}, be16(len(payload)), []byte{byte(next), 64}, source[:], destination[:], payload)
 }
 
-// extension is an IPv6 extension header of 8·(1+units) bytes.
+// extension puts an IPv6 extension header of 8·(1+units) bytes in front of a payload.
 func extension(next, units int, payload []byte) []byte {
 	return concat([]byte{byte(next), byte(units)}, make([]byte, 6+8*units), payload)
 }
 
-// authentication is an IPv6 authentication header of 4·(units+2) bytes.
+// authentication puts an IPv6 authentication header of 4·(units+2) bytes in front of a payload.
 func authentication(next, units int, payload []byte) []byte {
 	return concat([]byte{byte(next), byte(units)}, make([]byte, 4*(units+2)-2), payload)
 }
 
-// fragment6 is an IPv6 fragment header; the offset counts units of 8 bytes.
+// fragment6 puts an IPv6 fragment header in front of a payload. The offset is in units of 8 bytes.
 func fragment6(next, offset int, payload []byte) []byte {
 	return concat([]byte{byte(next), 0}, be16(offset<<3|1), make([]byte, 4), payload)
 }
@@ -85,7 +85,7 @@ func udp(source, destination int, payload []byte) []byte {
 	return concat(be16(source), be16(destination), be16(8+len(payload)), be16(0), payload)
 }
 
-// tcp is a TCP header of doff words.
+// tcp returns a TCP header of doff words.
 func tcp(source, destination, doff int) []byte {
 	rest := make([]byte, max(20, 4*doff)-4)
 	rest[8] = byte(doff << 4)
@@ -100,5 +100,5 @@ func icmp(kind, code, id int) []byte {
 	return concat([]byte{byte(kind), byte(code), 0, 0}, be16(id), be16(1))
 }
 
-// udpFrame is a plain frame of 60 bytes.
+// udpFrame returns a UDP frame of 60 bytes.
 func udpFrame() []byte { return ethernet(etherIPv4, ipv4(ipUDP, udp(1000, 53, make([]byte, 18)))) }

@@ -13,7 +13,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// learningConfig has a baseline that can be saved, and learns fast what is rare.
+// learningConfig has a baseline that can be saved, and needs few packets for the calibration.
 func learningConfig(domain Domain) Config {
 	config := testConfig()
 	config.Domain, config.Baseline, config.Calibrate = domain, BaselineDevice, 1e-2
@@ -22,7 +22,7 @@ func learningConfig(domain Domain) Config {
 
 func pareto(r *rand.Rand) float64 { return 1e4 * math.Pow(1-r.Float64(), -1/2.5) }
 
-// learnOnce returns what a device learns.
+// learnOnce returns the learned state of a device after 60,000 packets.
 func learnOnce(t *testing.T, config Config) Learnt {
 	t.Helper()
 	const packets = 60_000
@@ -31,17 +31,17 @@ func learnOnce(t *testing.T, config Config) Learnt {
 	newInjector(t, p, packets).send(t, rounded(packets, func() float64 { return pareto(r) }))
 	learnt, ok := p.Learnt()["test0"]
 	if !ok {
-		t.Fatal("nothing was learnt")
+		t.Fatal("no learned state")
 	}
 	if learnt.State != p.block.Device.Baseline.state() || learnt.Scores != p.block.Calibration.Scores || learnt.Judged != p.Counters()[0].Packets.Judged() {
-		t.Fatalf("learnt %+v of %d packets, and the maps hold %+v", learnt.State, learnt.Judged, p.block.Device.Baseline.state())
+		t.Fatalf("learned %+v from %d packets, but the maps hold %+v", learnt.State, learnt.Judged, p.block.Device.Baseline.state())
 	}
 	return learnt
 }
 
-// A device is judged by what was saved, packet by packet as the model judges, and teaches nothing: neither to the baseline nor
-// to the scores.
-func TestFrozenBaselineIsNotTaught(t *testing.T) {
+// A frozen device is scored against the saved baseline, with the same outcome as the model for each packet. Neither
+// the baseline nor the scores change.
+func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(string(domain), func(t *testing.T) {
 			config := learningConfig(domain)
@@ -57,7 +57,7 @@ func TestFrozenBaselineIsNotTaught(t *testing.T) {
 			var suppressed uint64
 			run(t, p.devices[0].program, udpFrame(), now, 1)
 			for i := range 30_000 {
-				// It drifts to the fourfold, which a baseline that learns would follow.
+				// The deltas increase fourfold, which a learning baseline would follow.
 				delta := uint64(pareto(r) * (1 + float64(i)/10_000))
 				now += delta
 				run(t, p.devices[0].program, udpFrame(), now, 1)
@@ -83,7 +83,7 @@ func TestFrozenBaselineIsNotTaught(t *testing.T) {
 				t.Errorf("%d of %d late packets were suppressed, want %d", c.Fates[FateSuppressed], late, suppressed)
 			}
 			if p.block.Device != (programDeviceBaseline{}) || p.block.Calibration != (programCalibration{}) {
-				t.Error("something was learnt")
+				t.Error("the baseline or the calibration changed")
 			}
 			if got := c.Baseline; got == nil || got.state() != learnt.State || !got.FrozenSince.Equal(time.Unix(1e9, 0)) {
 				t.Errorf("baseline: got %+v, want %+v", got, learnt.State)
@@ -94,14 +94,14 @@ func TestFrozenBaselineIsNotTaught(t *testing.T) {
 				}
 			}
 			if got := p.Learnt(); len(got) != 0 {
-				t.Errorf("%d devices have learnt", len(got))
+				t.Errorf("%d devices have a learned state to save", len(got))
 			}
 		})
 	}
 }
 
-// A device that is not in the file learns, beside one that is.
-func TestDeviceThatIsNotFrozenLearns(t *testing.T) {
+// A device without a saved baseline learns, although another device has one.
+func TestUnfrozenDeviceLearns(t *testing.T) {
 	config := learningConfig(DomainLinear)
 	learnt := learnOnce(t, config)
 	config.Devices = []string{"test0", "test1"}
@@ -116,14 +116,14 @@ func TestDeviceThatIsNotFrozenLearns(t *testing.T) {
 	}
 	c := p.Counters()
 	if got := c[0].Baseline; got.FrozenSince.IsZero() || got.state() != learnt.State {
-		t.Errorf("of the frozen device: got %+v", got)
+		t.Errorf("frozen device: got %+v", got)
 	}
 	if got := c[1].Baseline; !got.FrozenSince.IsZero() || got.Samples != 199 || got.MeanNs() != 1e6 {
-		t.Errorf("of the other: got %+v", got)
+		t.Errorf("other device: got %+v", got)
 	}
 }
 
-func TestFlowsHaveNothingToSave(t *testing.T) {
+func TestFlowBaselinesAreNotSaved(t *testing.T) {
 	p := newProbe(t, testConfig())
 	p.learn(t, udpFrame())
 	if got := p.Learnt(); len(got) != 0 {
@@ -131,7 +131,7 @@ func TestFlowsHaveNothingToSave(t *testing.T) {
 	}
 }
 
-func TestSavedBaselinesThatCannotBeUsed(t *testing.T) {
+func TestInvalidSavedBaselinesAreRefused(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(*Config, *Learnt)

@@ -12,7 +12,7 @@ import (
 	"unsafe"
 )
 
-// Any frame passes unchanged, is counted where the model counts it, and is of the flow that the model says.
+// Any frame passes unchanged, is counted in the model's cell, and belongs to the model's flow.
 func FuzzFrame(f *testing.F) {
 	for _, test := range frameTable {
 		f.Add(test.frame)
@@ -58,12 +58,12 @@ func FuzzFrame(f *testing.F) {
 			}
 		}
 		if !slices.Contains(kept[:], want.key) {
-			t.Errorf("no flow is %+v: %+v", want.key, kept)
+			t.Errorf("flow %+v is not in the table: %+v", want.key, kept)
 		}
 	})
 }
 
-// A record of a ring is an event or refused, and never read beyond its end.
+// A record of a ring is decoded or refused, and never read beyond its end.
 func FuzzEvent(f *testing.F) {
 	event := programAuditEvent{Flag: programFlagState{DeltaNs: 1500, MeanQ16: 1000 << 16, M2Low: 1e6, N: 100, LenBytes: 60, IsLate: 1}}
 	event.Key = programFlowKey{Owner: 1 << ownerShift, Family: uint8(FamilyIPv4), IpProtocol: ipTCP, VlanId: 7}
@@ -99,7 +99,7 @@ func FuzzEvent(f *testing.F) {
 			if !event.Source.IsValid() || !event.Destination.IsValid() || event.Protocol >= NumProtocols {
 				t.Errorf("got %+v", event)
 			}
-			// Whatever it is, its score can be exported and its length is a number.
+			// Any decoded event can be exported.
 			_, _, _ = event.Score(), event.MeanNs(), event.WallTime()
 			if deviation := event.StandardDeviation(); math.IsNaN(deviation) || deviation < 0 {
 				t.Errorf("standard deviation %v", deviation)
@@ -108,7 +108,7 @@ func FuzzEvent(f *testing.F) {
 	})
 }
 
-// Whatever a pinned table of devices holds, every device that asks gets an index of its own, or is told that there is none.
+// Whatever a pinned device table contains, each device gets an index of its own, or an error if none is left.
 func FuzzDeviceTable(f *testing.F) {
 	entry := func(state uint32, goneNs uint64, name string) []byte {
 		e := deviceEntry{state: state, generation: 7, goneNs: goneNs}
@@ -136,7 +136,7 @@ func FuzzDeviceTable(f *testing.F) {
 				if index, err = table.choose(); err != nil {
 					for i := range table.entries {
 						if e := &table.entries[i]; !e.isTaken() || e.goneNs != 0 {
-							t.Fatalf("no index for %q, and %d is free or of a device that is gone", name, i)
+							t.Fatalf("no index for %q, although index %d is free or of a vanished device", name, i)
 						}
 					}
 					continue
@@ -155,21 +155,21 @@ func FuzzDeviceTable(f *testing.F) {
 				t.Errorf("owner %#x of index %d", owner, index)
 			}
 			if len(name) < 16 && table.find(name) < 0 {
-				t.Errorf("%q has index %d, and is not found", name, index)
+				t.Errorf("%q has index %d, but is not found", name, index)
 			}
 		}
 		for i := range table.entries {
 			e := &table.entries[i]
-			sent := e.received/2 + e.gap/2 // as a counter of an earlier process may read
+			sent := e.received/2 + e.gap/2 // any value that an earlier process may have left
 			fates := [NumFates]uint64{FateSent: sent}
 			if e.settleFates(&fates); fates[FateSent] > sent {
-				t.Errorf("%d events were sent, of %d", fates[FateSent], sent)
+				t.Errorf("%d events are counted as sent, but only %d were sent", fates[FateSent], sent)
 			}
 		}
 	})
 }
 
-// A pinned layout is this build's or said to differ, whatever is in it.
+// Any pinned layout other than that of this build is reported as different.
 func FuzzLayout(f *testing.F) {
 	const now = "version=1 types=0123456789abcdef cpus=2 devices=64 slots=65536 window=8192 clock=ktime domain=linear baseline=flow netns=4026531840"
 	f.Add(now)
@@ -184,7 +184,7 @@ func FuzzLayout(f *testing.F) {
 		}
 		for field := range strings.FieldsSeq(before) {
 			name, value, _ := strings.Cut(field, "=")
-			// The first of a name counts.
+			// The first field of a name counts.
 			if got := fieldOf(before, name); strings.Contains(field, "=") && got != value && !strings.Contains(before, name+"="+got) {
 				t.Errorf("%q has %s=%q, want %q", before, name, got, value)
 			}
@@ -192,7 +192,7 @@ func FuzzLayout(f *testing.F) {
 	})
 }
 
-// A list of CPUs is parsed or refused, and no list makes memory grow without bound.
+// A list of CPUs is parsed or refused, and no list allocates unbounded memory.
 func FuzzCPUList(f *testing.F) {
 	for _, list := range []string{"0", "0-3", "0,2-4,7", "", "a", "1-", "-1", "1,,2", "3-1", "0-99999999999", "4095"} {
 		f.Add(list)
@@ -211,7 +211,7 @@ func FuzzCPUList(f *testing.F) {
 	})
 }
 
-// A mapped block of counters is read to an end, whatever is in it, and what is read can be exported.
+// Reading a mapped block of counters terminates, whatever the block contains, and the result can be exported.
 func FuzzCounters(f *testing.F) {
 	const blockBytes = int(unsafe.Sizeof(programDeviceCounters{}))
 	f.Add(make([]byte, 64))

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestThisKernelIsNewEnough(t *testing.T) {
+func TestKernelHasCompareAndSwap(t *testing.T) {
 	needBPF(t)
 	if err := probeCompareAndSwap(); err != nil {
 		t.Error(err)
 	}
 }
 
-// An addition would be accepted by every kernel.
-func TestProbeComparesAndSwaps(t *testing.T) {
+// If the instruction were an addition, every kernel would accept the probe.
+func TestProbeIsEncodedAsCompareAndSwap(t *testing.T) {
 	var encoded bytes.Buffer
 	if _, err := compareAndSwap().Marshal(&encoded, binary.LittleEndian); err != nil {
 		t.Fatal(err)
@@ -31,7 +31,7 @@ func TestProbeComparesAndSwaps(t *testing.T) {
 	}
 }
 
-// A kernel without compare-and-swap is named, with the remedy; the lack of something else is not taken for that.
+// The error names the kernel without compare-and-swap and the remedy. Other errors are not explained like this.
 func TestKernelsWithoutCompareAndSwap(t *testing.T) {
 	const want = "the kernel 5.10.0-46-cloud-amd64 has no compare-and-swap in BPF programs: " +
 		"use Linux 5.12 or later, on arm64 5.18 or later: load program: invalid argument"
@@ -41,7 +41,7 @@ func TestKernelsWithoutCompareAndSwap(t *testing.T) {
 	}
 	for _, other := range []error{unix.EPERM, unix.ENOMEM} {
 		if err := explainProbe(other, "5.10.0-46-cloud-amd64"); err != nil {
-			t.Errorf("%v is taken for a kernel that is too old: %v", other, err)
+			t.Errorf("%v is reported as a kernel that is too old: %v", other, err)
 		}
 	}
 }

@@ -8,23 +8,24 @@ import (
 	"testing"
 )
 
-// parsed is what a frame is to the model of the parser, which was written from docs/DESIGN.md and the RFCs, not from parse.h.
+// parsed is the result of the model of the parser. The model was written from docs/DESIGN.md and the RFCs, not from
+// parse.h.
 type parsed struct {
 	family   Family
 	protocol Protocol
 	class    class
-	key      programFlowKey // of a packet with a flow, without its owner
+	key      programFlowKey // of a packet that belongs to a flow, without the owner
 }
 
 type class int
 
 const (
 	classUnparsed class = iota // not IP, truncated or malformed
-	classFragment              // not the first of its packet
+	classFragment              // a fragment other than the first
 	classFlow
 )
 
-// parseModel parses a frame of which the first bytes are in the buffer that programs can read.
+// parseModel parses a frame. Programs can read its first `readable` bytes only.
 func parseModel(frame []byte, readable int) (p parsed) {
 	p.class = p.link(octets{frame[:min(readable, len(frame))], len(frame)})
 	if p.class != classFlow {
@@ -33,28 +34,28 @@ func parseModel(frame []byte, readable int) (p parsed) {
 	return p
 }
 
-// octets are those of a part of a frame. Of all there are, the first can be read.
+// octets is a part of a frame. It has `all` bytes, and the first of them, in read, can be read.
 type octets struct {
 	read []byte
 	all  int
 }
 
-// after returns what is behind the first n, of which there are as many.
+// after returns the bytes after the first n.
 func (o octets) after(n int) octets {
 	return octets{o.read[min(n, len(o.read)):], o.all - n}
 }
 
-// upTo returns the first n, of which there are as many.
+// upTo returns the first n bytes. There must be n bytes.
 func (o octets) upTo(n int) octets {
 	return octets{o.read[:min(n, len(o.read))], n}
 }
 
-// has reports whether the first n are there and can be read.
+// has reports whether the first n bytes exist and can be read.
 func (o octets) has(n int) bool { return o.all >= n && len(o.read) >= n }
 
 func (o octets) u16(at int) uint16 { return binary.BigEndian.Uint16(o.read[at:]) }
 
-// inOrder returns what the program has of a number in the order of the network.
+// inOrder returns a number in network byte order, as the program loads it.
 func inOrder(v uint16) uint16 {
 	var bytes [2]byte
 	binary.BigEndian.PutUint16(bytes[:], v)
@@ -158,8 +159,8 @@ func (p *parsed) ipv6(o octets) class {
 	return p.transport(o)
 }
 
-// isExtension reports whether a header is one of IANA's list of IPv6 extension headers, and says where the next one is: all
-// but ESP and those for experiments.
+// isExtension reports whether a header is in IANA's list of IPv6 extension headers and has the position of the next
+// header: all headers of the list except ESP and those for experiments.
 func isExtension(header uint8) bool {
 	switch header {
 	case ipHopOptions, ipRouting, ipFragment, ipAuth, ipDestOptions, ipMobility, 139, 140:
@@ -168,11 +169,11 @@ func isExtension(header uint8) bool {
 	return false
 }
 
-// map4 and map6 are the protocols by their number, over each family.
+// map4 and map6 are the protocols by number, over IPv4 and IPv6.
 var map4 = [256]Protocol{1: ProtocolICMP, 6: ProtocolTCP, 17: ProtocolUDP, 132: ProtocolSCTP}
 var map6 = [256]Protocol{58: ProtocolICMP, 6: ProtocolTCP, 17: ProtocolUDP, 132: ProtocolSCTP}
 
-// transport reads the ports of a header behind which the packet's payload ends with o.
+// transport parses the transport header that o begins with. o ends with the payload of the packet.
 func (p *parsed) transport(o octets) class {
 	switch p.protocol {
 	case ProtocolTCP: // RFC 9293
@@ -211,7 +212,7 @@ func (p *parsed) transport(o octets) class {
 	return classFlow
 }
 
-// appendWords appends the words of a flow that are hashed.
+// appendWords appends the words of a flow key that the program hashes.
 func appendWords(words []uint32, key *programFlowKey) []uint32 {
 	words = append(words, uint32(key.DestinationPort)<<16|uint32(key.SourcePort),
 		uint32(key.VlanId)<<16|uint32(key.Family)<<8|uint32(key.IpProtocol))
@@ -225,8 +226,8 @@ func appendWords(words []uint32, key *programFlowKey) []uint32 {
 	return words
 }
 
-// The model says of the frames that were written by hand what was written beside them.
-func TestModelOfTheParser(t *testing.T) {
+// The model has the expected result for each frame of the table.
+func TestParserModel(t *testing.T) {
 	for _, test := range frameTable {
 		t.Run(test.about, func(t *testing.T) {
 			p := parseModel(test.frame, len(test.frame))

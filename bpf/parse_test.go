@@ -10,7 +10,7 @@ import (
 	"unsafe"
 )
 
-// cell is where a packet is counted. A test sends every frame once, as the first of its flow.
+// cell identifies the counter of a packet. A test sends every frame once, as the first packet of its flow.
 type cell struct {
 	family   Family
 	protocol Protocol
@@ -21,7 +21,7 @@ var frameTable = []struct {
 	about string
 	frame []byte
 	want  cell
-	key   string // source, destination, protocol number and VLAN of the flow; empty where there is none
+	key   string // source, destination, protocol number and VLAN of the flow; empty if the frame has no flow
 }{
 	{"UDP over IPv4", udpFrame(),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1000 10.0.0.2:53 17 0"},
@@ -47,21 +47,21 @@ var frameTable = []struct {
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 0.0.0.0:2 17 0"},
 	{"IPv4 whose header claims fewer than 5 words", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 4, length: 40}, udp(1, 2, make([]byte, 30)))),
 		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
-	{"IPv4 whose length is below its header's", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 19}, udp(1, 2, nil))),
+	{"IPv4 whose length is less than its header", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 19}, udp(1, 2, nil))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
 	{"IPv4 whose length is beyond the frame", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 29}, udp(1, 2, nil))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
-	{"IPv4 with padding behind it", append(ethernet(etherIPv4, ipv4(ipUDP, udp(1, 2, nil))), make([]byte, 18)...),
+	{"IPv4 with padding after it", append(ethernet(etherIPv4, ipv4(ipUDP, udp(1, 2, nil))), make([]byte, 18)...),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 10.0.0.2:2 17 0"},
-	{"UDP whose header reaches into the padding", append(ethernet(etherIPv4, ipv4(ipUDP, make([]byte, 7))), make([]byte, 18)...),
+	{"UDP header that extends into the padding", append(ethernet(etherIPv4, ipv4(ipUDP, make([]byte, 7))), make([]byte, 18)...),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
 	{"the first fragment has ports", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2000}, udp(1, 2, make([]byte, 8)))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 0.0.0.0:2 17 0"},
-	{"a later fragment has none", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2001}, make([]byte, 8))),
+	{"a later fragment has no ports", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2001}, make([]byte, 8))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeFragment}, ""},
-	{"the last fragment has none", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipTCP, ihl: 5, fragment: 1}, make([]byte, 3))),
+	{"the last fragment has no ports", ethernet(etherIPv4, ipv4With(ipv4Header{protocol: ipTCP, ihl: 5, fragment: 1}, make([]byte, 3))),
 		cell{FamilyIPv4, ProtocolTCP, OutcomeFragment}, ""},
-	{"an ethertype of IPv4 over another version", ethernet(etherIPv4, ipv6(ipUDP, udp(1, 2, nil))),
+	{"the ethertype of IPv4 with another version", ethernet(etherIPv4, ipv6(ipUDP, udp(1, 2, nil))),
 		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
 
 	{"UDP over IPv6", ethernet(etherIPv6, ipv6(ipUDP, udp(1000, 53, nil))),
@@ -74,24 +74,24 @@ var frameTable = []struct {
 		cell{FamilyIPv6, ProtocolICMP, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:34560 58 0"},
 	{"ICMP of IPv4 inside IPv6 is another protocol", ethernet(etherIPv6, ipv6(ipICMP, icmp(8, 0, 9))),
 		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 1 0"},
-	{"UDP behind hop-by-hop, routing and destination options", ethernet(etherIPv6,
+	{"UDP after hop-by-hop, routing and destination options", ethernet(etherIPv6,
 		ipv6(ipHopOptions, extension(ipRouting, 0, extension(ipDestOptions, 2, extension(ipUDP, 0, udp(5, 6, nil)))))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
-	{"TCP behind an authentication header", ethernet(etherIPv6, ipv6(ipAuth, authentication(ipTCP, 4, tcp(5, 6, 5)))),
+	{"TCP after an authentication header", ethernet(etherIPv6, ipv6(ipAuth, authentication(ipTCP, 4, tcp(5, 6, 5)))),
 		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 6 0"},
-	{"TCP behind eight extension headers", ethernet(etherIPv6, ipv6(ipDestOptions, nested(8, tcp(5, 6, 5)))),
+	{"TCP after eight extension headers", ethernet(etherIPv6, ipv6(ipDestOptions, nested(8, tcp(5, 6, 5)))),
 		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 6 0"},
-	{"nine extension headers are more than there can be", ethernet(etherIPv6, ipv6(ipDestOptions, nested(9, tcp(5, 6, 5)))),
+	{"nine extension headers, one more than the parser accepts", ethernet(etherIPv6, ipv6(ipDestOptions, nested(9, tcp(5, 6, 5)))),
 		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
-	{"UDP behind five extension headers of 512 bytes each", ethernet(etherIPv6, ipv6(ipDestOptions, nestedOf(5, 63, udp(5, 6, nil)))),
+	{"UDP after five extension headers of 512 bytes each", ethernet(etherIPv6, ipv6(ipDestOptions, nestedOf(5, 63, udp(5, 6, nil)))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
-	{"ESP hides what it carries", ethernet(etherIPv6, ipv6(ipESP, make([]byte, 24))),
+	{"ESP hides its payload", ethernet(etherIPv6, ipv6(ipESP, make([]byte, 24))),
 		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 50 0"},
 	{"no next header", ethernet(etherIPv6, ipv6(ipMobility, extension(ipNoNext, 0, nil))),
 		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 59 0"},
 	{"an atomic fragment", ethernet(etherIPv6, ipv6(ipFragment, fragment6(ipUDP, 0, udp(5, 6, nil)))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
-	{"a later fragment behind hop-by-hop options", ethernet(etherIPv6, ipv6(ipHopOptions, extension(ipFragment, 0, fragment6(ipUDP, 3, make([]byte, 16))))),
+	{"a later fragment after hop-by-hop options", ethernet(etherIPv6, ipv6(ipHopOptions, extension(ipFragment, 0, fragment6(ipUDP, 3, make([]byte, 16))))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeFragment}, ""},
 	{"an extension header beyond the payload", ethernet(etherIPv6, ipv6(ipHopOptions, extension(ipUDP, 1, nil)[:8])),
 		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
@@ -99,14 +99,14 @@ var frameTable = []struct {
 		cell{FamilyIPv6, ProtocolUDP, OutcomeUnparsed}, ""},
 	{"a jumbogram has its length in an option", ethernet(etherIPv6, jumbogram(extension(ipUDP, 0, udp(5, 6, nil)))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
-	{"an ethertype of IPv6 over another version", ethernet(etherIPv6, make([]byte, 60)),
+	{"the ethertype of IPv6 with another version", ethernet(etherIPv6, make([]byte, 60)),
 		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
 
 	{"UDP in a VLAN", ethernet(tagVLAN, tagged(0xe000|100, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 100"},
 	{"UDP in two VLANs: the outer one counts", ethernet(tagQinQ, tagged(200, tagVLAN, tagged(100, etherIPv6, ipv6(ipUDP, udp(5, 6, nil))))),
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 200"},
-	{"three tags are more than there can be", ethernet(tagQinQ, tagged(1, tagVLAN, tagged(2, tagVLAN, tagged(3, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))))),
+	{"three tags, one more than the parser accepts", ethernet(tagQinQ, tagged(1, tagVLAN, tagged(2, tagVLAN, tagged(3, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))))),
 		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
 	{"ARP", ethernet(etherARP, make([]byte, 28)),
 		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
@@ -152,7 +152,7 @@ func (p *probe) counts() (packets Packets, bytes [NumFamilies][NumProtocols]uint
 	return packets, bytes
 }
 
-// onlyKey returns the cold part of the only flow, as the table of frames writes it.
+// onlyKey returns the key of the only flow, in the format of frameTable.
 func (p *probe) onlyKey(t *testing.T) string {
 	t.Helper()
 	var key programFlowKey
@@ -172,18 +172,18 @@ func describeKey(key *programFlowKey) string {
 		addrPort(family, &key.Destination, key.DestinationPort), key.IpProtocol, key.VlanId)
 }
 
-// Every prefix of every valid frame passes, unchanged, and is counted once. What is cut off is missed: the prefix is
-// unparsed, unless only padding was lost.
+// Every prefix of every valid frame passes unchanged and is counted once. A prefix is unparsed unless only padding is
+// cut off.
 func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 	p := newProbe(t, testConfig())
-	const shortest = 14 // what BPF_PROG_TEST_RUN takes
+	const shortest = 14 // the minimum of BPF_PROG_TEST_RUN
 	var total uint64
 	for _, test := range frameTable {
 		if test.want.outcome == OutcomeUnparsed {
 			continue
 		}
 		padding := 0
-		if test.about == "IPv4 with padding behind it" {
+		if test.about == "IPv4 with padding after it" {
 			padding = 18
 		}
 		for length := shortest; length <= len(test.frame); length++ {
@@ -204,7 +204,7 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 	t.Logf("%d frames", total)
 }
 
-// cutIsInvisible reports whether a frame does not tell its length: a jumbogram does not, once its headers are there.
+// cutIsInvisible reports whether the headers do not tell that the frame was cut, as those of a jumbogram.
 func cutIsInvisible(about string, length int) bool {
 	return about == "a jumbogram has its length in an option" && length >= 14+40+8+8
 }
@@ -216,7 +216,7 @@ func sumOf(p *Packets) (sum uint64) {
 	return sum
 }
 
-// Without a timestamp in front of it, or with one that stands for none, a packet is counted, but cannot be judged.
+// A packet without a timestamp, or with the value for none, is counted but not scored.
 func TestPacketWithoutTimestampIsUntimed(t *testing.T) {
 	p := newProbe(t, testConfig())
 	for i, send := range []func(){
@@ -231,7 +231,7 @@ func TestPacketWithoutTimestampIsUntimed(t *testing.T) {
 	}
 }
 
-func TestFramesAreCountedWhereTheyBelong(t *testing.T) {
+func TestFramesAreCountedInTheirCells(t *testing.T) {
 	for _, test := range frameTable {
 		t.Run(test.about, func(t *testing.T) {
 			p := newProbe(t, testConfig())

@@ -11,8 +11,8 @@ import (
 	"github.com/cilium/ebpf/perf"
 )
 
-// A CPU whose ring is gone gets a new one, and what is in the old one is read.
-func TestRingsAreOpenedAnew(t *testing.T) {
+// A CPU that lost its ring gets a new one, and the events in the old rings are still read.
+func TestLostRingsAreReopened(t *testing.T) {
 	p := newProbe(t, testConfig())
 	now := p.learn(t, udpFrame())
 	flag := func() {
@@ -30,7 +30,7 @@ func TestRingsAreOpenedAnew(t *testing.T) {
 		return events
 	}
 	check := ringCheck{reported: map[int]bool{}}
-	mend := func() *perf.Reader {
+	reopen := func() *perf.Reader {
 		t.Helper()
 		check.next = time.Time{}
 		old, err := p.reopenLostRings(&check)
@@ -41,31 +41,31 @@ func TestRingsAreOpenedAnew(t *testing.T) {
 	}
 
 	flag()
-	if old := mend(); old != nil {
-		t.Error("rings were opened anew at the first look")
+	if old := reopen(); old != nil {
+		t.Error("rings were reopened at the first check")
 	}
 	for ring := range p.events.rings.MaxEntries() {
 		_ = p.events.rings.Delete(ring)
 	}
 	flag()
-	old := mend()
+	old := reopen()
 	if old == nil {
-		t.Fatal("rings were not opened anew")
+		t.Fatal("lost rings were not reopened")
 	}
 	flag()
 	flag()
 	if got := read(old); got != 1 {
-		t.Errorf("%d events are in the old rings, want 1", got)
+		t.Errorf("%d events in the old rings, want 1", got)
 	}
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
 	flag()
 	if got := read(p.events.reader); got != 3 {
-		t.Errorf("%d events are in the new rings, want 3", got)
+		t.Errorf("%d events in the new rings, want 3", got)
 	}
-	if mend() != nil {
-		t.Error("rings were opened anew, and none was gone")
+	if reopen() != nil {
+		t.Error("rings were reopened although none was lost")
 	}
 	fates := p.Counters()[0].Fates
 	if got := p.EventCounts().Received["test0"]; got != 4 || fates[FateSent] != 4 || fates[FateNoReader] != 1 {
@@ -80,11 +80,11 @@ func TestCPUsWithoutARing(t *testing.T) {
 		now         map[deviceOnCPU]uint64
 		want        []int
 	}{
-		{"nothing is known yet", map[deviceOnCPU]uint64{{0, 0}: 5, {0, 1}: 0}, nil},
-		{"nothing has grown", map[deviceOnCPU]uint64{{0, 0}: 5, {0, 1}: 0}, nil},
-		{"two CPUs have grown, and a device is new",
+		{"first check", map[deviceOnCPU]uint64{{0, 0}: 5, {0, 1}: 0}, nil},
+		{"no count increased", map[deviceOnCPU]uint64{{0, 0}: 5, {0, 1}: 0}, nil},
+		{"two CPUs increased, and a device is new",
 			map[deviceOnCPU]uint64{{0, 0}: 6, {0, 1}: 1, {1, 1}: 7}, []int{0, 1}},
-		{"the new one has grown, and another has begun anew", map[deviceOnCPU]uint64{{0, 0}: 0, {0, 1}: 1, {1, 1}: 8}, []int{1}},
+		{"the new device increased, and another count was reset", map[deviceOnCPU]uint64{{0, 0}: 0, {0, 1}: 1, {1, 1}: 8}, []int{1}},
 	} {
 		if got := check.newlyRingless(test.now); !slices.Equal(got, test.want) {
 			t.Errorf("%s: got %v, want %v", test.description, got, test.want)

@@ -14,7 +14,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// Only some kernels refuse rings to CAP_PERFMON, so that the refusal itself cannot be had everywhere. This is its text.
+// Only some kernels refuse rings to CAP_PERFMON, so that the refusal cannot be provoked everywhere. The test uses the
+// text of its error.
 func TestRefusedRingsNameTheRemedy(t *testing.T) {
 	err := explainRings(errors.New("failed to create perf ring for CPU 0: can't create perf event: permission denied"))
 	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: " +
@@ -28,13 +29,13 @@ func TestRefusedRingsNameTheRemedy(t *testing.T) {
 	}
 }
 
-// secretLink is a link of a kernel before 5.19, which tells nothing of it without privilege.
+// secretLink is a link as on a kernel before 5.19: without privilege, its information cannot be read.
 type secretLink struct{ link.Link }
 
 func (secretLink) Info() (*link.Info, error) { return nil, unix.EPERM }
 
-// Whether the hook is up is then known from the device: yes, no longer, and no while another program is on it.
-func TestHookIsKnownWithoutPrivilege(t *testing.T) {
+// The state of the hook is then read from the device: up, down after detaching, and down while another program is attached.
+func TestHookStateWithoutPrivilege(t *testing.T) {
 	needBPF(t)
 	namespace, err := netlab.NewNamespace()
 	if err != nil {
@@ -53,18 +54,18 @@ func TestHookIsKnownWithoutPrivilege(t *testing.T) {
 		attached := d.link
 		d.link = secretLink{attached}
 		if !audit.Hooks()[0].Up {
-			t.Error("the hook is said to be down")
+			t.Error("the hook is up, but reported as down")
 		}
 		d.id++
 		if audit.Hooks()[0].Up {
-			t.Error("the program of another is taken for the hook")
+			t.Error("another program is reported as the hook")
 		}
 		d.id--
 		if err := attached.Close(); err != nil {
 			return err
 		}
 		if audit.Hooks()[0].Up {
-			t.Error("the hook is said to be up although it was detached")
+			t.Error("the hook is detached, but reported as up")
 		}
 		d.link = nil
 		return nil

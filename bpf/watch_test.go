@@ -21,11 +21,11 @@ import (
 
 const testWindow = 2000
 
-// watchProbe sends packets of flows and reads what is recorded of them, without the passing of time.
+// watchProbe sends packets of flows and reads their recorded deltas, at injected times.
 type watchProbe struct {
 	*Audit
 	t       testing.TB
-	now     map[string]uint64 // last time of a flow, by its frame
+	now     map[string]uint64 // time of a flow's last packet, by frame
 	windows []Window
 }
 
@@ -46,7 +46,7 @@ func (p *watchProbe) send(frame []byte, deltaNs uint64) {
 	run(p.t, p.devices[0].program, frame, p.now[string(frame)], 1)
 }
 
-// round reads windows, and keeps them.
+// round reads windows and appends them to p.windows.
 func (p *watchProbe) round() {
 	p.ReadWindows(testWindow, func(w *Window) {
 		kept := *w
@@ -55,7 +55,7 @@ func (p *watchProbe) round() {
 	})
 }
 
-// awaitWatch sends packets of a flow until it is watched.
+// awaitWatch sends packets of a flow until the flow is watched.
 func (p *watchProbe) awaitWatch(frame []byte) {
 	p.t.Helper()
 	before := p.WatchCounts().Flows
@@ -69,9 +69,9 @@ func (p *watchProbe) awaitWatch(frame []byte) {
 	p.t.Fatal("the flow is not watched after 1000 packets")
 }
 
-// All deltas of a watched flow are in its windows, in their order, and nothing else is: a pause and a packet that came before
-// its predecessor have no delta.
-func TestWindowsAreTheDeltasSent(t *testing.T) {
+// The windows of a watched flow hold all of its deltas, in order, and nothing else. A pause and a reordered packet have
+// no delta.
+func TestWindowsHoldTheSentDeltas(t *testing.T) {
 	for _, v := range append(variants, struct {
 		domain Domain
 		scope  Scope
@@ -100,7 +100,7 @@ func TestWindowsAreTheDeltasSent(t *testing.T) {
 		}
 		p.round()
 		if len(p.windows) != len(sent)/testWindow {
-			t.Fatalf("%d windows of %d deltas", len(p.windows), len(sent))
+			t.Fatalf("got %d windows for %d deltas", len(p.windows), len(sent))
 		}
 		want := Flow{
 			Device: "test0", Source: netip.MustParseAddrPort("10.0.0.1:1000"), Destination: netip.MustParseAddrPort("10.0.0.2:53"),
@@ -111,7 +111,7 @@ func TestWindowsAreTheDeltasSent(t *testing.T) {
 				t.Errorf("window %d is of %+v, want %+v", i, window.Flow, want)
 			}
 			if !slices.Equal(window.DeltasNs, sent[i*testWindow:][:testWindow]) {
-				t.Errorf("window %d is not that of the deltas sent", i)
+				t.Errorf("window %d differs from the sent deltas", i)
 			}
 		}
 		if counts := p.WatchCounts(); counts != (WatchCounts{Flows: 1}) {
@@ -120,7 +120,7 @@ func TestWindowsAreTheDeltasSent(t *testing.T) {
 	}
 }
 
-// Of deltas that came faster than they were read, the last are in a window, and the others are counted.
+// If deltas arrive faster than they are read, the last ones are in a window and the others are counted as skipped.
 func TestSkippedDeltasAreCounted(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	frame := udpFrame()
@@ -128,7 +128,7 @@ func TestSkippedDeltasAreCounted(t *testing.T) {
 	var recorded uint64
 	for _, test := range []struct{ sent, first, skipped uint64 }{
 		{sent: 3000, first: 0},                         // 1000 are left
-		{sent: 4000, first: 5000, skipped: 3000},       // 5000 are more than the backlog: the last 2000
+		{sent: 4000, first: 5000, skipped: 3000},       // 5000 exceed the backlog: the last 2000
 		{sent: 10_000, first: 15_000, skipped: 11_000}, // around the ring twice
 		{sent: 3072, first: 17_000, skipped: 11_000},   // exactly the backlog
 	} {
@@ -139,10 +139,10 @@ func TestSkippedDeltasAreCounted(t *testing.T) {
 		p.windows = nil
 		p.round()
 		if got := p.WatchCounts().Skipped; got != test.skipped {
-			t.Fatalf("after %d deltas %d are skipped, want %d", recorded, got, test.skipped)
+			t.Fatalf("after %d deltas, %d are skipped, want %d", recorded, got, test.skipped)
 		}
 		if len(p.windows) != 1 {
-			t.Fatalf("after %d deltas there are %d windows, want 1", recorded, len(p.windows))
+			t.Fatalf("after %d deltas, there are %d windows, want 1", recorded, len(p.windows))
 		}
 		for i, delta := range p.windows[0].DeltasNs {
 			if want := 1000 + uint32(test.first) + uint32(i); delta != want {
@@ -152,7 +152,7 @@ func TestSkippedDeltasAreCounted(t *testing.T) {
 	}
 }
 
-// With one watch for two flows it is the busier one's, and no window has deltas of both.
+// With one watch for two flows, the busier flow has it, and no window has deltas of both flows.
 func TestWatchGoesToTheBusiestFlow(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Watches = 1 })
 	frames := [2][]byte{newTestFlow(1).frame, newTestFlow(2).frame}
@@ -165,7 +165,7 @@ func TestWatchGoesToTheBusiestFlow(t *testing.T) {
 			if next[0]+next[1] > 0 && (next[0]+next[1])%20 == 0 {
 				f = 1 - busy
 			}
-			// The deltas of a flow count up, and tell whose they are.
+			// The deltas of a flow count up, and their parity tells the flow.
 			p.send(frames[f], 1000+2*next[f]+uint64(f))
 			next[f]++
 			if (next[0]+next[1])%200 == 0 {
@@ -177,7 +177,7 @@ func TestWatchGoesToTheBusiestFlow(t *testing.T) {
 		first := window.DeltasNs[0]
 		for i, delta := range window.DeltasNs {
 			if delta != first+2*uint32(i) {
-				t.Fatalf("a window begins with %d and has %d at %d", first, delta, i)
+				t.Fatalf("a window starts with %d and has %d at %d", first, delta, i)
 			}
 		}
 		count := counts[window.Flow]
@@ -185,7 +185,7 @@ func TestWatchGoesToTheBusiestFlow(t *testing.T) {
 		counts[window.Flow] = count
 	}
 	if len(counts) != 2 {
-		t.Fatalf("windows of %d flows: %v", len(counts), counts)
+		t.Fatalf("got windows of %d flows: %v", len(counts), counts)
 	}
 	for flow, count := range counts {
 		if min(count[0], count[1]) != 0 || max(count[0], count[1]) < 3 {
@@ -197,7 +197,7 @@ func TestWatchGoesToTheBusiestFlow(t *testing.T) {
 	}
 }
 
-// A flow that takes the place of a watched one does not have its watch.
+// A flow that evicts a watched flow does not get its watch.
 func TestEvictedFlowLosesItsWatch(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Flows = flowWays })
 	watched := udpFrame()
@@ -217,20 +217,20 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 		}
 	}
 	if set.Watches != [flowWays]uint8{} {
-		t.Errorf("watches of flows that took the place of a watched one: %v", set.Watches)
+		t.Errorf("watches after the watched flow was evicted: %v", set.Watches)
 	}
 	p.round()
 	if len(p.windows) != 0 {
-		t.Error("a window ends with the deltas of another flow")
+		t.Error("a window has deltas of another flow")
 	}
 	for flow := range p.watcher.watched {
 		if w := p.watcher.watched[flow]; w != nil && !p.watcher.isPresent(w.id) {
-			t.Error("a flow that is gone is still watched")
+			t.Error("an evicted flow is still watched")
 		}
 	}
 }
 
-// A flow that lost its place and has it again, all between two rounds, has no watch any more: it gets one again.
+// A flow that lost its slot and got it back between two rounds has lost its watch. It gets a new one.
 func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Flows = flowWays })
 	watched := udpFrame()
@@ -249,14 +249,14 @@ func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 		}
 	}
 	sendToOthers()
-	send(newTestFlow(flowWays).frame, 2) // takes the place, and clears the watch
+	send(newTestFlow(flowWays).frame, 2) // takes the slot and clears the watch
 	if set, _ := p.watcher.locate(id); p.watcher.isPresent(id) || set.Watches != [flowWays]uint8{} {
-		t.Fatalf("the flow is in its place: %t, and the watches are %v", p.watcher.isPresent(id), set.Watches)
+		t.Fatalf("the flow has its slot: %t, and the watches are %v", p.watcher.isPresent(id), set.Watches)
 	}
 	sendToOthers()
 	send(watched, 1)
 	if !p.watcher.isPresent(id) {
-		t.Fatal("the flow is not in its place again")
+		t.Fatal("the flow did not get its slot back")
 	}
 	p.now[string(watched)] = at
 	for i := range uint64(2 * testWindow) {
@@ -276,8 +276,8 @@ func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 	}
 }
 
-// What cannot be mapped is an error, after which nothing is.
-func TestWatchesThatCannotBeMapped(t *testing.T) {
+// If one array cannot be mapped, newWatcher returns an error and leaves no array mapped.
+func TestWatcherReportsMappingErrors(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	before := mappedArrays(t)
 	for _, name := range []string{programMapFlowSets, programMapFlowKeys, programMapFlowWatches, programMapSampledFlows} {
@@ -294,9 +294,9 @@ func TestWatchesThatCannotBeMapped(t *testing.T) {
 	}
 }
 
-// Two CPUs have packets of a flow each, in sets of their own, and all the time one watch changes hands between them. No window
-// has deltas of both, or has lost one in the middle.
-func TestWatchChangesHandsUnderTraffic(t *testing.T) {
+// Each of two CPUs receives packets of one flow, in a set of its own, while one watch moves between the two flows. No
+// window has deltas of both flows or lacks one in the middle.
+func TestWatchMovesBetweenFlowsUnderTraffic(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Watches = 1 })
 	frames := [2][]byte{newTestFlow(1).frame, newTestFlow(2).frame}
 	program := p.devices[0].program
@@ -305,7 +305,7 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 	}
 	ids := p.flowsIn(t)
 	if len(ids) != 2 || ids[0].slotIndex/flowWays == ids[1].slotIndex/flowWays {
-		t.Fatalf("not two flows in two sets: %v", ids)
+		t.Fatalf("want two flows in two sets: %v", ids)
 	}
 
 	var running sync.WaitGroup
@@ -323,7 +323,7 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 			}
 		})
 	}
-	const short = 20 // deltas of a window: most are read before the watch changes hands
+	const short = 20 // deltas of a window: most windows are read before the watch moves
 	windows := [2]int{}
 	owners := p.events.owners.Load()
 	w := p.watcher
@@ -340,7 +340,7 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 				windows[first%2]++
 				for i, delta := range window.DeltasNs {
 					if delta != first+2*uint32(i) {
-						t.Errorf("a window is %v", window.DeltasNs)
+						t.Errorf("a window has the deltas %v", window.DeltasNs)
 						break
 					}
 				}
@@ -361,12 +361,12 @@ func TestWatchChangesHandsUnderTraffic(t *testing.T) {
 	}
 	t.Logf("%d windows of one flow, %d of the other", windows[0], windows[1])
 	if min(windows[0], windows[1]) < 100 {
-		t.Errorf("%v windows are too few to tell", windows)
+		t.Errorf("%v windows of the two flows, want at least 100 of each", windows)
 	}
 }
 
-// A watch is not free before the packet that may have seen it is done: the one that holds the lock of the flow's set.
-func TestReleaseWaitsForThePacket(t *testing.T) {
+// A watch is not free while a packet that may have read it holds the lock of the flow's set.
+func TestReleaseWatchWaitsForThePacket(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	p.awaitWatch(udpFrame())
 	set, way := p.watcher.locate(p.watcher.watched[0].id)
@@ -387,12 +387,12 @@ func TestReleaseWaitsForThePacket(t *testing.T) {
 	atomic.StoreUint64(&set.Lock, 0)
 	<-released
 	if set.Watches[way] != 0 || p.WatchCounts().Flows != 0 {
-		t.Errorf("watch %d of a flow that has none, %d flows watched", set.Watches[way], p.WatchCounts().Flows)
+		t.Errorf("watch %d of a released flow, %d flows watched", set.Watches[way], p.WatchCounts().Flows)
 	}
 }
 
-// What a process before has left in the sets would be watches of this one.
-func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
+// Watches that an earlier process left in the sets must not become watches of this process.
+func TestWatchesOfAnEarlierProcessAreCleared(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	frame := udpFrame()
 	p.awaitWatch(frame)
@@ -414,7 +414,7 @@ func TestWatchesOfTheProcessBeforeAreCleared(t *testing.T) {
 	}
 }
 
-// flowsIn returns the flows in the table.
+// flowsIn returns all flows in the flow table.
 func (p *watchProbe) flowsIn(t testing.TB) (ids []flowID) {
 	t.Helper()
 	for i := range p.watcher.sets.slice() {
@@ -427,7 +427,7 @@ func (p *watchProbe) flowsIn(t testing.TB) (ids []flowID) {
 	return ids
 }
 
-// sendOnce is run for a goroutine that is not the test's.
+// sendOnce is like run, but returns an error: goroutines other than the test's must not call t.Fatal.
 func sendOnce(program *ebpf.Program, frame []byte, atNs uint64) error {
 	in := append(binary.NativeEndian.AppendUint64(nil, atNs), frame...)
 	context, err := binary.Append(nil, binary.NativeEndian, xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))})
@@ -438,7 +438,7 @@ func sendOnce(program *ebpf.Program, frame []byte, atNs uint64) error {
 	return err
 }
 
-// Without watches nothing is recorded, and nobody is kept waiting.
+// By default the program takes no samples.
 func TestNothingIsWatchedByDefault(t *testing.T) {
 	audit := loadTest(t, testConfig())
 	for i := range uint64(1000) {
