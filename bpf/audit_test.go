@@ -56,8 +56,8 @@ func loadTest(t testing.TB, config Config) *Audit {
 			t.Error(err)
 		}
 	})
-	for i, d := range audit.devices {
-		err := audit.loadProgram(i, d, 0)
+	for _, d := range audit.devices.listed {
+		err := audit.devices.load(d, 0)
 		var refused *ebpf.VerifierError
 		if errors.As(err, &refused) {
 			t.Fatalf("the verifier's last words: %-30v", refused)
@@ -68,6 +68,9 @@ func loadTest(t testing.TB, config Config) *Audit {
 	}
 	return audit
 }
+
+// program returns the program of a listed device.
+func (a *Audit) program(i int) *ebpf.Program { return a.devices.listed[i].program.Program }
 
 const metadataBytes = 8
 
@@ -122,7 +125,7 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 			config := testConfig()
 			config.Domain, config.Baseline, config.Watches = v.domain, v.scope, watches
 			audit := loadTest(t, config)
-			info, err := audit.devices[0].program.Info()
+			info, err := audit.program(0).Info()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -189,7 +192,7 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 // A driver may call itself busy for reasons of its own: only a program that is on the device is named.
 func TestABusyDeviceIsNotTaken(t *testing.T) {
 	config := testConfig()
-	d := loadTest(t, config).devices[0]
+	d := loadTest(t, config).devices.listed[0]
 	for _, refusal := range []error{unix.EBUSY, unix.EEXIST} {
 		for _, mode := range []Mode{ModeDriver, ModeGeneric} {
 			err := explainRefusal(d, mode, fmt.Errorf("create link: %w", refusal)) // the device has no index, and so no program

@@ -60,7 +60,7 @@ func newMeasurement(t testing.TB, w workload, config Config) *measurement {
 	m.bytes = tableBytes(m.audit.config)
 	m.loadReferences(t)
 	if w.flows == 1 {
-		m.programs[progAudit] = m.audit.devices[0].program
+		m.programs[progAudit] = m.audit.program(0)
 	}
 	m.names = w.programs()
 	if w.table != nil {

@@ -144,12 +144,12 @@ type programSize struct {
 // benchmarkLoad measures how long it takes to load the program; an op is one program.
 func benchmarkLoad(b *testing.B) programSize {
 	audit := loadTest(b, workload{}.config())
-	d := audit.devices[0]
+	d := audit.devices.listed[0]
 	for b.Loop() {
-		if err := d.unload(); err != nil {
+		if err := audit.devices.unload(d); err != nil {
 			b.Fatal(err)
 		}
-		if err := audit.loadProgram(0, d, 0); err != nil {
+		if err := audit.devices.load(d, 0); err != nil {
 			b.Fatal(err)
 		}
 	}

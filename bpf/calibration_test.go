@@ -280,7 +280,7 @@ func TestNoScoreIsBelowCutZero(t *testing.T) {
 	p.update(t, func(block *programDeviceCounters) {
 		block.Calibration = programCalibration{Flagged: flagged, Forgotten: before.Packets.Judged() - 1e6}
 	})
-	run(t, p.devices[0].program, udpFrame(), now+1e8+1000, 1)
+	run(t, p.program(0), udpFrame(), now+1e8+1000, 1)
 	known := p.block.Calibration.known()
 	if known.Allowed != 49 || known.Cuts != [2]uint32{} || known.Tails != [2]uint32{timing.SideLate: 1} {
 		t.Errorf("%d scores are allowed, the cuts are %v and the tails %v; want 49, zero and one on the late side",

@@ -20,10 +20,10 @@ func TestReadersDuringAndAfterClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := audit.loadProgram(0, audit.devices[0], 0); err != nil {
+	if err := audit.devices.load(audit.devices.listed[0], 0); err != nil {
 		t.Fatal(err)
 	}
-	run(t, audit.devices[0].program, udpFrame(), 1e12, 1)
+	run(t, audit.program(0), udpFrame(), 1e12, 1)
 
 	readers := map[string]func(){
 		"Counters":    func() { audit.Counters() },

@@ -104,7 +104,7 @@ func TestTwoCPUsShareAFlow(t *testing.T) {
 	config.Clock, config.Window, config.IdleTimeout = ClockKtime, timing.MaxWindow, timing.MaxDelta
 	audit := loadTest(t, config)
 	p := &probe{Audit: audit, sets: mapSets(t, audit)}
-	program := audit.devices[0].program
+	program := audit.program(0)
 	countRuns(t)
 	runRaw(t, program, udpFrame(), 0, 1)
 	slot := p.onlySlot(t)
@@ -146,7 +146,7 @@ func TestTwoCPUsInsertAFlowOnce(t *testing.T) {
 	flows := make([]testFlow, flowWays)
 	for round := range 10 {
 		audit := loadTest(t, config)
-		program := audit.devices[0].program
+		program := audit.program(0)
 		for i := range flows {
 			flows[i] = newTestFlow(round*flowWays + i)
 		}
@@ -188,7 +188,7 @@ func TestFlowThatAlternatesBetweenCPUsStaysOne(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.observe(now)
-		run(t, p.devices[0].program, udpFrame(), now, 1)
+		run(t, p.program(0), udpFrame(), now, 1)
 	}
 	if got := p.onlySlot(t).Baseline.state(); got != m.state {
 		t.Errorf("got %+v, want %+v", got, m.state)

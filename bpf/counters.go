@@ -76,15 +76,10 @@ func (r *counterReader) close() error {
 // Counters returns one reading of the counters of each present device that was attached at least once, in the
 // order of [Audit.Hooks]. It is empty after [Audit.Close]. No counter is lower than in an earlier reading.
 func (a *Audit) Counters() []Counters {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.counters == nil {
-		return nil
-	}
 	var all []Counters
-	for _, d := range a.devices {
-		if d.program == nil || d.isGone {
-			continue
+	a.devices.each(func(d *device) {
+		if !d.isCounted() {
+			return
 		}
 		all = append(all, Counters{Device: d.name})
 		c := &all[len(all)-1]
@@ -92,7 +87,7 @@ func (a *Audit) Counters() []Counters {
 		if a.pins != nil {
 			a.maps.devices.entries[d.index].settleFates(&c.Fates)
 		}
-	}
+	})
 	return all
 }
 
@@ -189,20 +184,18 @@ func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 // Learnt returns the learned state, by device name, of the present devices that still learn and have enough
 // samples for [Config.Frozen]. It is empty unless the baseline scope is [BaselineDevice].
 func (a *Audit) Learnt() map[string]Learnt {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	all := map[string]Learnt{}
-	if a.counters == nil || a.config.Baseline != BaselineDevice {
+	if a.config.Baseline != BaselineDevice {
 		return all
 	}
-	for _, d := range a.devices {
-		if _, isFrozen := a.config.Frozen[d.name]; isFrozen || d.program == nil || d.isGone {
-			continue
+	a.devices.each(func(d *device) {
+		if _, isFrozen := a.config.Frozen[d.name]; isFrozen || !d.isCounted() {
+			return
 		}
 		if learnt := a.counters.learnt(d.index); a.counters.params.IsEnough(&learnt) {
 			all[d.name] = learnt
 		}
-	}
+	})
 	return all
 }
 

@@ -64,7 +64,7 @@ func TestCountersAreConsistentUnderTraffic(t *testing.T) {
 	countRuns(t)
 	done := make(chan error, 1)
 	go func() {
-		_, _, err := audit.devices[0].program.Benchmark(udpFrame(), 3_000_000, nil)
+		_, _, err := audit.program(0).Benchmark(udpFrame(), 3_000_000, nil)
 		done <- err
 	}()
 	var last Counters
@@ -96,7 +96,7 @@ func TestCountersAreConsistentUnderTraffic(t *testing.T) {
 		last = c
 	}
 	t.Logf("%d readings", readings)
-	if got, want := sumOf(&last.Packets), packetsRun(t, audit.devices[0].program); got != want {
+	if got, want := sumOf(&last.Packets), packetsRun(t, audit.program(0)); got != want {
 		t.Errorf("counted %d packets, want %d", got, want)
 	}
 	if got, want := sumOfCells(&last.Histogram), last.Packets.Deltas(); got != want {

@@ -55,7 +55,7 @@ func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 					params.Observe(parts[cpus[i/50%2]], now-last[f])
 				}
 				last[f] = now
-				run(t, p.devices[0].program, flows[f].frame, now, 1)
+				run(t, p.program(0), flows[f].frame, now, 1)
 			}
 			for cpu, want := range parts {
 				block := &p.counters.blocks[0][cpu].Device
@@ -91,7 +91,7 @@ func TestBaselineIsReadUnderTraffic(t *testing.T) {
 			config := deviceConfig(domain)
 			config.Clock = ClockKtime
 			audit := loadTest(t, config)
-			program := audit.devices[0].program
+			program := audit.program(0)
 			var next atomic.Int64
 			ended, read := make(chan struct{}), make(chan error, 1)
 			go func() { read <- readBaselines(audit, ended) }()
@@ -201,8 +201,8 @@ func TestShortFlowIsScoredAgainstItsDevice(t *testing.T) {
 			p := newProbe(t, config)
 			now := p.learn(t, newTestFlow(0).frame)
 			frame := newTestFlow(1).frame
-			run(t, p.devices[0].program, frame, now, 1)
-			run(t, p.devices[0].program, frame, now+2_000_000, 1)
+			run(t, p.program(0), frame, now, 1)
+			run(t, p.program(0), frame, now+2_000_000, 1)
 			c := p.Counters()[0]
 			if got := c.Packets.Outcome(OutcomeFlaggedLate); got != 1 {
 				t.Fatalf("%d packets flagged late, want 1", got)

@@ -111,7 +111,7 @@ func TestEventsOfNobody(t *testing.T) {
 	now := p.learn(t, udpFrame())
 	none := make(owners, 1)
 	p.events.owners.Store(&none)
-	run(t, p.devices[0].program, udpFrame(), now+1_500_000, 1)
+	run(t, p.program(0), udpFrame(), now+1_500_000, 1)
 	if events := p.readAll(t); len(events) != 0 {
 		t.Errorf("got %+v", events)
 	}

@@ -356,7 +356,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		}
 		before, lastNs := m.state, m.lastNs
 		want := m.observe(at)
-		run(t, p.devices[0].program, frame, at, 1)
+		run(t, p.program(0), frame, at, 1)
 		if slot == nil {
 			slot = p.onlySlot(t)
 		}

@@ -101,7 +101,7 @@ func TestProgramEqualsModelAtTheLimits(t *testing.T) {
 			config.Domain, config.Window, config.IdleTimeout = test.domain, timing.MaxWindow, timing.MaxDelta
 			p, m := newProbe(t, config), newModel(config)
 			now := uint64(1 << 50)
-			run(t, p.devices[0].program, udpFrame(), now, 1)
+			run(t, p.program(0), udpFrame(), now, 1)
 			m.observe(now)
 			if c := p.Counters()[0]; c.Packets.Outcome(OutcomeNewFlow) != 1 || sumOf(&c.Packets) != 1 {
 				t.Fatalf("first packet: got %v, want a new flow", c.Packets[FamilyIPv4][ProtocolUDP])
@@ -113,7 +113,7 @@ func TestProgramEqualsModelAtTheLimits(t *testing.T) {
 				now += uint64(step)
 				before, flagged := m.state, m.outcomes
 				outcome := m.observe(now)
-				run(t, p.devices[0].program, udpFrame(), now, 1)
+				run(t, p.program(0), udpFrame(), now, 1)
 				got = append(got, outcome)
 				if slot := p.onlySlot(t); slot.Baseline.state() != m.state || slot.LastNs != m.lastNs {
 					t.Fatalf("step %d: got %+v last %d, want %+v last %d", i, slot.Baseline.state(), slot.LastNs, m.state, m.lastNs)
@@ -149,7 +149,7 @@ func TestCountersNearOverflow(t *testing.T) {
 		block.Sums.Squared = [2]uint64{near, 7}
 	})
 	want := *p.block
-	run(t, p.devices[0].program, udpFrame(), now+1e6+100, 1)
+	run(t, p.program(0), udpFrame(), now+1e6+100, 1)
 
 	cell := &want.Protocols[FamilyIPv4][ProtocolUDP]
 	cell.Packets[OutcomeJudged]++

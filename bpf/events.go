@@ -283,16 +283,9 @@ func protocolOf(family Family, number uint8) Protocol {
 
 // EventCounts returns the number of events read from the rings so far. Received is empty after [Audit.Close].
 func (a *Audit) EventCounts() EventCounts {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	counts := EventCounts{
-		Received: make(map[string]uint64, len(a.devices)), Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load(),
-	}
-	if a.isClosed {
-		return counts
-	}
-	for _, d := range a.devices {
+	counts := EventCounts{Received: map[string]uint64{}, Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load()}
+	a.devices.each(func(d *device) {
 		counts.Received[d.name] = atomic.LoadUint64(&a.maps.devices.entries[d.index].received)
-	}
+	})
 	return counts
 }

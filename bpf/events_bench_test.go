@@ -14,7 +14,7 @@ func BenchmarkDrain(b *testing.B) {
 	config.Threshold, config.Calibrate, config.EventRate, config.Clock = 0, 0, MaxEventRate, ClockKtime
 	audit := loadTest(b, config)
 	pinToCPU(b)
-	program := audit.devices[0].program
+	program := audit.program(0)
 	fill := func() {
 		if _, _, err := program.Benchmark(udpFrame(), 4000, nil); err != nil {
 			b.Fatal(err)

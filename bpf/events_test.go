@@ -19,10 +19,10 @@ import (
 func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 	t.Helper()
 	now := uint64(1e12)
-	run(t, p.devices[0].program, frame, now, 1)
+	run(t, p.program(0), frame, now, 1)
 	for i := range p.config.MinSamples {
 		now += 990_000 + 20_000*uint64(i%2)
-		run(t, p.devices[0].program, frame, now, 1)
+		run(t, p.program(0), frame, now, 1)
 	}
 	return now
 }
@@ -64,7 +64,7 @@ func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
 			before := p.onlySlot(t).Baseline.state()
 			start := time.Now()
 			const late = 1_500_000
-			run(t, p.devices[0].program, test.frame, now+late, 1)
+			run(t, p.program(0), test.frame, now+late, 1)
 			events := p.readAll(t)
 			if len(events) != 1 {
 				t.Fatalf("got %d events, want 1", len(events))
@@ -131,7 +131,7 @@ func TestEveryFlagHasAFate(t *testing.T) {
 			}
 			for range flags {
 				now += 1e6
-				run(t, p.devices[0].program, udpFrame(), now, 1)
+				run(t, p.program(0), udpFrame(), now, 1)
 			}
 			c := p.Counters()[0]
 			if !test.want(c.Fates) {
@@ -172,7 +172,7 @@ func TestPlantedDelaysAreFlagged(t *testing.T) {
 		}
 		now += uint64(math.Round(delta))
 		before := cells[OutcomeFlaggedEarly] + cells[OutcomeFlaggedLate]
-		run(t, p.devices[0].program, udpFrame(), now, 1)
+		run(t, p.program(0), udpFrame(), now, 1)
 		switch isFlagged := cells[OutcomeFlaggedEarly]+cells[OutcomeFlaggedLate] > before; {
 		case isFlagged && isPlanted:
 			found++

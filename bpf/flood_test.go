@@ -45,10 +45,10 @@ func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			if err := audit.loadProgram(0, audit.devices[0], 0); err != nil {
+			if err := audit.devices.load(audit.devices.listed[0], 0); err != nil {
 				t.Fatal(err)
 			}
-			runner := newRunner(t, audit.devices[0].program.FD())
+			runner := newRunner(t, audit.program(0).FD())
 			frame := udpFrame()
 			now := uint64(1e12)
 			sendAll := func() Packets {

@@ -164,7 +164,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 					now += 2 * uint64(config.IdleTimeout)
 				}
 				m.observe(hashes[f], at, flows[f].frame)
-				run(t, p.devices[0].program, flows[f].frame, at, 1)
+				run(t, p.program(0), flows[f].frame, at, 1)
 				if i%1000 == 999 {
 					events = append(events, p.readAll(t)...)
 				}

@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -42,7 +43,7 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 			config := testConfig()
 			config.Devices, config.Mode, config.Follow = []string{"lo"}, ModeDriver, true
 			audit := loadTest(t, config)
-			d := audit.devices[0]
+			d := audit.devices.listed[0]
 			now := netdev.Device{Name: "lo", Index: 1, MTU: 65536, XDP: attachedModes[ModeGeneric]}
 			var attempts []int
 			last := resyncs
@@ -54,15 +55,15 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 					if i == 10 {
 						test.change(&now, d)
 					}
-					d.refusal = "not that of an attempt"
+					d.retry.refusal = "not that of an attempt"
 					if i == 0 {
-						d.refusal = ""
+						d.retry.refusal = ""
 					}
-					if failures := audit.reconcile([]netdev.Device{now}, true); len(failures) > 0 {
+					if failures := audit.devices.reconcile([]netdev.Device{now}, true); len(failures) > 0 {
 						attempts = append(attempts, i)
 					}
 					// A message of the kernel is no reason to try what looks the same.
-					if failures := audit.reconcile([]netdev.Device{now}, false); len(failures) > 0 {
+					if failures := audit.devices.reconcile([]netdev.Device{now}, false); len(failures) > 0 {
 						t.Errorf("it was tried without a reason after resync %d", i)
 					}
 				}
@@ -88,17 +89,17 @@ func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 	table.entries = make([]deviceEntry, len(table.entries)) // in memory that the race detector looks at
 	handOn := func(name string) uint32 {
 		t.Helper()
-		a.changing.Lock()
-		defer a.changing.Unlock()
-		for len(a.devices) > 0 {
-			a.change(func() {
-				d := a.devices[0]
-				a.devices, a.gone = a.devices[1:], append(a.gone, d)
-				table.setGone(d.index, true)
-			})
-		}
-		if d, err := a.admit(name, false); err != nil || d == nil || d.index != 0 {
-			t.Fatalf("%s was given no index: %+v, %v", name, d, err)
+		if err := a.devices.change(func() error {
+			for _, d := range slices.Clone(a.devices.listed) {
+				d.isNamed = false
+				a.devices.vanished(d)
+			}
+			if d, err := a.devices.appeared(name); err != nil || d == nil || d.index != 0 {
+				return fmt.Errorf("%s was given no index: %+v, %w", name, d, err)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
 		return table.owner(0)
 	}
@@ -133,13 +134,11 @@ func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 	running.Wait()
 
 	// The same in one thread, between the two steps.
-	a.changing.Lock()
-	defer a.changing.Unlock()
-	a.change(func() {
-		a.gone, a.devices = a.devices, nil
-		table.setGone(0, true)
-	})
-	if _, err := a.takeIndex("d"); err != nil {
+	if err := a.devices.change(func() error {
+		a.devices.vanished(a.devices.listed[0])
+		_, err := a.devices.takeIndex("d")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if device, err := a.events.count(owner.Load(), true); err != nil || device == nil || device.name != "c" || table.entries[0].received != 0 {

@@ -141,7 +141,7 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 	t.Helper()
 	f := &framesTest{
 		probe:  &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)},
-		runner: newRunner(t, audit.devices[0].program.FD()),
+		runner: newRunner(t, audit.program(0).FD()),
 		maker:  newFrameMaker(r),
 		now:    1e12,
 	}
@@ -160,7 +160,7 @@ func readableBytes(t testing.TB, audit *Audit) int {
 	if !audit.maps.hasFrags {
 		return longestFrame
 	}
-	run := newRunner(t, audit.devices[0].program.FD())
+	run := newRunner(t, audit.program(0).FD())
 	parsed := func() (n uint64) {
 		for cpu := range audit.counters.blocks[0] {
 			n += audit.counters.blocks[0][cpu].Protocols[FamilyIPv6][ProtocolUDP].Packets[OutcomeUntimed]

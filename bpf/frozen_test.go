@@ -55,12 +55,12 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 			r := rand.New(rand.NewPCG(2, 3))
 			now, want := uint64(1e12), map[Outcome]uint64{OutcomeNewFlow: 1}
 			var suppressed uint64
-			run(t, p.devices[0].program, udpFrame(), now, 1)
+			run(t, p.program(0), udpFrame(), now, 1)
 			for i := range 30_000 {
 				// The deltas increase fourfold, which a learning baseline would follow.
 				delta := uint64(pareto(r) * (1 + float64(i)/10_000))
 				now += delta
-				run(t, p.devices[0].program, udpFrame(), now, 1)
+				run(t, p.program(0), udpFrame(), now, 1)
 				state, outcome, side := learnt.State, OutcomeJudged, timing.SideLate
 				switch params.Observe(&state, delta) {
 				case timing.Early:
@@ -109,8 +109,8 @@ func TestUnfrozenDeviceLearns(t *testing.T) {
 	p := newProbe(t, config)
 	now := uint64(1e12)
 	for range 200 {
-		for _, d := range p.devices {
-			run(t, d.program, udpFrame(), now, 1)
+		for i := range p.devices.listed {
+			run(t, p.program(i), udpFrame(), now, 1)
 		}
 		now += 1e6
 	}

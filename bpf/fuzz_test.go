@@ -22,7 +22,7 @@ func FuzzFrame(f *testing.F) {
 	audit := loadTest(f, config)
 	readable := readableBytes(f, audit)
 	keys := audit.maps.byName[programMapFlowKeys]
-	runner := newRunner(f, audit.devices[0].program.FD())
+	runner := newRunner(f, audit.program(0).FD())
 	now := uint64(1e12)
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) < shortestFrame || len(frame) > longestFrame {

@@ -7,80 +7,70 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// endedHook is a hook that was taken off a device so that it could get one in another mode: the kernel has no other way.
-type endedHook struct {
+// hookRollback is a hook that was detached so that its device could get a hook in another mode: the kernel has no other way
+// to change the mode. It is restored if the start fails.
+type hookRollback struct {
 	device  *device
 	mode    Mode
-	program *ebpf.Program // nil if it may not be opened, which takes CAP_SYS_ADMIN
+	program *loadedProgram // nil if it may not be opened
 }
 
-// noteEnded remembers a hook that is about to be ended; mode is as the device tells it.
-func (a *Audit) noteEnded(d *device, l link.Link, mode netdev.XDPMode) {
-	for m, attached := range attachedModes {
-		if attached != mode {
-			continue
+// noteRollback remembers a hook that is about to be detached.
+func (s *deviceSet) noteRollback(d *device, l xdpLink, attached netdev.XDPMode) {
+	for mode := range attachedModes {
+		if attachedModes[mode] == attached {
+			r := hookRollback{d, mode, l.program()}
+			s.write(func() { s.rollbacks = append(s.rollbacks, r) })
 		}
-		ended := endedHook{device: d, mode: m}
-		if info, err := l.Info(); err == nil {
-			ended.program, _ = ebpf.NewProgramFromID(info.Program)
-		}
-		a.ended = append(a.ended, ended)
 	}
 }
 
-// restoreEnded puts the hooks that were ended back on their devices, and pins them as they were. Where the program that was
-// there may not be opened, that of this process goes on in its place.
-func (a *Audit) restoreEnded() error {
+// rollBack restores the hooks that were detached, and pins them as they were. If the program of a hook may not be opened, the
+// hook gets that of this process.
+func (s *deviceSet) rollBack() error {
 	var errs []error
-	for _, ended := range a.ended {
-		if err := a.restore(ended); err != nil {
-			errs = append(errs, fmt.Errorf("device %s is no longer audited in mode %s as it was: %w", ended.device.name, ended.mode, err))
+	for _, r := range s.rollbacks {
+		if err := s.restore(r); err != nil {
+			errs = append(errs, fmt.Errorf("device %s is no longer audited in mode %s as before the start: %w", r.device.name, r.mode, err))
 		}
 	}
-	a.forgetEnded()
+	s.forgetRollbacks()
 	return errors.Join(errs...)
 }
 
-func (a *Audit) restore(ended endedHook) error {
-	d := ended.device
-	program := ended.program
-	if program == nil {
+func (s *deviceSet) restore(r hookRollback) error {
+	d, p := r.device, r.program
+	if p == nil {
 		if d.program == nil {
-			if err := a.loadProgram(d.index, d, 0); err != nil {
+			if err := s.load(d, 0); err != nil {
 				return explainLoad(err)
 			}
 		}
-		program = d.program
+		p = d.program
 	}
-	l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: d.ifindex, Flags: attachFlags[ended.mode]})
+	l, err := s.kernel.attach(p, d.ifindex, r.mode)
 	if err != nil {
 		return err
 	}
-	if a.pins != nil {
-		err = a.pins.pinLink(l, d.ifindex)
-	}
-	if err := errors.Join(err, l.Close()); err != nil {
+	if err := errors.Join(s.kernel.pin(l, d.ifindex, false), l.Close()); err != nil {
 		return err
 	}
-	a.logger.Info("Hook restored as it was", "device", d.name, "mode", ended.mode)
+	s.logger.Info("Hook restored as it was before the start", "device", d.name, "mode", r.mode)
 	return nil
 }
 
-// forgetEnded closes the programs of the hooks that were ended.
-func (a *Audit) forgetEnded() {
-	for _, ended := range a.ended {
-		if ended.program == nil {
+// forgetRollbacks closes the programs of the hooks that were detached.
+func (s *deviceSet) forgetRollbacks() {
+	for _, r := range s.rollbacks {
+		if r.program == nil {
 			continue
 		}
-		if err := ended.program.Close(); err != nil {
-			a.logger.Warn("Program could not be closed", "device", ended.device.name, "err", err)
+		if err := s.kernel.unload(r.program); err != nil {
+			s.logger.Warn("Program could not be closed", "device", r.device.name, "err", err)
 		}
 	}
-	a.ended = nil
+	s.write(func() { s.rollbacks = nil })
 }

@@ -188,7 +188,7 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 		}
 		for length := shortest; length <= len(test.frame); length++ {
 			before, _ := p.counts()
-			run(t, p.devices[0].program, test.frame[:length], 1e9, 1)
+			run(t, p.program(0), test.frame[:length], 1e9, 1)
 			total++
 			after, _ := p.counts()
 			if got := sumOf(&after); got != total {
@@ -220,8 +220,8 @@ func sumOf(p *Packets) (sum uint64) {
 func TestPacketWithoutTimestampIsUntimed(t *testing.T) {
 	p := newProbe(t, testConfig())
 	for i, send := range []func(){
-		func() { runRaw(t, p.devices[0].program, udpFrame(), 0, 1) },
-		func() { run(t, p.devices[0].program, udpFrame(), math.MaxUint64, 1) },
+		func() { runRaw(t, p.program(0), udpFrame(), 0, 1) },
+		func() { run(t, p.program(0), udpFrame(), math.MaxUint64, 1) },
 	} {
 		send()
 		packets, _ := p.counts()
@@ -235,7 +235,7 @@ func TestFramesAreCountedInTheirCells(t *testing.T) {
 	for _, test := range frameTable {
 		t.Run(test.about, func(t *testing.T) {
 			p := newProbe(t, testConfig())
-			run(t, p.devices[0].program, test.frame, 1e9, 1)
+			run(t, p.program(0), test.frame, 1e9, 1)
 			var want Packets
 			want[test.want.family][test.want.protocol][test.want.outcome] = 1
 			packets, bytes := p.counts()

@@ -28,8 +28,8 @@ const (
 type pins struct {
 	path     string
 	folder   *os.File
-	isNew    bool              // the maps that are pinned are of this process
-	newLinks map[int]link.Link // hooks that this process has pinned first, by the index of their device
+	isNew    bool            // the maps that are pinned are of this process
+	newLinks map[int]xdpLink // hooks that this process has pinned first, by the index of their device
 }
 
 // openPins makes the folder if there is none, and locks it until close. The lock ends with the process, however it ends.
@@ -44,7 +44,7 @@ func openPins(path string) (*pins, error) {
 	if err != nil {
 		return nil, explainPin(path, err)
 	}
-	p := &pins{path: path, folder: folder, newLinks: map[int]link.Link{}}
+	p := &pins{path: path, folder: folder, newLinks: map[int]xdpLink{}}
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		owner := ""
 		if record, err := p.readLayout(); err == nil && record.PID != 0 {
@@ -98,12 +98,15 @@ func (p *pins) mapPath(name string) string { return filepath.Join(p.path, mapPin
 func linkName(ifindex int) string { return fmt.Sprint(linkPinPrefix, ifindex) }
 
 // pinLink pins a hook in the place of what is pinned as that of the device.
-func (p *pins) pinLink(l link.Link, ifindex int) error {
+func (p *pins) pinLink(l xdpLink, ifindex int, isNew bool) error {
 	if err := p.unpinLink(ifindex); err != nil {
 		return err
 	}
 	if err := l.Pin(filepath.Join(p.path, linkName(ifindex))); err != nil {
 		return explainPin(p.path, err)
+	}
+	if isNew {
+		p.newLinks[ifindex] = l
 	}
 	return nil
 }
@@ -239,12 +242,12 @@ func closeMaps(maps map[string]*ebpf.Map) error {
 }
 
 // loadLinks opens the hooks that are pinned, by the index of their device, and unpins those whose device is gone.
-func (p *pins) loadLinks() (map[int]link.Link, error) {
+func (p *pins) loadLinks() (map[int]xdpLink, error) {
 	names, err := p.names(linkPinPrefix)
 	if err != nil {
 		return nil, err
 	}
-	links := map[int]link.Link{}
+	links := map[int]xdpLink{}
 	for _, name := range names {
 		l, err := link.LoadPinnedLink(filepath.Join(p.path, name), nil)
 		if err != nil {
@@ -252,7 +255,7 @@ func (p *pins) loadLinks() (map[int]link.Link, error) {
 		}
 		ifindex := ifindexOf(l)
 		if ifindex != 0 && name == linkName(ifindex) {
-			links[ifindex] = l
+			links[ifindex] = kernelLink{l}
 			continue
 		}
 		if err := errors.Join(p.remove(name), l.Close()); err != nil {

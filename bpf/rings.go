@@ -125,17 +125,12 @@ func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 // ringlessEvents returns the number of events that found no ring: their CPU never had one, or the kernel took it
 // away.
 func (a *Audit) ringlessEvents() map[deviceOnCPU]uint64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	counts := map[deviceOnCPU]uint64{}
-	if a.counters == nil {
-		return counts
-	}
-	for _, d := range a.devices {
+	a.devices.each(func(d *device) {
 		for cpu := range a.counters.blocks[d.index] {
 			fates := &a.counters.blocks[d.index][cpu].Fates
 			counts[deviceOnCPU{d.index, cpu}] = atomic.LoadUint64(&fates[FateNoReader]) + atomic.LoadUint64(&fates[FateOther])
 		}
-	}
+	})
 	return counts
 }

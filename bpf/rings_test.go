@@ -17,7 +17,7 @@ func TestLostRingsAreReopened(t *testing.T) {
 	now := p.learn(t, udpFrame())
 	flag := func() {
 		now += 1_500_000
-		run(t, p.devices[0].program, udpFrame(), now, 1)
+		run(t, p.program(0), udpFrame(), now, 1)
 	}
 	read := func(reader *perf.Reader) (events int) {
 		t.Helper()

@@ -50,9 +50,9 @@ func TestHookStateWithoutPrivilege(t *testing.T) {
 			return err
 		}
 		defer audit.Close()
-		d := audit.devices[0]
+		d := audit.devices.listed[0]
 		attached := d.link
-		d.link = secretLink{attached}
+		d.link = kernelLink{secretLink{attached.(kernelLink).Link}}
 		if !audit.Hooks()[0].Up {
 			t.Error("the hook is up, but reported as down")
 		}

@@ -43,7 +43,7 @@ func (p *watchProbe) send(frame []byte, deltaNs uint64) {
 		p.now[string(frame)] = 1e12
 	}
 	p.now[string(frame)] += deltaNs
-	run(p.t, p.devices[0].program, frame, p.now[string(frame)], 1)
+	run(p.t, p.program(0), frame, p.now[string(frame)], 1)
 }
 
 // round reads windows and appends them to p.windows.
@@ -88,7 +88,7 @@ func TestWindowsHoldTheSentDeltas(t *testing.T) {
 				delta = 5e9 // a pause
 			case 51:
 				at := p.now[string(frame)]
-				run(t, p.devices[0].program, frame, at-1, 1)
+				run(t, p.program(0), frame, at-1, 1)
 			}
 			if i%777 == 776 {
 				p.round()
@@ -240,7 +240,7 @@ func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 	send := func(frame []byte, times int) {
 		for range times {
 			at += 1e6
-			run(t, p.devices[0].program, frame, at, 1)
+			run(t, p.program(0), frame, at, 1)
 		}
 	}
 	sendToOthers := func() {
@@ -299,7 +299,7 @@ func TestWatcherReportsMappingErrors(t *testing.T) {
 func TestWatchMovesBetweenFlowsUnderTraffic(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Watches = 1 })
 	frames := [2][]byte{newTestFlow(1).frame, newTestFlow(2).frame}
-	program := p.devices[0].program
+	program := p.program(0)
 	for _, frame := range frames {
 		p.send(frame, 1)
 	}
@@ -442,7 +442,7 @@ func sendOnce(program *ebpf.Program, frame []byte, atNs uint64) error {
 func TestNothingIsWatchedByDefault(t *testing.T) {
 	audit := loadTest(t, testConfig())
 	for i := range uint64(1000) {
-		run(t, audit.devices[0].program, udpFrame(), 1e12+i*12_345, 1)
+		run(t, audit.program(0), udpFrame(), 1e12+i*12_345, 1)
 	}
 	var samples programFlowSamples
 	for cpu := range audit.maps.cpus {

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
+
+// deviceSet holds the audited devices, and changes them as network devices come and go. A device is in one of these states:
+//
+//	absent    named by the configuration, and there was no such device yet    in listed, isGone
+//	waiting   present, not attached, not tried or to be tried again           in listed, link == nil
+//	up        the program is attached                                         in listed, link != nil
+//	gone      vanished; keeps its index until another device needs the index  isGone; in listed if it is named, else in gone
+//	no room   matches a glob, and every index is taken by devices present     in noIndex, without a device
+//
+// Each event has one method, which makes one transition:
+//
+//	appeared    absent, gone, no room → waiting
+//	attached    waiting → up, with a new hook or with one of unclaimedLinks
+//	refused     waiting → waiting, with a longer pause
+//	renamed     up → waiting; the hook still runs, and waits in unclaimedLinks for the device's new name
+//	hookLost    up → waiting; the device was replaced by another of its name, or the hook was detached by force
+//	vanished    waiting → gone
+//	retire      gone → forgotten, and its index is free
+//
+// The set has one lock, mu. It is held while the state is read or changed, and not while a program is loaded or attached: that
+// takes the kernel a second, and a scrape must not wait for it. So a change as a whole has to exclude other changes by
+// something that lasts longer than the lock. That is isChanging, which is part of the state. Whoever changes the set does so in
+// a function that is passed to change, reads the state without the lock, as nobody else writes it, and writes it in functions
+// passed to write. Everybody else reads the state under the lock.
+type deviceSet struct {
+	config Config
+	logger *slog.Logger
+	kernel hookKernel
+	pool   indexPool
+
+	mu         sync.Mutex // guards what follows, and the fields of the devices
+	changed    *sync.Cond // signals the end of a change
+	isChanging bool
+	isClosed   bool
+
+	listed         []*device       // the named ones, then those that match a glob
+	gone           []*device       // those that matched a glob, have vanished and still have their index
+	noIndex        map[string]bool // names of devices for which there is no index
+	unclaimedLinks map[int]xdpLink // hooks without a device of the set, by the index of the network device that they are on
+	rollbacks      []hookRollback  // hooks that were detached for others, until the start has succeeded or failed
+}
+
+// device is one audited device. It keeps its program while it has no link, to attach it again.
+type device struct {
+	name    string
+	index   int  // in the device table: of its counters, its flows and its events
+	isNamed bool // by the configuration, and not only matched by a glob
+	isGone  bool // no network device has the name
+	wasUp   bool // it was attached at least once
+
+	ifindex int // of the network device at the last attempt
+	driver  string
+	mode    Mode           // empty while it is not attached
+	program *loadedProgram // nil until the first attempt
+	id      ebpf.ProgramID // of the program that was loaded last
+	tag     string
+	link    xdpLink // nil while it is not attached
+	retry   backoff
+}
+
+// isUp reports whether the kernel runs the program on the device.
+func (d *device) isUp() bool { return d.link != nil && d.link.isOn(d.ifindex, d.id) }
+
+// isCounted reports whether the counters of the device are shown.
+func (d *device) isCounted() bool { return d.program != nil && !d.isGone }
+
+// newDeviceSet returns a set without devices. Its kernel and its pool are set before the first device appears.
+func newDeviceSet(config Config, logger *slog.Logger) *deviceSet {
+	s := &deviceSet{config: config, logger: logger, noIndex: map[string]bool{}, unclaimedLinks: map[int]xdpLink{}}
+	s.changed = sync.NewCond(&s.mu)
+	return s
+}
+
+// change calls f while nobody else changes the set. It waits for a change under way, and does nothing after close.
+func (s *deviceSet) change(f func() error) error {
+	if !s.beginChange() {
+		return nil
+	}
+	defer s.endChange()
+	return f()
+}
+
+func (s *deviceSet) beginChange() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.isChanging {
+		s.changed.Wait()
+	}
+	s.isChanging = !s.isClosed
+	return s.isChanging
+}
+
+func (s *deviceSet) endChange() {
+	s.write(func() { s.isChanging = false })
+	s.changed.Broadcast()
+}
+
+// write calls f, which changes the state, while nobody reads it.
+func (s *deviceSet) write(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// appeared returns the listed device of that name. It lists the device if it is not yet listed, and gives it an index if it
+// has none. Both results are nil if there is no index for it, and that was reported for another device before.
+func (s *deviceSet) appeared(name string) (*device, error) {
+	hasName := func(d *device) bool { return d.name == name }
+	if i := slices.IndexFunc(s.listed, hasName); i >= 0 {
+		return s.listed[i], nil
+	}
+	if i := slices.IndexFunc(s.gone, hasName); i >= 0 {
+		d := s.gone[i]
+		s.write(func() {
+			s.gone = slices.Delete(s.gone, i, i+1)
+			s.listed = append(s.listed, d)
+			s.pool.table.setGone(d.index, false)
+		})
+		return d, nil
+	}
+	index, err := s.indexFor(name)
+	if err != nil {
+		isFirst := len(s.noIndex) == 0
+		s.write(func() { s.noIndex[name] = true })
+		if errors.Is(err, errNoIndex) && !isFirst {
+			return nil, nil
+		}
+		return nil, err
+	}
+	d := &device{name: name, index: index, isNamed: slices.Contains(s.config.Devices, name)}
+	s.write(func() {
+		delete(s.noIndex, name)
+		s.listed = append(s.listed, d)
+		s.pool.table.setGone(index, false)
+	})
+	s.pool.setOwner(index, name)
+	return d, nil
+}
+
+// loaded notes the program of a device.
+func (s *deviceSet) loaded(d *device, p *loadedProgram) {
+	s.write(func() { d.program, d.id, d.tag = p, p.id, p.tag })
+}
+
+// attached notes that the program of a device runs on it.
+func (s *deviceSet) attached(d *device, l xdpLink, mode Mode) {
+	s.write(func() { d.link, d.mode, d.wasUp = l, mode, true })
+}
+
+// renamed keeps the hook of a device for another name of the network device that the hook is on.
+func (s *deviceSet) renamed(d *device) {
+	s.write(func() {
+		s.unclaimedLinks[d.ifindex] = d.link
+		d.link, d.mode = nil, ""
+	})
+}
+
+// hookLost removes the hook of a device on which it does not run any more.
+func (s *deviceSet) hookLost(d *device) {
+	if err := s.dropLink(d.link, d.ifindex); err != nil {
+		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
+	}
+	s.write(func() { d.link, d.mode = nil, "" })
+}
+
+// vanished notes that no network device has the name of the device any more.
+func (s *deviceSet) vanished(d *device) {
+	s.write(func() {
+		d.isGone, d.retry = true, backoff{}
+		if !d.isNamed {
+			s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
+			s.gone = append(s.gone, d)
+			s.pool.table.setGone(d.index, true)
+		}
+	})
+	if d.wasUp {
+		s.logger.Info("Device is gone", "device", d.name)
+	}
+}
+
+// refused notes why a device, as it was at the attempt, was not attached. It returns the reason unless that is the reason of
+// the attempt before.
+func (s *deviceSet) refused(d *device, tried netdev.Device, err error) error {
+	if d.retry.failed(tried, err) {
+		return err
+	}
+	return nil
+}
+
+// forgetNoIndex forgets devices without an index that are not there any more.
+func (s *deviceSet) forgetNoIndex(here map[string]netdev.Device) {
+	s.write(func() {
+		for name := range s.noIndex {
+			if _, isHere := here[name]; !isHere {
+				delete(s.noIndex, name)
+			}
+		}
+	})
+}
+
+// close closes all links, which detaches the hooks that are not pinned, and all programs. It is called in a change. No other
+// change and no call of each begins after it.
+func (s *deviceSet) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.isClosed = true
+	var errs []error
+	for _, d := range slices.Concat(s.listed, s.gone) {
+		if err := s.unload(d); err != nil {
+			errs = append(errs, fmt.Errorf("detaching %s: %w", d.name, err))
+		}
+	}
+	for _, l := range s.unclaimedLinks {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// unload closes the link of a device, which detaches the program unless the link is pinned, and unloads the program. The lock
+// is held.
+func (s *deviceSet) unload(d *device) error {
+	var errs []error
+	if d.link != nil {
+		errs = append(errs, d.link.Close())
+	}
+	if d.program != nil {
+		errs = append(errs, s.kernel.unload(d.program))
+	}
+	d.link, d.program = nil, nil
+	return errors.Join(errs...)
+}
+
+// each calls f for each listed device in their order, with the lock held, and so not while the state or the memory of the
+// counters changes hands. After close it does nothing.
+func (s *deviceSet) each(f func(d *device)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed {
+		return
+	}
+	for _, d := range s.listed {
+		f(d)
+	}
+}
+
+// hooks returns the state of each listed device, also after close.
+func (s *deviceSet) hooks() []Hook {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hooks := make([]Hook, len(s.listed))
+	for i, d := range s.listed {
+		hooks[i] = Hook{
+			Device: d.name, Up: d.isUp(), Mode: string(d.mode), Driver: d.driver, Clock: string(s.config.Clock),
+			ProgramID: uint32(d.id), ProgramTag: d.tag,
+		}
+	}
+	return hooks
+}
+
+// runs returns what the kernel accounts for the program of each listed device; nil where only the privileged may read that,
+// as on kernels before 5.19.
+func (s *deviceSet) runs() (runs []Runs, err error) {
+	s.each(func(d *device) {
+		if d.program == nil || err != nil {
+			return
+		}
+		stats, failure := d.program.Stats()
+		if failure != nil {
+			err = fmt.Errorf("reading the run time of the program on %s: %w", d.name, failure)
+			return
+		}
+		runs = append(runs, Runs{Device: d.name, Count: stats.RunCount, TimeNs: uint64(stats.Runtime)})
+	})
+	if errors.Is(err, unix.EPERM) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return runs, nil
+}
+
+// slots counts the indices; zero after close.
+func (s *deviceSet) slots() DeviceSlots {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed {
+		return DeviceSlots{}
+	}
+	entries := s.pool.table.entries
+	slots := DeviceSlots{Total: len(entries), Used: len(s.listed), Refused: len(s.noIndex)}
+	for i := range entries {
+		slots.GoneFlows += entries[i].goneFlows
+		isShown := slices.ContainsFunc(s.listed, func(d *device) bool { return d.index == i && d.isCounted() })
+		if !isShown {
+			slots.GoneFlows += s.pool.counters.netInserts(i)
+		}
+	}
+	return slots
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
+
+// hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a fake one.
+type hookKernel interface {
+	// driver returns the name of the driver of a network device, empty if the kernel does not name one.
+	driver(name string) string
+	// load loads the program for an index of the device table. It verifies and compiles the program, which takes about a
+	// second. offloadTo is the index of the network device whose hardware runs the program, 0 for the CPU.
+	load(index, offloadTo int) (*loadedProgram, error)
+	// unload closes a program. What is attached stays attached.
+	unload(p *loadedProgram) error
+	// attach attaches a program to a network device.
+	attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, error)
+	// explain returns the error of an attempt to attach, with its cause and a remedy.
+	explain(d *device, mode Mode, err error) error
+	// pin pins a link if hooks are pinned. A new one is unpinned if the start fails.
+	pin(l xdpLink, ifindex int, isNew bool) error
+	// unpin removes the pin of the hook on a network device, if there is one.
+	unpin(ifindex int) error
+}
+
+// xdpLink is a hook: a program on a network device. Closing it detaches the program unless the link is pinned.
+type xdpLink interface {
+	// isOn reports whether the kernel runs the program with that id on the network device. A link outlives its network
+	// device, but does not name its index then.
+	isOn(ifindex int, id ebpf.ProgramID) bool
+	// replace replaces the program.
+	replace(p *loadedProgram) error
+	// program opens the program that is attached; nil if that is not allowed, as it takes CAP_SYS_ADMIN.
+	program() *loadedProgram
+	Pin(path string) error
+	Detach() error
+	Close() error
+}
+
+// loadedProgram is an instance of the program that is loaded for one index.
+type loadedProgram struct {
+	*ebpf.Program
+	id  ebpf.ProgramID
+	tag string
+}
+
+// kernelHooks is the hookKernel of an audit.
+type kernelHooks struct {
+	maps   *auditMaps
+	config Config
+	pins   *pins // nil unless hooks are pinned
+}
+
+func (k *kernelHooks) driver(name string) string { return netdev.Driver(name) }
+
+func (k *kernelHooks) load(index, offloadTo int) (*loadedProgram, error) {
+	spec, err := k.maps.programSpec(k.config, index)
+	if err != nil {
+		return nil, err
+	}
+	spec.Programs[programProgXdpAudit].Ifindex = uint32(offloadTo)
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: k.maps.byName})
+	if err != nil {
+		return nil, err
+	}
+	defer collection.Close()
+	info, err := collection.Programs[programProgXdpAudit].Info()
+	if err != nil {
+		return nil, fmt.Errorf("reading back the program: %w", err)
+	}
+	id, _ := info.ID()
+	return &loadedProgram{collection.DetachProgram(programProgXdpAudit), id, info.Tag}, nil
+}
+
+func (k *kernelHooks) unload(p *loadedProgram) error { return p.Close() }
+
+var attachFlags = map[Mode]link.XDPAttachFlags{
+	ModeDriver: link.XDPDriverMode, ModeGeneric: link.XDPGenericMode, ModeHW: link.XDPOffloadMode,
+}
+
+func (k *kernelHooks) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, error) {
+	l, err := link.AttachXDP(link.XDPOptions{Program: p.Program, Interface: ifindex, Flags: attachFlags[mode]})
+	if err != nil {
+		return nil, err
+	}
+	return kernelLink{l}, nil
+}
+
+func (k *kernelHooks) explain(d *device, mode Mode, err error) error {
+	return explainRefusal(d, mode, err)
+}
+
+func (k *kernelHooks) pin(l xdpLink, ifindex int, isNew bool) error {
+	if k.pins == nil {
+		return nil
+	}
+	return k.pins.pinLink(l, ifindex, isNew)
+}
+
+func (k *kernelHooks) unpin(ifindex int) error {
+	if k.pins == nil {
+		return nil
+	}
+	return k.pins.unpinLink(ifindex)
+}
+
+// kernelLink is the xdpLink of an audit.
+type kernelLink struct{ link.Link }
+
+func (l kernelLink) isOn(ifindex int, id ebpf.ProgramID) bool {
+	info, err := l.Info()
+	if errors.Is(err, unix.EPERM) { // before 5.19 only the privileged may read a link, and everybody the network device
+		return id != 0 && netdev.ProgramID(ifindex) == uint32(id)
+	}
+	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == ifindex
+}
+
+func (l kernelLink) replace(p *loadedProgram) error { return l.Update(p.Program) }
+
+func (l kernelLink) program() *loadedProgram {
+	info, err := l.Info()
+	if err != nil {
+		return nil
+	}
+	p, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return nil
+	}
+	return &loadedProgram{Program: p, id: info.Program}
+}

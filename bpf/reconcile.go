@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
+
+// All functions here run in a change of the set.
+
+// start attaches the devices of the configuration to the network devices. It returns an error if none can be attached and at
+// least one has to be; then the hooks that it replaced are restored.
+func (s *deviceSet) start(devices []netdev.Device) error {
+	failures := s.reconcile(devices, true)
+	for _, glob := range s.config.Globs {
+		if len(netdev.Match(glob, devices)) == 0 {
+			failures = append(failures, noMatch(glob, devices))
+		}
+	}
+	isAnyUp := slices.ContainsFunc(s.listed, func(d *device) bool { return d.link != nil })
+	if !isAnyUp && !s.config.AllowNone && len(failures) > 0 {
+		return errors.Join(joinInOneLine(failures), s.rollBack())
+	}
+	s.logFailures(failures)
+	s.forgetRollbacks()
+	return nil
+}
+
+// resync attaches devices that have appeared or are to be tried again, and then detaches the hooks that no device has taken.
+func (s *deviceSet) resync(devices []netdev.Device, isRetry bool) {
+	s.logFailures(s.reconcile(devices, isRetry))
+	s.dropUnclaimed()
+}
+
+func (s *deviceSet) logFailures(failures []error) {
+	for _, err := range failures {
+		s.logger.Error("Device is not audited", "err", err)
+	}
+}
+
+// reconcile brings the set in line with the network devices. Devices that were refused and have not changed are tried again
+// only if isRetry, and only if they are due. It returns why devices are not attached, as far as that is news.
+func (s *deviceSet) reconcile(devices []netdev.Device, isRetry bool) (failures []error) {
+	here := make(map[string]netdev.Device, len(devices))
+	for _, d := range devices {
+		here[d.Name] = d
+	}
+	s.detachStale(here)
+	for _, name := range s.config.wanted(devices) {
+		d, err := s.appeared(name)
+		switch now, isHere := here[name]; {
+		case d == nil:
+		case isHere:
+			err = s.ensureAttached(d, now, isRetry)
+		default:
+			err = s.absent(d, devices)
+		}
+		if err != nil {
+			failures = append(failures, err)
+		}
+	}
+	s.forgetNoIndex(here)
+	return failures
+}
+
+// detachStale takes the hooks from devices that are not what they were: vanished, replaced by another device of the name,
+// renamed, or with their hook detached by force.
+func (s *deviceSet) detachStale(here map[string]netdev.Device) {
+	for _, d := range slices.Clone(s.listed) {
+		now, isHere := here[d.name]
+		if d.link != nil {
+			isUp := d.isUp()
+			switch {
+			case !isUp:
+				s.hookLost(d)
+			case now.Index != d.ifindex:
+				s.renamed(d)
+			}
+		}
+		wasHere := !d.isGone && d.retry.tried != netdev.Device{}
+		if !isHere && wasHere {
+			s.vanished(d)
+		}
+	}
+}
+
+// absent returns an error the first time that a named device is looked for and does not exist.
+func (s *deviceSet) absent(d *device, devices []netdev.Device) error {
+	if d.wasUp || d.isGone {
+		return nil
+	}
+	s.write(func() { d.isGone = true })
+	return s.refused(d, netdev.Device{}, noDevice(d.name, devices))
+}
+
+// ensureAttached attaches a device that is present, unless it is attached or not due to be tried.
+func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) error {
+	if d.link != nil || !d.retry.isDue(now, isRetry, d.wasUp) {
+		return nil
+	}
+	s.write(func() { d.isGone = false })
+	if err := s.attach(d, now); err != nil {
+		return s.refused(d, now, err)
+	}
+	d.retry.succeeded(now)
+	s.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
+		"driver", d.driver, "program_id", d.id, "clock", s.config.Clock)
+	if _, isFrozen := s.config.Frozen[d.name]; len(s.config.Frozen) > 0 && !isFrozen {
+		s.logger.Warn("Device is not in the saved baseline: its own baseline is learnt and not saved", "device", d.name)
+	}
+	return nil
+}
+
+// dropUnclaimed detaches the hooks that no device of the configuration has taken, and forgets the hooks that were detached for
+// others.
+func (s *deviceSet) dropUnclaimed() {
+	s.forgetRollbacks()
+	for ifindex := range s.unclaimedLinks {
+		s.logger.Info("Hook detached from a device that is not in the configuration", "ifindex", ifindex)
+		s.dropUnclaimedOn(ifindex)
+	}
+}
+
+func (s *deviceSet) dropUnclaimedOn(ifindex int) {
+	l, ok := s.unclaimedLinks[ifindex]
+	if !ok {
+		return
+	}
+	s.write(func() { delete(s.unclaimedLinks, ifindex) })
+	if err := s.dropLink(l, ifindex); err != nil {
+		s.logger.Warn("Hook could not be removed", "ifindex", ifindex, "err", err)
+	}
+}
+
+// dropLink detaches a hook. It unpins the hook first: the kernel detaches at once with the last descriptor, but some time
+// after the last pin.
+func (s *deviceSet) dropLink(l xdpLink, ifindex int) error {
+	return errors.Join(s.kernel.unpin(ifindex), l.Close())
+}
