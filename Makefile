@@ -38,6 +38,13 @@ check-generate: ## check that the committed BPF objects match their sources
 	@echo ">> checking that the BPF objects are up to date"
 	@scripts/check-generate.sh $(MAKE) generate
 
+.PHONY: style-c
+style-c: ## check that every C file is formatted
+	@echo ">> checking the style of C"
+	@find $(SOURCES) -name '*.[ch]' -print0 | xargs -0r clang-format-14 --dry-run --Werror || { \
+		echo "style-c: run clang-format-14 -i on these files" >&2; exit 1; \
+	}
+
 .PHONY: check-config
 check-config: ## check the example configuration and the rules with promtool
 	@echo ">> checking the example configuration and the rules"
@@ -52,7 +59,7 @@ check-root:
 # The tests of the main module come last, so that their result closes the output. Packages run one
 # at a time, because some put load on the machine and measure its effect.
 .PHONY: test
-test: check-root deps style check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (needs root)
+test: check-root deps style style-c check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (needs root)
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo ">> running tests with the race detector"; \
 		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \

@@ -37,7 +37,7 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index in
 		values.HasFrags = 1
 	}
 	if learnt, isFrozen := config.Frozen[t.devices.entries[index].deviceName()]; isFrozen {
-		values.Variants |= variantFrozen
+		values.Modes |= modeFrozen
 		values.Frozen = programBaseline{
 			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),
 		}
@@ -79,19 +79,19 @@ func log2Table() (table [1 << 14]uint8) {
 func (c Config) programConfig() programAuditConfig {
 	mantissa, exponent := c.params().ThresholdSquared()
 	values := programAuditConfig{
-		IdleTimeoutNs:      uint64(c.IdleTimeout),
-		EventIntervalNs:    c.eventInterval(),
-		EventBurstNs:       uint64(time.Second),
-		SetMask:            c.sets() - 1,
-		MinSamples:         c.MinSamples,
-		WindowTwice:        2 * c.Window,
-		Threshold2Mantissa: mantissa,
-		Threshold2Exponent: exponent,
-		ShortcutShift:      c.params().ShortcutShift(),
-		ShortcutFactor:     c.params().ShortcutFactor(),
-		TailQ32:            c.params().TailShare(),
-		CalibrationTwice:   c.params().CalibrationTwice(),
-		ScoreOffset:        c.params().ScoreOffset(),
+		IdleTimeoutNs:       uint64(c.IdleTimeout),
+		EventIntervalNs:     c.eventInterval(),
+		EventBurstNs:        uint64(time.Second),
+		SetMask:             c.sets() - 1,
+		MinSamples:          c.MinSamples,
+		BaselineHalvedAt:    2 * c.Window,
+		Threshold2Mantissa:  mantissa,
+		Threshold2Exponent:  exponent,
+		ShortcutShift:       c.params().ShortcutShift(),
+		ShortcutFactor:      c.params().ShortcutFactor(),
+		TailQ32:             c.params().TailShare(),
+		CalibrationHalvedAt: c.params().CalibrationTwice(),
+		ScoreOffset:         c.params().ScoreOffset(),
 	}
 	if runtime.GOARCH == "amd64" {
 		values.StoresAreOrdered = 1
@@ -100,13 +100,13 @@ func (c Config) programConfig() programAuditConfig {
 		values.ClockSource = clockSourceMetadata
 	}
 	if c.Domain == DomainLog2 {
-		values.Variants |= variantLog2
+		values.Modes |= modeLog2
 	}
 	if c.Baseline == BaselineDevice {
-		values.Variants |= variantDevice
+		values.Modes |= modeDevice
 	}
 	if c.Watches > 0 {
-		values.Variants |= variantWatch
+		values.Modes |= modeWatch
 	}
 	return values
 }
@@ -114,9 +114,9 @@ func (c Config) programConfig() programAuditConfig {
 const (
 	clockSourceMetadata = 1 // enum clock_source in xdp/layout.h
 
-	// enum variant in xdp/layout.h
-	variantLog2   = 1
-	variantDevice = 2
-	variantFrozen = 4
-	variantWatch  = 8
+	// enum judging_mode in xdp/layout.h
+	modeLog2   = 1
+	modeDevice = 2
+	modeFrozen = 4
+	modeWatch  = 8
 )

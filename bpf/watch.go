@@ -225,7 +225,7 @@ func (w *watcher) readSamples() {
 		}
 		for i := first; i < taken; i++ {
 			sample := &s.Samples[i%uint64(flowSamples)]
-			w.activity.add(flowID{atomic.LoadUint32(&sample.Place), atomic.LoadUint32(&sample.Tag)})
+			w.activity.add(flowID{atomic.LoadUint32(&sample.SlotIndex), atomic.LoadUint32(&sample.Tag)})
 		}
 		w.samplesRead[cpu] = taken
 	}

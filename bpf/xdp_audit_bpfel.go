@@ -14,28 +14,28 @@ import (
 )
 
 type programAuditConfig struct {
-	_                  structs.HostLayout
-	IdleTimeoutNs      uint64
-	EventIntervalNs    uint64
-	EventBurstNs       uint64
-	FirstBlock         uint32
-	Owner              uint32
-	HasFrags           uint32
-	SetMask            uint32
-	ClockSource        uint32
-	MinSamples         uint32
-	WindowTwice        uint32
-	Threshold2Mantissa uint32
-	Threshold2Exponent int32
-	ShortcutShift      int32
-	ShortcutFactor     uint32
-	HashKeys           [10]uint32
-	StoresAreOrdered   uint32
-	Variants           uint32
-	TailQ32            uint32
-	CalibrationTwice   uint32
-	ScoreOffset        int32
-	Frozen             struct {
+	_                   structs.HostLayout
+	IdleTimeoutNs       uint64
+	EventIntervalNs     uint64
+	EventBurstNs        uint64
+	FirstBlock          uint32
+	Owner               uint32
+	HasFrags            uint32
+	SetMask             uint32
+	ClockSource         uint32
+	MinSamples          uint32
+	BaselineHalvedAt    uint32
+	Threshold2Mantissa  uint32
+	Threshold2Exponent  int32
+	ShortcutShift       int32
+	ShortcutFactor      uint32
+	HashKeys            [10]uint32
+	StoresAreOrdered    uint32
+	Modes               uint32
+	TailQ32             uint32
+	CalibrationHalvedAt uint32
+	ScoreOffset         int32
+	Frozen              struct {
 		_       structs.HostLayout
 		MeanQ16 uint64
 		M2Low   uint64
@@ -142,9 +142,9 @@ type programFlowSamples struct {
 	Taken    uint64
 	Reserved [7]uint64
 	Samples  [1024]struct {
-		_     structs.HostLayout
-		Place uint32
-		Tag   uint32
+		_         structs.HostLayout
+		SlotIndex uint32
+		Tag       uint32
 	}
 }
 

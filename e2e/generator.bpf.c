@@ -3,8 +3,8 @@
 
 //go:build ignore
 
-/* A generator of frames: runs on live frames of BPF_PROG_TEST_RUN and sends each of them out of a device. It makes many
- * flows out of one frame, and puts times in front of it, if asked.
+/* Generates frames: runs on live frames of BPF_PROG_TEST_RUN and sends each of them out of a device.
+ * Can turn one frame into frames of many flows, and write times into their metadata.
  */
 
 #include <linux/bpf.h>
@@ -16,28 +16,28 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define CLOCK_EVERY 1024 /* frames */
+#define CLOCK_EVERY 1024	/* frames */
 #define SOURCES 0x0a000000	/* 10.0.0.0/8 */
 #define DESTINATIONS 0xc6120000 /* 198.18.0.0/15, for benchmarks: RFC 2544 */
 #define DESTINATION_MASK 0x0001ffff
 #define SOURCE_MASK 0x00ffffff
 
-const volatile __u32 output_ifindex; /* 0: nowhere, to see what making the frames costs */
+const volatile __u32 output_ifindex; /* 0: none, to measure the cost of making the frames */
 const volatile __u32 has_times;
-const volatile __u32 flow_bits; /* 2^flow_bits source addresses take turns */
-const volatile __u32 is_random; /* addresses and ports are random instead, for each frame */
+const volatile __u32 flow_bits; /* frames cycle through 2^flow_bits source addresses */
+const volatile __u32 is_random; /* each frame has random addresses and ports instead */
 
 /* Set by user space between runs. */
 __u64 number;  /* of the next frame */
-__u64 base_ns; /* is added to every time */
+__u64 base_ns; /* added to every time */
 
 __u64 sent;
-__u64 first_ns; /* when frame 0 was sent */
-__u64 last_ns;	/* when the last one was whose number is a multiple of CLOCK_EVERY */
+__u64 first_ns; /* time at which frame 0 was sent */
+__u64 last_ns;	/* time of the last frame whose number is a multiple of CLOCK_EVERY */
 __u64 random_state = 0x9e3779b97f4a7c15ULL;
 
-/* Key: number of a frame >> flow_bits. Value: its time in nanoseconds. Writer: user space. Frames beyond the last are not
- * sent.
+/* Key: number of a frame >> flow_bits. Value: its time in nanoseconds. Writer: user space. Frames
+ * without a time are not sent.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -47,7 +47,7 @@ struct {
 	__type(value, __u64);
 } times SEC(".maps");
 
-/* Writes the frame's time in front of it. Returns 0, or -1 if there is none left. */
+/* Writes the frame's time into its metadata. Returns 0, or -1 if no time is left. */
 static __always_inline int stamp(struct xdp_md *ctx, __u32 round)
 {
 	__u64 *metadata = (void *)(long)ctx->data_meta;
@@ -68,7 +68,7 @@ static __always_inline __u64 next_random(void)
 	return random_state;
 }
 
-/* The checksum of a header in which a word becomes another: RFC 1624, equation 3. */
+/* The checksum of a header in which one word changes: RFC 1624, equation 3. */
 static __always_inline __sum16 checksum_after(__sum16 checksum, __be32 before, __be32 after)
 {
 	__u32 sum = (__u16)~checksum;
@@ -95,7 +95,7 @@ static __always_inline void set_destination(struct iphdr *ip, __u32 host)
 	ip->daddr = destination;
 }
 
-/* Makes the frame one of its flow. Returns 0, or -1 if it is shorter than its headers. */
+/* Rewrites the addresses for the frame's flow. Returns 0, or -1 if the headers are truncated. */
 static __always_inline int choose_flow(struct xdp_md *ctx)
 {
 	struct iphdr *ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
@@ -116,7 +116,7 @@ static __always_inline int choose_flow(struct xdp_md *ctx)
 	return 0;
 }
 
-/* Seldom, because a clock costs as much as the rest. */
+/* Reads the clock for few frames, because it costs as much as the rest of the program. */
 static __always_inline void note_time(void)
 {
 	if (number % CLOCK_EVERY)

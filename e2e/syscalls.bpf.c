@@ -3,13 +3,13 @@
 
 //go:build ignore
 
-/* Counts how often a process enters one system call. */
+/* Counts the entries of one process into one system call. */
 
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
 
-/* The process as its namespace of processes, known by device and inode, numbers it. */
+/* The process id in a PID namespace, which is identified by device and inode. */
 const volatile __u64 namespace_device;
 const volatile __u64 namespace_inode;
 const volatile __u32 process;
@@ -24,7 +24,8 @@ int count_call(struct bpf_raw_tracepoint_args *ctx)
 
 	if (ctx->args[1] != number)
 		return 0;
-	if (bpf_get_ns_current_pid_tgid(namespace_device, namespace_inode, &current, sizeof(current)))
+	if (bpf_get_ns_current_pid_tgid(namespace_device, namespace_inode, &current,
+					sizeof(current)))
 		return 0;
 	if (current.tgid == process)
 		__sync_fetch_and_add(&calls, 1);

@@ -23,8 +23,8 @@ packages=(
 	docker.io docker-compose iptables bpftool curl openssl util-linux
 	# tests with other kernels
 	qemu-system-x86 busybox-static cpio xz-utils
-	# linters that are not written in Go
-	codespell shellcheck yamllint
+	# formatter and linters that are not written in Go
+	clang-format-14 codespell shellcheck yamllint
 )
 
 if ! command -v dpkg-query >/dev/null; then

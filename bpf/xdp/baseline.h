@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* A timing baseline: test a delta against the samples so far, then let it in. The arithmetic is the same to
- * the bit as that of internal/timing/baseline.go, which also gives the formulas.
+/* A timing baseline: tests a sample against the earlier samples, then adds it. Equal to the bit to
+ * internal/timing/baseline.go, which gives the formulas.
  */
 
 #ifndef XDP_AUDIT_BASELINE_H
 #define XDP_AUDIT_BASELINE_H
 
+#include "compiler.h"
 #include "log2.h"
 #include "maps.h"
 #include "math.h"
@@ -21,14 +22,14 @@ struct variance {
 	__s64 exponent;
 };
 
-/* Whether d² · (n − 1) and M2 · 2⁴ have 64 bits; n is below 2²⁵ always. */
+/* Whether d² · (n − 1) and M2 · 2⁴ fit into 64 bits. n is below 2²⁵. */
 static __always_inline bool fits_64(__u64 d, struct u128 m2)
 {
 	return !(d >> 19 | m2.low >> 60 | m2.high);
 }
 
-/* Whether deviation² · (n − 1) ≥ M2 · 2^shift for a shift of at most 4, exactly, the deviation rounded up to whole
- * units.
+/* Whether deviation² · (n − 1) ≥ M2 · 2^shift, exactly, for a shift of at most 4 and the deviation
+ * rounded up to whole units.
  */
 static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128 m2, __u32 shift)
 {
@@ -39,19 +40,19 @@ static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128
 	return !is_below(multiply_u32(d * d, n - 1), shift_left(m2, shift));
 }
 
-/* max(M2 / (n − 1), least / 12) as 12·M2 / 12·(n − 1), where least is 1 on the linear scale. */
+/* max(M2 / (n − 1), min / 12) as 12·M2 / 12·(n − 1), where min is 1 on the linear scale. */
 static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u64 mean_q16)
 {
-	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), least = { .low = n - 1 };
+	struct u128 m = shift_left(m2, 2), eight = shift_left(m2, 3), min = { .low = n - 1 };
 	struct variance variance;
 
-	if (config.variants & VARIANT_LOG2)
-		least = multiply_u32(log2_least_squared(mean_q16), n - 1);
+	if (config.modes & MODE_LOG2)
+		min = multiply_u32(log2_min_squared(mean_q16), n - 1);
 	m.low += eight.low;
 	m.high += eight.high + (m.low < eight.low);
-	if (is_below(m, least))
-		m = least;
-	variance.exponent = ((__s64)bits_of(m) - 62) & ~1; /* leaves 62 or 63 bits */
+	if (is_below(m, min))
+		m = min;
+	variance.exponent = ((__s64)bits_of(m) - 62) & ~1; /* for a mantissa of 62 or 63 bits */
 	if (variance.exponent >= 0)
 		variance.mantissa = shift_right(m, variance.exponent & 127);
 	else
@@ -60,8 +61,9 @@ static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u6
 	return variance;
 }
 
-/* Whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n), in products of 32-bit mantissas. */
-static __always_inline bool reaches_threshold(__u64 deviation_q16, struct variance variance, __u64 n)
+/* Whether |t| ≥ threshold: d² ≥ threshold² · s² · (1 + 1/n), in products of 32-bit mantissas. */
+static __always_inline bool reaches_threshold(__u64 deviation_q16, struct variance variance,
+					      __u64 n)
 {
 	__u64 squared = variance.mantissa + variance.mantissa / n;
 	__u32 deviation_log2 = log2_u64(deviation_q16), squared_log2 = log2_u64(squared);
@@ -83,7 +85,7 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 	return shift < 0;
 }
 
-/* Four standard deviations in 2⁻¹⁶ units. */
+/* Four standard deviations, in 2⁻¹⁶ units. */
 static __always_inline __u64 clip_limit(struct variance variance)
 {
 	__u64 root = square_root(variance.mantissa);
@@ -97,7 +99,7 @@ static __always_inline __u64 round_q16(__u64 v)
 	return (v + (1 << (MEAN_SHIFT - 1))) >> MEAN_SHIFT;
 }
 
-/* Where a sample is from the mean: its absolute value in 2⁻¹⁶ units, and its sign. */
+/* The deviation of a sample from the mean: absolute value in 2⁻¹⁶ units, and sign. */
 struct deviation {
 	__u64 q16;
 	__s64 sign;
@@ -108,25 +110,26 @@ static __always_inline struct deviation deviation_of(const struct baseline *base
 	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
 	struct deviation deviation = { .sign = sign_of(difference) };
 
-	barrier_var(deviation.sign); /* else what uses it is worked out of the difference, which is kept for that */
+	KEEP_IN_REGISTER(deviation.sign); /* 5: clang would derive it from the difference again */
 	deviation.q16 = with_sign(difference, deviation.sign);
 	return deviation;
 }
 
-/* One step of Welford's method, behind n samples; halves the baseline when it has twice the window. */
-static __always_inline void baseline_update(struct baseline *baseline, __u64 n, struct deviation deviation)
+/* Adds a sample after n samples by Welford's method. Halves the baseline at twice the window. */
+static __always_inline void baseline_update(struct baseline *baseline, __u64 n,
+					    struct deviation deviation)
 {
-	__u64 step, product, m2_low, all = n + 1, half = all;
+	__u64 step, product, m2_low, all = n + 1;
 
-	step = ((half >> 1) + deviation.q16) / all;
+	step = ((all >> 1) + deviation.q16) / all;
 	product = round_q16(deviation.q16) * round_q16(deviation.q16 - step);
 	baseline->mean_q16 += with_sign(step, deviation.sign);
 	m2_low = baseline->m2_low + product;
-	barrier_var(m2_low); /* as in add_u128() */
+	KEEP_IN_REGISTER(m2_low); /* 4: as in add_u128() */
 	baseline->m2_low = m2_low;
 	if (m2_low < product)
 		baseline->m2_high++;
-	if (all == config.window_twice) {
+	if (all == config.baseline_halved_at) {
 		all >>= 1;
 		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
 		baseline->m2_high >>= 1;
@@ -134,34 +137,39 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n, 
 	baseline->n = all;
 }
 
-/* The state that the next flagged packet of this CPU leaves. */
+/* The state for the next flagged packet of this CPU. */
 static __always_inline struct flag_state *next_flag(struct last_flag *last)
 {
+	/* Saves 12 for a flagged packet: clang would compute the address of an array element for each
+	 * of its members.
+	 */
 	void *at = (void *)last + ((last->sequence + 1) & 1) * sizeof(last->states[0]);
 
 	return at + offsetof(struct last_flag, states);
 }
 
-/* Whether surely deviation² · (n − 1) < M2 · factor for a factor of at most 16. The deviation is rounded up to whole units or one
- * more, below 2¹⁹, and n, below 2²⁵, is not made one less: 64 bits are enough for that. Those that the other side has above are cut
- * off, which makes it smaller.
+/* A fast test that implies deviation² · (n − 1) < M2 · factor, for a factor of at most 16. It uses n
+ * instead of n − 1, and a deviation that is rounded up by up to two units. With deviations below 2¹⁹
+ * and n below 2²⁵ the left side fits into 64 bits. Bits of the right side above 64 are lost, which
+ * makes it smaller.
  */
-static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low, __u64 factor)
+static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low,
+					     __u64 factor)
 {
 	__u64 d = round_q16(deviation_q16) + 1, right = m2_low * factor;
 
 	if (d >> 19)
 		return false;
 	d *= d;
-	barrier_var(d); /* else it becomes (d · n) · d, which takes a copy */
+	KEEP_IN_REGISTER(d); /* 5: clang would compute (d · n) · d, which needs a copy of d */
 	return d * n < right;
 }
 
-/* Judges a sample that may be worth flagging or clipping, and updates the baseline with it, clipped. What it is judged by is left
- * in the next state of *last, where it stays if the sample is not flagged: nobody looks there.
+/* Judges a sample with the exact test, clips it, and adds it to the baseline. Writes the arguments
+ * of the test into the next state of *last, which readers see only after publish_flag().
  */
-static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample, __u64 delta_ns,
-						   struct last_flag *last)
+static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample,
+						   __u64 delta_ns, struct last_flag *last)
 {
 	struct deviation deviation = deviation_of(baseline, sample);
 	struct flag_state *flag = next_flag(last);
@@ -177,11 +185,13 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	flag->m2_high = m2.high;
 	flag->n = n;
 	flag->is_late = deviation.sign + 1;
-	if (config.shortcut_shift >= 0 && !is_outside(deviation.q16, n, m2, config.shortcut_shift & 7)) {
+	if (config.shortcut_shift >= 0 &&
+	    !is_outside(deviation.q16, n, m2, config.shortcut_shift & 7)) {
 		baseline_update(baseline, n, deviation);
 		return OUTCOME_JUDGED;
 	}
-	is_far = !is_surely_inside(deviation.q16, n, m2.low, 1 << CLIP_SHIFT) && is_outside(deviation.q16, n, m2, CLIP_SHIFT);
+	is_far = !is_surely_inside(deviation.q16, n, m2.low, 1 << CLIP_SHIFT) &&
+		 is_outside(deviation.q16, n, m2, CLIP_SHIFT);
 	if (is_far || config.threshold2_mantissa) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
@@ -196,15 +206,16 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	baseline_update(baseline, n, deviation);
 	if (!is_flagged)
 		return OUTCOME_JUDGED;
-	outcome = OUTCOME_FLAGGED_LATE + deviation.sign; /* OUTCOME_FLAGGED_EARLY is the one before */
-	barrier_var(outcome);
-	return outcome & 7; /* whose bounds Linux 6.1 knows */
+	outcome = OUTCOME_FLAGGED_LATE + deviation.sign; /* OUTCOME_FLAGGED_EARLY is one less */
+	/* Linux 6.1 knows the bounds of a masked value. Clang would remove the mask. */
+	VERIFIER_KNOWS(outcome);
+	return outcome & 7;
 }
 
-/* Judges a sample of at most 2³¹ units against those before it, and lets it in, if it is what most are: so near to the mean that
- * it is neither flagged nor clipped. Returns whether it was; else nothing was changed.
+/* Judges a sample of at most 2³¹ units and adds it to the baseline if it is so near to the mean that
+ * it is neither flagged nor clipped, as most are. Otherwise changes nothing and returns false.
  */
-static __always_inline bool baseline_observe_near(struct baseline *baseline, __u64 sample)
+static __always_inline bool baseline_try_fast(struct baseline *baseline, __u64 sample)
 {
 	struct deviation deviation;
 	__u64 n = baseline->n;
@@ -218,11 +229,11 @@ static __always_inline bool baseline_observe_near(struct baseline *baseline, __u
 	return true;
 }
 
-/* Judges a sample that baseline_observe_near() left, and lets it in: from min_samples on no further than four standard deviations
- * from the mean.
+/* Judges a sample that baseline_try_fast() left and adds it to the baseline. From min_samples on, the
+ * added sample is at most four standard deviations from the mean.
  */
-static __always_inline enum outcome baseline_observe_rest(struct baseline *baseline, __u64 sample, __u64 delta_ns,
-							  struct last_flag *last)
+static __always_inline enum outcome baseline_observe_slow(struct baseline *baseline, __u64 sample,
+							  __u64 delta_ns, struct last_flag *last)
 {
 	__u64 n = baseline->n;
 
@@ -232,13 +243,13 @@ static __always_inline enum outcome baseline_observe_rest(struct baseline *basel
 	return OUTCOME_MIN_SAMPLES;
 }
 
-/* Judges any sample, and lets it in. */
-static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample, __u64 delta_ns,
-						     struct last_flag *last)
+/* Judges any sample and adds it to the baseline. */
+static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample,
+						     __u64 delta_ns, struct last_flag *last)
 {
-	if (likely(baseline_observe_near(baseline, sample)))
+	if (likely(baseline_try_fast(baseline, sample)))
 		return OUTCOME_JUDGED;
-	return baseline_observe_rest(baseline, sample, delta_ns, last);
+	return baseline_observe_slow(baseline, sample, delta_ns, last);
 }
 
 #endif

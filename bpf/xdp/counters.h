@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* The counters of this device on this CPU. No other program writes them, so that plain increments are exact. */
+/* The counters of this device on this CPU. No other program writes them, so that plain increments
+ * are exact.
+ */
 
 #ifndef XDP_AUDIT_COUNTERS_H
 #define XDP_AUDIT_COUNTERS_H
 
+#include "compiler.h"
 #include "histogram.h"
 #include "maps.h"
 #include "math.h"
 
-/* NULL only if the map is smaller than user space promised. */
+/* Returns NULL only if the map is smaller than the configuration says. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 {
 	__u32 key = config.first_block + cpu;
@@ -18,13 +21,16 @@ static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 	return bpf_map_lookup_elem(&audit_counters, &key);
 }
 
-/* The cells of a family and a protocol. The parsers leave a number below PROTOCOL_CELLS. */
-static __always_inline struct protocol_counters *cells_of(struct device_counters *counters, __u8 cell)
+/* The counters of a family and a protocol. Parsers set a cell below PROTOCOL_CELLS. */
+static __always_inline struct protocol_counters *cells_of(struct device_counters *counters,
+							  __u8 cell)
 {
 	return &counters->protocols[0][0] + cell;
 }
 
-/* The first delta on any CPU of the device becomes the reference of all; 0 stands for none yet. */
+/* The first delta on any CPU of the device becomes the reference on all of them. A delta of 0 becomes
+ * 1, because 0 means that there is no reference.
+ */
 static __noinline __u64 choose_reference(struct device_counters *counters, __u64 delta_ns)
 {
 	struct device_counters *first = counters_of_cpu(0);

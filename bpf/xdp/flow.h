@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* The flow table: set-associative, of fixed size, shared by all CPUs and devices. A set is changed under its lock; who
- * does not get the lock at once goes without.
+/* The flow table: set-associative, of fixed size, shared by all CPUs and devices. A set is changed
+ * only under its lock. A packet that does not get the lock at once is counted as contended.
  */
 
 #ifndef XDP_AUDIT_FLOW_H
@@ -10,24 +10,27 @@
 
 #include "baseline.h"
 #include "clock.h"
-#include "parse_fast.h"
+#include "compiler.h"
 #include "counters.h"
 #include "hash.h"
 #include "maps.h"
-#include "publish.h"
 #include "modes.h"
+#include "parse_fast.h"
+#include "publish.h"
 
 /* See set_find(). */
 #define WAY_OF_CANDIDATE 0x08002a004c006e00ULL
 
-/* The parts of a flow's hash. No bit is in two of them, but those of the way, and in a table of more than 2¹⁶ sets some of the mark. */
+/* The parts of a flow's hash. They share no bits, except that the way shares some with the mark and
+ * the set, and that the set shares some with the mark in a table of more than 2¹⁶ sets.
+ */
 
-static __always_inline __u32 set_of(__u64 hash)
+static __always_inline __u64 set_of(__u64 hash)
 {
 	return hash >> 32 & config.set_mask;
 }
 
-/* Where the flow is if that was free when it came. */
+/* The way of the flow if that was free when the flow began. */
 static __always_inline __u64 first_way_of(__u64 hash)
 {
 	return hash >> 61;
@@ -47,9 +50,7 @@ static __always_inline __u32 tag_of(__u64 hash)
 
 static __always_inline bool set_try_lock(struct flow_set *set)
 {
-	__u64 held = __sync_lock_test_and_set(&set->lock, 1);
-
-	return !held;
+	return !__sync_lock_test_and_set(&set->lock, 1);
 }
 
 static __always_inline void set_unlock(struct flow_set *set)
@@ -57,8 +58,10 @@ static __always_inline void set_unlock(struct flow_set *set)
 	store_in_order(&set->lock, 0);
 }
 
-/* In each 16-bit lane that agrees with the mark sets the highest bit; it may set others, but none below the first. */
-static __always_inline __u64 lanes_that_agree(__u64 lanes, __u64 mark)
+/* Sets the highest bit of each 16-bit lane that equals the mark. May set it in other lanes above the
+ * first equal one.
+ */
+static __always_inline __u64 lanes_equal_to(__u64 lanes, __u64 mark)
 {
 	__u64 difference = lanes ^ mark * 0x0001000100010001ULL;
 
@@ -70,16 +73,16 @@ static __always_inline bool is_flow_in(const struct flow_set *set, __u64 way, __
 	return set->tags[way] == tag_of(hash) && set->marks[way] == mark_of(hash);
 }
 
-/* Returns the way of a flow that is not in its first way, or FLOW_WAYS if it is in none. It looks at all marks at once: a chain of
- * comparisons would be mispredicted whenever flows alternate. The candidates are bits 16·i for way i and 16·i + 4 for way
- * 4 + i, which a multiplication turns into the number of the way.
+/* Returns the way of a flow that is not in its first way, or FLOW_WAYS if it has none. Compares all
+ * marks at once: the CPU would mispredict a chain of comparisons whenever flows alternate. Bit 16·i
+ * of the candidates is way i, bit 16·i + 4 is way 4 + i. A multiplication turns the lowest such bit
+ * into the number of the way.
  */
 static __always_inline __u64 set_find(const struct flow_set *set, __u64 hash)
 {
 	const __u64 *marks = (const __u64 *)set->marks;
-	__u64 candidates;
-
-	candidates = lanes_that_agree(marks[0], mark_of(hash)) >> 15 | lanes_that_agree(marks[1], mark_of(hash)) >> 11;
+	__u64 candidates = lanes_equal_to(marks[0], mark_of(hash)) >> 15 |
+			   lanes_equal_to(marks[1], mark_of(hash)) >> 11;
 
 	for (int i = 0; i < FLOW_WAYS && candidates; i++) {
 		__u64 first = candidates & -candidates;
@@ -92,8 +95,9 @@ static __always_inline __u64 set_find(const struct flow_set *set, __u64 hash)
 	return FLOW_WAYS;
 }
 
-/* Returns the way that a new flow shall take: the one whose flow was seen longest ago, to within 8 ns, where free ones
- * were never seen and the flow's own comes first. Without branches, which nothing could predict.
+/* Returns the way for a new flow: the one with the oldest last packet, to within 8 ns. Free ways have
+ * last packets at 0, and of several the preferred one is taken. Has no branches: the CPU could not
+ * predict them.
  */
 static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 preferred)
 {
@@ -101,23 +105,25 @@ static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 p
 
 #pragma unroll
 	for (__u32 way = 0; way < FLOW_WAYS; way++) {
-		__s64 behind = ((set->slots[way].last_ns & ~(FLOW_WAYS - 1ULL)) | (way ^ preferred)) - oldest;
+		__u64 last_ns = set->slots[way].last_ns & ~(FLOW_WAYS - 1ULL);
+		__s64 difference = (last_ns | (way ^ preferred)) - oldest;
 
-		oldest += behind & sign_of(behind);
+		oldest += difference & sign_of(difference);
 	}
 	return (oldest ^ preferred) & (FLOW_WAYS - 1);
 }
 
-static __always_inline void count_eviction(struct device_counters *counters, __u64 last_ns, __u64 now_ns)
+static __always_inline void count_eviction(struct device_counters *counters, __u64 last_ns,
+					   __u64 now_ns)
 {
 	bool is_expired = now_ns > last_ns && now_ns - last_ns > config.idle_timeout_ns;
 
 	counters->flow_evictions[is_expired ? EVICTION_EXPIRED : EVICTION_LIVE]++;
 }
 
-/* Makes a way of a set a new flow's. */
-static __always_inline void set_take(struct flow_set *set, __u32 way, __u64 hash, __u64 now_ns,
-				     struct device_counters *counters)
+/* Assigns a way of a set to a new flow. */
+static __always_inline void set_assign(struct flow_set *set, __u32 way, __u64 hash, __u64 now_ns,
+				       struct device_counters *counters)
 {
 	struct flow_slot *slot = &set->slots[way];
 
@@ -130,27 +136,28 @@ static __always_inline void set_take(struct flow_set *set, __u32 way, __u64 hash
 	slot->last_ns = now_ns;
 }
 
-/* The compiler shall keep the address, and not work it out again for each access. */
 static __always_inline struct flow_slot *slot_at(struct flow_set *set, __u64 way)
 {
 	struct flow_slot *slot = &set->slots[way];
 
-	barrier_var(slot);
+	KEEP_IN_REGISTER(slot); /* 16: clang would compute the address at each access */
 	return slot;
 }
 
-/* Gives a new flow a slot. Apart from the rest, because few packets get here; the frame is parsed anew for the key, so that
- * the others need not keep what it takes.
+/* Inserts a new flow. A function of its own, because few packets get here. It parses the frame again,
+ * so that other packets need not keep what the key is made of.
  */
-static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 hash, __u64 now_ns,
-				  struct device_counters *counters)
+static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 hash,
+				  __u64 now_ns, struct device_counters *counters)
 {
-	__u32 way = set_find_victim(set, first_way_of(hash)), place = set_of(hash) * FLOW_WAYS + way;
-	struct flow_key *key = bpf_map_lookup_elem(&flow_keys, &place);
+	__u32 way = set_find_victim(set, first_way_of(hash));
+	__u32 slot_index = set_of(hash) * FLOW_WAYS + way;
+	struct flow_key *key = bpf_map_lookup_elem(&flow_keys, &slot_index);
 	struct packet packet;
 
-	barrier_var(ctx); /* else what it points to is handed over in its place, which the verifier does not follow */
-	set_take(set, way, hash, now_ns, counters);
+	/* Clang would pass the members of the context instead of its address. */
+	VERIFIER_KNOWS(ctx);
+	set_assign(set, way, hash, now_ns, counters);
 	if (key) {
 		parse_packet(ctx, &packet);
 		read_key(ctx, &packet, key);
@@ -158,7 +165,7 @@ static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u6
 	}
 }
 
-/* A packet whose time is not within the idle timeout after the flow's last one: later, or earlier. */
+/* A packet that is earlier than the flow's last one, or later by more than the idle timeout. */
 static __always_inline enum outcome slot_resume(struct flow_slot *slot, __u64 now_ns)
 {
 	__u64 last_ns = slot->last_ns;
@@ -167,89 +174,95 @@ static __always_inline enum outcome slot_resume(struct flow_slot *slot, __u64 no
 		slot->last_ns = now_ns;
 		return OUTCOME_IDLE_GAP;
 	}
-	/* Packets are reordered by less: the clock was set back, and the flow would wait for it in vain. */
+	/* Reordering is shorter than the idle timeout. This clock was set back, and the flow would
+	 * count all packets as reordered until it has caught up.
+	 */
 	if (last_ns - now_ns > config.idle_timeout_ns)
 		slot->last_ns = now_ns;
 	return OUTCOME_REORDERED;
 }
 
-/* Judges and counts a delta that is not near to the mean, or that is judged in another way. All is read from the stack, or the
- * others would have to keep for this what they have found.
- */
-static __always_inline enum outcome slot_judge(struct visit *visit)
+/* Judges and counts a delta that baseline_try_fast() did not judge, or any in other modes. */
+static __always_inline enum outcome slot_observe_slow(struct packet_state *state)
 {
 	struct device_counters *counters;
 	enum outcome outcome;
 	__u64 delta_ns;
 
-	barrier_var(visit);
-	counters = visit->counters;
-	delta_ns = visit->delta_ns;
-	if (config.variants)
-		outcome = variant_observe(visit->slot, visit->set, visit->place, delta_ns, counters);
+	READ_FROM_STACK(state); /* 9: other packets would keep the members in registers */
+	counters = state->counters;
+	delta_ns = state->delta_ns;
+	if (config.modes)
+		outcome = observe_in_modes(state->slot, state->set, state->slot_index, delta_ns,
+					   counters);
 	else
-		outcome = baseline_observe_rest(&visit->slot->baseline, delta_ns, delta_ns, &counters->last_flag);
+		outcome = baseline_observe_slow(&state->slot->baseline, delta_ns, delta_ns,
+						&counters->last_flag);
 	count_delta(counters, delta_ns);
 	return outcome;
 }
 
-/* Measures the delta since the flow's last packet, judges and counts it. Counting needs no lock, but fills the time in which
- * the division of the baseline's update is under way.
+/* Measures, judges and counts the delta since the flow's last packet. Counting needs no lock, but
+ * overlaps with the division in the update of the baseline.
  */
-static __always_inline enum outcome slot_observe(struct visit *visit, struct flow_slot *slot, __u64 now_ns)
+static __always_inline enum outcome slot_observe(struct packet_state *state, struct flow_slot *slot,
+						 __u64 now_ns)
 {
 	__u64 delta_ns = now_ns - slot->last_ns;
 
-	if (unlikely(delta_ns > config.idle_timeout_ns)) /* or now is before last, unless the clock wraps */
+	/* Also true if now is earlier: the delta wraps. */
+	if (unlikely(delta_ns > config.idle_timeout_ns))
 		return slot_resume(slot, now_ns);
 	slot->last_ns = now_ns;
-	if (likely(!config.variants && baseline_observe_near(&slot->baseline, delta_ns))) {
-		count_delta(visit->counters, delta_ns);
+	if (likely(!config.modes && baseline_try_fast(&slot->baseline, delta_ns))) {
+		count_delta(state->counters, delta_ns);
 		return OUTCOME_JUDGED;
 	}
-	visit->slot = slot;
-	visit->delta_ns = delta_ns;
-	return slot_judge(visit);
+	state->slot = slot;
+	state->delta_ns = delta_ns;
+	return slot_observe_slow(state);
 }
 
-/* Keeps the compiler from setting an outcome ahead, for the case that a condition holds. */
-static __always_inline enum outcome at_last(enum outcome outcome)
+/* An outcome on an unlikely path. */
+static __always_inline enum outcome cold_outcome(enum outcome outcome)
 {
-	barrier();
+	KEEP_BRANCH(); /* 6: clang would set the outcome before the condition, for all packets */
 	return outcome;
 }
 
-/* Finds the packet's flow, or makes it one, and judges the packet by it. The clock is read as late as can be, because the
- * processor waits there for all that came before. On the way of a packet that is near to the mean of its flow, nothing behind the
- * clock calls a function but for a first delta: for a call the compiler has to keep what it knows out of most registers.
+/* Finds or inserts the packet's flow and judges the packet. Reads the clock as late as possible,
+ * because the CPU waits there for all earlier instructions. A packet that baseline_try_fast() judges
+ * calls no function after the clock, except for the first delta: across a call, values stay only in
+ * four registers.
  */
-static __always_inline enum outcome flow_observe(struct visit *visit, const struct packet *packet)
+static __always_inline enum outcome flow_observe(struct packet_state *state,
+						 const struct packet *packet)
 {
 	__u64 hash = hash_packet(packet), way = first_way_of(hash), now_ns;
-	__u32 map_key = set_of(hash); /* a copy: what a helper reads cannot stay in registers */
+	__u32 map_key = set_of(hash); /* a copy: the argument of a helper is on the stack */
 	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
 	enum outcome outcome;
 
 	if (unlikely(!set))
-		return at_last(OUTCOME_CONTENDED);
-	if (unlikely(!clock_read(visit, &now_ns)))
-		return at_last(OUTCOME_UNTIMED);
-	visit->now_ns = now_ns;
+		return cold_outcome(OUTCOME_CONTENDED);
+	if (unlikely(!clock_read(state, &now_ns)))
+		return cold_outcome(OUTCOME_UNTIMED);
+	state->now_ns = now_ns;
 	if (unlikely(!set_try_lock(set)))
-		return at_last(OUTCOME_CONTENDED);
-	visit->set = set;
+		return cold_outcome(OUTCOME_CONTENDED);
+	state->set = set;
 	if (unlikely(!is_flow_in(set, way, hash))) {
 		way = set_find(set, hash);
 		if (way >= FLOW_WAYS) {
-			set_insert(visit->ctx, set, hash, visit->now_ns, visit->counters);
-			set_unlock(visit->set);
-			return at_last(OUTCOME_NEW_FLOW);
+			set_insert(state->ctx, set, hash, state->now_ns, state->counters);
+			set_unlock(state->set);
+			return cold_outcome(OUTCOME_NEW_FLOW);
 		}
 	}
-	if (config.variants)
-		visit->place = set_of(hash) * FLOW_WAYS + way;
-	outcome = slot_observe(visit, slot_at(set, way), visit->now_ns);
-	set_unlock(visit->set);
+	if (config.modes)
+		state->slot_index = set_of(hash) * FLOW_WAYS + way;
+	outcome = slot_observe(state, slot_at(set, way), state->now_ns);
+	set_unlock(state->set);
 	return outcome;
 }
 

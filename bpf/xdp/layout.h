@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* What the parts of the program hand to each other, and what the maps hold. */
+/* The values of the maps, the configuration, and the structs that headers pass to each other.
+ *
+ * Renaming or moving a member of a map's value makes maps that an earlier version pinned unusable:
+ * pins are compared by the names and offsets in BTF.
+ */
 
 #ifndef XDP_AUDIT_LAYOUT_H
 #define XDP_AUDIT_LAYOUT_H
@@ -10,10 +14,6 @@
 #include <stdbool.h>
 
 #include <bpf/bpf_helpers.h>
-
-/* Where the compiler shall put what seldom happens: out of the way, and without registers of its own. */
-#define likely(condition) __builtin_expect(!!(condition), 1)
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
 
 #define FLOW_WAYS 8
 #define HISTOGRAM_LINEAR_CELLS 512
@@ -26,7 +26,7 @@
 #define FLOW_SAMPLES 1024
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
 
-/* The enumerations number the cells of the counters; their twins are in values.go. */
+/* The enumerations number the cells of the counters. values.go has the same numbers. */
 
 enum family {
 	FAMILY_OTHER,
@@ -44,7 +44,7 @@ enum protocol {
 	PROTOCOLS,
 };
 
-/* The number of the cells of a family and a protocol, below PROTOCOL_CELLS. */
+/* The number of the cell of a family and a protocol, below PROTOCOL_CELLS. */
 #define PROTOCOL_CELLS 32
 
 static __always_inline __u8 protocol_cell(enum family family, __u8 protocol)
@@ -89,99 +89,102 @@ enum clock_source {
 	CLOCK_SOURCE_METADATA,
 };
 
-/* What is done besides, or in another way than, judging a delta, in ns, against the baseline of its flow. Bits of
- * config.variants, one word so that a packet pays for two looks, whatever there is.
+/* Deviations from the default mode, in which a delta in ns is judged against the baseline of its
+ * flow. They are bits of config.modes, so that a packet in the default mode tests one word.
  */
-enum variant {
-	VARIANT_LOG2 = 1,   /* a sample is the logarithm of a delta, in 2⁻²⁰ octaves */
-	VARIANT_DEVICE = 2, /* the baseline is that of the device on this CPU */
-	VARIANT_FROZEN = 4, /* the baseline is config.frozen, whatever comes */
-	VARIANT_WATCH = 8,  /* deltas of watched flows are recorded, and packets are sampled to tell which flows are busy */
+enum judging_mode {
+	MODE_LOG2 = 1,	 /* samples are logarithms of deltas, in 2⁻²⁰ octaves */
+	MODE_DEVICE = 2, /* one baseline per device and CPU instead of one per flow */
+	MODE_FROZEN = 4, /* the baseline is config.frozen and does not learn */
+	MODE_WATCH = 8,	 /* deltas of watched flows are recorded, and packets are sampled */
 };
 
-/* What the samples so far say, in their unit: ns, or 2⁻²⁰ octaves. */
+/* A summary of samples, in their unit: ns, or 2⁻²⁰ octaves with MODE_LOG2. */
 struct baseline {
 	__u64 mean_q16; /* unit · 2¹⁶ */
-	__u64 m2_low;	/* unit² */
-	__u32 m2_high;	/* 96 bits are enough: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
+	__u64 m2_low;	/* sum of squared deviations from the mean, unit² */
+	__u32 m2_high;	/* 96 bits suffice: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
 	__u32 n;
 };
 
-/* Constant from load on; one program per device has its own. */
+/* The configuration of the program of one device. User space sets it before load. */
 struct audit_config {
 	__u64 idle_timeout_ns;
-	__u64 event_interval_ns; /* what one perf event costs of a CPU's allowance */
-	__u64 event_burst_ns;	 /* how far the allowance may be overdrawn */
-	__u32 first_block;	 /* of the device's counters, one for each CPU */
-	__u32 owner;		 /* index of the device, and in the upper half how many devices had it before */
-	__u32 has_frags;	 /* frames may be in several buffers, of which only the first can be accessed directly */
-	__u32 set_mask;		 /* sets of the flow table − 1 */
+	__u64 event_interval_ns; /* price of one perf event in a CPU's allowance */
+	__u64 event_burst_ns;	 /* upper bound on the overdraft of the allowance */
+	__u32 first_block; /* index of the device's first block of counters; one block per CPU */
+	__u32 owner;	   /* device index; upper half: number of earlier devices with this index */
+	__u32 has_frags;   /* frames may span buffers; only the first can be accessed directly */
+	__u32 set_mask;	   /* number of sets of the flow table − 1 */
 	__u32 clock_source;
 	__u32 min_samples;
-	__u32 window_twice;	    /* samples at which a baseline is halved */
-	__u32 threshold2_mantissa;  /* threshold² = mantissa · 2^exponent; mantissa 0: everything is flagged */
+	__u32 baseline_halved_at; /* number of samples at which a baseline is halved */
+	__u32 threshold2_mantissa; /* threshold² = mantissa · 2^exponent; 0: every packet is flagged */
 	__s32 threshold2_exponent;
-	__s32 shortcut_shift;	    /* a deviation² below M2 << shift, over n − 1, needs no test; < 0: every one does */
-	__u32 shortcut_factor;	    /* 1 << shift, or 0 */
+	/* If deviation² · (n − 1) < M2 << shortcut_shift, no test is needed. Negative: always test. */
+	__s32 shortcut_shift;
+	__u32 shortcut_factor; /* 1 << shortcut_shift, or 0 */
 	__u32 hash_keys[HASH_WORDS];
-	__u32 stores_are_ordered; /* the machine keeps stores in order, as x86 does: a plain one can release a lock */
-	__u32 variants;		  /* enum variant */
-	__u32 tail_q32;		  /* share of the judged packets that may become events, early or late, in 2⁻³²; 0: all that are flagged */
-	__u32 calibration_twice;  /* judged packets at which a calibration is halved */
-	__s32 score_offset;	  /* of the first bin of a calibration, in 2⁻¹⁶ octaves */
+	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */
+	__u32 modes;		  /* bits of enum judging_mode */
+	/* Largest share of the judged packets per side that may become events, in 2⁻³². 0: no limit. */
+	__u32 tail_q32;
+	__u32 calibration_halved_at; /* number of judged packets at which a calibration is halved */
+	__s32 score_offset; /* score of the lowest bin of a calibration, in 2⁻¹⁶ octaves */
 	struct baseline frozen;
 	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
 
-/* Addresses and ports in network order. IPv4 addresses stand in the first word. */
+/* The identity of a flow. Addresses and ports are in network order. An IPv4 address is in word 0. */
 struct flow_key {
 	__be32 source[4];
 	__be32 destination[4];
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 owner; /* as in the configuration */
-	__u16 vlan_id; /* of the outer tag, host order; 0 without */
+	__u32 owner;   /* as in struct audit_config */
+	__u16 vlan_id; /* of the outer tag, host order; 0 without a tag */
 	__u8 ip_protocol;
 	__u8 family;
 	__u32 reserved;
 };
 
-/* A frame after parsing, few words, so that those of a common packet are in registers. The addresses are still in the frame,
- * where read_key() gets them for the few packets that need them.
+/* A parsed frame, in few words, so that those of most packets fit into registers. Addresses stay in
+ * the frame. read_key() reads them for the few packets that need them.
  */
 struct packet {
-	__u64 addresses;  /* their part of the flow's hash */
-	__u32 ports;	  /* as in a UDP header, the source in the lower half */
-	__u32 kind;	  /* VLAN id of the outer tag or 0, family, IP protocol: 16, 8 and 8 bits */
+	__u64 addresses; /* the part of the flow's hash that covers the addresses */
+	__u32 ports;	 /* as in a UDP header, the source in the lower half */
+	__u32 kind;	 /* VLAN id of the outer tag or 0, family, IP protocol: 16, 8 and 8 bits */
 	__u32 len_bytes;
-	__u8 cell;	  /* of the counters: see protocol_cell() */
-	bool is_fragment; /* and not the first of its packet */
+	__u8 cell;	  /* see protocol_cell() */
+	bool is_fragment; /* and not the first one of its packet */
 	__u16 reserved;
 };
 
-/* What is known of a packet on its way. Most packets need little of it after it was stored: of those members  and
- * store_aside() see to it that the compiler gives them no registers on the common way.
+/* What the program knows of the current packet. It lives on the stack: most packets store members
+ * here and never read them.
  */
-struct visit {
+struct packet_state {
 	struct xdp_md *ctx;
 	struct device_counters *counters;
 	struct protocol_counters *cells;
-	struct flow_set *set; /* which is locked */
+	struct flow_set *set; /* locked */
 	struct flow_slot *slot;
 	__u64 now_ns;
 	__u64 delta_ns;
-	__u32 place; /* of the slot: see struct flow_sample */
+	__u32 slot_index; /* see struct flow_sample */
 	__u32 len_bytes;
 };
 
-/* A flow: when it was last seen, and its baseline. Half a cache line. */
+/* The last packet time and the baseline of a flow. Half a cache line. */
 struct flow_slot {
 	__u64 last_ns;
 	struct baseline baseline;
 };
 
-/* A set of the flow table: four lines of slots, and one line that finds the slot. Mark and tag are 47 bits of the flow's
- * hash; tag 0 marks a free slot. A watch is its number + 1; 0: the flow is not watched, or the one before was.
+/* A set of the flow table: four cache lines of slots, and one line to find a slot by. Mark and tag
+ * are 47 bits of the flow's hash. Tag 0 marks a free slot. A watch is the index of a struct watch
+ * plus 1. Watch 0 says that the flow is not watched.
  */
 struct flow_set {
 	struct flow_slot slots[FLOW_WAYS];
@@ -191,11 +194,11 @@ struct flow_set {
 	__u8 watches[FLOW_WAYS];
 };
 
-/* The last deltas of a watched flow. User space says whose they are, before the flow has the watch; the delta numbered i is in
- * deltas_ns[i % WATCH_DELTAS].
+/* The last deltas of a watched flow. User space writes mark and tag before it assigns the watch.
+ * Delta number i is in deltas_ns[i % WATCH_DELTAS].
  */
 struct watch {
-	__u64 recorded; /* deltas, of all flows that have had the watch */
+	__u64 recorded; /* number of deltas recorded, of all flows that had the watch */
 	__u32 tag;
 	__u16 mark;
 	__u16 reserved;
@@ -203,20 +206,22 @@ struct watch {
 	__u32 deltas_ns[WATCH_DELTAS];
 };
 
-/* A packet's flow: its place in the flow table is set · FLOW_WAYS + way. */
+/* The flow of a sampled packet. */
 struct flow_sample {
-	__u32 place;
+	__u32 slot_index; /* set · FLOW_WAYS + way */
 	__u32 tag;
 };
 
-/* The flows of the last packets that were sampled on a CPU; the sample numbered i is in samples[i % FLOW_SAMPLES]. */
+/* The flows of the last packets that were sampled on a CPU. Sample number i is in
+ * samples[i % FLOW_SAMPLES].
+ */
 struct flow_samples {
 	__u64 taken;
 	__u64 reserved[7];
 	struct flow_sample samples[FLOW_SAMPLES];
 };
 
-/* The arguments of the score of a flagged packet: the baseline as it was before the packet entered it. */
+/* A flagged packet and the baseline that it was judged against, before the packet entered it. */
 struct flag_state {
 	__u64 audit_ns; /* on the audit clock */
 	__u64 ktime_ns; /* CLOCK_MONOTONIC */
@@ -227,17 +232,17 @@ struct flag_state {
 	__u32 n;
 	__u32 len_bytes;
 	__u32 is_late;
-	__u64 deviation_q16; /* of the sample from the mean, its absolute value */
+	__u64 deviation_q16; /* distance of the sample from the mean */
 };
 
-/* What goes through audit_events. */
+/* A record of audit_events. */
 struct audit_event {
 	struct flag_state flag;
 	struct flow_key key;
 };
 
-/* The last flagged packet of a CPU. The state numbered `sequence` is in states[sequence & 1]; a reader that finds the
- * same sequence before and after has read it whole. 0: none yet.
+/* The last flagged packet of a CPU: states[sequence & 1]. A reader that finds the same sequence
+ * before and after has read one state. Sequence 0: no packet was flagged.
  */
 struct last_flag {
 	__u64 sequence;
@@ -245,8 +250,8 @@ struct last_flag {
 	struct flag_state states[2];
 };
 
-/* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns², each of 128 bits: low, high. Deviations are
- * summed up by side: those above the reference, those below.
+/* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns². Each sum has 128 bits:
+ * low, high. Deviations above the reference are in deviation[0], those below in deviation[1].
  */
 struct delta_sums {
 	__u64 reference_ns;
@@ -255,8 +260,8 @@ struct delta_sums {
 	__u64 reserved;
 };
 
-/* The baseline of a device on one CPU. While it is written, the sequence is odd; a reader that finds the same even one
- * before and after has read it whole.
+/* The baseline of a device on one CPU. The sequence is odd during a write. A reader that finds the
+ * same even sequence before and after has read one baseline.
  */
 struct device_baseline {
 	__u64 sequence;
@@ -264,29 +269,32 @@ struct device_baseline {
 	__u64 reserved[4];
 };
 
-/* The scores of the flagged packets of a device on one CPU, early ones and late ones, and from which on they are rare. */
+/* Histograms of the scores of flagged packets on one CPU, and the bins from which on scores are
+ * rare. Side 0 is early, side 1 late.
+ */
 struct calibration {
-	__u64 forgotten;    /* judged packets that the scores are not a part of any more */
-	__u64 flagged;	    /* packets that were given a score, ever */
-	__u64 refreshed_ns; /* when the allowed tail was computed, on the audit clock; 0: never */
-	__u32 allowed;	    /* scores that a tail may have; 0: too little is known to tell */
+	__u64 forgotten;    /* judged packets that the histograms no longer represent */
+	__u64 flagged;	    /* packets scored so far */
+	__u64 refreshed_ns; /* when `allowed` was computed, on the audit clock; 0: never */
+	__u32 allowed;	    /* largest number of scores in a tail; 0: too few packets to tell */
 	__s32 offset;	    /* config.score_offset of the program that counted the scores */
-	__u32 cuts[2];	    /* the first bin that is rare, SCORE_BINS if none is */
-	__u32 tails[2];	    /* scores in this bin and those above */
+	__u32 cuts[2];	    /* lowest rare bin; SCORE_BINS: no bin is rare */
+	__u32 tails[2];	    /* scores in that bin and above */
 	__u64 reserved[2];
 	__u32 scores[2][SCORE_BINS];
 };
 
 struct protocol_counters {
 	__u64 bytes;
-	__u64 packets[15]; /* by outcome, one of them for each packet; padded to two cache lines */
+	__u64 packets[15]; /* by outcome, one for each packet; padded to two cache lines */
 };
 
-/* All counters of one device on one CPU. Whole cache lines, written by that CPU only (reference_ns of a device's first
- * block excepted), read by user space through mapped memory.
+/* All counters of one device on one CPU. Whole cache lines, written by that CPU only, except for
+ * reference_ns of the device's first block. User space reads them through mapped memory. There are
+ * more cells than families and protocols, so that a cell is found with shifts.
  */
 struct device_counters {
-	struct protocol_counters protocols[PROTOCOL_CELLS / 8][8]; /* by family and protocol: more than there are, which makes shifts of products */
+	struct protocol_counters protocols[PROTOCOL_CELLS / 8][8]; /* by family and protocol */
 	struct delta_sums sums;
 	__u64 fates[8];
 	__u64 flow_inserts;
@@ -298,10 +306,10 @@ struct device_counters {
 	struct calibration calibration;
 };
 
-/* What a CPU may still send through audit_events, shared by all devices, and where to. One cache line. */
+/* The allowance of a CPU for perf events, shared by all devices, and its ring. One cache line. */
 struct event_allowance {
-	__u64 spent_until_ns; /* the time at which everything sent so far is paid for */
-	__u32 ring;	      /* index in audit_events; user space numbers rings without a gap, CPUs may have some */
+	__u64 spent_until_ns; /* time at which all events sent so far are paid for */
+	__u32 ring;	      /* index in audit_events; rings have no gaps, CPU numbers may */
 	__u32 reserved[13];
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* Integer arithmetic that the instruction set lacks. */
+/* Integer arithmetic that BPF has no instructions for. */
 
 #ifndef XDP_AUDIT_MATH_H
 #define XDP_AUDIT_MATH_H
@@ -10,19 +10,23 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "compiler.h"
+
 struct u128 {
 	__u64 low;
 	__u64 high;
 };
 
 static const __u8 debruijn_log2[64] = {
+	/* clang-format off */
 	63, 0, 58, 1, 59, 47, 53, 2, 60, 39, 48, 27, 54, 33, 42, 3,
 	61, 51, 37, 40, 49, 18, 28, 20, 55, 30, 34, 11, 43, 14, 22, 4,
 	62, 57, 46, 52, 38, 26, 32, 41, 50, 36, 17, 19, 29, 10, 13, 21,
 	56, 45, 25, 31, 35, 16, 9, 12, 44, 24, 15, 8, 23, 7, 6, 5,
+	/* clang-format on */
 };
 
-/* ⌊log2 v⌋ for v > 0. A table instead of a chain of branches, each of which would double the verifier's paths. */
+/* ⌊log2 v⌋ for v > 0, by table: each branch of a binary search would double the verifier's paths. */
 static __always_inline __u32 log2_u64(__u64 v)
 {
 	v |= v >> 1;
@@ -34,26 +38,26 @@ static __always_inline __u32 log2_u64(__u64 v)
 	return debruijn_log2[((v - (v >> 1)) * 0x07edd5e59a4e28c2ULL) >> 58];
 }
 
-/* −1 for a negative difference, 0 otherwise. Signs of deviations are as random as coin flips: code that branches on them
- * is mispredicted for every second packet.
+/* −1 for a negative difference, otherwise 0. Without a branch: the signs of deviations are random,
+ * so the CPU would mispredict it for every second packet.
  */
 static __always_inline __s64 sign_of(__s64 difference)
 {
 	return difference >> 63;
 }
 
-/* Negates v if the sign is −1: its absolute value if the sign is its own. */
+/* Negates v if the sign is −1. With the sign of v itself, returns the absolute value. */
 static __always_inline __s64 with_sign(__s64 v, __s64 sign)
 {
 	return (v ^ sign) - sign;
 }
 
-/* The carry is a branch because it is rare: the high word is seldom touched. */
+/* Branches on the carry, which is rare: most calls leave the high word alone. */
 static __always_inline void add_u128(__u64 sum[2], __u64 v)
 {
 	__u64 low = sum[0] + v;
 
-	barrier_var(low); /* else the carry is computed first, and kept */
+	KEEP_IN_REGISTER(low); /* 8: clang would compute the carry first and keep it */
 	sum[0] = low;
 	if (low < v)
 		sum[1]++;
@@ -101,14 +105,14 @@ static __always_inline __u32 bits_of(struct u128 v)
 	return v.low ? 1 + log2_u64(v.low) : 0;
 }
 
-/* v > 0 rounded down to 32 bits: the mantissa of mantissa · 2^(log2 v − 31). */
+/* The 32-bit mantissa of v > 0: v = mantissa · 2^(log2_v − 31), rounded down. */
 static __always_inline __u64 top_32(__u64 v, __u32 log2_v)
 {
 	return v << (63 - log2_v) >> 32;
 }
 
-/* ⌊√v⌋ for 0 < v < 2⁶³. The line through √1 and √4 is off by 6 % at most, so that three steps of Newton's method give all
- * 32 bits, or one too many.
+/* ⌊√v⌋ for 0 < v < 2⁶³. The line through √1 and √4 approximates it to within 6 %. Three steps of
+ * Newton's method then give ⌊√v⌋ or one more.
  */
 static __always_inline __u64 square_root(__u64 v)
 {

@@ -1,23 +1,27 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* A parser of what nearly all packets are: TCP and UDP over IPv4 without options and IPv6 without extension headers, whole
- * and in one buffer. Of these it comes to the same as parse_frame(), and keeps it in registers; all else it leaves.
+/* A parser for nearly all packets: TCP and UDP, over IPv4 without options or IPv6 without extension
+ * headers, in one buffer, and not a fragment other than the first. For these its result equals that
+ * of parse_frame(), and stays in registers. It leaves all other frames to the complete parser. Saves
+ * about 80 instructions per packet.
  */
 
 #ifndef XDP_AUDIT_PARSE_FAST_H
 #define XDP_AUDIT_PARSE_FAST_H
 
+#include "compiler.h"
 #include "parse.h"
 
-#define IPV4_COMMON_START 0x45 /* version 4, header of 5 words */
-#define LEAST_IPV4_PACKET (sizeof(struct iphdr) + LEAST_TRANSPORT_HEADER)
+#define IPV4_FAST_START 0x45 /* version 4, header of 5 words */
+#define MIN_IPV4_PACKET (sizeof(struct iphdr) + MIN_TRANSPORT_HEADER)
 
-/* The `len` bytes from `header` on are the transport header, of which LEAST_TRANSPORT_HEADER bytes are in the frame, and the
- * payload.
+/* `len` bytes from `header` on are the transport header and the payload. At least
+ * MIN_TRANSPORT_HEADER of them are in the frame.
  */
-static __always_inline int parse_common_transport(const struct frame *frame, const void *header, __u32 len,
-						  enum family family, __u8 ip_protocol, struct packet *packet)
+static __always_inline int parse_fast_transport(const struct frame *frame, const void *header,
+						__u32 len, enum family family, __u8 ip_protocol,
+						struct packet *packet)
 {
 	__u32 kind;
 
@@ -27,7 +31,8 @@ static __always_inline int parse_common_transport(const struct frame *frame, con
 			return -1;
 		packet->cell = protocol_cell(family, PROTOCOL_TCP);
 		kind = packet->kind | family << 8 | IPPROTO_TCP;
-		barrier_var(kind); /* a constant for each way, and not their sum behind them */
+		/* 1, for IPv6 29: clang would assemble the word where IPv4 and IPv6 meet */
+		KEEP_IN_REGISTER(kind);
 	} else {
 		if (unlikely(ip_protocol != IPPROTO_UDP))
 			return -1;
@@ -38,39 +43,44 @@ static __always_inline int parse_common_transport(const struct frame *frame, con
 	return 0;
 }
 
-static __always_inline int parse_common_ipv4(const struct frame *frame, __u32 offset, struct packet *packet)
+static __always_inline int parse_fast_ipv4(const struct frame *frame, __u32 offset,
+					   struct packet *packet)
 {
 	const struct iphdr *ip = frame_at(frame, offset);
 	__u32 total_len;
 
-	if (unlikely(!frame_has(frame, ip, LEAST_IPV4_PACKET) || *(const __u8 *)ip != IPV4_COMMON_START))
+	if (unlikely(!frame_has(frame, ip, MIN_IPV4_PACKET) ||
+		     *(const __u8 *)ip != IPV4_FAST_START))
 		return -1;
 	total_len = bpf_ntohs(ip->tot_len);
-	/* Below the least it is a large number. */
-	if (unlikely(total_len - (__u32)LEAST_IPV4_PACKET > packet->len_bytes - offset - (__u32)LEAST_IPV4_PACKET))
+	/* A length below the minimum wraps and is too large as well. */
+	if (unlikely(total_len - (__u32)MIN_IPV4_PACKET >
+		     packet->len_bytes - offset - (__u32)MIN_IPV4_PACKET))
 		return -1;
 	if (unlikely(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)))
 		return -1;
 	packet->addresses = hash_ipv4_addresses(ip);
-	return parse_common_transport(frame, ip + 1, total_len - sizeof(*ip), FAMILY_IPV4, ip->protocol, packet);
+	return parse_fast_transport(frame, ip + 1, total_len - sizeof(*ip), FAMILY_IPV4,
+				    ip->protocol, packet);
 }
 
-static __always_inline int parse_common_ipv6(const struct frame *frame, __u32 offset, struct packet *packet)
+static __always_inline int parse_fast_ipv6(const struct frame *frame, __u32 offset,
+					   struct packet *packet)
 {
 	const struct ipv6hdr *ip = frame_at(frame, offset);
 	__u32 len;
 
-	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + LEAST_TRANSPORT_HEADER) || ip->version != 6))
+	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + MIN_TRANSPORT_HEADER) || ip->version != 6))
 		return -1;
 	len = bpf_ntohs(ip->payload_len);
-	if (unlikely(len < LEAST_TRANSPORT_HEADER || offset + sizeof(*ip) + len > packet->len_bytes))
+	if (unlikely(len < MIN_TRANSPORT_HEADER || offset + sizeof(*ip) + len > packet->len_bytes))
 		return -1;
 	packet->addresses = hash_ipv6_addresses(ip);
-	return parse_common_transport(frame, ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
+	return parse_fast_transport(frame, ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
 }
 
-/* Parses a common packet. Returns 0, or -1 if it is another, or malformed. */
-static __always_inline int parse_common(const struct frame *frame, struct packet *packet)
+/* Returns 0, or -1 if the packet needs the complete parser. */
+static __always_inline int parse_fast(const struct frame *frame, struct packet *packet)
 {
 	const struct ethhdr *eth = frame_at(frame, 0);
 	__be16 ethertype;
@@ -80,30 +90,32 @@ static __always_inline int parse_common(const struct frame *frame, struct packet
 	packet->len_bytes = frame_len(frame);
 	packet->kind = 0;
 	packet->is_fragment = false;
-	if (unlikely(!frame_has(frame, eth + 1, LEAST_IPV4_PACKET))) /* nor has it an IPv6 packet */
+	/* An IPv6 packet is longer. */
+	if (unlikely(!frame_has(frame, eth + 1, MIN_IPV4_PACKET)))
 		return -1;
 	if (likely(load_be16(&eth->h_proto) == bpf_htons(ETH_P_IP)))
-		return parse_common_ipv4(frame, sizeof(*eth), packet);
+		return parse_fast_ipv4(frame, sizeof(*eth), packet);
 	offset = parse_ethernet(frame, &ethertype, &vlan_id);
 	if (unlikely(offset < 0))
 		return -1;
 	packet->kind = vlan_id << 16;
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return parse_common_ipv4(frame, offset, packet);
+		return parse_fast_ipv4(frame, offset, packet);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return parse_common_ipv6(frame, offset, packet);
+		return parse_fast_ipv6(frame, offset, packet);
 	return -1;
 }
 
-/* Parses what parse_common() left. Returns 0 or -1, as parse_frame() does. */
-static __always_inline int parse_uncommon(struct xdp_md *ctx, struct packet *packet)
+/* Parses a frame that parse_fast() left. Returns 0 or -1, as parse_frame() does. */
+static __always_inline int parse_slow(struct xdp_md *ctx, struct packet *packet)
 {
 	struct packet any;
 	int error;
 
+	/* A copy: members of a struct whose address is passed on cannot stay in registers. */
 	__builtin_memset(&any, 0, sizeof(any));
 	error = parse_any(ctx, &any);
-	*packet = any; /* whose address was given away */
+	*packet = any;
 	packet->cell &= PROTOCOL_CELLS - 1;
 	return error;
 }
@@ -113,7 +125,7 @@ static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packe
 {
 	struct frame frame = frame_of(ctx);
 
-	return likely(!parse_common(&frame, packet)) ? 0 : parse_uncommon(ctx, packet);
+	return likely(!parse_fast(&frame, packet)) ? 0 : parse_slow(ctx, packet);
 }
 
 #endif

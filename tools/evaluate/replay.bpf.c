@@ -3,8 +3,9 @@
 
 //go:build ignore
 
-/* Replays packets of one flow: puts the time of the next one in front of the frame and goes over to the program that audits
- * the device, which is the shipped one and knows nothing of this. Runs as often as there are packets in BPF_PROG_TEST_RUN.
+/* Replays packets of one flow: writes the time of the next packet into the metadata of the frame and
+ * tail-calls the program that audits the device, which is the shipped one, unchanged. Runs once per
+ * packet in BPF_PROG_TEST_RUN.
  */
 
 #include <linux/bpf.h>
@@ -13,17 +14,17 @@
 
 #include "layout.h"
 
-/* Which slot of the flow table is recorded. */
+/* The slot of the flow table that is recorded. */
 __u32 set, way;
 
-__u32 next; /* packet */
+__u32 next; /* number of the next packet */
 __u32 packets;
 
-/* What the audit knew before a packet. */
+/* The state of the audit before a packet. */
 struct record {
 	struct baseline baseline;
-	__u64 flags;	  /* packets that were flagged so far */
-	__u64 suppressed; /* those of which calibration made no event */
+	__u64 flags;	  /* number of flagged packets */
+	__u64 suppressed; /* number of flagged packets without an event because of calibration */
 };
 
 /* Key: number of a packet. Value: its time in ns. Writer: user space. */
@@ -35,7 +36,7 @@ struct {
 	__type(value, __u64);
 } times SEC(".maps");
 
-/* Key: number of a packet. Value: what was known before it. Writer: replay. Never full: as many as times. */
+/* Key: number of a packet. Value: the state before it. Writer: replay. As large as times. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -52,7 +53,7 @@ struct {
 	__type(value, __u32);
 } audits SEC(".maps");
 
-/* The maps of that program. */
+/* Maps of that program. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -69,7 +70,7 @@ struct {
 	__type(value, struct device_counters);
 } audit_counters SEC(".maps");
 
-/* The device is the first one, whose blocks of counters begin at 0. */
+/* The device has index 0, so that its block of counters has the number of the CPU. */
 static __always_inline int take_record(__u32 number)
 {
 	__u32 set_key = set, cpu = bpf_get_smp_processor_id();
@@ -99,7 +100,7 @@ int replay(struct xdp_md *ctx)
 	*metadata = *time;
 	next = number + 1;
 	bpf_tail_call(ctx, &audits, 0);
-	packets = 0; /* there is no such program: nothing more is sent */
+	packets = 0; /* the tail call failed, so stop */
 	return XDP_ABORTED;
 }
 

@@ -3,8 +3,8 @@
 
 //go:build ignore
 
-/* What the audit is measured against. Of each program there is a second one that makes every packet one of the next flow
- * before it does the same.
+/* The programs that the audit is compared with. Most have a second version, which first makes the
+ * packet one of the next flow.
  */
 
 #include "../xdp_audit.bpf.c"
@@ -17,12 +17,12 @@ struct line {
 	__u64 words[LINE_WORDS];
 };
 
-/* Lines of bench_table. */
+/* The number of lines of bench_table. */
 const volatile __u32 bench_lines;
 
 __u64 bench_random = 1;
 
-/* Key: 0. Value: the last time. Writer: bench_floor. Never full. */
+/* Key: 0. Value: the last time. Writer: bench_floor. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -30,7 +30,7 @@ struct {
 	__type(value, __u64);
 } bench_times SEC(".maps");
 
-/* Key: a line. Value: a line. Writer: bench_floor_table. Never full. As many bytes as flow_sets has. */
+/* Key: number of a line. Value: a cache line. Writer: bench_floor_table. Has the size of flow_sets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -117,7 +117,9 @@ int bench_audit_many(struct xdp_md *ctx)
 	return xdp_audit_body(ctx);
 }
 
-/* The audit of packets at the times of bench_injected: as if an earlier program had put them in front of the packet. */
+/* The audit with the times of bench_injected in the packets' metadata, as if an earlier program had
+ * written them.
+ */
 SEC("xdp")
 int bench_audit_injected(struct xdp_md *ctx)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* Many flows out of one test frame. */
+/* Turns one test frame into frames of many flows. */
 
 #ifndef XDP_AUDIT_BENCH_FLOWS_H
 #define XDP_AUDIT_BENCH_FLOWS_H
@@ -10,9 +10,9 @@
 
 #include <bpf/bpf_helpers.h>
 
-/* Flows to go through in turn, a power of two, − 1. */
+/* The number of flows, a power of two, − 1. */
 const volatile __u32 bench_flow_mask;
-/* Bytes of the frame before the word of the address that is rewritten. */
+/* Offset in the frame of the word of the address that is rewritten, in bytes. */
 const volatile __u32 bench_address_offset;
 
 __u64 bench_sequence;

@@ -3,13 +3,15 @@
 
 //go:build ignore
 
-/* The audit with the kernel's LRU hash as its flow table, to compare. Nothing guards a slot: two CPUs would tear it. Only with the
- * kernel's clock, which always has a time.
+/* The audit with the kernel's LRU hash as its flow table, for comparison. Slots have no lock: two
+ * CPUs would corrupt one. Works only with the kernel's clock, which has a time for every packet.
  */
 
 #include "../flow.h"
 
-/* Key: the flow. Value: its baseline. Writer: any CPU. When it is full, one of the flows not seen for long goes. */
+/* Key: a flow. Value: its baseline. Writer: any CPU. When it is full, the kernel evicts a flow that was
+ * not used recently.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
@@ -17,24 +19,25 @@ struct {
 	__type(value, struct flow_slot);
 } bench_lru_flows SEC(".maps");
 
-static __always_inline enum outcome lru_observe(struct visit *visit, const struct packet *packet)
+static __always_inline enum outcome lru_observe(struct packet_state *state,
+						const struct packet *packet)
 {
 	struct flow_slot *slot, first = {};
 	struct flow_key key;
 	__u64 now_ns = 0;
 
-	read_key(visit->ctx, packet, &key);
-	clock_read(visit, &now_ns);
-	visit->now_ns = first.last_ns = now_ns;
+	read_key(state->ctx, packet, &key);
+	clock_read(state, &now_ns);
+	state->now_ns = first.last_ns = now_ns;
 	slot = bpf_map_lookup_elem(&bench_lru_flows, &key);
 	if (slot)
-		return slot_observe(visit, slot, now_ns);
+		return slot_observe(state, slot, now_ns);
 	if (!bpf_map_update_elem(&bench_lru_flows, &key, &first, BPF_ANY))
-		visit->counters->flow_inserts++;
+		state->counters->flow_inserts++;
 	return OUTCOME_NEW_FLOW;
 }
 
-/* flow.h is behind us: what follows calls this one instead. */
+/* flow.h is included already. The program below calls this function instead of its own. */
 #define flow_observe lru_observe
 
 #include "../xdp_audit.bpf.c"

@@ -3,20 +3,21 @@
 
 //go:build ignore
 
-/* The audit with the same flow table under the kernel's spin lock, to compare. Loads from Linux 6.9 on, which allows the
- * call of a function under the lock. Only with the kernel's clock, which always has a time.
+/* The audit with the same flow table under the kernel's spin lock, for comparison. Loads on Linux 6.9
+ * and later, which allow a function call under the lock. Works only with the kernel's clock, which has
+ * a time for every packet.
  */
 
 #include "../flow.h"
 
-/* A flow_set, in which this lock is where that is. */
+/* A struct flow_set with a spin lock in the place of its lock. */
 struct locked_set {
 	struct flow_slot slots[FLOW_WAYS];
 	struct bpf_spin_lock lock;
 	__u32 rest[(sizeof(struct flow_set) - offsetof(struct flow_set, lock)) / sizeof(__u32) - 1];
 };
 
-/* Key: hash & config.set_mask. Value: a set. Writer: whoever holds the set's lock. As flow_sets. */
+/* Key: hash & config.set_mask. Value: a set. Writer: the holder of the set's lock. As flow_sets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -25,10 +26,11 @@ struct {
 	__type(value, struct locked_set);
 } bench_locked_sets SEC(".maps");
 
-/* As slot_observe(), but leaves the delta in *delta_ns to be counted without the lock: counting may call a helper. A
- * delta beyond the idle timeout is none to count.
+/* slot_observe(), but leaves the delta in *delta_ns, to be counted without the lock: counting may call
+ * a helper. Leaves a delta above the idle timeout where there is none to count.
  */
-static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64 now_ns, __u64 *delta_ns,
+static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64 now_ns,
+						   __u64 *delta_ns,
 						   struct device_counters *counters)
 {
 	__u64 last_ns = slot->last_ns;
@@ -42,9 +44,10 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
 }
 
-static __always_inline enum outcome spinlock_observe(struct visit *visit, const struct packet *packet)
+static __always_inline enum outcome spinlock_observe(struct packet_state *state,
+						     const struct packet *packet)
 {
-	struct device_counters *counters = visit->counters;
+	struct device_counters *counters = state->counters;
 	__u64 hash = hash_packet(packet), way = first_way_of(hash), delta_ns = ~0ULL, now_ns = 0;
 	__u32 map_key = set_of(hash);
 	struct locked_set *locked = bpf_map_lookup_elem(&bench_locked_sets, &map_key);
@@ -53,22 +56,22 @@ static __always_inline enum outcome spinlock_observe(struct visit *visit, const 
 
 	if (!locked)
 		return OUTCOME_CONTENDED;
-	clock_read(visit, &now_ns);
+	clock_read(state, &now_ns);
 	bpf_spin_lock(&locked->lock);
 	if (!is_flow_in(set, way, hash))
 		way = set_find(set, hash);
 	if (way < FLOW_WAYS)
 		outcome = locked_observe(slot_at(set, way), now_ns, &delta_ns, counters);
-	else /* set_insert() would look up the cold part, which is not allowed under this lock */
-		set_take(set, set_find_victim(set, first_way_of(hash)), hash, now_ns, counters);
+	else /* set_insert() would look up flow_keys, which is not allowed under this lock */
+		set_assign(set, set_find_victim(set, first_way_of(hash)), hash, now_ns, counters);
 	bpf_spin_unlock(&locked->lock);
-	visit->now_ns = now_ns;
+	state->now_ns = now_ns;
 	if (delta_ns <= config.idle_timeout_ns)
 		count_delta(counters, delta_ns);
 	return outcome;
 }
 
-/* flow.h is behind us: what follows calls this one instead. */
+/* flow.h is included already. The program below calls this function instead of its own. */
 #define flow_observe spinlock_observe
 
 #include "../xdp_audit.bpf.c"
