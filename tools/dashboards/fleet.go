@@ -18,24 +18,24 @@ const (
 	lost = `fate=~"ring_full|no_reader|reader_gap|other"`
 )
 
-// fleet is an overview of all exporters that a Prometheus scrapes.
+// fleet is the dashboard with an overview of all exporters that a Prometheus scrapes.
 func fleet() cog.Builder[dashboard.Dashboard] {
-	b := newBoard("xdp-audit-fleet", "XDP audit: fleet", "All devices that are audited: whether the audit sees, what it finds, and what it loses.")
+	b := newBoard("xdp-audit-fleet", "XDP audit: fleet", "State, findings and losses of all audited devices.")
 	b.variable("instance", "Instance", `label_values(up{job="xdp_audit"}, instance)`, true)
 	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, true)
 
 	b.row("State")
-	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer; 1 if there is no target at all.", none(), false,
+	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer; 1 if the job has no target.", none(), false,
 		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or absent(up{job="xdp_audit"}) or vector(0)`, ""})
-	b.number("Devices without hook", "none", "Devices that are configured and not audited, and those that match a glob and find no room. Of exporters that answer.", none(), false,
+	b.number("Devices without hook", "none", "Configured devices without a hook, and devices refused because the maximum number is reached, of exporters that answer.", none(), false,
 		query{`(count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)) + (sum(xdp_audit_devices_refused{` + ofInstance + `}) or vector(0))`, ""})
-	b.number("Alerts", "none", "Alerts of deploy/rules/xdp_audit_alerts.yml that fire.", none(), false,
+	b.number("Alerts", "none", "Firing alerts of deploy/rules/xdp_audit_alerts.yml.", none(), false,
 		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})
-	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost against the configuration: ring full, no reader, unread at the end of one, refused.", none(), false,
+	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost: ring full, no reader, unread when its reader ended, or refused by the kernel.", none(), false,
 		query{`sum(increase(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[15m]))`, ""})
 	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
-	b.number("Flagged", "percentunit", "Share of the judged packets whose |t| reached the threshold, in 15 minutes. Usual shares differ by kind of traffic.", plain(), false,
+	b.number("Flagged", "percentunit", "Fraction of judged packets in 15 minutes whose |t| reached the threshold. The usual fraction depends on the kind of traffic.", plain(), false,
 		query{`sum(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} * instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) / (sum(instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) > 0)`, ""})
 
 	b.row("Packets and flags")
@@ -43,13 +43,13 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`sum by (instance, device) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
 	b.graph(12, "Flagged packets", "pps", "Packets whose |t| reached the threshold, by device.",
 		query{`sum by (instance, device) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
-	b.graph(12, "Share of flagged packets", "percentunit", "Of the judged packets of 15 minutes.",
+	b.graph(12, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes, by device.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Share of flagged packets against the device's own", "short", "How many times the device's mean of the day before. The alert fires from 3 on.",
+	b.graph(12, "Share of flagged packets against the device's own", "short", "Fraction of flagged packets divided by the mean of the device over the day before. The alert fires at 3.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} / (avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m) > 0)`, perDevice})
-	b.graph(12, "Flows with signs of a covert channel", "short", "Flows of which four windows in a row alarmed, by device. The alert fires from 1 on. Empty without --collector.covert.",
+	b.graph(12, "Flows with signs of a covert channel", "short", "Flows with alarms in four consecutive windows, by device. The alert fires at 1. Empty without --collector.covert.",
 		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Flagged packets that become events", "percentunit", "Share that is rare enough for the device (--audit.calibrate), whatever the event rate then lets through.",
+	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that is rare enough for the device (--audit.calibrate), before the limit of the event rate.",
 		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 
 	b.row("Timing")
@@ -57,28 +57,28 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_delta_seconds:mean5m{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Effect", "short", "Difference between the mean of the last 5 minutes and that of the hour before, in standard deviations (Cohen's d).",
 		query{`instance_device:xdp_audit_delta_seconds:effect5m_1h{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Welch's t", "short", "Of the last 5 minutes against the hour before. With many packets it is large for shifts that do not matter: look at the effect too.",
+	b.graph(12, "Welch's t", "short", "Compares the last 5 minutes with the hour before. With many packets, t is large even for insignificant shifts: also check the effect.",
 		query{`instance_device:xdp_audit_delta_seconds:tscore5m_1h{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Welch's t of the fleet", "short", "The differences of all devices, each with its own past, combined: whether all have shifted alike. Not filtered by instance and device.",
+	b.graph(12, "Welch's t of the fleet", "short", "Combines the differences of all devices, each against its own past. Large if all devices shift alike. Not filtered by instance and device.",
 		query{`job:xdp_audit_delta_seconds:tscore5m_1h`, "5 minutes against the hour before"},
 		query{`job:xdp_audit_delta_seconds:tscore1h_1d`, "hour against the day before"})
 
 	b.row("Losses")
-	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost against the configuration, by reason.",
+	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost, by reason.",
 		query{`sum by (instance, fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[$__rate_interval]))`, "{{instance}} {{fate}}"})
-	b.graph(8, "Contended packets", "percentunit", "Share of the packets that were not judged because two CPUs met in the flow table. The alert fires above 1 %.",
+	b.graph(8, "Contended packets", "percentunit", "Fraction of packets that were not judged because two CPUs used the same set of the flow table at once. The alert fires above 1 %.",
 		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="contended"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"fragment|untimed|unparsed"}[$__rate_interval])) > 0)`, perDevice})
-	b.graph(8, "Flow table", "percentunit", "Slots with a flow, live or expired. A full table is no fault; that live flows lose their slots is (next panel).",
+	b.graph(8, "Flow table", "percentunit", "Fraction of slots with a live or expired flow. A full table is normal, but live flows should not lose their slots (next panel).",
 		query{`xdp_audit_flow_table_slots_used{` + ofInstance + `} / xdp_audit_flow_table_slots{` + ofInstance + `}`, perInstance})
-	b.graph(8, "Live flows that lost their slot", "percentunit", "Share of the new flows that took the slot of an active one. The alert fires above 5 %.",
+	b.graph(8, "Live flows that lost their slot", "percentunit", "Fraction of new flows that took the slot of a live flow. The alert fires above 5 %.",
 		query{`sum by (instance, device) (rate(xdp_audit_flow_evictions_total{` + ofDevice + `,reason="live"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_flow_inserts_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
-	b.graph(8, "CPU of the exporters", "percentunit", "Cores that the exporter uses in user space: reading events, writing the trail, answering scrapes.",
+	b.graph(8, "CPU of the exporters", "percentunit", "Cores used by the exporter in user space: reading events, writing the trail, answering scrapes.",
 		query{`rate(process_cpu_seconds_total{job="xdp_audit",` + ofInstance + `}[$__rate_interval])`, perInstance})
-	b.graph(8, "Memory of the exporters", "bytes", "Resident memory of the exporter. The maps are the kernel's and come on top.",
+	b.graph(8, "Memory of the exporters", "bytes", "Resident memory of the exporter, without the BPF maps, which are kernel memory.",
 		query{`process_resident_memory_bytes{job="xdp_audit",` + ofInstance + `}`, perInstance})
 
 	b.row("Devices")
-	b.list(24, "Hooks", "How the program is attached; a device without hook is missing.",
+	b.list(24, "Hooks", "How the program is attached. A device without a hook is not listed.",
 		query{`xdp_audit_hook_info{` + ofDevice + `}`, ""}, "job")
 	return b
 }

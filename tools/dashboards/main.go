@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command dashboards writes the dashboards of deploy/grafana/dashboards, in the types of Grafana's own schema: the first
-// version of it, and not the second, which the SDK prefers and only the newest Grafana knows.
+// Command dashboards generates the dashboards of deploy/grafana/dashboards. It uses the types
+// of version 1 of the Grafana dashboard schema: only the newest Grafana reads version 2, which
+// the SDK prefers.
 package main
 
 import (
@@ -24,7 +25,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("%d arguments, want 1: the folder to write the dashboards to", len(args))
+		return fmt.Errorf("got %d arguments, want 1: the output directory", len(args))
 	}
 	for name, make := range map[string]func() cog.Builder[dashboard.Dashboard]{"fleet.json": fleet, "device.json": device} {
 		built, err := make().Build()

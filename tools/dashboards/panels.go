@@ -21,10 +21,10 @@ type board struct {
 	panels uint32
 }
 
-// query is an expression, and how its series are called.
+// query is a PromQL expression and the legend of its series.
 type query struct{ expr, legend string }
 
-// source is the data source that the viewer has chosen.
+// source is the data source that the viewer selects.
 func source() common.DataSourceRef {
 	return common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
 }
@@ -39,7 +39,7 @@ func newBoard(uid, title, description string) *board {
 	return b
 }
 
-// variable adds a choice of values of a label; several at once and all of them if isMany.
+// variable adds a selection of label values. isMany allows several values or all.
 func (b *board) variable(name, label, query string, isMany bool) {
 	v := dashboard.NewQueryVariableBuilder(name).Label(label).Datasource(source()).
 		Query(dashboard.StringOrMap{String: &query}).Definition(query).
@@ -61,7 +61,7 @@ func (b *board) row(title string) {
 	b.WithRow(dashboard.NewRowBuilder(title).Id(b.id()))
 }
 
-// target returns a query of a panel; its results are the newest values if isInstant.
+// target returns a query of a panel. isInstant selects the newest values only.
 func target(i int, q query, isInstant bool, format prometheus.PromQueryFormat) cog.Builder[variants.Dataquery] {
 	t := prometheus.NewDataqueryBuilder().RefId(string(rune('A' + i))).Expr(q.expr).Format(format)
 	if q.legend != "" {
@@ -75,7 +75,7 @@ func target(i int, q query, isInstant bool, format prometheus.PromQueryFormat) c
 
 const graphHeight, statHeight, statWidth = 8, 4, 4
 
-// graph adds curves over time.
+// graph adds a panel with curves over time.
 func (b *board) graph(width uint32, title, unit, description string, queries ...query) {
 	p := timeseries.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(width).Height(graphHeight).
 		Datasource(source()).FillOpacity(8).ShowPoints(common.VisibilityModeNever).
@@ -87,7 +87,7 @@ func (b *board) graph(width uint32, title, unit, description string, queries ...
 	b.WithPanel(p)
 }
 
-// step is a colour from a value on; the first step's value does not count.
+// step is a colour and the value it starts at. The value of the first step is ignored.
 type step struct {
 	from  float64
 	color string
@@ -105,13 +105,14 @@ func thresholds(steps []step) cog.Builder[dashboard.ThresholdsConfig] {
 	return dashboard.NewThresholdsConfigBuilder().Mode(dashboard.ThresholdsModeAbsolute).Steps(list)
 }
 
-// plain is for figures of which none is bad.
+// plain is the colour of values that are neither good nor bad.
 func plain() []step { return []step{{color: "blue"}} }
 
-// none is for figures that should be 0.
+// none is for values that should be 0.
 func none() []step { return []step{{color: "green"}, {1, "red"}} }
 
-// number adds the newest value of a query; of the name of its series if isName.
+// number adds a panel with the newest value of a query, or with the name of its series if
+// isName is set.
 func (b *board) number(title, unit, description string, steps []step, isName bool, q query) {
 	p := stat.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(statWidth).Height(statHeight).
 		Datasource(source()).Thresholds(thresholds(steps)).ColorMode(common.BigValueColorModeValue).GraphMode(common.BigValueGraphModeNone).
@@ -123,7 +124,7 @@ func (b *board) number(title, unit, description string, steps []step, isName boo
 	b.WithPanel(p)
 }
 
-// heat adds the native histogram that a query returns, over time.
+// heat adds a heat map of the native histogram that a query returns.
 func (b *board) heat(width uint32, title, unit, description string, q query) {
 	b.WithPanel(heatmap.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit(unit).Span(width).Height(graphHeight + 2).
 		Datasource(source()).Calculate(false).
@@ -132,7 +133,7 @@ func (b *board) heat(width uint32, title, unit, description string, q query) {
 		WithTarget(target(0, q, false, prometheus.PromQueryFormatHeatmap)))
 }
 
-// list adds a table of the labels of a query's series.
+// list adds a table of the labels of the series of a query. Labels in hidden are left out.
 func (b *board) list(width uint32, title, description string, q query, hidden ...string) {
 	exclude := map[string]any{"Time": true, "Value": true, "__name__": true}
 	for _, label := range hidden {
