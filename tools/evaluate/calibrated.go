@@ -19,11 +19,12 @@ const (
 	columnEvents   = "events"
 	columnLateFrom = "late from"
 
-	// learning is how many packets a device has to learn which scores are rare, before those that count.
+	// learning is the number of packets that a device learns from before packets are counted.
 	learning = 500_000
 )
 
-// calibrated asks which packets become events at the default share, where a device has learnt which scores are rare.
+// calibrated measures which packets become events at the default fraction, after a device has
+// learnt which scores are rare.
 func calibrated() []experiment {
 	var all []experiment
 	add := func(table, row string, packets int, columns []string, bound bound, measure func(*lab, run) (calibration, error)) {
@@ -64,10 +65,11 @@ func calibrated() []experiment {
 	return all
 }
 
-// calibration is what was found, by column.
+// calibration has the measured figures by column.
 type calibration map[string]figure
 
-// measureCalibration lets a new device learn from so many packets of a flow, and asks what becomes of some of those after.
+// measureCalibration lets a new device learn from that many packets of a flow. It then measures
+// which of the following packets that isAsked selects are flagged and become events.
 func measureCalibration(l *lab, r run, learning int, next traffic.Planted, isAsked func(*packet) bool) (calibration, error) {
 	flagged, events := counter{packets: r.packets}, counter{packets: r.packets}
 	var found calibration
@@ -92,7 +94,7 @@ func measureCalibration(l *lab, r run, learning int, next traffic.Planted, isAsk
 			}
 		}
 		if made != 0 {
-			return fmt.Errorf("%d packets became events that are not among the fates %v", int64(made), counters.Fates)
+			return fmt.Errorf("%d packets became events but are missing from the fates %v", int64(made), counters.Fates)
 		}
 		found = calibration{
 			columnFlagged: shareFigure(flagged.share()), columnEvents: shareFigure(events.share()),
@@ -103,7 +105,8 @@ func measureCalibration(l *lab, r run, learning int, next traffic.Planted, isAsk
 	return found, err
 }
 
-// once makes a measurement for several experiments, which take one figure of it each. They are done in the same run.
+// once shares one measurement among several experiments. Each experiment takes one figure of
+// it.
 func once[T any](measure func(*lab, run) (T, error)) func(*lab, run) (T, error) {
 	var found T
 	var err error

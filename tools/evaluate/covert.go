@@ -21,19 +21,20 @@ const (
 	tableLegitimate = "covert: legitimate traffic"
 	tableChannels   = "covert: channels"
 
-	columnByFirst = "by the first 16" // each window, as if it came next
-	columnInTurn  = "in turn"         // as the exporter judges: by all before
+	columnByFirst = "by the first 16" // judged by the first 16 windows only
+	columnInTurn  = "in turn"         // judged by all windows before, as the exporter does
 
-	// windowsOfFlow are the windows of a flow that count, after trial.TrainingWindows of its cover.
+	// windowsOfFlow is the number of counted windows per flow, after trial.TrainingWindows of its cover.
 	windowsOfFlow = 20
-	// mostWatched are the flows of an experiment that are watched at a time.
+	// mostWatched is the number of flows that are watched at a time.
 	mostWatched = 64
-	// unsampled is how many packets a flow sends before it is to be watched. The program takes one packet in 16 for a sample
-	// of who is busy: a flow without one in these is not to be expected.
+	// unsampled is the number of packets a flow sends before it must be watched. The program samples
+	// one packet in 16 to find busy flows, so that many packets without a sample are improbable.
 	unsampled = 500
 )
 
-// covertWindows asks which windows of watched flows alarm, of those after the first 16 of their cover.
+// covertWindows measures which windows of watched flows raise an alarm, after the first 16
+// windows of their cover.
 func covertWindows() []experiment {
 	const legitimate, ofAChannel = 1000, 500
 	var all []experiment
@@ -82,13 +83,14 @@ func covertWindows() []experiment {
 	return all
 }
 
-// alarms are the shares of windows that alarm, by column.
+// alarms are the fractions of windows with an alarm, by column.
 type alarms map[string]share
 
-// alarmBounds are those of the columns that are asked for.
+// alarmBounds are the bounds of the requested columns.
 type alarmBounds map[string]bound
 
-// boundsOf leaves out what cannot be asked of flows without a cover.
+// boundsOf returns the bounds of both columns. Flows without a cover have no first 16 windows
+// to be judged by.
 func boundsOf(f trial.Flows, byFirst, inTurn bound) alarmBounds {
 	bounds := alarmBounds{columnByFirst: byFirst, columnInTurn: inTurn}
 	if f.Cover == nil {
@@ -119,11 +121,11 @@ type watchedFlow struct {
 	frame       []byte
 	random      *rand.Rand
 	next        traffic.Source
-	recorded    []uint32 // what its next window has to be
+	recorded    []uint32 // deltas expected in the next window
 	past, first covert.Past
 }
 
-// newWatchedFlow begins with the cover, if there is one.
+// newWatchedFlow starts a flow, with its cover if there is one.
 func newWatchedFlow(kind trial.Flows, seed uint64, number int) *watchedFlow {
 	flow := &watchedFlow{frame: makeFrame(uint32(number)), random: traffic.Rand(seed, fmt.Sprint(kind.Name, number))}
 	begin := kind.Cover
@@ -134,7 +136,7 @@ func newWatchedFlow(kind trial.Flows, seed uint64, number int) *watchedFlow {
 	return flow
 }
 
-// measureWindows sends flows of a kind, and judges all windows that are read.
+// measureWindows sends flows of a kind and judges every window.
 func measureWindows(l *lab, r run, kind trial.Flows) (alarms, error) {
 	flows := make([]*watchedFlow, max(1, r.packets/covert.WindowLength/windowsOfFlow))
 	byFirst, inTurn := counter{packets: len(flows) * windowsOfFlow}, counter{packets: len(flows) * windowsOfFlow}
@@ -176,7 +178,7 @@ func measureWindows(l *lab, r run, kind trial.Flows) (alarms, error) {
 	return alarms{columnByFirst: byFirst.share(), columnInTurn: inTurn.share()}, err
 }
 
-// watch sends packets of each flow so that it becomes one of those that are watched.
+// watch sends packets of each flow until the program watches it.
 func (a *audited) watch(flows []*watchedFlow) error {
 	for i, flow := range flows {
 		if err := a.sendDeltas(flow, unsampled); err != nil {
@@ -184,15 +186,16 @@ func (a *audited) watch(flows []*watchedFlow) error {
 		}
 		a.audit.ReadWindows(covert.WindowLength, func(*bpf.Window) {})
 		if counts, want := a.audit.WatchCounts(), (bpf.WatchCounts{Flows: i + 1}); counts != want {
-			return fmt.Errorf("after %d flows the audit says of those that are watched %+v, want %+v", i+1, counts, want)
+			return fmt.Errorf("after %d flows the audit reports the watch counts %+v, want %+v", i+1, counts, want)
 		}
 		flow.recorded = flow.recorded[:0]
 	}
 	return nil
 }
 
-// windows sends as many packets of each flow as its next window takes, and hands all of these windows to judge, with the
-// number of the flow. It returns an error unless they have the deltas that were sent.
+// windows sends the packets of the next window of each flow and passes each window with the
+// number of its flow to judge. It returns an error unless the windows contain the deltas that
+// were sent.
 func (a *audited) windows(flows []*watchedFlow, judge func(flow int, deltas []uint32)) error {
 	for _, flow := range flows {
 		if err := a.sendDeltas(flow, covert.WindowLength); err != nil {
@@ -217,8 +220,8 @@ func (a *audited) windows(flows []*watchedFlow, judge func(flow int, deltas []ui
 	return errors.Join(errs...)
 }
 
-// sendDeltas sends packets of a flow until they have so many deltas. They begin, as all pauses in it do, with a packet that
-// has none.
+// sendDeltas sends packets of a flow until they have that many deltas. The first packet, and
+// each packet after a pause, has no delta.
 func (a *audited) sendDeltas(flow *watchedFlow, deltas int) error {
 	return pinned(func() error {
 		a.nowNs += uint64(time.Hour)
@@ -239,7 +242,7 @@ func (a *audited) sendDeltas(flow *watchedFlow, deltas int) error {
 	})
 }
 
-// flowOf returns the number of the flow that makeFrame gave that address.
+// flowOf returns the number of the flow to which makeFrame gave this address.
 func flowOf(source netip.AddrPort) int {
 	address := source.Addr().As4()
 	return int(address[1])<<16 | int(address[2])<<8 | int(address[3])

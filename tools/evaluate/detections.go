@@ -13,7 +13,7 @@ import (
 
 const tableDetection = "detection"
 
-// delayedShare of the packets are late.
+// delayedShare is the fraction of packets that are late.
 const delayedShare = 0.01
 
 // victim is traffic in which delays are planted.
@@ -22,8 +22,8 @@ type victim struct {
 	kind      traffic.Kind
 	sigma     float64 // ns
 	config    bpf.Config
-	alone     bool // only the packet is late, and not what follows
-	successor bool // what is asked for is its successor
+	alone     bool // only the packet is late, not the packets after it
+	successor bool // measure the packet after the late one
 	bounds    map[float64]bound
 }
 
@@ -43,7 +43,8 @@ func victims() []victim {
 	}
 }
 
-// detections asks which share of the packets that are late by k standard deviations is flagged.
+// detections measures the fraction of packets flagged among those that are late by k standard
+// deviations.
 func detections() []experiment {
 	var all []experiment
 	for _, v := range victims() {

@@ -13,29 +13,30 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 )
 
-// experiments returns all that is asked of the audit. What is new gets a file like falseflags.go, and a line here.
+// experiments returns all experiments. A new subject gets a file like falseflags.go and an
+// entry here.
 func experiments() []experiment {
 	return slices.Concat(falseFlags(), detections(), shifts(), calibrated(), covertWindows())
 }
 
-// experiment is one question to the audit. Its figure stands in the row and the column of a table; the three together are
-// its name.
+// experiment measures one figure of the audit. The figure appears in a row and a column of a
+// table; table, row and column are the name of the experiment.
 type experiment struct {
 	table, row, column string
-	config             bpf.Config // device and clock are the lab's
+	config             bpf.Config // the lab sets device and clock
 	packets            int        // in a full run
 	bound              bound
 	measure            func(l *lab, r run) (figure, error)
 }
 
-// run says how an experiment is done.
+// run has the parameters of one run of an experiment.
 type run struct {
 	seed    uint64
 	config  bpf.Config
 	packets int
 }
 
-// run does the experiment with a part of its packets, 1 for all.
+// run runs the experiment with a part of its packets, 1 for all.
 func (e *experiment) run(l *lab, seed uint64, part float64) (result, error) {
 	f, err := e.measure(l, run{seed: seed, config: e.config, packets: int(float64(e.packets) * part)})
 	if err != nil {
@@ -44,17 +45,18 @@ func (e *experiment) run(l *lab, seed uint64, part float64) (result, error) {
 	return result{question: e.question(), IsMet: e.bound.isMet(f.Value), figure: f}, nil
 }
 
-// figure is what an experiment found.
+// figure is the result of an experiment.
 type figure struct {
 	Value  float64 `json:"value"`
 	Unit   string  `json:"unit,omitempty"` // empty for shares and counts
 	Share  *share  `json:"share,omitempty"`
-	Scores *scores `json:"scores,omitempty"` // of the packets that the figure is of
+	Scores *scores `json:"scores,omitempty"` // scores of the measured packets
 }
 
 func shareFigure(s share) figure { return figure{Value: s.value(), Share: &s} }
 
-// String returns the figure with its interval, if it has one, to as many digits as it is worth.
+// String returns the figure with as many digits as are significant, and with its interval if it
+// has one.
 func (f figure) String() string {
 	if f.Share == nil {
 		return f.text()
@@ -81,7 +83,8 @@ func (f figure) text() string {
 	return strconv.FormatFloat(f.Value, 'f', 3, 64) + " " + f.Unit
 }
 
-// shareText writes a share with so many digits, or so many decimals if it is not small.
+// shareText formats a share with that many digits, or with that many decimals if it is at least
+// 0.1.
 func shareText(v float64, digits, decimals int) string {
 	switch {
 	case v == 0 || v == 1:
@@ -92,10 +95,10 @@ func shareText(v float64, digits, decimals int) string {
 	return shortExponent(strconv.FormatFloat(v, 'e', digits-1, 64))
 }
 
-// confidence is that of the intervals that are shown.
+// confidence is the confidence level of the intervals shown.
 const confidence = 0.95
 
-// question is what an experiment asks.
+// question identifies an experiment and its conditions.
 type question struct {
 	Table   string `json:"table"`
 	Row     string `json:"row"`
@@ -114,14 +117,15 @@ func (e *experiment) question() question {
 // String returns the name of the experiment.
 func (q question) String() string { return q.Table + ": " + q.Row + ", " + q.Column }
 
-// result is a figure with the question that it answers.
+// result is a figure with the question it answers.
 type result struct {
 	question
 	IsMet bool `json:"met"`
 	figure
 }
 
-// bound is what a figure, which is never negative, must keep to. The zero value is met by all but NaN.
+// bound is the range that a figure must be in. A figure is never negative. The zero value
+// accepts everything except NaN.
 type bound struct {
 	least, most float64 // 0 for none
 }
@@ -136,7 +140,7 @@ func (b bound) isMet(value float64) bool {
 	return !math.IsNaN(value) && value >= b.least && (b.most == 0 || value <= b.most)
 }
 
-// String returns the bound as it is written in tables; empty if there is none.
+// String returns the bound as shown in tables; empty for no bound.
 func (b bound) String() string {
 	switch {
 	case b == bound{}:
@@ -149,7 +153,7 @@ func (b bound) String() string {
 	return shortNumber(b.least) + " to " + shortNumber(b.most)
 }
 
-// shortNumber writes a number with the digits that it has.
+// shortNumber formats a number without trailing zeros.
 func shortNumber(v float64) string {
 	if v < 0.01 {
 		return shortExponent(strconv.FormatFloat(v, 'e', -1, 64))

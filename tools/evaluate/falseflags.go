@@ -21,8 +21,8 @@ const (
 type family struct {
 	name         string
 	kind         traffic.Kind
-	linear, log2 bound // of the share that is flagged
-	settling     int   // packets before those that count
+	linear, log2 bound // bounds of the flagged share
+	settling     int   // packets before the counted ones
 }
 
 func families() []family {
@@ -35,13 +35,13 @@ func families() []family {
 		{name: "lognormal, σ = 1.5", kind: traffic.Lognormal(1e5, 1.5), log2: atMost(logNormal)},
 		{name: "Pareto, shape 2.5", kind: traffic.Pareto(1e4, 2.5)},
 		{name: "Pareto, shape 1.5", kind: traffic.Pareto(1e4, 1.5)},
-		// Clipping makes the baseline of two kinds of deltas narrower for some fifty windows.
+		// With two kinds of deltas, clipping narrows the baseline for about fifty windows.
 		{name: "bursts and pauses", kind: traffic.OnOff(20, 1e4, 1e7), settling: 1_000_000},
 		{name: "AR(1), ρ = 0.9, 1 ms ± 20 µs", kind: traffic.AR1(1e6, 20e3, 0.9)},
 	}
 }
 
-// falseFlags asks which share of the packets is flagged when nothing is planted.
+// falseFlags measures the fraction of flagged packets when nothing is planted.
 func falseFlags() []experiment {
 	const packets = 4_000_000
 	var all []experiment
@@ -66,7 +66,7 @@ func log2Config() bpf.Config {
 	return config
 }
 
-// start begins the flow of a family: the same one in every domain.
+// start starts the flow of a family. The flow is the same in every domain.
 func (f family) start(seed uint64) traffic.Planted {
 	return traffic.Delay{}.Plant(f.kind, traffic.Rand(seed, f.name))
 }
@@ -89,7 +89,7 @@ func measureFalseFlags(l *lab, r run, f family) (figure, error) {
 	return found, errors.Join(err, s.check())
 }
 
-// plainBaseline is a mean and a variance in float64 that nothing is kept out of.
+// plainBaseline is a mean and a variance in float64 that include every sample without clipping.
 type plainBaseline struct {
 	n, mean, m2 float64
 }
@@ -109,7 +109,7 @@ func (b *plainBaseline) add(x, window float64) {
 	}
 }
 
-// measurePlain asks what the audit would flag if it did not clip what enters a baseline, without the kernel.
+// measurePlain measures what the audit would flag without clipping. It does not use the kernel.
 func measurePlain(r run, f family) figure {
 	c := counter{packets: r.packets}
 	var b plainBaseline

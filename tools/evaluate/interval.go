@@ -10,19 +10,20 @@ import (
 	"gonum.org/v1/gonum/stat"
 )
 
-// blocks is how many parts of a flow are compared to see whether hits come in clusters.
+// blocks is the number of parts of a flow that are compared to find clusters of hits.
 const blocks = 100
 
-// share is a share of packets, counted.
+// share is a counted share of packets.
 type share struct {
 	Hits   uint64 `json:"hits"`
 	Trials uint64 `json:"trials"`
-	// How many times the variance of independent packets the hits of a part of the flow have; at least 1. Packets of a flow
-	// share a baseline, and may resemble their neighbours.
+	// Clustering is the variance of the hits in parts of the flow, divided by the variance of
+	// independent packets; at least 1. Packets of a flow share a baseline and may resemble their
+	// neighbours.
 	Clustering float64 `json:"clustering"`
 }
 
-// value returns the share; 0 of nothing.
+// value returns the share; 0 without trials.
 func (s share) value() float64 {
 	if s.Trials == 0 {
 		return 0
@@ -30,8 +31,9 @@ func (s share) value() float64 {
 	return float64(s.Hits) / float64(s.Trials)
 }
 
-// interval returns the confidence interval of Clopper and Pearson, which holds with at least that confidence for
-// independent packets. Where they are not, it is that of as many fewer as their hits are clustered.
+// interval returns the confidence interval of Clopper and Pearson (1934), which has at least
+// that confidence for independent packets. For clustered hits, the interval is that of
+// correspondingly fewer packets.
 func (s share) interval(confidence float64) (low, high float64) {
 	tail := (1 - confidence) / 2
 	hits, misses := float64(s.Hits)/s.Clustering, float64(s.Trials-s.Hits)/s.Clustering
@@ -45,8 +47,9 @@ func (s share) interval(confidence float64) (low, high float64) {
 	return low, high
 }
 
-// betaQuantile returns x such that the beta distribution has the probability p below it. The inverse that the library has
-// is wrong far out: it gives 0.9999986 for a = 1, b = 500 and p = 1 − 5e-7, where 0.0286 is right.
+// betaQuantile returns x such that the beta distribution has the probability p below x. The
+// function of the library is wrong in the tails: for a = 1, b = 500 and p = 1 − 5e-7 it gives
+// 0.9999986 instead of 0.0286.
 func betaQuantile(a, b, p float64) float64 {
 	low, high := 0.0, 1.0
 	for range 64 {
@@ -60,7 +63,7 @@ func betaQuantile(a, b, p float64) float64 {
 	return low
 }
 
-// counter counts hits in a flow whose packets are numbered up to `packets`.
+// counter counts hits in a flow whose packets are numbered up to packets.
 type counter struct {
 	packets      int
 	hits, trials [blocks]float64
@@ -74,8 +77,8 @@ func (c *counter) add(number int, isHit bool) {
 	}
 }
 
-// share returns what was counted. The clustering is the variance of the hits of a block around what its trials let expect,
-// by the variance that they had if each trial were drawn by itself.
+// share returns the counts. The clustering is the variance of the hits in a block around the
+// number that its trials predict, divided by the variance for independent trials.
 func (c *counter) share() share {
 	s := share{Clustering: 1}
 	for b := range blocks {

@@ -12,7 +12,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
-// The values are those of binom.test of R.
+// The expected values are from binom.test of R.
 func TestIntervalOfKnownShares(t *testing.T) {
 	for _, test := range []struct {
 		hits, trials uint64
@@ -31,7 +31,7 @@ func TestIntervalOfKnownShares(t *testing.T) {
 	}
 }
 
-// Far out too: (1 − high)⁵⁰⁰ is the probability of no hit.
+// The interval is correct in the tails: (1 − high)⁵⁰⁰ is the probability of no hit.
 func TestIntervalFarOut(t *testing.T) {
 	want := 1 - math.Pow(5e-7, 1.0/500)
 	if low, high := (share{0, 500, 1}).interval(1 - 1e-6); low != 0 || math.Abs(high-want) > 1e-6 {
@@ -39,8 +39,8 @@ func TestIntervalFarOut(t *testing.T) {
 	}
 }
 
-// What defines the interval: at its ends, as many hits or more, and as few or fewer, have half of the probability that is
-// left.
+// The definition of the interval: at each end, the hits found or more extreme ones have half of
+// the remaining probability.
 func TestIntervalIsThatOfTheBinomialDistribution(t *testing.T) {
 	for _, s := range []share{{263, 3_999_900, 1}, {3, 100, 1}, {99, 100, 1}, {7410, 10_000, 1}} {
 		low, high := s.interval(0.99)
@@ -56,7 +56,8 @@ func TestIntervalIsThatOfTheBinomialDistribution(t *testing.T) {
 	}
 }
 
-// Hits that come ten at a time have ten times the variance of single ones, and an interval √10 times as wide.
+// Hits in groups of ten have ten times the variance of single hits, and an interval √10 times
+// as wide.
 func TestClusteredHits(t *testing.T) {
 	const packets, p = 1_000_000, 0.01
 	count := func(length int) share {

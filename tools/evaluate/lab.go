@@ -20,15 +20,15 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
-// lab has a device for each configuration of the audit that was asked for. They are in namespaces of their own, and no
-// packet crosses them but those that are replayed.
+// lab has one device for each requested configuration of the audit. The devices are in network
+// namespaces of their own and carry only replayed packets.
 type lab struct {
 	audited, far *netlab.Namespace
 	devices      int                 // so far
 	shared       map[string]*audited // by their flags
 }
 
-// audited is an audit of a device that nothing else sends to.
+// audited is the audit of a device to which nothing else sends packets.
 type audited struct {
 	audit    *bpf.Audit
 	config   bpf.Config
@@ -60,7 +60,8 @@ func (l *lab) close() error {
 	return errors.Join(errs...)
 }
 
-// audit returns the audit with a configuration, which experiments share: each has flows of its own.
+// audit returns the audit with that configuration. Experiments share it; each has flows of its
+// own.
 func (l *lab) audit(config bpf.Config) (*audited, error) {
 	flags := flagsOf(config)
 	if a, ok := l.shared[flags]; ok {
@@ -73,8 +74,8 @@ func (l *lab) audit(config bpf.Config) (*audited, error) {
 	return a, err
 }
 
-// alone does f with the audit of a new device. It is for experiments on what a device learns from all of its flows, and on
-// the flows that are watched.
+// alone calls f with the audit of a new device. It is for experiments on what a device learns
+// from all its flows, and on watched flows.
 func (l *lab) alone(config bpf.Config, f func(*audited) error) error {
 	a, err := l.open(config)
 	if err != nil {
@@ -83,7 +84,8 @@ func (l *lab) alone(config bpf.Config, f func(*audited) error) error {
 	return errors.Join(f(a), a.close())
 }
 
-// open audits a new device, until it is closed. The devices in the configuration and the clock are the lab's to choose.
+// open starts the audit of a new device. The lab sets the devices and the clock of the
+// configuration.
 func (l *lab) open(config bpf.Config) (a *audited, err error) {
 	near := netlab.End{Namespace: l.audited, Device: fmt.Sprintf("audited%d", l.devices)}
 	far := netlab.End{Namespace: l.far, Device: fmt.Sprintf("far%d", l.devices)}
@@ -111,21 +113,21 @@ func (l *lab) open(config bpf.Config) (a *audited, err error) {
 
 func (a *audited) close() error { return errors.Join(a.replayer.close(), a.audit.Close()) }
 
-// packet is a packet after the audit.
+// packet is a packet and what the audit decided about it.
 type packet struct {
-	number    int // in its flow, from 1 on: the first one, which has no delta, is number 0
+	number    int // in its flow; 0 is the first packet, which has no delta
 	deltaNs   uint64
 	isPlanted bool
 	before    timing.State // the flow's baseline before it
 	isJudged  bool
 	isFlagged bool
-	isEvent   bool // or would be one, if events were sent
+	isEvent   bool // becomes an event, whether or not events are sent
 }
 
-// score returns the exact t-score of a packet that was judged.
+// score returns the exact t-score of a judged packet.
 func (a *audited) score(p *packet) float64 { return a.config.Domain.Score(p.deltaNs, p.before) }
 
-// flow sends a new flow with so many deltas, and hands every packet that has one to observe.
+// flow sends a new flow with that many deltas and passes every packet with a delta to observe.
 func (a *audited) flow(deltas int, next traffic.Planted, observe func(*packet)) error {
 	return pinned(func() error { return a.flowHere(deltas, next, observe) })
 }
@@ -133,7 +135,7 @@ func (a *audited) flow(deltas int, next traffic.Planted, observe func(*packet)) 
 func (a *audited) flowHere(deltas int, next traffic.Planted, observe func(*packet)) error {
 	frame := makeFrame(a.flows)
 	a.flows++
-	a.nowNs += uint64(time.Hour) // no flow was last seen when another was
+	a.nowNs += uint64(time.Hour) // makes the last packets of different flows differ in time
 	a.replayer.times[0] = a.nowNs
 	before := a.audit.Counters()[0].Packets
 	if err := errors.Join(a.replayer.send(frame, 1), a.replayer.follow(a.nowNs)); err != nil {
@@ -159,7 +161,7 @@ func (a *audited) flowHere(deltas int, next traffic.Planted, observe func(*packe
 	return a.checkTally(tally, &before, &after)
 }
 
-// replay goes through a batch of packets as they were recorded.
+// replay evaluates the records of a batch of packets.
 func (a *audited) replay(n, number int, lastNs uint64, planted []bool, tally map[bpf.Outcome]uint64, observe func(*packet)) {
 	counted := a.audit.Counters()[0]
 	flags := counted.Packets.Outcome(bpf.OutcomeFlaggedEarly) + counted.Packets.Outcome(bpf.OutcomeFlaggedLate)
@@ -198,8 +200,8 @@ func (a *audited) replay(n, number int, lastNs uint64, planted []bool, tally map
 	tally[bpf.OutcomeJudged] += uint64(n) - pauses - few - flagged
 }
 
-// checkTally returns an error unless what was recorded of the packets is what the audit counted. Flags of both directions
-// are among the late ones of the tally.
+// checkTally returns an error unless the audit counted the packets as they were recorded. The
+// tally counts flags of both directions as late.
 func (a *audited) checkTally(tally map[bpf.Outcome]uint64, before, after *bpf.Packets) error {
 	for o := range bpf.NumOutcomes {
 		counted := after.Outcome(o) - before.Outcome(o)
@@ -210,14 +212,14 @@ func (a *audited) checkTally(tally map[bpf.Outcome]uint64, before, after *bpf.Pa
 			counted += after.Outcome(bpf.OutcomeFlaggedEarly) - before.Outcome(bpf.OutcomeFlaggedEarly)
 		}
 		if counted != tally[o] {
-			return fmt.Errorf("the audit counted %d packets with the outcome %v, but %d were recorded", counted, o, tally[o])
+			return fmt.Errorf("the audit counted %d packets with outcome %v, but %d were recorded", counted, o, tally[o])
 		}
 	}
 	return nil
 }
 
-// flagsOf returns the flags of a configuration that are not the defaults, as they are given to the exporter: MinSamples is
-// --audit.min-samples.
+// flagsOf returns the flags of a configuration that differ from the defaults, as the exporter
+// takes them: MinSamples becomes --audit.min-samples.
 func flagsOf(config bpf.Config) string {
 	values, defaults := reflect.ValueOf(config), reflect.ValueOf(bpf.DefaultConfig())
 	var flags []string

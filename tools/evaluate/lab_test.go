@@ -15,7 +15,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
-// newTestLab skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into a failure.
+// newTestLab skips the test without permission to load programs. REQUIRE_BPF=1 turns the skip
+// into a failure.
 func newTestLab(t *testing.T) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -36,8 +37,8 @@ func newTestLab(t *testing.T) *lab {
 	return l
 }
 
-// A small run of everything, with random numbers of its own, finds what the documents say: no share differs from the one
-// there by more than chance, and all other figures keep to their bounds.
+// A small run of all experiments with other random numbers agrees with the documents: shares
+// differ by chance only, and all other figures meet their bounds.
 func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
 	const part, seed = 0.05, defaultSeed + 1
 	l := newTestLab(t)
@@ -50,7 +51,7 @@ func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
 		small := got.Results[i]
 		want := documents.find(e.table, e.row, e.column)
 		if want == nil {
-			t.Errorf("%v: the documents do not have it", e.question())
+			t.Errorf("%v: missing from the documents", e.question())
 			continue
 		}
 		if difference := small.differsFrom(want.figure); difference != "" {
@@ -62,14 +63,15 @@ func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
 	}
 }
 
-// differsFrom says how a figure of a small run cannot be that of the full one; empty if it can.
+// differsFrom explains why a figure of a small run contradicts that of the full run; empty if
+// it does not.
 func (f figure) differsFrom(full figure) string {
-	const chance = 1e-6 // of two equal shares, to be taken for different ones: less than that
+	const chance = 1e-6 // upper bound of the probability that equal shares seem to differ
 	switch {
 	case (f.Share == nil) != (full.Share == nil) || f.Unit != full.Unit:
 		return "it is another kind of figure"
 	case f.Share != nil:
-		// Too few hits of a small run tell of clusters.
+		// A small run has too few hits to show clusters.
 		small := *f.Share
 		small.Clustering = max(small.Clustering, full.Share.Clustering)
 		low, high := small.interval(1 - chance)
@@ -109,8 +111,8 @@ func TestFiguresThatDiffer(t *testing.T) {
 	}
 }
 
-// Every packet reaches the program with its own delta: what is recorded before each is the state of the model, and so are
-// the decisions. Batches, pauses and packets at the same time make no difference.
+// Every packet reaches the program with its own delta: the recorded states and the decisions
+// equal those of the model. Batches, pauses and packets at the same time make no difference.
 func TestReplayedPacketsAreAudited(t *testing.T) {
 	const packets = batchPackets + 10_000
 	l := newTestLab(t)
@@ -165,7 +167,7 @@ func TestReplayedPacketsAreAudited(t *testing.T) {
 	}
 }
 
-// A packet that is not of the flow, or is counted otherwise than it was recorded, does not go unnoticed.
+// A packet that is not of the flow, or that is counted other than it was recorded, is an error.
 func TestPacketsTooManyOrTooFew(t *testing.T) {
 	a := &audited{}
 	tally := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 10, bpf.OutcomeFlaggedLate: 3}
@@ -190,7 +192,7 @@ func TestPacketsTooManyOrTooFew(t *testing.T) {
 	}
 }
 
-// Decisions of the audit are held against the exact scores.
+// Decisions of the audit are compared with the exact scores.
 func TestDecisionsThatAreNotThoseOfTheScores(t *testing.T) {
 	for _, test := range []struct {
 		t       float64

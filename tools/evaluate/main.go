@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command evaluate sends made-up traffic through the XDP program, attached to a device and at the times that it makes up,
-// and shows what is flagged that should not be, and what is found that should be. It ends with an error if a bound does not
-// hold.
+// Command evaluate sends generated traffic through the XDP program, which is attached to a
+// device, with generated arrival times. It shows which packets are flagged although nothing is
+// planted, and which planted delays and channels are found. It exits with an error if a bound
+// is not met.
 package main
 
 import (
@@ -15,13 +16,13 @@ import (
 	"regexp"
 )
 
-// defaultSeed is that of the figures in the documents.
+// defaultSeed is the seed of the figures in the documents.
 const defaultSeed = 1
 
 func main() {
-	seed := flag.Uint64("seed", defaultSeed, "seed of the random numbers; the figures of the documents have the default")
-	only := flag.String("only", "", "do the experiments whose name, such as 'detection: constant, log2, +5σ', matches this regular expression")
-	write := flag.String("write", "", "write tables, figures and plots into the documents of the repository in this folder")
+	seed := flag.Uint64("seed", defaultSeed, "seed of the random numbers; the documents contain the figures of the default")
+	only := flag.String("only", "", "regular expression of the experiments to run, matched with names such as 'detection: constant, log2, +5σ'")
+	write := flag.String("write", "", "write tables, figures and plots into the documents of the repository in this directory")
 	flag.Parse()
 
 	if err := evaluate(os.Stdout, *seed, *only, *write); err != nil {
@@ -32,7 +33,7 @@ func main() {
 
 func evaluate(w io.Writer, seed uint64, only, repository string) error {
 	if repository != "" && (seed != defaultSeed || only != "") {
-		return errors.New("the documents have the figures of all experiments with the default seed: leave out --write")
+		return errors.New("the documents need the figures of all experiments with the default seed: leave out --write")
 	}
 	wanted, err := regexp.Compile(only)
 	if err != nil {
@@ -54,7 +55,8 @@ func evaluate(w io.Writer, seed uint64, only, repository string) error {
 	return r.failed()
 }
 
-// runAll does the experiments that are wanted, with a part of their packets, and prints each result.
+// runAll runs the wanted experiments with a part of their packets, 1 for all, and prints each
+// result.
 func (l *lab) runAll(w io.Writer, seed uint64, part float64, isWanted func(question) bool) (*report, error) {
 	r := &report{Seed: seed}
 	for _, e := range experiments() {

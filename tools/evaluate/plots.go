@@ -28,13 +28,13 @@ const (
 	legendWidth = 5 * vg.Centimeter // on the right
 )
 
-// chart is a plot with its legend beside it.
+// chart is a plot with its legend next to it.
 type chart struct {
 	plot   *plot.Plot
 	legend plot.Legend
 }
 
-// palette are the colours of Okabe and Ito (2008), which the colour-blind can tell apart.
+// palette has the colours of Okabe and Ito (2008), which colour-blind readers can distinguish.
 var palette = []color.Color{
 	color.RGBA{0, 114, 178, 255}, color.RGBA{213, 94, 0, 255}, color.RGBA{0, 158, 115, 255}, color.RGBA{204, 121, 167, 255},
 	color.RGBA{230, 159, 0, 255}, color.RGBA{86, 180, 233, 255},
@@ -42,7 +42,7 @@ var palette = []color.Color{
 
 var dashes = []vg.Length{vg.Points(4), vg.Points(3)}
 
-// charts returns all images by the names of their files.
+// charts returns all charts by file name.
 func (r *report) charts() (map[string]*chart, error) {
 	all := map[string]*chart{}
 	var errs []error
@@ -61,9 +61,9 @@ func (r *report) charts() (map[string]*chart, error) {
 	return all, errors.Join(errs...)
 }
 
-// writeCharts draws all images into a folder.
-func (r *report) writeCharts(folder string) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // everybody may read the documents
+// writeCharts draws all charts into a directory.
+func (r *report) writeCharts(directory string) error {
+	if err := os.MkdirAll(directory, 0o755); err != nil { //nolint:gosec // documents are readable for all
 		return err
 	}
 	all, err := r.charts()
@@ -75,7 +75,7 @@ func (r *report) writeCharts(folder string) error {
 		if err := png.Encode(&drawn, c.draw()); err != nil {
 			return fmt.Errorf("encoding %s: %w", name, err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, name), drawn.Bytes(), 0o644); err != nil { //nolint:gosec // the same
+		if err := os.WriteFile(filepath.Join(directory, name), drawn.Bytes(), 0o644); err != nil { //nolint:gosec // the same
 			return err
 		}
 	}
@@ -101,7 +101,7 @@ func (c *chart) draw() image.Image {
 	return canvas.Image()
 }
 
-// addLine adds a line, and to the legend if it has a name.
+// addLine adds a line to the plot, and to the legend if the line has a name.
 func (c *chart) addLine(name string, points plotter.XYs, style draw.LineStyle) error {
 	line, err := plotter.NewLine(points)
 	if err != nil {
@@ -115,7 +115,7 @@ func (c *chart) addLine(name string, points plotter.XYs, style draw.LineStyle) e
 	return nil
 }
 
-// decades are the ticks of a logarithmic axis.
+// decades has the ticks of a logarithmic axis.
 type decades struct{}
 
 func (decades) Ticks(least, most float64) []plot.Tick {
@@ -126,11 +126,12 @@ func (decades) Ticks(least, most float64) []plot.Tick {
 	return ticks
 }
 
-// scoreChart shows the density of scores where nothing is planted, against Student's distribution.
+// scoreChart shows the density of scores where nothing is planted, and Student's
+// t-distribution.
 func (r *report) scoreChart(domain string) (*chart, error) {
 	const (
 		most = 12 // |t|
-		// Student's t with so many degrees of freedom is what a baseline of one window gives.
+		// Degrees of freedom of Student's t for a baseline of one window.
 		freedom = 8191
 		least   = 1e-7
 	)
@@ -145,11 +146,11 @@ func (r *report) scoreChart(domain string) (*chart, error) {
 	for i, name := range names {
 		result := r.find(tableFalseFlags, name, domain)
 		if result == nil || result.Scores == nil {
-			return nil, fmt.Errorf("there are no scores of %s, %s", name, domain)
+			return nil, fmt.Errorf("no scores of %s, %s", name, domain)
 		}
 		for _, points := range density(result.Scores, most) {
 			errs = append(errs, c.addLine(name, points, draw.LineStyle{Color: palette[i], Width: vg.Points(1.2)}))
-			name = "" // the other parts are not named again
+			name = "" // only the first part is in the legend
 		}
 	}
 	student := distuv.StudentsT{Sigma: 1, Nu: freedom}
@@ -167,7 +168,8 @@ func (r *report) scoreChart(domain string) (*chart, error) {
 	return c, errors.Join(errs...)
 }
 
-// density returns the density of scores, cell by cell, with its steps. It is in parts where there are cells without any.
+// density returns the density of scores as a step function. Cells without scores split it into
+// parts.
 func density(s *scores, most int) []plotter.XYs {
 	var total uint64
 	for i := range s.Early {
@@ -197,7 +199,8 @@ func density(s *scores, most int) []plotter.XYs {
 	return parts
 }
 
-// rocChart shows what share of late packets is found against what share of the others is flagged, over all thresholds.
+// rocChart shows the share of late packets found against the share of other packets flagged,
+// for all thresholds.
 func (r *report) rocChart(title, linear, log2 string) (*chart, error) {
 	const least = 1e-6
 	c := newChart(title, "share of the other packets that is flagged", "share of the late packets that is flagged")
@@ -208,7 +211,7 @@ func (r *report) rocChart(title, linear, log2 string) (*chart, error) {
 		for _, row := range []string{linear, log2} {
 			result := r.find(tableDetection, row, column)
 			if result == nil || result.Scores == nil {
-				return nil, fmt.Errorf("there are no scores of %s, %s", row, column)
+				return nil, fmt.Errorf("no scores of %s, %s", row, column)
 			}
 			style := draw.LineStyle{Color: palette[i], Width: vg.Points(1.2)}
 			name := column + ", linear"
@@ -232,7 +235,8 @@ func (r *report) rocChart(title, linear, log2 string) (*chart, error) {
 	return c, errors.Join(errs...)
 }
 
-// roc returns the curve of all thresholds, and its point for a threshold of 4. Shares below `least` are drawn there.
+// roc returns the curve of all thresholds, and its point for a threshold of 4. Shares below
+// least are drawn at least.
 func roc(s *scores, least float64) (curve plotter.XYs, atFour plotter.XY) {
 	const four = 4 * scoreSteps
 	others := s.ordinary()

@@ -20,10 +20,11 @@ import (
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type record -type flow_set -type baseline -output-stem replay replay replay.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I../../bpf/xdp -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
-// batchPackets is how many packets are replayed in one go, at most.
+// batchPackets is the maximum number of packets replayed at once.
 const batchPackets = 1 << 20
 
-// replayer sends packets through the program that is attached to a device, at times that it makes up.
+// replayer sends packets, with generated arrival times, through the program that is attached to
+// a device.
 type replayer struct {
 	objects replayObjects
 	hook    link.Link
@@ -31,11 +32,11 @@ type replayer struct {
 	times   []uint64
 	records []replayRecord
 	sets    []replayFlowSet
-	set     uint32 // where the flow is that is followed
+	set     uint32 // place of the followed flow in the flow table
 	way     uint32
 }
 
-// newReplayer makes a replayer for a program by its id.
+// newReplayer returns a replayer for the program with that id.
 func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 	audit, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -66,7 +67,7 @@ func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 		return nil, fmt.Errorf("loading the replayer: %w", err)
 	}
 	if err := r.objects.Audits.Put(uint32(0), audit); err != nil {
-		return nil, fmt.Errorf("making program %d the one that is replayed to: %w", id, err)
+		return nil, fmt.Errorf("setting program %d as the target of the replay: %w", id, err)
 	}
 	if r.times, err = mapArray[uint64](r, r.objects.Times, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
@@ -78,7 +79,7 @@ func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 	return r, err
 }
 
-// mapsOf returns maps of a program by their names.
+// mapsOf returns the maps of a program with these names.
 func mapsOf(program *ebpf.Program, names ...string) (map[string]*ebpf.Map, error) {
 	info, err := program.Info()
 	if err != nil {
@@ -112,7 +113,8 @@ func mapsOf(program *ebpf.Program, names ...string) (map[string]*ebpf.Map, error
 	return wanted, nil
 }
 
-// mapArray maps the values of an array, whose size has to be a multiple of 8 bytes.
+// mapArray maps the values of an array map into memory. The size of a value must be a multiple
+// of 8 bytes.
 func mapArray[T any](r *replayer, m *ebpf.Map, protection int) ([]T, error) {
 	n := int(m.MaxEntries())
 	memory, err := unix.Mmap(m.FD(), 0, n*int(m.ValueSize()), protection, unix.MAP_SHARED)
@@ -123,9 +125,10 @@ func mapArray[T any](r *replayer, m *ebpf.Map, protection int) ([]T, error) {
 	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), n), nil
 }
 
-// attach attaches the replayer to a device that gets no packets, in whose namespace the thread is. That makes send a hundred
-// times as fast for few packets: the kernel has a branch to each attached XDP program, and patches one in and out for a
-// program that is run repeatedly without being attached.
+// attach attaches the replayer to a device that receives no packets, in the namespace of the
+// thread. It makes send a hundred times as fast for few packets: the kernel has a branch for
+// each attached XDP program, and patches one in and out around each test run of a program that
+// is not attached.
 func (r *replayer) attach(device string) error {
 	found, err := net.InterfaceByName(device)
 	if err != nil {
@@ -148,10 +151,11 @@ func (r *replayer) close() error {
 	return err
 }
 
-// metadataBytes are in front of a frame: its time.
+// metadataBytes is the size of the metadata before a frame: its time.
 const metadataBytes = 8
 
-// xdpContext is the kernel's struct xdp_md as BPF_PROG_TEST_RUN takes it: offsets into the data.
+// xdpContext is the kernel's struct xdp_md in the form that BPF_PROG_TEST_RUN takes: pointers
+// are offsets into the data.
 type xdpContext struct {
 	Data, DataEnd, DataMeta                     uint32
 	IngressIfindex, RxQueueIndex, EgressIfindex uint32
@@ -163,7 +167,7 @@ func (r *replayer) send(frame []byte, n int) error {
 		return err
 	}
 	in := append(make([]byte, metadataBytes), frame...)
-	// A signal makes the kernel begin again, which finds the packets that are left.
+	// After a signal the kernel starts the run again. The program continues with the remaining packets.
 	_, err := r.objects.Replay.Run(&ebpf.RunOptions{
 		Data: in, Context: xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))}, Repeat: uint32(n),
 	})
@@ -180,7 +184,7 @@ func (r *replayer) send(frame []byte, n int) error {
 	return nil
 }
 
-// follow makes the flow whose last packet was at that time the one that is recorded.
+// follow selects the flow to record: the one whose last packet was at that time.
 func (r *replayer) follow(lastNs uint64) error {
 	for s := range r.sets {
 		for w, slot := range r.sets[s].Slots {
@@ -197,7 +201,7 @@ func (b *replayBaseline) state() timing.State {
 	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: timing.Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
 }
 
-// makeFrame returns a UDP frame of 60 bytes of the flow of that number.
+// makeFrame returns a UDP frame of 60 bytes for the flow with that number.
 func makeFrame(flow uint32) []byte {
 	frame := make([]byte, 60)
 	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00})
@@ -207,13 +211,14 @@ func makeFrame(flow uint32) []byte {
 	return frame
 }
 
-// pinned calls f on a thread that stays on the first CPU that it may run on, so that one CPU counts all packets.
+// pinned calls f on a thread that is bound to the first CPU it may run on, so that one CPU
+// counts all packets.
 func pinned(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var before, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return fmt.Errorf("asking for the CPUs of a thread: %w", err)
+		return fmt.Errorf("reading the CPU affinity of a thread: %w", err)
 	}
 	for cpu := range 8 * int(unsafe.Sizeof(before)) {
 		if before.IsSet(cpu) {
@@ -228,7 +233,7 @@ func pinned(f func() error) (err error) {
 	return f()
 }
 
-// last returns the baseline of the flow that is followed.
+// last returns the baseline of the followed flow.
 func (r *replayer) last() timing.State {
 	return r.sets[r.set].Slots[r.way].Baseline.state()
 }

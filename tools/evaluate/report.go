@@ -23,7 +23,7 @@ const (
 	imagesFolder       = "docs/images"
 )
 
-// report is all that a run found.
+// report has all results of a run.
 type report struct {
 	Seed    uint64   `json:"seed"`
 	Results []result `json:"results"`
@@ -51,7 +51,7 @@ func (r *report) find(table, row, column string) *result {
 	return nil
 }
 
-// failed returns an error that names what does not hold.
+// failed returns an error that names every bound that is not met.
 func (r *report) failed() error {
 	var errs []error
 	for _, result := range r.Results {
@@ -62,13 +62,13 @@ func (r *report) failed() error {
 	return errors.Join(errs...)
 }
 
-// block is a part of a document that is made of results.
+// block is a part of a document that is generated from results.
 type block struct {
 	document, name string
 	text           string
 }
 
-// blocks returns what stands in the documents.
+// blocks returns all generated blocks.
 func (r *report) blocks() []block {
 	return []block{
 		{statisticsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.String, columnPlain, "linear", "log2")},
@@ -83,7 +83,7 @@ func (r *report) blocks() []block {
 	}
 }
 
-// pivot returns a table with a line for each row and the columns that are named.
+// pivot returns a Markdown table with a line for each row and these columns.
 func (r *report) pivot(table string, text func(figure) string, columns ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| traffic | %s |\n|%s\n", strings.Join(columns, " | "), strings.Repeat(" --- |", 1+len(columns)))
@@ -106,7 +106,7 @@ func (r *report) pivot(table string, text func(figure) string, columns ...string
 	return b.String()
 }
 
-// bounds returns a table of what must hold, and whether it does.
+// bounds returns a Markdown table of all bounds and whether they are met.
 func (r *report) bounds() string {
 	var b strings.Builder
 	b.WriteString("| | traffic | | packets | counted | found | bound | met |\n| --- | --- | --- | --: | --: | --- | --- | --- |\n")
@@ -124,7 +124,7 @@ func (r *report) bounds() string {
 	return b.String()
 }
 
-// counted returns what a share was counted from.
+// counted returns the counts of a share; empty for other figures.
 func (f figure) counted() string {
 	if f.Share == nil {
 		return ""
@@ -132,7 +132,7 @@ func (f figure) counted() string {
 	return fmt.Sprintf("%s of %s", grouped(int(f.Share.Hits)), grouped(int(f.Share.Trials)))
 }
 
-// grouped writes a number with commas between thousands.
+// grouped formats a number with commas between thousands.
 func grouped(n int) string {
 	digits := fmt.Sprint(n)
 	for i := len(digits) - 3; i > 0; i -= 3 {
@@ -141,15 +141,16 @@ func grouped(n int) string {
 	return digits
 }
 
-// write puts the results into the documents of a repository, and beside them in a file that the plots are made of.
+// write puts the results into the documents of a repository, and into a JSON file from which
+// the plots are drawn.
 func (r *report) write(repository string) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	// One result to a line, so that a difference can be read.
+	// One result per line keeps differences readable.
 	lines := strings.ReplaceAll(string(text), `{"table"`, "\n"+`{"table"`) + "\n"
-	if err := os.WriteFile(filepath.Join(repository, figuresFile), []byte(lines), 0o644); err != nil { //nolint:gosec // everybody may read the documents
+	if err := os.WriteFile(filepath.Join(repository, figuresFile), []byte(lines), 0o644); err != nil { //nolint:gosec // documents are readable for all
 		return err
 	}
 	for _, b := range r.blocks() {
@@ -160,7 +161,7 @@ func (r *report) write(repository string) error {
 	return r.writeCharts(filepath.Join(repository, imagesFolder))
 }
 
-// readReport reads what write left.
+// readReport reads the JSON file of write.
 func readReport(repository string) (*report, error) {
 	text, err := os.ReadFile(filepath.Join(repository, figuresFile))
 	if err != nil {

@@ -26,7 +26,8 @@ func committed(t *testing.T) *report {
 	return r
 }
 
-// What the documents say is what the last full run found. Where this test fails, sudo make evaluate writes them anew.
+// The documents contain the figures of the last full run. If this test fails, sudo make
+// evaluate writes them again.
 func TestDocumentsHaveTheFigures(t *testing.T) {
 	r := committed(t)
 	if r.Seed != defaultSeed {
@@ -47,7 +48,7 @@ func TestDocumentsHaveTheFigures(t *testing.T) {
 	}
 }
 
-// The last full run asked what the code asks now, and all bounds held.
+// The last full run answered the questions of the current code, and all bounds were met.
 func TestFiguresAnswerTheQuestions(t *testing.T) {
 	r, all := committed(t), experiments()
 	if len(r.Results) != len(all) {
@@ -72,7 +73,7 @@ func TestFiguresAnswerTheQuestions(t *testing.T) {
 	}
 }
 
-// The charts are those of the figures: they are drawn again, and compared as a viewer would.
+// The charts show the figures: the test draws them again and compares the pixels.
 func TestChartsAreOfTheFigures(t *testing.T) {
 	charts, err := committed(t).charts()
 	if err != nil {
@@ -88,7 +89,7 @@ func TestChartsAreOfTheFigures(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		want := c.draw()
-		// Another processor may round a pixel otherwise.
+		// Another processor may round a pixel differently.
 		const most = 1e-4
 		if differs := differing(got, want); differs > most {
 			t.Errorf("%s: %.4f of the pixels differ from the chart of the figures", name, differs)
@@ -96,7 +97,7 @@ func TestChartsAreOfTheFigures(t *testing.T) {
 	}
 }
 
-// differing returns the share of the pixels that differ; 1 for images of different sizes.
+// differing returns the fraction of pixels that differ; 1 for images of different sizes.
 func differing(a, b image.Image) float64 {
 	if a.Bounds() != b.Bounds() {
 		return 1
@@ -193,7 +194,7 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// Figures of another seed, or of some experiments, do not get into the documents.
+// Figures of another seed, or of some experiments only, are not written into the documents.
 func TestDocumentsTakeAFullRunOnly(t *testing.T) {
 	for _, test := range []struct {
 		seed uint64

@@ -10,7 +10,7 @@ import (
 
 const (
 	scoreSteps = 4  // cells to a unit of t
-	scoreMost  = 20 // beyond, all scores share the last cell
+	scoreMost  = 20 // all higher scores share the last cell
 )
 
 // scoreCounts counts scores by |t| in steps of 1/scoreSteps.
@@ -18,7 +18,7 @@ type scoreCounts [scoreMost*scoreSteps + 1]uint64
 
 func (c *scoreCounts) add(t float64) { c[int(math.Min(math.Abs(t), scoreMost)*scoreSteps)]++ }
 
-// from returns the share of the scores whose |t| is at least so many steps.
+// from returns the share of the scores whose |t| is at least that many steps.
 func (c *scoreCounts) from(step int) float64 {
 	var all, those uint64
 	for i, n := range c {
@@ -33,19 +33,21 @@ func (c *scoreCounts) from(step int) float64 {
 	return float64(those) / float64(all)
 }
 
-// scores are the exact scores of the judged packets of a flow, worked out from what the audit knew before each of them.
+// scores counts the exact scores of the judged packets of a flow, computed from the baseline
+// before each packet.
 type scores struct {
-	Early   scoreCounts `json:"early,omitzero"` // of packets in which nothing is planted
+	Early   scoreCounts `json:"early,omitzero"` // of packets without a planted delay
 	Late    scoreCounts `json:"late,omitzero"`  // the same
 	Planted scoreCounts `json:"planted,omitzero"`
 
 	threshold float64
-	differ    int    // decisions of the audit that are not those of the scores
-	first     string // of them
+	differ    int    // decisions of the audit that contradict the scores
+	first     string // description of the first one
 }
 
-// decisionError is how far from the threshold a decision of the audit may differ from that of the exact score: it compares
-// products that are rounded to 2⁻²⁹ of themselves.
+// decisionError is the distance from the threshold within which a decision of the audit may
+// differ from the exact score: the program compares products with a relative rounding error of
+// 2⁻²⁹.
 const decisionError = 4e-8
 
 func (s *scores) add(p *packet, t float64) {
@@ -66,7 +68,7 @@ func (s *scores) add(p *packet, t float64) {
 	s.differ++
 }
 
-// ordinary returns the scores of the packets in which nothing is planted, by |t|.
+// ordinary returns the scores of the packets without a planted delay, by |t|.
 func (s *scores) ordinary() *scoreCounts {
 	both := s.Early
 	for i, n := range s.Late {
@@ -75,10 +77,10 @@ func (s *scores) ordinary() *scoreCounts {
 	return &both
 }
 
-// check returns an error if the audit decided otherwise than the scores.
+// check returns an error if a decision of the audit contradicts the scores.
 func (s *scores) check() error {
 	if s.differ > 0 {
-		return fmt.Errorf("%d decisions are not those of the exact scores, such as %s", s.differ, s.first)
+		return fmt.Errorf("%d decisions contradict the exact scores; the first is %s", s.differ, s.first)
 	}
 	return nil
 }

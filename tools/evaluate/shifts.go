@@ -27,7 +27,8 @@ type shift struct {
 	flags             bound
 }
 
-// levelShifts asks how many packets are flagged until a new level is learnt, and how well it is.
+// levelShifts measures how many packets are flagged until a new level is learnt, and how
+// accurately it is learnt.
 func levelShifts() []experiment {
 	const most = 6000
 	var all []experiment
@@ -53,11 +54,11 @@ func levelShifts() []experiment {
 
 const packetsAfterShift = 100_000
 
-// shifts are all questions on shifts of the level.
+// shifts returns all experiments on shifts of the level.
 func shifts() []experiment { return append(levelShifts(), slowShift()) }
 
-// flow sends a shift that comes after so many deltas, and hands the packets after it to observe. It returns the baseline
-// at the end.
+// flow sends a flow whose level shifts after that many deltas and passes the packets after the
+// shift to observe. It returns the baseline at the end.
 func (s shift) flow(a *audited, r run, before int, observe func(*packet)) (timing.State, error) {
 	kind := traffic.Shift(traffic.Constant(s.beforeNs, s.deviationNs), before, traffic.Constant(s.afterNs, s.deviationNs))
 	err := a.flow(before+packetsAfterShift, traffic.Delay{}.Plant(kind, traffic.Rand(r.seed, s.name)), func(p *packet) {
@@ -68,8 +69,8 @@ func (s shift) flow(a *audited, r run, before int, observe func(*packet)) (timin
 	return a.replayer.last(), err
 }
 
-// phases are lengths of the time before a shift: how fast a baseline learns depends on the samples that it has, which are
-// between one window and two.
+// phases returns lengths of the time before a shift. How fast a baseline learns depends on its
+// samples, which are between one window and two.
 func phases(window uint32) []int {
 	var all []int
 	for i := range 8 {
@@ -78,7 +79,7 @@ func phases(window uint32) []int {
 	return all
 }
 
-// measureFlagsAfterShift counts the packets that are flagged after a shift, where it comes at the worst time.
+// measureFlagsAfterShift counts the packets flagged after a shift at the worst time.
 func measureFlagsAfterShift(l *lab, r run, s shift) (figure, error) {
 	a, err := l.audit(r.config)
 	if err != nil {
@@ -100,7 +101,8 @@ func measureFlagsAfterShift(l *lab, r run, s shift) (figure, error) {
 	return figure{Value: float64(most)}, nil
 }
 
-// measureMeanAfterShift asks how far from the new level, in percent of it, the mean is in the end.
+// measureMeanAfterShift measures how far the final mean is from the new level, in percent of
+// the level.
 func measureMeanAfterShift(l *lab, r run, s shift) (figure, error) {
 	a, err := l.audit(r.config)
 	if err != nil {
@@ -117,9 +119,10 @@ func measureMeanAfterShift(l *lab, r run, s shift) (figure, error) {
 	return figure{Value: 100 * worst, Unit: "%"}, nil
 }
 
-// slowShift asks whether a flow that has been the same for long still learns, and how far from a shift of half a standard
-// deviation its mean is after 200,000 packets. The mean swings around what it has learnt by the deviation over the root of
-// the window, 0.1 ns; so it is taken as the average over the second half of them.
+// slowShift measures whether a flow that was constant for a long time still learns: how far its
+// mean is from a shift of half a standard deviation after 200,000 packets. The mean varies
+// around the learnt level by the deviation over the root of the window, 0.1 ns. The figure is
+// therefore the average over the second half of the packets.
 func slowShift() experiment {
 	const level, deviation, by, learning = 1e6, 10, 5, 200_000
 	return experiment{
