@@ -27,7 +27,7 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.row("State")
 	b.number("Exporters down", "none", "Targets of the job xdp_audit that do not answer; 1 if the job has no target.", none(), false,
 		query{`count(up{job="xdp_audit",` + ofInstance + `} == 0) or absent(up{job="xdp_audit"}) or vector(0)`, ""})
-	b.number("Devices without hook", "none", "Configured devices without a hook, and devices refused because the maximum number is reached, of exporters that answer.", none(), false,
+	b.number("Devices without hook", "none", "Configured devices without a hook, and devices that match a glob but are not audited because all device slots are used. Only of exporters that answer.", none(), false,
 		query{`(count(xdp_audit_hook_up{` + ofDevice + `} == 0) or vector(0)) + (sum(xdp_audit_devices_refused{` + ofInstance + `}) or vector(0))`, ""})
 	b.number("Alerts", "none", "Firing alerts of deploy/rules/xdp_audit_alerts.yml.", none(), false,
 		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})

@@ -24,12 +24,13 @@ const (
 	columnByFirst = "by the first 16" // judged by the first 16 windows only
 	columnInTurn  = "in turn"         // judged by all windows before, as the exporter does
 
-	// windowsOfFlow is the number of counted windows per flow, after trial.TrainingWindows of its cover.
+	// windowsOfFlow is the number of counted windows per flow, after the trial.TrainingWindows of
+	// its cover.
 	windowsOfFlow = 20
 	// mostWatched is the number of flows that are watched at a time.
 	mostWatched = 64
-	// unsampled is the number of packets a flow sends before it must be watched. The program samples
-	// one packet in 16 to find busy flows, so that many packets without a sample are improbable.
+	// unsampled is the number of packets a flow sends before it must be watched. The program
+	// samples one packet in 16 to find busy flows: so many packets without a sample are improbable.
 	unsampled = 500
 )
 

@@ -167,7 +167,7 @@ func (r *replayer) send(frame []byte, n int) error {
 		return err
 	}
 	in := append(make([]byte, metadataBytes), frame...)
-	// After a signal the kernel starts the run again. The program continues with the remaining packets.
+	// After a signal the kernel starts the run again. The program continues with the next packet.
 	_, err := r.objects.Replay.Run(&ebpf.RunOptions{
 		Data: in, Context: xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))}, Repeat: uint32(n),
 	})

@@ -15,7 +15,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
-// The documents that figures stand in, from the folder of the repository on.
+// Paths of the documents that contain figures, relative to the repository.
 const (
 	statisticsDocument = "docs/statistics.md"
 	limitsDocument     = "docs/limits.md"
