@@ -12,8 +12,8 @@ import (
 // The kernel and the model have the same number of score bins.
 var _ = [1]struct{}{}[len(programCalibration{}.Scores[0])-timing.ScoreBins]
 
-// add adds the calibration of one CPU, which has scored `judged` packets. The share of them that may
-// become events is computed as the kernel does when it scores a flagged packet.
+// add adds the calibration of one CPU, which has scored `judged` packets. The share of them
+// that may become events is computed as the kernel does when it scores a flagged packet.
 func (c *Calibration) add(params timing.Params, block *programCalibration, judged uint64) {
 	if judged == 0 {
 		return

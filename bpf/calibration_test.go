@@ -81,7 +81,8 @@ func rounded(packets int, next func() float64) []uint64 {
 	return deltas
 }
 
-// On every kind of traffic, few packets become events, but some do, however many packets are flagged.
+// On every kind of traffic, few packets become events, but some do, however many packets are
+// flagged.
 func TestEventsAreRareOnAnyTraffic(t *testing.T) {
 	const training, packets = 500_000, 1_000_000
 	for seed, kind := range []struct {
@@ -151,7 +152,7 @@ func checkTails(t *testing.T, c *timing.Calibration) {
 		for _, n := range scores[c.Cuts[side]:] {
 			tail += n
 		}
-		if tail != c.Tails[side] || tail > c.Allowed+1 { // a score may have been added after the cut was set
+		if tail != c.Tails[side] || tail > c.Allowed+1 { // a score may be newer than the cut
 			t.Errorf("side %d: the tail from bin %d on has %d scores, its count is %d, and %d are allowed", side, c.Cuts[side], tail, c.Tails[side], c.Allowed)
 		}
 	}
@@ -191,9 +192,9 @@ func TestRareDelaysBecomeEvents(t *testing.T) {
 	}
 }
 
-// A program that takes over the maps keeps the scores, also with another Config.Calibrate. It discards them if
-// their threshold differs, or if a program without calibration had the maps meanwhile, because the scores then
-// lack the packets that this program flagged.
+// A program that takes over the maps keeps the scores, also with another Config.Calibrate. It
+// discards them if their threshold differs, or if a program without calibration had the maps
+// meanwhile, because the scores then lack the packets that this program flagged.
 func TestTakenOverScores(t *testing.T) {
 	const packets = 60_000
 	for _, test := range []struct {
@@ -235,8 +236,8 @@ func TestTakenOverScores(t *testing.T) {
 			for _, n := range known.Scores[timing.SideEarly] {
 				scores += uint64(n)
 			}
-			// A score stands for eight at random, so that kept scores add up to the flagged packets except for chance.
-			// Scores that were discarded lack at least half of them.
+			// A score stands for eight at random, so that kept scores add up to the flagged
+			// packets except for chance. Scores that were discarded lack at least half of them.
 			areAll := math.Abs(float64(scores)-float64(flagged)) < 0.1*float64(flagged)
 			if isKept := known.Forgotten == 0; isKept != test.isKept || areAll != test.isKept || known.Flagged != flagged {
 				t.Errorf("%d scores of %d flagged packets, %d by their count; %d of %d scored packets are forgotten",
@@ -254,7 +255,7 @@ func TestCalibrationOfSeveralCPUs(t *testing.T) {
 	if want := (Calibration{EventScores: [2]float64{4, 4}}); c != want {
 		t.Errorf("without a packet: got %+v, want %+v", c, want)
 	}
-	c.add(params, &programCalibration{Cuts: [2]uint32{64, 64}}, 19_999) // still learns: every flag may become an event
+	c.add(params, &programCalibration{Cuts: [2]uint32{64, 64}}, 19_999) // still learns
 	c.add(params, &programCalibration{Forgotten: 10_000, Cuts: [2]uint32{0, 32}}, 50_000)
 	c.add(params, &programCalibration{Cuts: [2]uint32{0, 16}}, 20_001)
 	if want := (Calibration{Judged: 80_000, LearningCPUs: 1, EventScores: [2]float64{4, 8}}); c != want {
@@ -266,8 +267,9 @@ func TestCalibrationOfSeveralCPUs(t *testing.T) {
 	}
 }
 
-// The lowest bin has no lower bound, so a score far below it is in the tail that begins with it. Only a threshold
-// below 1 flags such packets, and only with an M2 of 2⁶⁴ or more could the shift of the bins go wrong.
+// The lowest bin has no lower bound, so a score far below it is in the tail that begins with
+// it. Only a threshold below 1 flags such packets, and only with an M2 of 2⁶⁴ or more could the
+// shift of the bins go wrong.
 func TestNoScoreIsBelowCutZero(t *testing.T) {
 	config := testConfig()
 	config.Threshold = 0

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonicAnchor relates CLOCK_MONOTONIC, with which the kernel stamps flags, to Go's monotonic clock.
-// With it a time is converted without a system call.
+// monotonicAnchor relates CLOCK_MONOTONIC, with which the kernel stamps flags, to Go's
+// monotonic clock. With it a time is converted without a system call.
 type monotonicAnchor struct {
 	goTime  time.Time // has a monotonic reading
 	ktimeNs int64
@@ -34,9 +34,9 @@ func monotonicNs() uint64 {
 	return uint64(max(now.Nano()-offset, 1))
 }
 
-// namespaceOffset returns the difference between CLOCK_MONOTONIC in this process and in BPF programs: the
-// offset of the time namespace of the process, which never changes. The first call must be made while the
-// process can still open files in /proc.
+// namespaceOffset returns the difference between CLOCK_MONOTONIC in this process and in BPF
+// programs: the offset of the time namespace of the process, which never changes. The first
+// call must be made while the process can still open files in /proc.
 var namespaceOffset = sync.OnceValue(func() time.Duration {
 	offsets, err := os.ReadFile("/proc/self/timens_offsets")
 	if err != nil {
@@ -45,8 +45,8 @@ var namespaceOffset = sync.OnceValue(func() time.Duration {
 	return parseMonotonicOffset(offsets)
 })
 
-// parseMonotonicOffset parses /proc/PID/timens_offsets (time_namespaces(7)). Each line has the name of a
-// clock, seconds, and nanoseconds.
+// parseMonotonicOffset parses /proc/PID/timens_offsets (time_namespaces(7)). Each line has the
+// name of a clock, seconds, and nanoseconds.
 func parseMonotonicOffset(offsets []byte) time.Duration {
 	for line := range bytes.Lines(offsets) {
 		var clock string
@@ -58,7 +58,8 @@ func parseMonotonicOffset(offsets []byte) time.Duration {
 	return 0
 }
 
-// wallTime converts a time of CLOCK_MONOTONIC to wall time, by the current setting of the wall clock.
+// wallTime converts a time of CLOCK_MONOTONIC to wall time, by the current setting of the wall
+// clock.
 func (a monotonicAnchor) wallTime(ktimeNs uint64) time.Time {
 	now := time.Now()
 	ktimeNow := a.ktimeNs + int64(now.Sub(a.goTime))

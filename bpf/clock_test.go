@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A packet of a second ago has the wall time of a second ago, whenever the anchor was made and however the wall
-// clock was set then.
+// A packet of a second ago has the wall time of a second ago, whenever the anchor was made and
+// however the wall clock was set then.
 func TestWallTimeUsesTheCurrentClockSetting(t *testing.T) {
 	const tolerance = 100 * time.Millisecond
 	now := monotonicNs()

@@ -49,8 +49,9 @@ func moveTo(cpu int) error {
 	return unix.SchedSetaffinity(0, &one)
 }
 
-// countRuns lets the kernel count the runs of programs until the test ends. The number of calls does not tell the
-// number of runs, because a BPF_PROG_TEST_RUN that a signal interrupts is repeated.
+// countRuns lets the kernel count the runs of programs until the test ends. The number of calls
+// does not tell the number of runs, because a BPF_PROG_TEST_RUN that a signal interrupts is
+// repeated.
 func countRuns(t *testing.T) {
 	t.Helper()
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
@@ -78,7 +79,8 @@ func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 	end := time.Now().Add(during)
 	for i, cpu := range twoCPUs(t) {
 		running.Go(func() {
-			// The thread stays locked, so that it ends with the goroutine and no other goroutine gets its affinity.
+			// The thread stays locked, so that it ends with the goroutine and no other
+			// goroutine gets its affinity.
 			runtime.LockOSThread()
 			if errs[i] = moveTo(cpu); errs[i] != nil {
 				return
@@ -96,9 +98,9 @@ func onEachCPU(t *testing.T, during time.Duration, f func() error) {
 	}
 }
 
-// Two CPUs continuously receive packets of one flow. Each packet is counted once, and no update of the slot is
-// lost or torn: the deltas add up to the time from the first packet to the last, and the slot has as many samples
-// as deltas were counted.
+// Two CPUs continuously receive packets of one flow. Each packet is counted once, and no update
+// of the slot is lost or torn: the deltas add up to the time from the first packet to the last,
+// and the slot has as many samples as deltas were counted.
 func TestTwoCPUsShareAFlow(t *testing.T) {
 	config := testConfig()
 	config.Clock, config.Window, config.IdleTimeout = ClockKtime, timing.MaxWindow, timing.MaxDelta

@@ -29,11 +29,11 @@ const (
 // Clock is the source of a packet's time.
 type Clock string
 
-// The clocks.
+// The clocks. The nanoseconds of ClockMetadata are written by an earlier XDP program.
 const (
 	ClockKtime    Clock = "ktime"    // CLOCK_MONOTONIC when the program runs
 	ClockHW       Clock = "hw"       // receive timestamp of the device
-	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet, written by an earlier XDP program
+	ClockMetadata Clock = "metadata" // 8 bytes of nanoseconds in front of the packet
 )
 
 // Domain is the scale on which deltas (inter-arrival times) are scored.
@@ -45,12 +45,12 @@ const (
 	DomainLog2   = timing.Log2   // the logarithm of the delta
 )
 
-// Learnt is the learned state of a device: its baseline and the distribution of its scores. A device with
-// such a state in [Config.Frozen] is scored against it.
+// Learnt is the learned state of a device: its baseline and the distribution of its scores. A
+// device with such a state in [Config.Frozen] is scored against it.
 type Learnt = timing.Learnt
 
-// Scope selects the baseline that a packet is scored against. The delta is always measured within the
-// packet's flow.
+// Scope selects the baseline that a packet is scored against. The delta is always measured
+// within the packet's flow.
 type Scope string
 
 // The baseline scopes.
@@ -70,26 +70,45 @@ const (
 
 // Config configures an audit. Start from [DefaultConfig], which sets everything except the devices.
 type Config struct {
-	Devices     []string          // names of network devices
-	Globs       []string          // patterns of device names, with the syntax of path.Match
-	Follow      bool              // let Audit.Follow attach devices that appear later
-	AllowNone   bool              // let Open succeed when it can attach no device
-	MaxDevices  uint32            // maximum number of devices at a time if Follow or PinPath is set; at least len(Devices)
-	PinPath     string            // directory in a bpf file system where maps and hooks outlive the process; empty to pin nothing
-	Mode        Mode              // attach mode
-	Clock       Clock             // source of a packet's time
-	Threshold   float64           // |t| from which on a packet is flagged
-	MinSamples  uint32            // samples that a baseline needs before packets are scored
-	Window      uint32            // at twice this many samples the count of a baseline is halved
-	Domain      Domain            // scale on which deltas are scored
-	Baseline    Scope             // baseline that a packet is scored against
-	Frozen      map[string]Learnt // saved baselines by device name, which do not change; requires BaselineDevice
-	FrozenSince time.Time         // time at which Frozen was saved
-	IdleTimeout time.Duration     // a longer silence of a flow is a pause, not a delta
-	Calibrate   float64           // upper bound on the fraction of scored packets reported as events; 0 for no bound
-	Flows       uint32            // slots of the flow table, rounded up to a power of two
-	EventRate   uint32            // maximum number of perf events per second and CPU; 0 sends none
-	Watches     uint32            // number of the busiest flows whose deltas are recorded for Audit.Watch; 0 records none
+	Devices []string // names of network devices
+	Globs   []string // patterns of device names, with the syntax of path.Match
+
+	Follow    bool // let Audit.Follow attach devices that appear later
+	AllowNone bool // let Open succeed when it can attach no device
+
+	// MaxDevices is the maximum number of devices at a time if Follow or PinPath is set. It is at
+	// least the number of Devices.
+	MaxDevices uint32
+
+	// PinPath is a directory in a bpf file system. Maps and hooks that are pinned there outlive
+	// the process. If it is empty, nothing is pinned.
+	PinPath string
+
+	Mode       Mode    // attach mode
+	Clock      Clock   // source of a packet's time
+	Threshold  float64 // |t| from which on a packet is flagged
+	MinSamples uint32  // samples that a baseline needs before packets are scored
+	Window     uint32  // at twice this many samples the count of a baseline is halved
+	Domain     Domain  // scale on which deltas are scored
+	Baseline   Scope   // baseline that a packet is scored against
+
+	// Frozen has saved baselines by device name. These devices are scored against the saved
+	// baseline, and do not learn. It requires BaselineDevice.
+	Frozen      map[string]Learnt
+	FrozenSince time.Time // time at which Frozen was saved
+
+	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
+
+	// Calibrate is the upper bound on the fraction of scored packets reported as events. With 0,
+	// there is no bound.
+	Calibrate float64
+
+	Flows     uint32 // slots of the flow table, rounded up to a power of two
+	EventRate uint32 // maximum number of perf events per second and CPU; 0 sends none
+
+	// Watches is the number of the busiest flows whose deltas are recorded for Audit.Watch. With
+	// 0, no deltas are recorded.
+	Watches uint32
 }
 
 // DefaultConfig returns the default configuration, without a device.

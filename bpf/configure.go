@@ -27,7 +27,8 @@ func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec,
 	return spec, t.configure(spec, config, index)
 }
 
-// configure configures a program for the device with that index, and gives the shared maps their sizes.
+// configure configures a program for the device with that index, and gives the shared maps
+// their sizes.
 func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
 	values := config.programConfig()
 	values.FirstBlock = uint32(index * t.cpus)

@@ -11,7 +11,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// The object of a device has the configuration, the index of the device, and the tables of the arithmetic.
+// The object of a device has the configuration, the index of the device, and the tables of the
+// arithmetic.
 func TestConfigureSetsAllVariables(t *testing.T) {
 	config := testConfig()
 	config.Devices = []string{"test0", "test1"}

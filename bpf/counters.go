@@ -30,7 +30,7 @@ type counterReader struct {
 	blocks    [][]programDeviceCounters // by device and CPU
 	sums      [][]blockSums             // at the last reading
 	totals    []Uint128                 // Σ delta by device, at the last reading
-	baselines [][]timing.State          // by device and CPU, at the last reading; nil if each flow has its own baseline
+	baselines [][]timing.State          // like sums; nil if flows have own baselines
 }
 
 // blockSums holds the 128-bit sums of one block.
@@ -73,8 +73,9 @@ func (r *counterReader) close() error {
 	return nil
 }
 
-// Counters returns one reading of the counters of each present device that was attached at least once, in the
-// order of [Audit.Hooks]. It is empty after [Audit.Close]. No counter is lower than in an earlier reading.
+// Counters returns one reading of the counters of each present device that was attached at
+// least once, in the order of [Audit.Hooks]. It is empty after [Audit.Close]. No counter is
+// lower than in an earlier reading.
 func (a *Audit) Counters() []Counters {
 	var all []Counters
 	a.devices.each(func(d *device) {
@@ -91,16 +92,17 @@ func (a *Audit) Counters() []Counters {
 	return all
 }
 
-// settleFates splits the sent events into those that were read and those that were lost in the rings of a
-// process that ended. An event that is still in a ring is in neither count yet, because it may still become
-// either and no count may decrease.
+// settleFates splits the sent events into those that were read and those that were lost in the
+// rings of a process that ended. An event that is still in a ring is in neither count yet,
+// because it may still become either and no count may decrease.
 func (e *deviceEntry) settleFates(fates *[NumFates]uint64) {
 	fates[FateReaderGap] = e.gap
 	fates[FateSent] = min(atomic.LoadUint64(&e.received), fates[FateSent]-min(e.gap, fates[FateSent]))
 }
 
-// netInserts returns the number of flows that a device inserted into the flow table, less the number of flows
-// that it evicted, of whatever device. The sum over all devices is the number of used slots.
+// netInserts returns the number of flows that a device inserted into the flow table, less the
+// number of flows that it evicted, of whatever device. The sum over all devices is the number
+// of used slots.
 func (r *counterReader) netInserts(device int) int64 {
 	var n int64
 	for cpu := range r.blocks[device] {
@@ -167,7 +169,8 @@ func (r *counterReader) read(device int, c *Counters) {
 	c.Sums.TotalNs = r.total(device, c)
 }
 
-// freeze replaces the baseline and the calibration in c by the saved ones that the device is scored against.
+// freeze replaces the baseline and the calibration in c by the saved ones that the device is
+// scored against.
 func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 	c.Baseline = &Baseline{
 		Domain: r.params.Domain, Samples: learnt.N, MeanQ16: learnt.MeanQ16, M2: learnt.M2, FrozenSince: r.config.FrozenSince,
@@ -181,8 +184,9 @@ func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 	}
 }
 
-// Learnt returns the learned state, by device name, of the present devices that still learn and have enough
-// samples for [Config.Frozen]. It is empty unless the baseline scope is [BaselineDevice].
+// Learnt returns the learned state, by device name, of the present devices that still learn and
+// have enough samples for [Config.Frozen]. It is empty unless the baseline scope is
+// [BaselineDevice].
 func (a *Audit) Learnt() map[string]Learnt {
 	all := map[string]Learnt{}
 	if a.config.Baseline != BaselineDevice {
@@ -220,9 +224,9 @@ func (r *counterReader) learnt(device int) Learnt {
 	return timing.Learn(r.baselines[device], judged, &scores)
 }
 
-// readDeltas adds the packets of a block to packets, and returns the sums of the block. Both cover the same
-// packets, unless packets arrived during each of the attempts to read them; then they differ by the packets
-// that arrived during the last attempt.
+// readDeltas adds the packets of a block to packets, and returns the sums of the block. Both
+// cover the same packets, unless packets arrived during each of the attempts to read them; then
+// they differ by the packets that arrived during the last attempt.
 func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums, packets *Packets) blockSums {
 	var before Packets
 	for range 8 {
@@ -255,8 +259,8 @@ func loadPackets(block *programDeviceCounters) (packets Packets) {
 	return packets
 }
 
-// total returns the sum of the deltas, n · reference + above − below. It is off by one reference while the
-// deviation of a packet is counted and its cell is not. It never decreases.
+// total returns the sum of the deltas, n · reference + above − below. It is off by one
+// reference while the deviation of a packet is counted and its cell is not. It never decreases.
 func (r *counterReader) total(device int, c *Counters) Uint128 {
 	last := &r.totals[device]
 	with := Uint128{Lo: c.Packets.Deltas()}.Mul64(c.Sums.ReferenceNs).Add(c.Sums.AboveNs)
@@ -268,9 +272,9 @@ func (r *counterReader) total(device int, c *Counters) Uint128 {
 	return *last
 }
 
-// loadUint128 reads a sum that grows meanwhile. The program stores the low word first and then the carry, so
-// that a sum read between the two stores is 2⁶⁴ too small. Such a sum is below the last one, and is read
-// again.
+// loadUint128 reads a sum that grows meanwhile. The program stores the low word first and then
+// the carry, so that a sum read between the two stores is 2⁶⁴ too small. Such a sum is below
+// the last one, and is read again.
 func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 	for range 1 << 20 {
 		high := atomic.LoadUint64(&words[1])
@@ -282,8 +286,8 @@ func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
 	return *last
 }
 
-// loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile. It returns nil if there
-// is none.
+// loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile. It
+// returns nil if there is none.
 func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
 	for {
 		sequence := atomic.LoadUint64(&last.Sequence)
@@ -303,9 +307,9 @@ func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
 	}
 }
 
-// loadBaseline reads the baseline of a CPU into *last. The CPU takes about ten nanoseconds per packet to
-// write it, unless it is interrupted. If a write lasts longer than a thousand attempts to read, *last is
-// unchanged.
+// loadBaseline reads the baseline of a CPU into *last. The CPU takes about ten nanoseconds per
+// packet to write it, unless it is interrupted. If a write lasts longer than a thousand
+// attempts to read, *last is unchanged.
 func loadBaseline(device *programDeviceBaseline, last *timing.State) {
 	for range 1000 {
 		sequence := atomic.LoadUint64(&device.Sequence)

@@ -35,8 +35,8 @@ func TestTotalIsExactAndNeverDecreases(t *testing.T) {
 	}
 }
 
-// The program stores the low word of a sum before the carry into the high word. A sum that is read between the
-// two stores is discarded.
+// The program stores the low word of a sum before the carry into the high word. A sum that is
+// read between the two stores is discarded.
 func TestSumWithoutItsCarryIsReadAgain(t *testing.T) {
 	last := Uint128{Hi: 1, Lo: 1<<64 - 5}
 	words := [2]uint64{3, 1}
@@ -56,7 +56,8 @@ func sumOfCells(h *timing.Histogram) (sum uint64) {
 	return sum
 }
 
-// While the program counts, no sum decreases from one reading to the next. At rest, the cells add up.
+// While the program counts, no sum decreases from one reading to the next. At rest, the cells
+// add up.
 func TestCountersAreConsistentUnderTraffic(t *testing.T) {
 	config := DefaultConfig()
 	config.Devices = []string{"test0"}

@@ -14,8 +14,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// deviceConfig scores against the baseline of the device. No baseline reaches its window or clips a delta, because
-// clipping depends on the samples of each CPU.
+// deviceConfig scores against the baseline of the device. No baseline reaches its window or
+// clips a delta, because clipping depends on the samples of each CPU.
 func deviceConfig(domain Domain) Config {
 	config := testConfig()
 	config.Domain, config.Baseline = domain, BaselineDevice
@@ -23,9 +23,9 @@ func deviceConfig(domain Domain) Config {
 	return config
 }
 
-// With packets of several flows on two CPUs, each CPU has the model's baseline of its own packets. The merged
-// baseline is that of all packets except for rounding: each step rounds the mean by up to half of 2⁻¹⁶ units,
-// and these errors add up like random numbers.
+// With packets of several flows on two CPUs, each CPU has the model's baseline of its own
+// packets. The merged baseline is that of all packets except for rounding: each step rounds the
+// mean by up to half of 2⁻¹⁶ units, and these errors add up like random numbers.
 func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 	const packets = 20_000
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
@@ -83,8 +83,8 @@ func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 	}
 }
 
-// Two CPUs continuously receive packets of their own flows while the baseline is read. No sample is lost, and the
-// number of samples never decreases.
+// Two CPUs continuously receive packets of their own flows while the baseline is read. No
+// sample is lost, and the number of samples never decreases.
 func TestBaselineIsReadUnderTraffic(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(string(domain), func(t *testing.T) {
@@ -111,7 +111,8 @@ func TestBaselineIsReadUnderTraffic(t *testing.T) {
 				t.Errorf("%d samples of %d deltas", c.Baseline.Samples, deltas)
 			}
 			mean := c.Sums.TotalNs.Float64() / float64(deltas)
-			// A step rounds by at most half of 2⁻¹⁶ ns. If all n steps round in one direction, n/4 · 2⁻¹⁶ ns are left.
+			// A step rounds by at most half of 2⁻¹⁶ ns. If all n steps round in one direction,
+			// n/4 · 2⁻¹⁶ ns are left.
 			tolerance := float64(deltas) / 4 * 0x1p-16
 			if domain == DomainLinear && c.Baseline.Samples == deltas && math.Abs(c.Baseline.MeanNs()-mean) > tolerance {
 				t.Errorf("mean %v ns, want %v ± %v", c.Baseline.MeanNs(), mean, tolerance)
@@ -140,8 +141,8 @@ func readBaselines(audit *Audit, ended <-chan struct{}) error {
 	}
 }
 
-// While a writer is active, each baseline that is read was complete at some time. If the writer stops in the middle
-// of a write, the last baseline remains.
+// While a writer is active, each baseline that is read was complete at some time. If the writer
+// stops in the middle of a write, the last baseline remains.
 func TestBaselineIsReadAtomically(t *testing.T) {
 	var block programDeviceBaseline
 	stop := make(chan struct{})

@@ -311,7 +311,8 @@ func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, o
 	}
 }
 
-// compareCalibration compares the calibration of the CPU, and the number of suppressed flags, with the model.
+// compareCalibration compares the calibration of the CPU, and the number of suppressed flags,
+// with the model.
 func (p *probe) compareCalibration(t *testing.T, m *model) {
 	t.Helper()
 	if got := p.block.Calibration.known(); got != m.calibration {

@@ -48,8 +48,8 @@ func (p *probe) update(t *testing.T, change func(*programDeviceCounters)) {
 	}
 }
 
-// At the limits of the arithmetic, the program and the model still have the same bits, nothing wraps around, and no
-// score is NaN.
+// At the limits of the arithmetic, the program and the model still have the same bits, nothing
+// wraps around, and no score is NaN.
 func TestProgramEqualsModelAtTheLimits(t *testing.T) {
 	const (
 		middle = timing.MaxDelta << 15 // 2³⁰ ns as a mean

@@ -16,8 +16,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// requiredCapabilities are the capabilities needed to load and attach the program. CAP_SYS_ADMIN includes the
-// first two.
+// requiredCapabilities are the capabilities needed to load and attach the program.
+// CAP_SYS_ADMIN includes the first two.
 var requiredCapabilities = []struct {
 	bit  uint
 	name string
@@ -89,8 +89,8 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	return fmt.Errorf("attaching to device %s in mode %s: %w", d.name, mode, err)
 }
 
-// explainLoad returns an error that says why the kernel refused the program. Of the verifier's log it has the
-// last line only.
+// explainLoad returns an error that says why the kernel refused the program. Of the verifier's
+// log it has the last line only.
 func explainLoad(err error) error {
 	var verifier *ebpf.VerifierError
 	if errors.As(err, &verifier) {
@@ -117,9 +117,10 @@ func explainMap(name string, entries int, err error) error {
 	return fmt.Errorf("creating the map %s: %w", name, err)
 }
 
-// explainRings returns an error that says why the kernel refused the rings of the events, and the remedy.
-// CAP_PERFMON does not suffice if kernel.perf_event_paranoid is above 2, as it is by default on Debian. The
-// error of cilium/ebpf has the kernel's error number in its text only.
+// explainRings returns an error that says why the kernel refused the rings of the events, and
+// the remedy. CAP_PERFMON does not suffice if kernel.perf_event_paranoid is above 2, as it is
+// by default on Debian. The error of cilium/ebpf has the kernel's error number in its text
+// only.
 func explainRings(err error) error {
 	if strings.HasSuffix(err.Error(), unix.EACCES.Error()) {
 		return fmt.Errorf("opening the rings of %s: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: %w",

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// ringBytes is the size of the ring of one CPU. The reader is woken when a quarter of it is full: a wake-up
-	// for each event would take microseconds of each flagged packet.
+	// ringBytes is the size of the ring of one CPU. The reader is woken when a quarter of it is
+	// full: a wake-up for each event would take microseconds of each flagged packet.
 	ringBytes     = 256 << 10
 	ringWatermark = ringBytes / 4
 
@@ -48,9 +48,11 @@ type eventReader struct {
 	rings, allowances *ebpf.Map
 	cpus              int
 
-	counting sync.Mutex   // held while an event is counted in the device table, and while the rings are reopened
+	// counting is held while an event is counted in the device table, and while the rings are
+	// reopened.
+	counting sync.Mutex
 	reader   *perf.Reader // replaced by ReadEvents only, while it holds counting
-	isClosed bool         // guarded by counting; if true, the device table may be unmapped and the maps closed
+	isClosed bool         // the device table may be unmapped and the maps closed
 }
 
 // newEventReader opens the rings.
@@ -119,8 +121,8 @@ func (r *eventReader) setOwner(index int, owner eventOwner) {
 	r.owners.Store(&changed)
 }
 
-// retire ends the event count of the device that has an index. Events of the device that are still in a ring
-// keep its name, and are not counted.
+// retire ends the event count of the device that has an index. Events of the device that are
+// still in a ring keep its name, and are not counted.
 func (r *eventReader) retire(index int) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -129,9 +131,10 @@ func (r *eventReader) retire(index int) {
 	r.owners.Store(&changed)
 }
 
-// close removes the rings from the map first, so that events of packets in flight have the fate no_reader and
-// not ring_full. Before Linux 5.19 that takes privilege; without it, the kernel removes the rings when the map
-// is closed. It does not wait for the handler of an event, which may hang.
+// close removes the rings from the map first, so that events of packets in flight have the fate
+// no_reader and not ring_full. Before Linux 5.19 that takes privilege; without it, the kernel
+// removes the rings when the map is closed. It does not wait for the handler of an event, which
+// may hang.
 func (r *eventReader) close() error {
 	r.counting.Lock()
 	r.isClosed = true
@@ -146,9 +149,9 @@ func (r *eventReader) close() error {
 	return nil
 }
 
-// ReadEvents calls handle for each perf event until the context ends, and then for the events that are still in
-// the rings. The event is valid only during the call. [Audit.Close] does not wait for a call of handle. Only one
-// ReadEvents may run at a time.
+// ReadEvents calls handle for each perf event until the context ends, and then for the events
+// that are still in the rings. The event is valid only during the call. [Audit.Close] does not
+// wait for a call of handle. Only one ReadEvents may run at a time.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
 	var record perf.Record
 	var event Event
@@ -211,8 +214,8 @@ func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Eve
 	}
 }
 
-// count counts an event and returns its owner, nil if the event is malformed. It returns os.ErrClosed after
-// close.
+// count counts an event and returns its owner, nil if the event is malformed. It returns
+// os.ErrClosed after close.
 func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -230,8 +233,9 @@ func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
 	return owner, nil
 }
 
-// decodeEvent decodes one record into *event, and returns the owner id of the event's device. The record may
-// end with a few bytes of garbage. The caller sets the device's name and the wall time.
+// decodeEvent decodes one record into *event, and returns the owner id of the event's device.
+// The record may end with a few bytes of garbage. The caller sets the device's name and the
+// wall time.
 func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok bool) {
 	if len(record) < eventBytes {
 		return 0, false
@@ -239,7 +243,8 @@ func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok b
 	var raw programAuditEvent
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventBytes), record)
 	key := &raw.Key
-	// No delta is longer than the longest idle timeout. With fewer than two samples there is no variance.
+	// No delta is longer than the longest idle timeout. With fewer than two samples there is no
+	// variance.
 	if key.Family >= uint8(NumFamilies) || raw.Flag.N < 2 || raw.Flag.DeltaNs > timing.MaxDelta {
 		return 0, false
 	}
@@ -281,7 +286,8 @@ func protocolOf(family Family, number uint8) Protocol {
 	return ProtocolOther
 }
 
-// EventCounts returns the number of events read from the rings so far. Received is empty after [Audit.Close].
+// EventCounts returns the number of events read from the rings so far. Received is empty after
+// [Audit.Close].
 func (a *Audit) EventCounts() EventCounts {
 	counts := EventCounts{Received: map[string]uint64{}, Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load()}
 	a.devices.each(func(d *device) {

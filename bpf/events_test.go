@@ -15,7 +15,8 @@ import (
 	"unsafe"
 )
 
-// learn sends as many samples as a baseline needs, alternately 0.99 ms and 1.01 ms, and returns the time of the last.
+// learn sends as many samples as a baseline needs, alternately 0.99 ms and 1.01 ms, and returns
+// the time of the last.
 func (p *probe) learn(t *testing.T, frame []byte) uint64 {
 	t.Helper()
 	now := uint64(1e12)
@@ -121,7 +122,7 @@ func TestEveryFlagHasAFate(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			config := testConfig()
 			config.EventRate = test.rate
-			config.Threshold, config.Calibrate = 0, 0 // every scored packet is flagged and may become an event
+			config.Threshold, config.Calibrate = 0, 0 // each scored packet may become an event
 			p := newProbe(t, config)
 			now := p.learn(t, udpFrame())
 			if test.closed {
@@ -155,8 +156,8 @@ func TestEveryFlagHasAFate(t *testing.T) {
 	}
 }
 
-// On steady traffic with a mean of 1 ms and a standard deviation of 20 µs, delays of eight standard deviations are
-// flagged, and few other packets are.
+// On steady traffic with a mean of 1 ms and a standard deviation of 20 µs, delays of eight
+// standard deviations are flagged, and few other packets are.
 func TestPlantedDelaysAreFlagged(t *testing.T) {
 	const packets, every = 400_000, 100
 	p := newProbe(t, testConfig())

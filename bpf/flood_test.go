@@ -14,8 +14,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// An attacker who knows this code but not the random keys cannot choose flows that evict each other more often than
-// random flows do. Of half as many flows as slots, 94.9 % find their slot again.
+// An attacker who knows this code but not the random keys cannot choose flows that evict each
+// other more often than random flows do. Of half as many flows as slots, 94.9 % find their slot
+// again.
 func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 	needBPF(t)
 	const flows = 32_768

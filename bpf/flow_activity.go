@@ -14,9 +14,11 @@ import (
 const (
 	// activityHalfLife is the time after which a sample has half of its weight.
 	activityHalfLife = 30 * time.Second
-	// minActivity is the activity below which a flow is forgotten: two minutes after its only sample.
+	// minActivity is the activity below which a flow is forgotten: two minutes after its only
+	// sample.
 	minActivity = 1. / 16
-	// maxActiveFlows is the number of remembered flows above which all but the busiest half of it are forgotten.
+	// maxActiveFlows is the number of remembered flows above which all but the busiest half of
+	// it are forgotten.
 	maxActiveFlows = 8192
 )
 

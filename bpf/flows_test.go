@@ -64,7 +64,7 @@ func newTestFlow(i int) testFlow {
 type tableModel struct {
 	*model
 	table     *flowtable.Table
-	states    map[*flowtable.Slot]timing.State // baselines of the flows; unused if the baseline is that of the device
+	states    map[*flowtable.Slot]timing.State // baselines of the flows
 	scope     Scope
 	inserts   uint64
 	evictions [NumEvictions]uint64
@@ -120,8 +120,9 @@ func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
 	}
 }
 
-// Thousands of flows compete for the slots of a small table, at random times, on a clock that sometimes steps back.
-// Every slot, cell, bucket, sum and event equals that of the model, bit for bit.
+// Thousands of flows compete for the slots of a small table, at random times, on a clock that
+// sometimes steps back. Every slot, cell, bucket, sum and event equals that of the model, bit
+// for bit.
 func TestManyFlowsEqualModel(t *testing.T) {
 	for _, test := range []struct {
 		slots   uint32

@@ -13,8 +13,8 @@ const (
 	longestFrame  = 9000
 )
 
-// frameMaker makes random frames. Most of them start as a valid frame of one of several hundred flows. Half of the
-// frames are then damaged, mostly in fields that the parser reads.
+// frameMaker makes random frames. Most of them start as a valid frame of one of several hundred
+// flows. Half of the frames are then damaged, mostly in fields that the parser reads.
 type frameMaker struct {
 	r     *rand.Rand
 	frame []byte
@@ -260,7 +260,8 @@ func (m *frameMaker) damage() {
 	}
 }
 
-// damageNumber changes a field that the parser reads: by a small amount, to an extreme, or to a random value.
+// damageNumber changes a field that the parser reads: by a small amount, to an extreme, or to a
+// random value.
 func (m *frameMaker) damageNumber() {
 	if len(m.looks) == 0 {
 		return

@@ -21,8 +21,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
 )
 
-// testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN for one frame. It is called directly because the call of
-// cilium/ebpf doubles the time, which matters for millions of frames.
+// testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN for one frame. It is called directly
+// because the call of cilium/ebpf doubles the time, which matters for millions of frames.
 type testRun struct {
 	programFD, verdict  uint32
 	inBytes, outBytes   uint32
@@ -56,8 +56,8 @@ func newRunner(t testing.TB, programFD int) *runner {
 	return r
 }
 
-// run sends a frame through the program, with atNs in front of it unless that is 0. It returns an error unless the
-// frame passes unchanged.
+// run sends a frame through the program, with atNs in front of it unless that is 0. It returns
+// an error unless the frame passes unchanged.
 func (r *runner) run(frame []byte, atNs uint64) error {
 	metadata := 0
 	a := r.attr
@@ -100,7 +100,8 @@ type framesModel struct {
 	words    []uint32
 }
 
-// observe returns the cell that counts the frame and, if the frame belongs to a flow, the key and slot of the flow.
+// observe returns the cell that counts the frame and, if the frame belongs to a flow, the key
+// and slot of the flow.
 func (m *framesModel) observe(frame []byte, atNs uint64) (at cell, key programFlowKey, slot uint64) {
 	p := parseModel(frame, m.readable)
 	at = cell{p.family, p.protocol, OutcomeUnparsed}
@@ -154,7 +155,8 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 	return f
 }
 
-// readableBytes returns the number of bytes of a long frame that are in its first buffer. Only there can the program read headers.
+// readableBytes returns the number of bytes of a long frame that are in its first buffer. Only
+// there can the program read headers.
 func readableBytes(t testing.TB, audit *Audit) int {
 	t.Helper()
 	if !audit.maps.hasFrags {
@@ -168,9 +170,10 @@ func readableBytes(t testing.TB, audit *Audit) int {
 		return n
 	}
 	readable, before := 0, parsed()
-	for behind := 8; behind < longestFrame/2; behind += 4 { // extension headers end at multiples of four bytes
+	// Extension headers end at multiples of four bytes.
+	for headers := 8; headers < longestFrame/2; headers += 4 {
 		payload := udp(1, 2, make([]byte, longestFrame/2))
-		next, left := ipUDP, behind
+		next, left := ipUDP, headers
 		if left%8 != 0 {
 			payload, next, left = authentication(next, 1, payload), ipAuth, left-12
 		}
@@ -184,13 +187,13 @@ func readableBytes(t testing.TB, audit *Audit) int {
 		if parsed() == before {
 			break
 		}
-		before, readable = parsed(), 14+40+behind+8
+		before, readable = parsed(), 14+40+headers+8
 	}
 	return readable
 }
 
-// frame sends the next frame. It returns an error unless the frame passes unchanged, is counted in its cell, and has
-// the right flow in its slot.
+// frame sends the next frame. It returns an error unless the frame passes unchanged, is counted
+// in its cell, and has the right flow in its slot.
 func (f *framesTest) frame() error {
 	frame := f.maker.next()
 	r := f.maker.r
@@ -262,9 +265,10 @@ func numberOf(t *testing.T, variable string, without uint64) uint64 {
 	return n
 }
 
-// Ten million hostile frames and noise (or FRAMES of them): each frame passes unchanged, is counted once in the model's
-// cell, and belongs to the model's flow. At the end, outcomes, baselines, sums, histogram, table and events equal
-// those of the model. FRAMES_SEED repeats a run.
+// Ten million hostile frames and noise (or FRAMES of them): each frame passes unchanged, is
+// counted once in the model's cell, and belongs to the model's flow. At the end, outcomes,
+// baselines, sums, histogram, table and events equal those of the model. FRAMES_SEED repeats a
+// run.
 func TestRandomFramesEqualModel(t *testing.T) {
 	frames := int(numberOf(t, "FRAMES", 10_000_000))
 	seed := numberOf(t, "FRAMES_SEED", uint64(time.Now().UnixNano()))
@@ -284,7 +288,8 @@ func TestRandomFramesEqualModel(t *testing.T) {
 	errs := make([]error, len(tests))
 	for i, cpu := range twoCPUs(t) {
 		running.Go(func() {
-			// The thread stays locked, so that it ends with the goroutine and no other goroutine gets its affinity.
+			// The thread stays locked, so that it ends with the goroutine and no other
+			// goroutine gets its affinity.
 			runtime.LockOSThread()
 			if errs[i] = moveTo(cpu); errs[i] == nil {
 				errs[i] = tests[i].send((frames + i) / len(tests))
@@ -315,7 +320,8 @@ func TestRandomFramesEqualModel(t *testing.T) {
 	checkCoverage(t, &seen, uint64(frames))
 }
 
-// checkCoverage expects that every possible combination of family, protocol and outcome occurred often enough.
+// checkCoverage expects that every possible combination of family, protocol and outcome
+// occurred often enough.
 func checkCoverage(t *testing.T, seen *Packets, frames uint64) {
 	t.Helper()
 	for family := range NumFamilies {

@@ -39,8 +39,8 @@ func learnOnce(t *testing.T, config Config) Learnt {
 	return learnt
 }
 
-// A frozen device is scored against the saved baseline, with the same outcome as the model for each packet. Neither
-// the baseline nor the scores change.
+// A frozen device is scored against the saved baseline, with the same outcome as the model for
+// each packet. Neither the baseline nor the scores change.
 func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(string(domain), func(t *testing.T) {

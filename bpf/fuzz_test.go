@@ -108,7 +108,8 @@ func FuzzEvent(f *testing.F) {
 	})
 }
 
-// Whatever a pinned device table contains, each device gets an index of its own, or an error if none is left.
+// Whatever a pinned device table contains, each device gets an index of its own, or an error if
+// none is left.
 func FuzzDeviceTable(f *testing.F) {
 	entry := func(state uint32, goneNs uint64, name string) []byte {
 		e := deviceEntry{state: state, generation: 7, goneNs: goneNs}
@@ -211,7 +212,8 @@ func FuzzCPUList(f *testing.F) {
 	})
 }
 
-// Reading a mapped block of counters terminates, whatever the block contains, and the result can be exported.
+// Reading a mapped block of counters terminates, whatever the block contains, and the result
+// can be exported.
 func FuzzCounters(f *testing.F) {
 	const blockBytes = int(unsafe.Sizeof(programDeviceCounters{}))
 	f.Add(make([]byte, 64))

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkKernel returns an error if the kernel lacks atomic instructions that return the old value, which the
-// program needs: it locks the sets of the flow table with compare-and-swap. Kernels have all of these
-// instructions or none, so compare-and-swap is tried for all. Loading leaves out whatever else an older
-// kernel lacks.
+// checkKernel returns an error if the kernel lacks atomic instructions that return the old
+// value, which the program needs: it locks the sets of the flow table with compare-and-swap.
+// Kernels have all of these instructions or none, so compare-and-swap is tried for all. Loading
+// leaves out whatever else an older kernel lacks.
 func checkKernel() error {
 	if err := probeCompareAndSwap(); err != nil {
 		return explainProbe(err, kernelRelease())
@@ -26,9 +26,9 @@ func checkKernel() error {
 // stackOffset is the offset of the word that compareAndSwap changes, from the frame pointer.
 const stackOffset = -8
 
-// compareAndSwap returns the instruction. cilium/ebpf encodes an atomic operation by the constant of the
-// instruction, which it sets only for instructions of an object file. Without the constant, the instruction
-// would be an addition.
+// compareAndSwap returns the instruction. cilium/ebpf encodes an atomic operation by the
+// constant of the instruction, which it sets only for instructions of an object file. Without
+// the constant, the instruction would be an addition.
 func compareAndSwap() asm.Instruction {
 	instruction := asm.CmpXchg.Mem(asm.RFP, asm.R1, asm.DWord, stackOffset)
 	instruction.Constant = int64(asm.CmpXchg >> 8)
@@ -53,8 +53,9 @@ func probeCompareAndSwap() error {
 	return program.Close()
 }
 
-// explainProbe returns an error if the kernel rejected the minimal program for its instruction. It returns nil
-// for any other reason, such as a missing privilege: loading the real program reports that with more context.
+// explainProbe returns an error if the kernel rejected the minimal program for its instruction.
+// It returns nil for any other reason, such as a missing privilege: loading the real program
+// reports that with more context.
 func explainProbe(err error, release string) error {
 	var verifier *ebpf.VerifierError
 	if !errors.As(err, &verifier) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {

@@ -31,7 +31,8 @@ func TestProbeIsEncodedAsCompareAndSwap(t *testing.T) {
 	}
 }
 
-// The error names the kernel without compare-and-swap and the remedy. Other errors are not explained like this.
+// The error names the kernel without compare-and-swap and the remedy. Other errors are not
+// explained like this.
 func TestKernelsWithoutCompareAndSwap(t *testing.T) {
 	const want = "the kernel 5.10.0-46-cloud-amd64 has no compare-and-swap in BPF programs: " +
 		"use Linux 5.12 or later, on arm64 5.18 or later: load program: invalid argument"

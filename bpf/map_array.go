@@ -14,9 +14,9 @@ import (
 // mapArrayStride is the multiple to which the kernel rounds up the size of an element.
 const mapArrayStride = 8
 
-// mapArray is an array map that is mapped into the memory of this process, so that its elements are read and
-// written without a system call. T is the Go type of the map's values. Programs change elements at any time:
-// load the words that they write atomically.
+// mapArray is an array map that is mapped into the memory of this process, so that its elements
+// are read and written without a system call. T is the Go type of the map's values. Programs
+// change elements at any time: load the words that they write atomically.
 //
 // A mapArray may be used by several goroutines, but close must not run while an element is in use.
 type mapArray[T any] struct {
@@ -24,10 +24,10 @@ type mapArray[T any] struct {
 	elements []T // nil after close
 }
 
-// newMapArray maps an array that was created with BPF_F_MMAPABLE. The protection is that of mmap(2). It returns
-// an error if the size of T is not the value size of the map, or is not a multiple of mapArrayStride: then
-// the elements of a Go slice would not be where those of the map are. The mapping outlives the descriptor of
-// the map.
+// newMapArray maps an array that was created with BPF_F_MMAPABLE. The protection is that of
+// mmap(2). It returns an error if the size of T is not the value size of the map, or is not a
+// multiple of mapArrayStride: then the elements of a Go slice would not be where those of the
+// map are. The mapping outlives the descriptor of the map.
 func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 	size := unsafe.Sizeof(*new(T))
 	switch {
@@ -50,10 +50,12 @@ func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 // len returns the number of elements, 0 after close.
 func (a *mapArray[T]) len() int { return len(a.slice()) }
 
-// at returns element i, which is valid until close. It panics if i is out of range, as every i is after close.
+// at returns element i, which is valid until close. It panics if i is out of range, as every i
+// is after close.
 func (a *mapArray[T]) at(i int) *T { return &a.slice()[i] }
 
-// slice returns all elements, which are valid until close. It is empty after close and for a nil array.
+// slice returns all elements, which are valid until close. It is empty after close and for a
+// nil array.
 func (a *mapArray[T]) slice() []T {
 	if a == nil {
 		return nil

@@ -16,7 +16,8 @@ import (
 	"github.com/cilium/ebpf/features"
 )
 
-// auditMaps holds the maps that the programs of all devices share, and the index of each device in them.
+// auditMaps holds the maps that the programs of all devices share, and the index of each device
+// in them.
 type auditMaps struct {
 	byName      map[string]*ebpf.Map
 	devices     *deviceTable
@@ -34,8 +35,8 @@ type replacement struct {
 	differs string // how the layout differs from the pinned one
 }
 
-// newAuditMaps creates the maps. If p is not nil and the pinned maps have the same layout, it opens these
-// instead. It leaves pinned maps of another layout as they are, for replacePins.
+// newAuditMaps creates the maps. If p is not nil and the pinned maps have the same layout, it
+// opens these instead. It leaves pinned maps of another layout as they are, for replacePins.
 func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -61,7 +62,8 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 	if err := t.openMaps(specs, p, layoutOf(config, specs, cpus, devices)); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	// Recorded deltas are not taken over from an earlier process: at most one window of each flow is lost.
+	// Recorded deltas are not taken over from an earlier process: at most one window of each
+	// flow is lost.
 	for name, n := range map[string]int{
 		programMapFlowWatches:  int(max(config.Watches, 1)),
 		programMapSampledFlows: cpus,
@@ -110,8 +112,8 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 	return nil
 }
 
-// replacePins replaces pinned maps of another layout by the maps of this process. A process that ends
-// before this call leaves the pinned maps unchanged.
+// replacePins replaces pinned maps of another layout by the maps of this process. A process
+// that ends before this call leaves the pinned maps unchanged.
 func (t *auditMaps) replacePins(p *pins, logger *slog.Logger) error {
 	if t.replacing == nil {
 		return nil

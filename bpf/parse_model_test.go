@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// parsed is the result of the model of the parser. The model was written from docs/DESIGN.md and the RFCs, not from
-// parse.h.
+// parsed is the result of the model of the parser. The model was written from docs/DESIGN.md
+// and the RFCs, not from parse.h.
 type parsed struct {
 	family   Family
 	protocol Protocol
@@ -159,8 +159,8 @@ func (p *parsed) ipv6(o octets) class {
 	return p.transport(o)
 }
 
-// isExtension reports whether a header is in IANA's list of IPv6 extension headers and has the position of the next
-// header: all headers of the list except ESP and those for experiments.
+// isExtension reports whether a header is in IANA's list of IPv6 extension headers and has the
+// position of the next header: all headers of the list except ESP and those for experiments.
 func isExtension(header uint8) bool {
 	switch header {
 	case ipHopOptions, ipRouting, ipFragment, ipAuth, ipDestOptions, ipMobility, 139, 140:

@@ -10,7 +10,8 @@ import (
 	"unsafe"
 )
 
-// cell identifies the counter of a packet. A test sends every frame once, as the first packet of its flow.
+// cell identifies the counter of a packet. A test sends every frame once, as the first packet
+// of its flow.
 type cell struct {
 	family   Family
 	protocol Protocol
@@ -21,7 +22,9 @@ var frameTable = []struct {
 	about string
 	frame []byte
 	want  cell
-	key   string // source, destination, protocol number and VLAN of the flow; empty if the frame has no flow
+	// key has source, destination, protocol number and VLAN of the flow. It is empty if the frame
+	// has no flow.
+	key string
 }{
 	{"UDP over IPv4", udpFrame(),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1000 10.0.0.2:53 17 0"},
@@ -172,8 +175,8 @@ func describeKey(key *programFlowKey) string {
 		addrPort(family, &key.Destination, key.DestinationPort), key.IpProtocol, key.VlanId)
 }
 
-// Every prefix of every valid frame passes unchanged and is counted once. A prefix is unparsed unless only padding is
-// cut off.
+// Every prefix of every valid frame passes unchanged and is counted once. A prefix is unparsed
+// unless only padding is cut off.
 func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 	p := newProbe(t, testConfig())
 	const shortest = 14 // the minimum of BPF_PROG_TEST_RUN
@@ -204,7 +207,8 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 	t.Logf("%d frames", total)
 }
 
-// cutIsInvisible reports whether the headers do not tell that the frame was cut, as those of a jumbogram.
+// cutIsInvisible reports whether the headers do not tell that the frame was cut, as those of a
+// jumbogram.
 func cutIsInvisible(about string, length int) bool {
 	return about == "a jumbogram has its length in an option" && length >= 14+40+8+8
 }

@@ -15,21 +15,21 @@ import (
 	"github.com/cilium/ebpf/perf"
 )
 
-// Each CPU that is online at the start has a ring. A CPU that comes online later has none, and a CPU that goes
-// offline loses its ring for good. If events find no ring, all rings are reopened, which takes the same
-// privileges as the start.
+// Each CPU that is online at the start has a ring. A CPU that comes online later has none, and
+// a CPU that goes offline loses its ring for good. If events find no ring, all rings are
+// reopened, which takes the same privileges as the start.
 
 const (
 	// ringInterval is the interval at which lost rings are looked for.
 	ringInterval = time.Second
-	// ringPause is the interval after rings were reopened: if new rings do not help, they must not be reopened
-	// all the time.
+	// ringPause is the interval after rings were reopened: if new rings do not help, they must
+	// not be reopened all the time.
 	ringPause = 10 * time.Second
 )
 
-// openRings opens a ring for each online CPU, and writes the number of each CPU's ring into the map of
-// allowances: rings are numbered without gaps, CPUs are not. On an error, rings that were open before are
-// unchanged.
+// openRings opens a ring for each online CPU, and writes the number of each CPU's ring into the
+// map of allowances: rings are numbered without gaps, CPUs are not. On an error, rings that
+// were open before are unchanged.
 func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 	online, err := onlineCPUs()
 	if err != nil {
@@ -54,8 +54,8 @@ func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 	return reader, nil
 }
 
-// reopen opens new rings and returns the old ones. The caller reads the events that are left in the old rings,
-// and closes them.
+// reopen opens new rings and returns the old ones. The caller reads the events that are left in
+// the old rings, and closes them.
 func (r *eventReader) reopen() (old *perf.Reader, err error) {
 	r.counting.Lock()
 	defer r.counting.Unlock()
@@ -80,8 +80,8 @@ type ringCheck struct {
 
 type deviceOnCPU struct{ index, cpu int }
 
-// reopenLostRings reopens the rings if events of a CPU found no ring since the last check, and then returns the
-// old rings. It logs an error that prevents this once for each CPU.
+// reopenLostRings reopens the rings if events of a CPU found no ring since the last check, and
+// then returns the old rings. It logs an error that prevents this once for each CPU.
 func (a *Audit) reopenLostRings(c *ringCheck) (old *perf.Reader, err error) {
 	if time.Now().Before(c.next) {
 		return nil, nil
@@ -110,7 +110,8 @@ func (a *Audit) reopenLostRings(c *ringCheck) (old *perf.Reader, err error) {
 	return old, nil
 }
 
-// newlyRingless returns the CPUs whose events found no ring since the last check, in ascending order.
+// newlyRingless returns the CPUs whose events found no ring since the last check, in ascending
+// order.
 func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 	for k, count := range now {
 		if before, isKnown := c.counts[k]; isKnown && count > before && !slices.Contains(cpus, k.cpu) {
@@ -122,8 +123,8 @@ func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 	return cpus
 }
 
-// ringlessEvents returns the number of events that found no ring: their CPU never had one, or the kernel took it
-// away.
+// ringlessEvents returns the number of events that found no ring: their CPU never had one, or
+// the kernel took it away.
 func (a *Audit) ringlessEvents() map[deviceOnCPU]uint64 {
 	counts := map[deviceOnCPU]uint64{}
 	a.devices.each(func(d *device) {

@@ -14,8 +14,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// Only some kernels refuse rings to CAP_PERFMON, so that the refusal cannot be provoked everywhere. The test uses the
-// text of its error.
+// Only some kernels refuse rings to CAP_PERFMON, so that the refusal cannot be provoked
+// everywhere. The test uses the text of its error.
 func TestRefusedRingsNameTheRemedy(t *testing.T) {
 	err := explainRings(errors.New("failed to create perf ring for CPU 0: can't create perf event: permission denied"))
 	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: " +
@@ -29,12 +29,14 @@ func TestRefusedRingsNameTheRemedy(t *testing.T) {
 	}
 }
 
-// secretLink is a link as on a kernel before 5.19: without privilege, its information cannot be read.
+// secretLink is a link as on a kernel before 5.19: without privilege, its information cannot be
+// read.
 type secretLink struct{ link.Link }
 
 func (secretLink) Info() (*link.Info, error) { return nil, unix.EPERM }
 
-// The state of the hook is then read from the device: up, down after detaching, and down while another program is attached.
+// The state of the hook is then read from the device: up, down after detaching, and down while
+// another program is attached.
 func TestHookStateWithoutPrivilege(t *testing.T) {
 	needBPF(t)
 	namespace, err := netlab.NewNamespace()

@@ -14,12 +14,12 @@ import (
 // Uint128 is an unsigned 128-bit integer, such as the sums in the maps.
 type Uint128 = timing.Uint128
 
-// State is a baseline as the kernel keeps it: the number of samples, their mean, and the sum of squared
-// deviations from the mean, in units of the [Domain].
+// State is a baseline as the kernel keeps it: the number of samples, their mean, and the sum of
+// squared deviations from the mean, in units of the [Domain].
 type State = timing.State
 
-// Histogram counts deltas by cell. Each bucket boundary of the native and the classic histogram is a boundary
-// between two cells.
+// Histogram counts deltas by cell. Each bucket boundary of the native and the classic histogram
+// is a boundary between two cells.
 type Histogram = timing.Histogram
 
 // Family is the network layer of a packet, as the parser saw it.
@@ -38,7 +38,7 @@ type Protocol uint8
 
 // The protocols, in the order of the cells in the maps.
 const (
-	ProtocolOther Protocol = iota // any other, or unknown because the packet is not IP or could not be parsed
+	ProtocolOther Protocol = iota // another one, or unknown: not IP, or not parsed
 	ProtocolTCP
 	ProtocolUDP
 	ProtocolSCTP
@@ -52,20 +52,21 @@ type Outcome uint8
 // The outcomes, in the order of the cells in the maps.
 const (
 	OutcomeJudged       Outcome = iota // scored, |t| below the threshold
-	OutcomeMinSamples                  // not scored: the baseline has too few samples; the delta was added to it
+	OutcomeMinSamples                  // added to a baseline with too few samples to score
 	OutcomeNewFlow                     // first packet of a flow, without a delta
-	OutcomeFlaggedEarly                // scored, |t| at or above the threshold, earlier than the mean
-	OutcomeFlaggedLate                 // scored, |t| at or above the threshold, later than the mean
+	OutcomeFlaggedEarly                // scored, early, |t| at or above the threshold
+	OutcomeFlaggedLate                 // scored, late, |t| at or above the threshold
 	OutcomeIdleGap                     // silence longer than the idle timeout: a pause, not a delta
 	OutcomeReordered                   // its time is before that of the flow's last packet
-	OutcomeContended                   // another CPU held the lock of the flow's set: counted, not scored
+	OutcomeContended                   // another CPU held the lock of the flow's set: not scored
 	OutcomeFragment                    // a fragment other than the first, without ports
 	OutcomeUntimed                     // the audit clock had no timestamp for it
 	OutcomeUnparsed                    // not IP, truncated or malformed
 	NumOutcomes
 )
 
-// Fate is the result of sending the perf event of a flagged packet. Every flagged packet has exactly one.
+// Fate is the result of sending the perf event of a flagged packet. Every flagged packet has
+// exactly one.
 type Fate uint8
 
 // The fates, in the order of the cells in the maps.
@@ -130,7 +131,8 @@ func (p *Packets) Outcome(o Outcome) uint64 {
 	return sum
 }
 
-// Deltas returns the number of packets whose delta was measured: those that were scored, and those with too few samples.
+// Deltas returns the number of packets whose delta was measured: those that were scored, and
+// those with too few samples.
 func (p *Packets) Deltas() uint64 {
 	return p.Outcome(OutcomeJudged) + p.Outcome(OutcomeMinSamples) + p.Outcome(OutcomeFlaggedEarly) + p.Outcome(OutcomeFlaggedLate)
 }
@@ -149,8 +151,8 @@ func (p *Packets) Protocol(f Family, q Protocol) uint64 {
 	return sum
 }
 
-// DeltaSums are sums over the deltas (inter-arrival times) of one device relative to a fixed reference. They are
-// exact to the nanosecond.
+// DeltaSums are sums over the deltas (inter-arrival times) of one device relative to a fixed
+// reference. They are exact to the nanosecond.
 type DeltaSums struct {
 	ReferenceNs uint64  // the first measured delta; 0 before it
 	AboveNs     Uint128 // Σ max(delta − reference, 0)
@@ -159,8 +161,8 @@ type DeltaSums struct {
 	TotalNs     Uint128 // Σ delta
 }
 
-// Flag describes a flagged packet: its delta, and the baseline that it was scored against, before the packet was
-// added to it. Both are the arguments of the t-score.
+// Flag describes a flagged packet: its delta, and the baseline that it was scored against,
+// before the packet was added to it. Both are the arguments of the t-score.
 type Flag struct {
 	AuditNs  uint64  // the packet's time on the audit clock
 	KtimeNs  uint64  // CLOCK_MONOTONIC when the packet was scored
@@ -180,17 +182,26 @@ type Baseline struct {
 	MeanQ16 uint64  // mean in 2⁻¹⁶ units
 	M2      Uint128 // sum of squared deviations from the mean in units²
 
-	FrozenSince time.Time // time at which a frozen baseline was saved; zero for a baseline that learns
+	FrozenSince time.Time // time at which a frozen baseline was saved; zero if it learns
 }
 
 // Calibration tells which flagged packets of a device are rare enough to become events.
 type Calibration struct {
-	Judged       uint64     // scored packets that it was learned from, on all CPUs; halved from time to time, on each CPU separately
-	LearningCPUs int        // CPUs that scored too few packets to tell what is rare: there every flag may become an event
-	EventScores  [2]float64 // |t| from which on early and late packets become events, on the CPU where it is highest; may be infinite
+	// Judged is the number of scored packets that the calibration was learned from, on all CPUs.
+	// It is halved from time to time, on each CPU separately.
+	Judged uint64
+
+	// LearningCPUs is the number of CPUs that scored too few packets to tell what is rare. There
+	// every flagged packet may become an event.
+	LearningCPUs int
+
+	// EventScores is the |t| from which on early and late packets become events, on the CPU where
+	// it is the highest. It may be infinite.
+	EventScores [2]float64
 }
 
-// MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 their geometric mean. It is 0 without samples.
+// MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 their geometric
+// mean. It is 0 without samples.
 func (b Baseline) MeanNs() float64 {
 	if b.Samples == 0 {
 		return 0
@@ -198,8 +209,9 @@ func (b Baseline) MeanNs() float64 {
 	return b.Domain.MeanNs(b.state())
 }
 
-// StandardDeviation returns the standard deviation of the deltas, in nanoseconds, or in the domain log2 in
-// octaves. It is 0 with fewer than two samples, and otherwise at least that of rounding to nanoseconds.
+// StandardDeviation returns the standard deviation of the deltas, in nanoseconds, or in the
+// domain log2 in octaves. It is 0 with fewer than two samples, and otherwise at least that of
+// rounding to nanoseconds.
 func (b Baseline) StandardDeviation() float64 {
 	if b.Samples < 2 {
 		return 0
@@ -214,10 +226,12 @@ func (b Baseline) state() State {
 // Score returns the t-score of the flagged packet. It is negative if the packet was early.
 func (f Flag) Score() float64 { return f.Domain.Score(f.DeltaNs, f.baseline()) }
 
-// MeanNs returns the mean of the baseline in nanoseconds, in the domain log2 the geometric mean of its deltas.
+// MeanNs returns the mean of the baseline in nanoseconds, in the domain log2 the geometric mean
+// of its deltas.
 func (f Flag) MeanNs() float64 { return f.Domain.MeanNs(f.baseline()) }
 
-// StandardDeviation returns the standard deviation of the baseline, in nanoseconds, or in the domain log2 in octaves.
+// StandardDeviation returns the standard deviation of the baseline, in nanoseconds, or in the
+// domain log2 in octaves.
 func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.Domain.Variance(f.baseline())) }
 
 func (f Flag) baseline() State {
@@ -265,8 +279,9 @@ type DeviceSlots struct {
 	Used    int // slots of devices that are present or named in the configuration
 	Refused int // devices that match a glob and got no slot
 
-	// GoneFlows is the number of flows that vanished devices inserted into the flow table, less the number that
-	// they evicted. With it, the inserts less the evictions of all devices add up to the used slots.
+	// GoneFlows is the number of flows that vanished devices inserted into the flow table, less
+	// the number that they evicted. With it, the inserts less the evictions of all devices add
+	// up to the used slots.
 	GoneFlows int64
 }
 
@@ -280,10 +295,13 @@ type EventCounts struct {
 // Event is the perf event of a flagged packet.
 type Event struct {
 	Flag
-	Device         string
-	Time           time.Time // wall time at which the packet was scored
-	Source         netip.AddrPort
-	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and that of Source the echo identifier
+	Device string
+	Time   time.Time // wall time at which the packet was scored
+
+	// Source and Destination are those of the packet. For ICMP the port of Source is the echo
+	// identifier, and that of Destination is type·256+code, as in NetFlow.
+	Source, Destination netip.AddrPort
+
 	Protocol       Protocol
 	ProtocolNumber uint8  // as in the IP header
 	VLAN           uint16 // outer VLAN id in the frame; 0 without a tag

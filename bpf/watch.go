@@ -16,27 +16,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The program records the deltas of flows that have a watch. This file assigns the watches to the busiest flows,
-// which it knows from samples that the program takes. watch.h is the part of the program.
+// The program records the deltas of flows that have a watch. This file assigns the watches to
+// the busiest flows, which it knows from samples that the program takes. watch.h is the part of
+// the program.
 
 const (
-	// watchInterval is the interval at which recorded deltas are read. A flow with more than a thousand deltas per
-	// interval loses some.
+	// watchInterval is the interval at which recorded deltas are read. A flow with more than a
+	// thousand deltas per interval loses some.
 	watchInterval = 500 * time.Millisecond
 
 	watchDeltas = len(programWatch{}.DeltasNs)
 	flowSamples = len(programFlowSamples{}.Samples)
 
-	// windowBacklog is the number of unread deltas up to which the next window of a flow follows the last one. The
-	// rest of the ring has space for deltas that are recorded while a window is read.
+	// windowBacklog is the number of unread deltas up to which the next window of a flow
+	// follows the last one. The rest of the ring has space for deltas that are recorded while a
+	// window is read.
 	windowBacklog = uint64(watchDeltas * 3 / 4)
 )
 
 // Flow identifies a flow.
 type Flow struct {
-	Device         string
-	Source         netip.AddrPort
-	Destination    netip.AddrPort // for ICMP the port is type·256+code, as in NetFlow, and that of Source the echo identifier
+	Device string
+
+	// For ICMP the port of Source is the echo identifier, and that of Destination is
+	// type·256+code, as in NetFlow.
+	Source, Destination netip.AddrPort
+
 	Protocol       Protocol
 	ProtocolNumber uint8  // as in the IP header
 	VLAN           uint16 // outer VLAN id in the frame; 0 without a tag
@@ -55,13 +60,15 @@ type WatchCounts struct {
 	Skipped uint64 // deltas of watched flows that arrived too fast to be read
 }
 
-// flowID identifies a flow in the flow table by its slot, and by its tag: another flow may get the slot.
+// flowID identifies a flow in the flow table by its slot, and by its tag: another flow may get
+// the slot.
 type flowID struct {
 	slotIndex uint32 // set · flowWays + way
 	tag       uint32
 }
 
-// watcher assigns watches to flows and reads the recorded deltas. The programs access the sets at the same time.
+// watcher assigns watches to flows and reads the recorded deltas. The programs access the sets
+// at the same time.
 type watcher struct {
 	sets    *mapArray[programFlowSet]
 	keys    *mapArray[programFlowKey]
@@ -123,9 +130,9 @@ func (w *watcher) close() error {
 	return errors.Join(w.sets.close(), w.keys.close(), w.watches.close(), w.samples.close())
 }
 
-// Watch calls handle for windows of length deltas of the busiest flows, until the context ends. The window is
-// valid only during the call. If Config.Watches is 0, Watch only waits for the end of the context. Only one
-// Watch may run at a time.
+// Watch calls handle for windows of length deltas of the busiest flows, until the context ends.
+// The window is valid only during the call. If Config.Watches is 0, Watch only waits for the
+// end of the context. Only one Watch may run at a time.
 func (a *Audit) Watch(ctx context.Context, length int, handle func(*Window)) error {
 	if a.watcher == nil {
 		<-ctx.Done()
@@ -143,16 +150,18 @@ func (a *Audit) Watch(ctx context.Context, length int, handle func(*Window)) err
 	}
 }
 
-// ReadWindows is one round of Watch, for callers that replay packets faster or slower than real time. It calls
-// handle for the next window of each watched flow that has one, and then assigns watches to flows that have
-// become busy. If Config.Watches is 0, it does nothing. It must not run concurrently with itself or with Watch.
+// ReadWindows is one round of Watch, for callers that replay packets faster or slower than real
+// time. It calls handle for the next window of each watched flow that has one, and then assigns
+// watches to flows that have become busy. If Config.Watches is 0, it does nothing. It must not
+// run concurrently with itself or with Watch.
 func (a *Audit) ReadWindows(length int, handle func(*Window)) {
 	if a.watcher != nil {
 		a.watcher.round(a.events.owners.Load(), length, handle)
 	}
 }
 
-// WatchCounts returns the counts of watched flows and skipped deltas. They are zero if Config.Watches is 0.
+// WatchCounts returns the counts of watched flows and skipped deltas. They are zero if
+// Config.Watches is 0.
 func (a *Audit) WatchCounts() WatchCounts {
 	if a.watcher == nil {
 		return WatchCounts{}
@@ -183,9 +192,9 @@ func (w *watcher) whileOpen(f func()) {
 	}
 }
 
-// nextWindow returns the next window of the flow with a watch, nil if there is none. It releases the watch of a
-// flow that lost its slot. That includes a flow that has its slot again: a packet of the flow that had the slot
-// meanwhile cleared the watch.
+// nextWindow returns the next window of the flow with a watch, nil if there is none. It
+// releases the watch of a flow that lost its slot. That includes a flow that has its slot
+// again: a packet of the flow that had the slot meanwhile cleared the watch.
 func (w *watcher) nextWindow(number, length int, owners *owners) *Window {
 	flow := w.watched[number]
 	if flow == nil {
@@ -214,7 +223,8 @@ func (w *watcher) nextWindow(number, length int, owners *owners) *Window {
 	}
 }
 
-// readSamples adds the samples since the last round to the activity, except for those that were overwritten.
+// readSamples adds the samples since the last round to the activity, except for those that were
+// overwritten.
 func (w *watcher) readSamples() {
 	for cpu := range w.samples.slice() {
 		s := w.samples.at(cpu)
@@ -257,8 +267,8 @@ func (w *watcher) readWindow(number, length int) bool {
 	return isWhole
 }
 
-// assignWatches assigns watches to the busiest flows without one: first the free watches, and then those of
-// flows that are less than half as busy.
+// assignWatches assigns watches to the busiest flows without one: first the free watches, and
+// then those of flows that are less than half as busy.
 func (w *watcher) assignWatches(owners *owners) {
 	isWatched := map[flowID]bool{}
 	for _, flow := range w.watched {
@@ -339,8 +349,8 @@ func (w *watcher) hasWatch(number int, id flowID) bool {
 	return (*[flowWays]uint8)(unsafe.Pointer(&watches))[way] == uint8(number+1)
 }
 
-// keyOf returns the key of a flow. ok is false if the flow lost its slot, or if its set was locked at each
-// attempt to read.
+// keyOf returns the key of a flow. ok is false if the flow lost its slot, or if its set was
+// locked at each attempt to read.
 func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 	set, _ := w.locate(id)
 	from := (*[flowKeyWords]uint32)(unsafe.Pointer(w.keys.at(int(id.slotIndex))))
@@ -350,7 +360,8 @@ func (w *watcher) keyOf(id flowID) (key programFlowKey, ok bool) {
 		for i := range from {
 			to[i] = atomic.LoadUint32(&from[i])
 		}
-		// The program writes the tag and the key of a new flow, in either order, while it holds the lock.
+		// The program writes the tag and the key of a new flow, in either order, while it holds
+		// the lock.
 		if isFree && atomic.LoadUint64(&set.Lock) == 0 && w.isPresent(id) {
 			return key, key.Family < uint8(NumFamilies)
 		}
@@ -363,8 +374,8 @@ const flowKeyWords = unsafe.Sizeof(programFlowKey{}) / 4
 // watchWord returns all watches of a set as one word.
 func (s *programFlowSet) watchWord() *uint64 { return (*uint64)(unsafe.Pointer(&s.Watches)) }
 
-// setWatch sets the watch of one way, before all memory accesses that follow. The program may clear watches of
-// other ways at the same time.
+// setWatch sets the watch of one way, before all memory accesses that follow. The program may
+// clear watches of other ways at the same time.
 func (s *programFlowSet) setWatch(way int, watch uint8) {
 	for {
 		before := atomic.LoadUint64(s.watchWord())

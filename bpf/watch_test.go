@@ -69,8 +69,8 @@ func (p *watchProbe) awaitWatch(frame []byte) {
 	p.t.Fatal("the flow is not watched after 1000 packets")
 }
 
-// The windows of a watched flow hold all of its deltas, in order, and nothing else. A pause and a reordered packet have
-// no delta.
+// The windows of a watched flow hold all of its deltas, in order, and nothing else. A pause and
+// a reordered packet have no delta.
 func TestWindowsHoldTheSentDeltas(t *testing.T) {
 	for _, v := range append(variants, struct {
 		domain Domain
@@ -120,7 +120,8 @@ func TestWindowsHoldTheSentDeltas(t *testing.T) {
 	}
 }
 
-// If deltas arrive faster than they are read, the last ones are in a window and the others are counted as skipped.
+// If deltas arrive faster than they are read, the last ones are in a window and the others are
+// counted as skipped.
 func TestSkippedDeltasAreCounted(t *testing.T) {
 	p := newWatchProbe(t, func(*Config) {})
 	frame := udpFrame()
@@ -230,7 +231,8 @@ func TestEvictedFlowLosesItsWatch(t *testing.T) {
 	}
 }
 
-// A flow that lost its slot and got it back between two rounds has lost its watch. It gets a new one.
+// A flow that lost its slot and got it back between two rounds has lost its watch. It gets a
+// new one.
 func TestFlowThatComesBackIsWatchedAgain(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Flows = flowWays })
 	watched := udpFrame()
@@ -294,8 +296,8 @@ func TestWatcherReportsMappingErrors(t *testing.T) {
 	}
 }
 
-// Each of two CPUs receives packets of one flow, in a set of its own, while one watch moves between the two flows. No
-// window has deltas of both flows or lacks one in the middle.
+// Each of two CPUs receives packets of one flow, in a set of its own, while one watch moves
+// between the two flows. No window has deltas of both flows or lacks one in the middle.
 func TestWatchMovesBetweenFlowsUnderTraffic(t *testing.T) {
 	p := newWatchProbe(t, func(c *Config) { c.Watches = 1 })
 	frames := [2][]byte{newTestFlow(1).frame, newTestFlow(2).frame}
@@ -427,7 +429,8 @@ func (p *watchProbe) flowsIn(t testing.TB) (ids []flowID) {
 	return ids
 }
 
-// sendOnce is like run, but returns an error: goroutines other than the test's must not call t.Fatal.
+// sendOnce is like run, but returns an error: goroutines other than the test's must not call
+// t.Fatal.
 func sendOnce(program *ebpf.Program, frame []byte, atNs uint64) error {
 	in := append(binary.NativeEndian.AppendUint64(nil, atNs), frame...)
 	context, err := binary.Append(nil, binary.NativeEndian, xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))})

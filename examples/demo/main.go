@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command demo shows the exporter at work. It sends steady packets from one network namespace to another, some of them late
-// on purpose, and reports which of them the exporter flags. Its argument is the exporter's path.
+// Command demo shows the exporter at work. It sends packets at steady intervals from one network
+// namespace to another, delays some of them on purpose, and reports which of them the exporter
+// flags. Its only argument is the path of the exporter.
 //
-// DEMO_SECONDS in the environment ends it by itself, DEMO_LISTEN is where the exporter serves its metrics. Nothing is left
-// when it has ended, however it did.
+// Two environment variables configure it: DEMO_SECONDS limits the time that it runs, and
+// DEMO_LISTEN is the address on which the exporter serves its metrics. The demo leaves nothing on
+// the machine, however it ends.
 package main
 
 import (
@@ -24,8 +26,8 @@ const (
 	interval    = time.Millisecond
 	spread      = 100 * time.Microsecond // standard deviation of the interval
 	lateness    = 10 * time.Millisecond
-	firstLate   = 1000 // packets before the first late one, in which the baseline is learnt
-	latePeriod  = 200  // packets from one late one to the next
+	firstLate   = 1000 // packets before the first late one, for the baseline to learn
+	latePeriod  = 200  // packets from one late packet to the next
 	reportEvery = 5 * time.Second
 
 	defaultListen = "127.0.0.1:9400"
@@ -46,7 +48,7 @@ func run(ctx context.Context, args []string) error {
 		return errors.New("usage: demo PATH-OF-THE-EXPORTER")
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("only root may make network namespaces and load BPF programs: run sudo make demo")
+		return errors.New("creating network namespaces and loading BPF programs requires root: run sudo make demo")
 	}
 	ctx, cancel, err := limited(ctx, os.Getenv("DEMO_SECONDS"))
 	if err != nil {
@@ -62,9 +64,9 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stage.close()
-	fmt.Printf(`One network namespace sends another a UDP packet every %v, give or take %v, and the exporter audits them where they
-arrive. From packet %d on, every %dth is sent %v late on purpose. Other packets are flagged when this machine itself is
-late, as it is when it is busy: that is real, too.
+	fmt.Printf(`One network namespace sends another a UDP packet every %v, with a standard deviation of %v. The exporter
+audits the packets where they arrive. From packet %d on, every %dth packet is sent %v late on purpose.
+When this machine is busy, it delays other packets: the exporter flags these, too.
 
   metrics  %s
   end      Ctrl-C
@@ -73,7 +75,7 @@ late, as it is when it is busy: that is real, too.
 	return stage.play(ctx)
 }
 
-// limited ends the context after that many seconds; none is no limit.
+// limited ends the context after a number of seconds. An empty number sets no limit.
 func limited(ctx context.Context, seconds string) (context.Context, context.CancelFunc, error) {
 	if seconds == "" {
 		ctx, cancel := context.WithCancel(ctx)
@@ -87,22 +89,22 @@ func limited(ctx context.Context, seconds string) (context.Context, context.Canc
 	return ctx, cancel, nil
 }
 
-// listen opens the socket that the exporter will serve on. It is opened here, outside of the exporter's namespace, so that
-// a browser on this machine reaches it.
+// listen opens the socket on which the exporter serves. It is opened outside of the exporter's
+// namespace, so that a browser on this machine reaches it.
 func listen(address string) (*net.TCPListener, error) {
 	if address == "" {
 		address = defaultListen
 	}
 	listener, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("something listens on %s already: choose another address, as in DEMO_LISTEN=127.0.0.1:9401", address)
+		return nil, fmt.Errorf("address %s is already in use: choose another address, such as DEMO_LISTEN=127.0.0.1:9401", address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("DEMO_LISTEN=%s: %w", address, err)
 	}
 	tcp, ok := listener.(*net.TCPListener)
 	if !ok {
-		return nil, fmt.Errorf("DEMO_LISTEN=%s is not an address of TCP", address)
+		return nil, fmt.Errorf("DEMO_LISTEN=%s is not a TCP address", address)
 	}
 	return tcp, nil
 }

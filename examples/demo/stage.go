@@ -27,11 +27,11 @@ import (
 const (
 	device = "audited0"
 
-	// patience is how long the exporter may take to start, to answer and to end.
+	// patience is the time that the exporter may take to start, to answer and to end.
 	patience = 20 * time.Second
 )
 
-// stage is the network with the exporter in it, and the socket that the sender sends from.
+// stage holds the network, the exporter in it, and the sockets of sender and receiver.
 type stage struct {
 	url      string
 	audited  netlab.End
@@ -40,12 +40,12 @@ type stage struct {
 	receiver net.PacketConn
 	exporter *exec.Cmd
 	trail    io.Reader    // the exporter's standard output
-	log      bytes.Buffer // to be read when the exporter has ended
+	log      bytes.Buffer // read after the exporter has ended
 	ended    chan struct{}
 	endErr   error // how the exporter ended
 }
 
-// newStage makes the network and starts the exporter in it, on a socket that it takes over.
+// newStage creates the network and starts the exporter in it. It takes over the listener.
 func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) {
 	s := &stage{
 		url:     "http://" + listener.Addr().String() + "/metrics",
@@ -72,7 +72,8 @@ func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) 
 	return s, s.start(exporter, listener)
 }
 
-// openSockets opens a socket at either end. Nobody reads what arrives: the kernel drops it once the socket is full.
+// openSockets opens a socket at each end. The receiver does not read: when its socket is full, the
+// kernel drops the packets.
 func (s *stage) openSockets() error {
 	err := s.audited.Namespace.Do(func() (err error) {
 		s.receiver, err = net.ListenPacket("udp", netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
@@ -87,8 +88,8 @@ func (s *stage) openSockets() error {
 	return nil
 }
 
-// start starts the exporter as systemd would: with the socket as file descriptor 3, and its own process id in LISTEN_PID,
-// which only a shell that becomes the exporter can know.
+// start starts the exporter as systemd does: with the socket as file descriptor 3, and with the
+// process id of the exporter in LISTEN_PID. A shell sets it, and then becomes the exporter.
 func (s *stage) start(exporter string, listener *net.TCPListener) error {
 	socket, err := listener.File()
 	if err != nil {
@@ -97,15 +98,16 @@ func (s *stage) start(exporter string, listener *net.TCPListener) error {
 	defer socket.Close()
 	defer listener.Close()
 
-	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // it is what the user asks for
+	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // the user names the exporter
 		"--audit.device="+device, "--audit.mode=drv", "--audit.min-samples=100", "--audit.event-rate=1000",
-		"--audit.calibrate=0", // one packet in a hundred is not rare, and all that are flagged shall be seen
-
+		// Late packets are not rare enough for the calibration. Report all flagged packets.
+		"--audit.calibrate=0",
 		"--trail.file=-", "--web.systemd-socket")
 	s.exporter.Env = append(os.Environ(), "LISTEN_FDS=1")
 	s.exporter.ExtraFiles = []*os.File{socket}
 	s.exporter.Stderr = &s.log
-	s.exporter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which ends the exporter
+	// In a process group of its own, the exporter does not get Ctrl-C: the demo ends it.
+	s.exporter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if s.trail, err = s.exporter.StdoutPipe(); err != nil {
 		return fmt.Errorf("reading the trail: %w", err)
 	}
@@ -128,7 +130,7 @@ func (s *stage) close() {
 	}
 }
 
-// play sends and reports until the context ends, and then sums up.
+// play sends packets and prints reports until the context ends, and then prints a summary.
 func (s *stage) play(ctx context.Context) error {
 	tally := newTally()
 	go func() {
@@ -141,7 +143,7 @@ func (s *stage) play(ctx context.Context) error {
 	}()
 	if err := s.awaitExporter(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil // it was not wanted for that long
+			return nil // the demo ended first
 		}
 		return err
 	}
@@ -225,7 +227,7 @@ func (s *stage) awaitExporter(ctx context.Context) error {
 	}
 }
 
-// exporterError is why the exporter ended by itself, in its own words.
+// exporterError returns an error with the last line of the exporter's log.
 func (s *stage) exporterError() error {
 	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
 	if s.endErr == nil {
@@ -234,7 +236,7 @@ func (s *stage) exporterError() error {
 	return fmt.Errorf("the exporter ended: %w: %s", s.endErr, lines[len(lines)-1])
 }
 
-// send sends steady packets until the context ends.
+// send sends packets at steady intervals until the context ends.
 func (s *stage) send(ctx context.Context, tally *tally) error {
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // nothing secret
 	payload := []byte("steady as she goes")
@@ -261,27 +263,27 @@ func isPlanted(i int) bool {
 	return n >= firstLate && (n-firstLate)%latePeriod == 0
 }
 
-// series are the metrics that the report shows.
+// series holds the metrics that the report shows.
 type series struct {
 	events, flags, lastScore float64
 }
 
-// scrape asks the exporter as Prometheus does.
+// scrape reads the metrics of the exporter.
 func (s *stage) scrape(ctx context.Context) (series, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil) //nolint:gosec // the address is what the user asks for
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil) //nolint:gosec // the user chooses the address
 	if err != nil {
-		return series{}, fmt.Errorf("asking the exporter: %w", err)
+		return series{}, fmt.Errorf("reading the metrics of the exporter: %w", err)
 	}
-	response, err := http.DefaultClient.Do(request) //nolint:gosec // as above
+	response, err := http.DefaultClient.Do(request) //nolint:gosec // the user chooses the address
 	if err != nil {
-		return series{}, fmt.Errorf("asking the exporter: %w", err)
+		return series{}, fmt.Errorf("reading the metrics of the exporter: %w", err)
 	}
 	defer response.Body.Close()
 	page, err := io.ReadAll(response.Body)
 	if err != nil || response.StatusCode != http.StatusOK {
-		return series{}, fmt.Errorf("asking the exporter: %s: %w", response.Status, err)
+		return series{}, fmt.Errorf("reading the metrics of the exporter: %s: %w", response.Status, err)
 	}
 	text := string(page)
 	return series{
@@ -291,7 +293,7 @@ func (s *stage) scrape(ctx context.Context) (series, error) {
 	}, nil
 }
 
-// sum adds up the series of one name.
+// sum returns the sum of all series with a name.
 func sum(page, name string) (total float64) {
 	for line := range strings.Lines(page) {
 		if !strings.HasPrefix(line, name+"{") {

@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// clockSlack is how far the time in a record may lie beside the time of sending: both are of the same clock, but a
-	// clock may be adjusted between one reading and the next.
+	// clockSlack is the tolerance between the time of a record and that of sending. Both are read
+	// from the same clock, which may be adjusted between two readings.
 	clockSlack = 300 * time.Microsecond
 
-	// forgetAfter is how long a record may take to arrive.
+	// forgetAfter is the time within which a record must arrive.
 	forgetAfter = 10 * time.Second
 
-	// shownRecords is how many records the report quotes.
+	// shownRecords is the number of records that the report quotes.
 	shownRecords = 3
 )
 
-// tally compares what was sent with what was flagged. Its methods are safe for concurrent use.
+// tally compares sent packets with flagged packets. Its methods are safe for concurrent use.
 type tally struct {
 	mu      sync.Mutex
 	begin   time.Time
@@ -31,11 +31,12 @@ type tally struct {
 	found   int // planted packets that were flagged
 	others  int // flags of packets that were not planted
 	open    []plant
-	shown   []string // records of planted packets that are still to be shown
+	shown   []string // records of planted packets for the next report
 	quoted  int
 }
 
-// plant is a packet that was sent late on purpose, and for which no record has come yet. The program runs while it is sent.
+// plant is a packet that was sent late on purpose and has no record yet. The program runs between
+// before and after.
 type plant struct {
 	before, after time.Time
 }
@@ -57,7 +58,8 @@ func (t *tally) sent(isPlanted bool, before, after time.Time) {
 	t.open = append(t.open, plant{before, after})
 }
 
-// record takes a line of the trail. It belongs to a planted packet if it is of a late one, and that was sent at its time.
+// record counts a line of the trail. It belongs to a planted packet if it reports a late packet at
+// the time at which the planted packet was sent.
 func (t *tally) record(line string) {
 	at, err := time.Parse(time.RFC3339Nano, value(line, "time"))
 	if err != nil {
@@ -87,7 +89,7 @@ func (t *tally) records() int {
 	return t.found + t.others
 }
 
-// report returns a few lines on what happened so far.
+// report returns a few lines about the packets so far.
 func (t *tally) report(s series) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -103,7 +105,7 @@ func (t *tally) report(s series) string {
 	return b.String()
 }
 
-// summary returns the last lines.
+// summary returns the last lines of output.
 func (t *tally) summary(s series) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

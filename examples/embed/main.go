@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command embed is an exporter of one's own that takes the audit in as one of its collectors.
+// Command embed is an example of an exporter that has the audit as one of its collectors.
 package main
 
 import (
@@ -24,14 +24,15 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// Collector is what this exporter asks of its collectors, as node_exporter does. It knows nothing of the audit.
+// Collector is the interface of this exporter's collectors, like that of node_exporter. It does
+// not depend on the audit.
 type Collector interface {
 	Update(ch chan<- prometheus.Metric) error
 }
 
 var _ Collector = (*collector.Set)(nil)
 
-// exporter runs its collectors by name.
+// exporter is a prometheus.Collector that runs collectors by name.
 type exporter map[string]Collector
 
 func (e exporter) Describe(chan<- *prometheus.Desc) {}
@@ -71,7 +72,7 @@ func run(device, listen string) (err error) {
 		return err
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(exporter{"xdp_audit": set}) // beside collectors of one's own
+	registry.MustRegister(exporter{"xdp_audit": set}) // add your own collectors
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	server := &http.Server{Addr: listen, Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}

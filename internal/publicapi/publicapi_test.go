@@ -28,7 +28,8 @@ var publicPackages = []string{module + "/bpf", module + "/collector"}
 // leaksToMend are the types that are still to get a name in public.
 var leaksToMend = []string{"collector.Covert.Judge mentions internal/covert.Verdict"}
 
-// No exported declaration mentions a type of an internal package, unless an exported alias lets other modules name it.
+// No exported declaration mentions a type of an internal package, unless an exported alias lets
+// other modules name it.
 func TestPublicAPINamesNoInternalType(t *testing.T) {
 	imports, err := newImporter(publicPackages...)
 	if err != nil {
@@ -94,8 +95,8 @@ func TestInternalTypesAreFound(t *testing.T) {
 	}
 }
 
-// newImporter returns an importer of packages of this module and of those that they import. It reads what the compiler has
-// written about them, so that nothing but the go command is needed.
+// newImporter returns an importer of packages of this module and of those that they import. It
+// reads what the compiler has written about them, so that nothing but the go command is needed.
 func newImporter(paths ...string) (types.Importer, error) {
 	list := exec.Command("go", append([]string{"list", "-deps", "-export", "-f", "{{.ImportPath}}={{.Export}}"}, paths...)...)
 	var complaints bytes.Buffer
@@ -119,8 +120,8 @@ func newImporter(paths ...string) (types.Importer, error) {
 	return importer.ForCompiler(token.NewFileSet(), "gc", open), nil
 }
 
-// internalTypes returns a sentence for each exported declaration of a package and each type of an internal package that it
-// mentions, unless the package has an exported alias of that type.
+// internalTypes returns a sentence for each exported declaration of a package and each type of
+// an internal package that it mentions, unless the package has an exported alias of that type.
 func internalTypes(p *types.Package) []string {
 	w := walker{p: p, aliased: map[*types.TypeName]bool{}, leaks: map[string]bool{}}
 	for _, name := range p.Scope().Names() {
@@ -156,7 +157,8 @@ type walker struct {
 	leaks   map[string]bool
 }
 
-// declare looks through what a type shows to those who can name it: its exported fields and methods.
+// declare looks through what a type shows to those who can name it: its exported fields and
+// methods.
 func (w *walker) declare(where string, named *types.Named) {
 	for method := range named.Methods() {
 		if method.Exported() {
