@@ -21,8 +21,8 @@ func TestConfigureSetsAllVariables(t *testing.T) {
 	config.FrozenSince = time.Unix(1e9, 0)
 	audit := loadTest(t, config)
 	entries := audit.maps.devices.entries
-	for index, variants := range []uint32{
-		variantLog2 | variantDevice | variantWatch, variantLog2 | variantDevice | variantWatch | variantFrozen,
+	for index, modes := range []uint32{
+		modeLog2 | modeDevice | modeWatch, modeLog2 | modeDevice | modeWatch | modeFrozen,
 	} {
 		spec, err := audit.maps.programSpec(config, index)
 		if err != nil {
@@ -35,11 +35,11 @@ func TestConfigureSetsAllVariables(t *testing.T) {
 		if got.FirstBlock != uint32(index*audit.maps.cpus) || got.HashKeys != entries[index].keys || got.Owner != audit.maps.devices.owner(index) {
 			t.Errorf("device %d: first block %d, keys %x, owner %#x", index, got.FirstBlock, got.HashKeys, got.Owner)
 		}
-		if got.Variants != variants || got.ClockSource != clockSourceMetadata || got.IdleTimeoutNs != uint64(config.IdleTimeout) {
+		if got.Modes != modes || got.ClockSource != clockSourceMetadata || got.IdleTimeoutNs != uint64(config.IdleTimeout) {
 			t.Errorf("device %d: got %+v", index, got)
 		}
 		want := programBaseline{}
-		if variants&variantFrozen != 0 {
+		if modes&modeFrozen != 0 {
 			want = programBaseline{N: 1000, MeanQ16: 7 << 16, M2High: 3, M2Low: 5}
 		}
 		if got.Frozen != want {
