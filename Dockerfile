@@ -8,12 +8,12 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 
-# The context has no .git; `make docker` passes what it would say.
+# The build context has no .git; `make docker` passes revision and branch.
 ARG REVISION=unknown
 ARG BRANCH=unknown
 ARG BUILD_USER=docker
 ARG BUILD_DATE=unknown
-# Set by BuildKit for --platform; empty means the builder's own.
+# BuildKit sets these for --platform; empty means the platform of the builder.
 ARG TARGETOS
 ARG TARGETARCH
 
@@ -35,8 +35,8 @@ COPY LICENSE NOTICE bpf/LICENSE.GPL-2.0 /licenses/
 # A capability from --cap-add reaches only uid 0 when no-new-privileges is set.
 USER 0:0
 EXPOSE 9400
-# It asks on port 9400, without TLS. With another --web.listen-address, or with a
-# --web.config.file, override it: both flags belong to its command as well.
+# The check uses port 9400 without TLS. With another --web.listen-address, or with
+# --web.config.file, override the check with a command that has both flags.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s --retries=3 \
   CMD ["/xdp_audit_exporter", "--healthcheck"]
 ENTRYPOINT ["/xdp_audit_exporter"]

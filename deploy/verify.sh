@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# Verifies a topology that docker compose started from this folder: one line for each
-# step, and for a step that failed what to do. Exits with 1 if any failed. What has just
-# started gets the time that its health check gives it.
+# Verifies a topology that docker compose started from this directory. Prints one line for each
+# step, and a remedy for each failed step. Exits with 1 if any step fails. A service that has
+# just started gets the time that its health check allows.
 #
 #   GATEWAY_ADDRESS  address of the host that publishes port 443 (127.0.0.1)
 set -uo pipefail
@@ -20,7 +20,7 @@ bad() {
 	failures=$((failures + 1))
 }
 
-# setting NAME DEFAULT prints what compose uses: the environment, then .env.
+# setting NAME DEFAULT prints the value that compose uses: from the environment, then from .env.
 setting() {
 	local value=${!1:-}
 	if [[ -z $value && -r .env ]]; then
@@ -49,22 +49,22 @@ if [[ -z $project ]]; then
 	exit 1
 fi
 
-# container SERVICE prints the id of its container.
+# container SERVICE prints the id of the container of the service.
 container() {
 	docker ps -aq --filter "label=com.docker.compose.project=$project" --filter "label=com.docker.compose.service=$1" | head -n 1
 }
-# address_of SERVICE NETWORK prints its IPv4 address there, or nothing.
+# address_of SERVICE NETWORK prints the IPv4 address of the service on the network, or nothing.
 address_of() {
 	docker inspect -f "{{with index .NetworkSettings.Networks \"${project}_$2\"}}{{.IPAddress}}{{end}}" "$(container "$1")" 2>/dev/null
 }
 in_enclave() { docker exec enclave_agent "$@" 2>&1; }
-# fetch PORT/PATH prints what the enclave's namespace gets from its loopback. Not by the name
-# localhost: where that is an address of IPv6 that is not there, GNU's wget tries on.
+# fetch PORT/PATH prints the answer from the loopback of the enclave's namespace. It uses the
+# address, because GNU wget keeps retrying if localhost is an IPv6 address that does not exist.
 fetch() { in_enclave timeout 6 wget -T 3 -qO- "http://127.0.0.1:$1"; }
 
-# reach SERVICE HOST PORT tries to connect from the service's container: open, closed
-# (refused or no way there), or a complaint when it cannot tell. Busybox says alike of a
-# connection and of an answer that they timed out; hence members, too.
+# reach SERVICE HOST PORT tries to connect from the service's container. It prints open, closed
+# (refused or no route), or an error message. Busybox reports the same timeout for a connection
+# and for an answer; therefore the script checks the members of networks as well.
 reach() {
 	local output status
 	if [[ -z $2 ]]; then
@@ -78,18 +78,18 @@ reach() {
 	*refused* | *nreachable* | *"No route"* | *"timed out"* | *"resolve"* | *"bad address"*) echo closed ;;
 	*"not found"* | *"is not running"* | *"No such"*) echo "${output##*$'\n'}" ;;
 	*)
-		# timeout itself: 124 of coreutils, 143 of busybox.
+		# Exit codes of timeout: 124 of coreutils, 143 of busybox.
 		if ((status == 124 || status == 143)); then echo closed; else echo open; fi
 		;;
 	esac
 }
 
-# state SERVICE prints its container's state and health.
+# state SERVICE prints the state and health of the container of the service.
 state() {
 	docker inspect -f '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$(container "$1")" 2>/dev/null
 }
 
-# 1. Every service runs and is healthy. The engine itself ends "starting".
+# 1. Every service runs and is healthy. The engine limits the time of "starting".
 for service in enclave xdp-auditor prometheus grafana gateway apache drupal db; do
 	while state=$(state "$service") && [[ $state == "running starting" ]]; do
 		sleep 1
@@ -97,11 +97,11 @@ for service in enclave xdp-auditor prometheus grafana gateway apache drupal db; 
 	if [[ $state == "running healthy" ]]; then
 		ok "$service is healthy"
 	else
-		bad "$service is healthy" "it is ${state:-missing}" "See docker compose logs $service."
+		bad "$service is healthy" "state is ${state:-missing}" "See docker compose logs $service."
 	fi
 done
 
-# 2. The audited device is the one that port 443 leads to.
+# 2. Port 443 leads to the audited device.
 edge=$(address_of enclave edge)
 if [[ $device != eth0 ]]; then
 	ok "$device is chosen by hand, eth0 is not audited"
@@ -109,11 +109,11 @@ elif [[ -n $edge ]] && in_enclave ip -o -4 addr show dev eth0 | grep -qF " $edge
 	ok "eth0 is the device on edge"
 else
 	bad "eth0 is the device on edge" "eth0 does not have the address ${edge:-(none)}" \
-		"The engine numbered the devices otherwise: set XDP_INTERFACE to the device with that address."
+		"The engine numbered the devices differently: set XDP_INTERFACE to the device with that address."
 fi
 
 # 3. The hook.
-orphaned="If enclave was restarted, the others kept the namespace that it had: run docker compose restart xdp-auditor prometheus grafana gateway."
+orphaned="If enclave was restarted, the other services kept its old namespace: run docker compose restart xdp-auditor prometheus grafana gateway."
 link=$(in_enclave ip -d link show dev "$device")
 if [[ $link == *prog/xdp* ]]; then
 	ok "hook attached on $device"
@@ -122,14 +122,14 @@ else
 fi
 line="XDP audit hook attached on $device with mode="
 if [[ $mode == auto ]]; then line+="(drv|skb)"; else line+=$mode; fi
-# Not piped: grep -q would end docker logs early.
+# No pipe: grep -q would end docker logs early.
 if log=$(docker logs xdp-auditor 2>&1) && grep -qE "$line" <<<"$log"; then
 	ok "log line of the hook"
 else
-	bad "log line of the hook" "no \"$line\"" "A driver without native XDP needs XDP_MODE=skb; docker logs xdp-auditor --tail=50 says why."
+	bad "log line of the hook" "no \"$line\"" "A driver without native XDP needs XDP_MODE=skb. docker logs xdp-auditor --tail=50 shows the error."
 fi
 
-# 4. The metrics, on the way that Prometheus takes.
+# 4. The metrics, at the address that Prometheus scrapes.
 metrics=$(fetch 9400/metrics)
 if [[ $metrics == *xdp_audit_hook_info* ]]; then
 	ok "metrics path"
@@ -150,15 +150,15 @@ if [[ $ready == *Ready* ]]; then
 else
 	bad "Prometheus ready" "${ready:-no answer}" "$orphaned"
 fi
-# query EXPRESSION prints what Prometheus answers to an encoded expression.
+# query EXPRESSION prints the answer of Prometheus to a URL-encoded expression.
 query() { fetch "9090/api/v1/query?query=$1"; }
-# has_series EXPRESSION asks whether the result has anything in it.
+# has_series EXPRESSION reports whether the result has a series.
 has_series() {
 	local answer
 	answer=$(query "$1")
 	[[ $answer == *'"status":"success"'* && $answer == *'"metric":{'* ]]
 }
-# The first scrape comes within an interval of the start.
+# The first scrape happens within one interval after the start.
 for ((i = 0; i < 20; i++)); do
 	[[ $(query 'up%7Bjob%3D%22xdp_audit%22%7D') == *'"result":[]'* ]] || break
 	sleep 1
@@ -177,7 +177,7 @@ for series in xdp_audit_events_total xdp_audit_leak_flags_total xdp_audit_last_t
 done
 
 # 6. The gateway.
-# gateway NAME PATH prints the status of an answer over TLS that certs/tls.crt vouches for.
+# gateway NAME PATH prints the HTTP status over TLS, verified with certs/tls.crt.
 gateway() {
 	curl -sS -o /dev/null -w '%{http_code}' --max-time 20 --cacert certs/tls.crt --resolve "$1:443:$address" "https://$1$2" 2>&1
 }
@@ -185,17 +185,17 @@ status=$(gateway grafana.enclave /api/health)
 if [[ $status == 200 ]]; then
 	ok "gateway TLS for grafana.enclave"
 else
-	bad "gateway TLS for grafana.enclave" "${status//$'\n'/ }" "Does certs/tls.crt name grafana.enclave, and does tls.key fit? See docker compose logs gateway. $orphaned"
+	bad "gateway TLS for grafana.enclave" "${status//$'\n'/ }" "Check that certs/tls.crt has the name grafana.enclave and matches tls.key. See docker compose logs gateway. $orphaned"
 fi
 status=$(gateway drupal.enclave /)
 if [[ $status =~ ^[23][0-9][0-9]$ ]]; then
 	ok "gateway TLS for drupal.enclave"
 else
-	bad "gateway TLS for drupal.enclave" "${status//$'\n'/ }" "See docker compose logs gateway apache drupal; a first visit installs Drupal."
+	bad "gateway TLS for drupal.enclave" "${status//$'\n'/ }" "See docker compose logs gateway apache drupal. The first visit installs Drupal."
 fi
 
-# 7. Isolation. Each network first by who is on it, then by connecting.
-# members NETWORK INTERNAL SERVICE… compares who is on a network with who should be.
+# 7. Isolation: first the members of each network, then connections.
+# members NETWORK INTERNAL SERVICE… compares the members of a network with the expected ones.
 members() {
 	local network=$1 internal=$2 expected found what
 	shift 2
@@ -207,7 +207,7 @@ members() {
 	if [[ $found == "$expected" ]]; then
 		ok "$what"
 	else
-		bad "$what" "internal and members are $found" "Run docker compose up -d, and disconnect whatever else was put there."
+		bad "$what" "internal and members are $found" "Run docker compose up -d, and disconnect every other container from the network."
 	fi
 }
 members edge false enclave
@@ -225,7 +225,7 @@ expect() {
 		bad "$2" "port $5 of ${4:-(no address)} is $found from $3" "$6"
 	fi
 }
-# attempt starts an expect, so that all of them wait for their timeouts together.
+# attempt starts an expect in the background, so that all timeouts run in parallel.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 attempts=10
@@ -235,12 +235,12 @@ attempt() {
 }
 database=$(address_of db db_net)
 attempt open "Drupal reaches the database" drupal "$database" 3306 "See docker compose logs db."
-attempt closed "the enclave's namespace does not reach the database" enclave "$database" 3306 "Something joined db_net to the enclave."
-attempt closed "Apache does not reach the database" apache "$database" 3306 "Something joined db_net to Apache."
-# Both an address that shares a network with Apache and one that does not.
+attempt closed "the enclave's namespace does not reach the database" enclave "$database" 3306 "Disconnect enclave from db_net."
+attempt closed "Apache does not reach the database" apache "$database" 3306 "Disconnect apache from db_net."
+# Try an address on a network of Apache and an address on a network of neither.
 for port in 9400 9090 3000; do
-	attempt closed "port $port is closed to Apache" apache "$(address_of enclave web_net)" "$port" "It must listen on 127.0.0.1 alone."
-	attempt closed "port $port is closed to Drupal" drupal "$edge" "$port" "Drupal must be on app_net and db_net alone."
+	attempt closed "port $port is closed to Apache" apache "$(address_of enclave web_net)" "$port" "The service must listen only on 127.0.0.1."
+	attempt closed "port $port is closed to Drupal" drupal "$edge" "$port" "Drupal must be only on app_net and db_net."
 done
 wait
 cat "$scratch"/*

@@ -6,10 +6,8 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os/exec"
@@ -18,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
@@ -38,6 +34,7 @@ type lab struct {
 	ctx     context.Context
 	audited netlab.End
 	sender  netlab.End
+	pairs   map[netip.Addr]*pair // by the addresses of their audited ends
 }
 
 // newLab makes a network for one test, and expects that in the end nothing is attached in it.
@@ -46,7 +43,7 @@ func newLab(t *testing.T) *lab {
 	if err := cannotRun(); err != nil {
 		skip(t, err)
 	}
-	l := &lab{t: t, ctx: t.Context()}
+	l := &lab{t: t, ctx: t.Context(), pairs: map[netip.Addr]*pair{}}
 	l.audited = netlab.End{Namespace: l.newNamespace(), Device: device}
 	l.sender = netlab.End{Namespace: l.newNamespace(), Device: "sender0"}
 	l.audited, l.sender = l.connect(device, "sender0", 0)
@@ -78,6 +75,7 @@ func (l *lab) connect(audited, sender string, index byte) (a, s netlab.End) {
 	if err := netlab.Connect(a, s, 0); err != nil {
 		l.t.Fatal(err)
 	}
+	l.newPair(a, s)
 	return a, s
 }
 
@@ -108,15 +106,6 @@ func (l *lab) expectNothingAttached() {
 	if modes := l.attached(); len(modes) > 0 {
 		l.t.Errorf("XDP programs are left attached: %v", modes)
 	}
-}
-
-func (l *lab) statistics(end netlab.End) netlink.LinkStatistics64 {
-	l.t.Helper()
-	link, err := end.Namespace.Link(end.Device)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return netlink.LinkStatistics64(*link.Attrs().Statistics)
 }
 
 // poll waits until ready returns nil, and fails the test if that takes too long.
@@ -326,67 +315,5 @@ func (p *process) expectLog(parts ...string) {
 	p.lab.t.Helper()
 	if lines := p.logged(parts...); lines != 1 {
 		p.lab.t.Errorf("%d lines of the log contain %q, want 1:\n%s", lines, parts, &p.stderr)
-	}
-}
-
-// flow is a UDP flow from the sender's side of a veth pair to the audited one, with its receiver.
-type flow struct {
-	client net.Conn
-	server net.PacketConn
-}
-
-// newFlow opens a flow to an address of the audited namespace.
-func (l *lab) newFlow(to netip.Addr) *flow {
-	l.t.Helper()
-	f := &flow{}
-	err := l.audited.Namespace.Do(func() (err error) {
-		f.server, err = net.ListenPacket("udp", netip.AddrPortFrom(to, 0).String())
-		return err
-	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { f.server.Close() })
-	if f.client, err = l.sender.Namespace.Dial(l.ctx, "udp", f.server.LocalAddr().String()); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { f.client.Close() })
-	return f
-}
-
-const payloadBytes = 100
-
-// send sends packets and receives every one of them. It sends no more at a time than the ring of a veth and the buffer of a
-// socket hold, so that none is lost on the way: kernels such as 6.1 charge a whole page of that buffer for each.
-func (f *flow) send(packets int) error {
-	const atATime = 32
-	payload, buffer := make([]byte, payloadBytes), make([]byte, payloadBytes+1)
-	if err := f.server.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	for sent := 0; sent < packets; sent += atATime {
-		n := min(atATime, packets-sent)
-		for range n {
-			if _, err := f.client.Write(payload); err != nil {
-				return err
-			}
-		}
-		for range n {
-			got, _, err := f.server.ReadFrom(buffer)
-			if err != nil {
-				return fmt.Errorf("a packet was lost: %w", err)
-			}
-			if got != payloadBytes {
-				return errors.New("a packet was changed")
-			}
-		}
-	}
-	return nil
-}
-
-func (l *lab) send(f *flow, packets int) {
-	l.t.Helper()
-	if err := f.send(packets); err != nil {
-		l.t.Fatal(err)
 	}
 }

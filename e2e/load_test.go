@@ -16,27 +16,23 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// target is a veth pair with a generator on its far side.
+// target is a pair with a generator on its far side.
 type target struct {
-	lab             *lab
-	audited, sender netlab.End
-	generator       *generator
+	*pair
+	generator *generator
 }
 
 // newTargets returns n pairs with a generator each, the first of them the lab's own.
 func (l *lab) newTargets(n int, options generatorOptions) (targets []*target) {
 	l.t.Helper()
 	for i := range n {
-		p := &target{lab: l, audited: l.audited, sender: l.sender}
+		audited, sender := l.audited, l.sender
 		if i > 0 {
-			p.audited, p.sender = l.connect(fmt.Sprintf("audited%d", i), fmt.Sprintf("sender%d", i), byte(i))
+			audited, sender = l.connect(fmt.Sprintf("audited%d", i), fmt.Sprintf("sender%d", i), byte(i))
 		}
-		p.generator = newGenerator(l.t, p.sender, options)
-		targets = append(targets, p)
+		targets = append(targets, &target{l.pairs[audited.IPv4.Addr()], newGenerator(l.t, sender, options)})
 	}
 	return targets
 }
@@ -61,33 +57,6 @@ func (p *target) send(frame []byte, n int) (sent uint64) {
 		p.lab.t.Fatal(err)
 	}
 	return after - before
-}
-
-// frames is what the drivers of a pair know of the frames that were sent.
-type frames struct {
-	received uint64 // and handed to XDP
-	dropped  uint64 // because the receiver's queue was full
-}
-
-func (f frames) minus(before frames) frames {
-	return frames{f.received - before.received, f.dropped - before.dropped}
-}
-
-func (p *target) frames() frames {
-	p.lab.t.Helper()
-	return frames{received: p.lab.statistics(p.audited).RxPackets, dropped: p.lab.statistics(p.sender).TxDropped}
-}
-
-// settled returns the frames since an earlier time, of which there were so many, once all of them are received or dropped.
-func (p *target) settled(before frames, sent uint64) (now frames) {
-	p.lab.t.Helper()
-	p.lab.poll(func() error {
-		if now = p.frames().minus(before); now.received+now.dropped != sent {
-			return fmt.Errorf("%s: of %d frames %d were received and %d dropped", p.audited.Device, sent, now.received, now.dropped)
-		}
-		return nil
-	})
-	return now
 }
 
 // crowd is a number of clients that scrape an exporter all the time, and check what they get.

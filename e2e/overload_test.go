@@ -168,16 +168,6 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	return s
 }
 
-// expectCounted expects that every frame that was sent was either dropped by the driver or counted.
-func (p *target) expectCounted(s scrape, sent uint64) {
-	p.lab.t.Helper()
-	now := p.settled(frames{}, sent)
-	if got := s.sum("packets_total", "device="+p.audited.Device); got != float64(now.received) {
-		p.lab.t.Errorf("%s: %v packets were counted, want %d: of %d frames %d found the queue full",
-			p.audited.Device, got, now.received, sent, now.dropped)
-	}
-}
-
 // expectCheapScrapes measures scrapes at rest.
 func (e *exporter) expectCheapScrapes() {
 	const scrapes = 51

@@ -397,7 +397,7 @@ func testPins(t *testing.T, deb string) {
 	expectPackets := func(description string, want uint64) {
 		t.Helper()
 		if got := e.atRest().sum("packets_total"); got != float64(want) {
-			t.Errorf("%s: %v packets were counted, and %d sent", description, got, want)
+			t.Errorf("%s: %v packets were counted, and the driver received %d", description, got, want)
 		}
 	}
 	expectAttached := func(description string) {
@@ -437,7 +437,7 @@ func testPins(t *testing.T, deb string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expectPackets("across restarts", sent)
+	expectPackets("across restarts", sent.received)
 	h.expectConfined()
 
 	h.run("systemctl", "stop", unit)
@@ -445,7 +445,7 @@ func testPins(t *testing.T, deb string) {
 	l.send(f, 1000)
 	h.run("systemctl", "start", unit)
 	settle()
-	expectPackets("across a stop", sent+1000)
+	expectPackets("across a stop", sent.received+1000)
 	if mounts := h.run("cat", "/proc/mounts"); strings.Count(mounts, " "+folder+" ") != 1 {
 		t.Errorf("%s is not mounted once:\n%s", folder, mounts)
 	}

@@ -13,8 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -83,35 +81,6 @@ func (e *exporter) endWith(signal syscall.Signal) {
 	}
 }
 
-// stream sends without pause until it is ended, and counts.
-type stream struct {
-	stop    atomic.Bool
-	sent    atomic.Uint64
-	running sync.WaitGroup
-	err     error
-}
-
-func (l *lab) startStream(f *flow) *stream {
-	s := &stream{}
-	s.running.Go(func() {
-		for !s.stop.Load() && s.err == nil {
-			const burst = 16
-			if s.err = f.send(burst); s.err == nil {
-				s.sent.Add(burst)
-			}
-		}
-	})
-	l.t.Cleanup(func() { _, _ = s.end() })
-	return s
-}
-
-// end returns how many packets were sent, every one of which was received.
-func (s *stream) end() (uint64, error) {
-	s.stop.Store(true)
-	s.running.Wait()
-	return s.sent.Load(), s.err
-}
-
 // flagMuch makes some percent of all packets flagged, and events of all of them.
 var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000", "--audit.calibrate=0"}
 
@@ -154,9 +123,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 	}
 	s := e.atRest()
 	last.expectNoFall(t, s)
-	if got := s.sum("packets_total"); got != float64(sent) {
-		t.Errorf("%v packets were counted, and %d sent", got, sent)
-	}
+	l.pair().expectPackets(s, sent)
 	// Its baseline was never lost.
 	if got := s.sum("outcomes_total", "outcome=new_flow"); got != 1 {
 		t.Errorf("%v flows were new, want 1", got)
@@ -166,7 +133,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 		t.Error("no event was left in the rings of those that were killed")
 	}
 	t.Logf("%d packets in %d restarts, %d of them kill -9; of %v flags %v were read, %v left behind and %v found no reader",
-		sent, restarts, killed, s.sum("leak_flags_total"), s.sum("events_total"), gap, s.sum("event_fates_total", "fate=no_reader"))
+		sent.received, restarts, killed, s.sum("leak_flags_total"), s.sum("events_total"), gap, s.sum("event_fates_total", "fate=no_reader"))
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)
 }

@@ -270,24 +270,6 @@ func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 	}
 }
 
-// newLocalFlow opens a flow within the audited namespace, over its loopback device.
-func (l *lab) newLocalFlow() *flow {
-	l.t.Helper()
-	f := &flow{}
-	err := l.audited.Namespace.Do(func() (err error) {
-		if f.server, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-			return err
-		}
-		f.client, err = net.Dial("udp", f.server.LocalAddr().String())
-		return err
-	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { f.server.Close(); f.client.Close() })
-	return f
-}
-
 // An address that is taken is found before anything is attached or taken over.
 func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	l := newLab(t)

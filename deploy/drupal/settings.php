@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Drupal's settings, from the environment of its container.
+// Settings of Drupal, from the environment of its container.
 
 $databases['default']['default'] = [
   'driver' => 'mysql',
@@ -14,13 +14,14 @@ $databases['default']['default'] = [
   'prefix' => '',
 ];
 
-// One-time links must outlive the container, so this comes from what outlives it too.
+// One-time links must stay valid when the container is recreated, so derive the salt from a
+// secret that does not change.
 $settings['hash_salt'] = hash('sha256', 'hash_salt' . getenv('DRUPAL_DB_PASSWORD'));
 
 $settings['trusted_host_patterns'] = ['^drupal\.enclave$'];
 $settings['update_free_access'] = FALSE;
 $settings['config_sync_directory'] = 'sites/default/files/sync';
 
-// Nobody but the gateway reaches Apache, so whoever asks is the gateway.
+// Only the gateway reaches Apache, so the address of every client is that of the gateway.
 $settings['reverse_proxy'] = TRUE;
 $settings['reverse_proxy_addresses'] = [$_SERVER['REMOTE_ADDR'] ?? '127.0.0.1'];

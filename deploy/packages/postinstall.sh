@@ -2,23 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# After the files are unpacked. dpkg says "configure" and the version that was there
-# before, rpm how many versions there are now.
+# Runs after the files are unpacked. dpkg passes "configure" and the previous version, rpm the
+# number of installed versions.
 set -eu
 
 unit=xdp_audit_exporter.service
 
 case ${1-} in
 configure | [1-9]) ;;
-*) exit 0 ;; # of a failed upgrade or removal
+*) exit 0 ;; # after a failed upgrade or removal
 esac
 
 systemd-sysusers xdp_audit_exporter.conf
 
-# In a chroot and while an image is built no systemd runs.
+# systemd does not run in a chroot and during an image build.
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
-	# An upgrade goes on with the new binary. A first installation does not start: which
-	# device to audit is the operator's to say.
+	# An upgrade restarts a running unit. A first installation does not start the unit: the
+	# operator chooses the device.
 	systemctl try-restart "$unit"
 fi

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# After the files are removed. The audit trail stays until dpkg purges: it is evidence.
-# rpm cannot purge, and keeps trail and user.
+# Runs after the files are removed. The audit trail is evidence, so it stays until dpkg purges
+# the package. rpm has no purge, so trail and user stay.
 set -eu
 
 if [ -d /run/systemd/system ]; then

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# Before the files are removed; not when an upgrade replaces them. rpm counts the
-# versions that are left.
+# Runs before the files are removed, but does nothing on an upgrade. rpm passes the number of
+# versions that remain.
 set -eu
 
 case ${1-} in
@@ -17,8 +17,8 @@ else
 	systemctl disable xdp_audit_exporter.service
 fi
 
-# With the drop-in pins.conf the hooks outlive the unit. They are not to outlive the
-# program that takes them off.
+# With the drop-in pins.conf the hooks outlive the unit. Remove them while the program that can
+# remove them is still installed.
 pins=/run/xdp_audit_bpf
 if mountpoint -q "$pins"; then
 	/usr/bin/xdp_audit_exporter --bpf.pin-path="$pins/pins" --bpf.unpin

@@ -20,46 +20,60 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
-// saveInterval is how often the exporter looks whether a device has learnt enough.
+// saveInterval is the interval at which the exporter looks for devices with new baselines.
 const saveInterval = 10 * time.Second
 
-// applyBaselineFile makes the configuration that of the file: against what is in it devices are audited. Without a file there
-// has to be a place for one.
+// applyBaselineFile adds the saved baselines of the file to the configuration. Without a file it
+// checks that the exporter can create one.
 func (o *options) applyBaselineFile(config *bpf.Config) error {
+	const flag = "audit.baseline-file"
 	if o.baselineFile == "" {
 		return nil
 	}
 	if o.isBaselineGiven && config.Baseline != bpf.BaselineDevice {
-		return fmt.Errorf("--audit.baseline-file: it takes --audit.baseline=device, and that is %s", config.Baseline)
+		return flagError(flag, fmt.Errorf("requires --audit.baseline=device, not --audit.baseline=%s", config.Baseline))
 	}
 	config.Baseline = bpf.BaselineDevice
 	file, err := baselinefile.Read(o.baselineFile, terms(*config))
 	if err != nil {
-		return fmt.Errorf("--audit.baseline-file: %w", err)
+		return flagError(flag, err)
 	}
 	if file != nil {
 		config.Frozen, config.FrozenSince = file.Devices, file.Saved
 		if err := config.Validate(); err != nil {
-			return fmt.Errorf("--audit.baseline-file: %s: %w", o.baselineFile, err)
+			return flagError(flag, fmt.Errorf("%s: %w", o.baselineFile, err))
 		}
 		return nil
 	}
 	if o.baselineFile, err = filepath.Abs(o.baselineFile); err != nil {
-		return fmt.Errorf("--audit.baseline-file: %w", err)
+		return flagError(flag, err)
 	}
-	folder := filepath.Dir(o.baselineFile)
-	if info, err := os.Stat(folder); err != nil || !info.IsDir() {
-		return fmt.Errorf("--audit.baseline-file: %s is no folder: make it", folder)
+	directory := filepath.Dir(o.baselineFile)
+	if info, err := os.Stat(directory); err != nil || !info.IsDir() {
+		return flagError(flag, fmt.Errorf("%s is not a directory; create it first", directory))
 	}
-	if privilege.IsShared(folder) && !o.keepPrivileges {
-		return fmt.Errorf("--audit.baseline-file: %s is shared by the whole system, and saving would take access to all of it: name a file in a folder of its own",
-			folder)
+	if privilege.IsShared(directory) && !o.keepPrivileges {
+		return flagError(flag, fmt.Errorf(
+			"%s is shared by the whole system, and the exporter would keep write access to all of it; "+
+				"choose a file in a directory of its own", directory))
 	}
 	return nil
 }
 
-// isToSave reports whether what is learnt is to be saved.
-func (o *options) isToSave() bool { return o.baselineFile != "" && o.audit.Frozen == nil }
+// savesBaseline reports whether the exporter saves what it learns.
+func (o *options) savesBaseline() bool { return o.baselineFile != "" && o.audit.Frozen == nil }
+
+// checkSaving returns an error unless the file can be written with the current privileges.
+func (o *options) checkSaving() error {
+	if !o.savesBaseline() {
+		return nil
+	}
+	if err := baselinefile.CheckWritable(o.baselineFile); err != nil {
+		return flagError("audit.baseline-file", fmt.Errorf("cannot write %s: let user %d write to its directory: %w",
+			o.baselineFile, os.Geteuid(), err))
+	}
+	return nil
+}
 
 func terms(config bpf.Config) baselinefile.Terms {
 	return baselinefile.Terms{
@@ -67,58 +81,59 @@ func terms(config bpf.Config) baselinefile.Terms {
 	}
 }
 
-// saver writes what devices have learnt into a file.
-type saver struct {
+// baselineSaver writes the learned baselines of devices to a file.
+type baselineSaver struct {
 	path   string
 	terms  baselinefile.Terms
 	learnt func() map[string]bpf.Learnt
 	logger *slog.Logger
 
-	most     int // devices that are known at a time, if no more are there
-	known    map[string]knownDevice
-	looks    uint64
-	isBehind bool // a device is known that was not when the file was written
+	maxDevices int                   // gone devices are dropped above it
+	devices    map[string]*saveState // devices with enough samples
+	updates    uint64
+	isUnsaved  bool // the file lacks a device
 }
 
-// knownDevice is a device that has learnt enough. It may be gone.
-type knownDevice struct {
-	learnt bpf.Learnt
-	seen   uint64 // the last look at which it was there
+// saveState is a device with enough samples. The device may be gone.
+type saveState struct {
+	learnt     bpf.Learnt
+	lastUpdate uint64 // last update in which the device was present
 }
 
-// newSaver returns nil if nothing is to be saved.
-func (o *options) newSaver(attached audit, logger *slog.Logger) *saver {
-	if !o.isToSave() {
+// newBaselineSaver returns nil if nothing is saved.
+func (o *options) newBaselineSaver(attached audit, logger *slog.Logger) *baselineSaver {
+	if !o.savesBaseline() {
 		return nil
 	}
-	return &saver{
+	return &baselineSaver{
 		path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, logger: logger,
-		most: int(o.audit.MaxDevices), known: map[string]knownDevice{},
+		maxDevices: int(o.audit.MaxDevices), devices: map[string]*saveState{},
 	}
 }
 
-// look adds what is learnt by now. Of more devices than are to be known, those that are gone longest are forgotten.
-func (s *saver) look() {
-	s.looks++
+// update takes over the current baselines. If there are too many devices, it drops those that have
+// been gone the longest time.
+func (s *baselineSaver) update() {
+	s.updates++
 	for name, learnt := range s.learnt() {
-		if _, isKnown := s.known[name]; !isKnown {
-			s.isBehind = true
+		if s.devices[name] == nil {
+			s.isUnsaved = true
 		}
-		s.known[name] = knownDevice{learnt, s.looks}
+		s.devices[name] = &saveState{learnt, s.updates}
 	}
-	for len(s.known) > s.most {
-		oldest := slices.MinFunc(slices.Sorted(maps.Keys(s.known)), func(a, b string) int {
-			return cmp.Compare(s.known[a].seen, s.known[b].seen)
+	for len(s.devices) > s.maxDevices {
+		oldest := slices.MinFunc(slices.Sorted(maps.Keys(s.devices)), func(a, b string) int {
+			return cmp.Compare(s.devices[a].lastUpdate, s.devices[b].lastUpdate)
 		})
-		if s.known[oldest].seen == s.looks {
+		if s.devices[oldest].lastUpdate == s.updates {
 			return
 		}
-		delete(s.known, oldest)
+		delete(s.devices, oldest)
 	}
 }
 
-// run saves whenever another device has learnt enough.
-func (s *saver) run(ctx context.Context) error {
+// run saves whenever another device has enough samples.
+func (s *baselineSaver) run(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
@@ -130,50 +145,38 @@ func (s *saver) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		s.look()
-		if !s.isBehind {
+		s.update()
+		if !s.isUnsaved {
 			continue
 		}
 		if err := s.save(); err != nil {
-			s.logger.Error("Baseline is not saved yet", "err", err)
+			s.logger.Error("Cannot save the baseline, trying again later", "err", err)
 		}
 	}
 }
 
-// finish saves once more, what was learnt until now. It must not be called before run has returned.
-func (s *saver) finish() error {
+// finish saves the final baselines. It must not be called before run has returned.
+func (s *baselineSaver) finish() error {
 	if s == nil {
 		return nil
 	}
-	s.look()
-	if len(s.known) == 0 {
-		s.logger.Warn("Baseline is not saved: no device has learnt enough", "path", s.path)
+	s.update()
+	if len(s.devices) == 0 {
+		s.logger.Warn("Baseline is not saved: no device has enough samples", "path", s.path)
 		return nil
 	}
 	return s.save()
 }
 
-func (s *saver) save() error {
+func (s *baselineSaver) save() error {
 	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: map[string]bpf.Learnt{}}
-	for name, device := range s.known {
+	for name, device := range s.devices {
 		file.Devices[name] = device.learnt
 	}
 	if err := baselinefile.Write(s.path, file); err != nil {
-		return fmt.Errorf("--audit.baseline-file: %w", err)
+		return flagError("audit.baseline-file", err)
 	}
-	s.isBehind = false
-	s.logger.Info("Baseline saved", "path", s.path, "devices", strings.Join(slices.Sorted(maps.Keys(s.known)), ","))
-	return nil
-}
-
-// checkSaving returns an error unless the file can be written, with the privileges that there are now.
-func (o *options) checkSaving() error {
-	if !o.isToSave() {
-		return nil
-	}
-	if err := baselinefile.CheckWritable(o.baselineFile); err != nil {
-		return fmt.Errorf("--audit.baseline-file: %s cannot be written: give its folder to user %d: %w",
-			o.baselineFile, os.Geteuid(), err)
-	}
+	s.isUnsaved = false
+	s.logger.Info("Baseline saved", "path", s.path, "devices", strings.Join(slices.Sorted(maps.Keys(s.devices)), ","))
 	return nil
 }

@@ -60,7 +60,7 @@ func TestBaselineFile(t *testing.T) {
 	}
 
 	log := runOnce()
-	if _, err := os.Stat(path); err == nil || !strings.Contains(log, "no device has learnt enough") {
+	if _, err := os.Stat(path); err == nil || !strings.Contains(log, "no device has enough samples") {
 		t.Errorf("without a device that has learnt: %v, the log says\n%s", err, log)
 	}
 	if config.Baseline != bpf.BaselineDevice || config.Frozen != nil || !reflect.DeepEqual(needs.Manage, []string{folder}) {
@@ -116,8 +116,8 @@ func TestBaselineFileIsRefused(t *testing.T) {
 		{"a damaged file", []string{"--audit.baseline-file=" + damaged}, damaged + " cannot be used: it is cut short: restore it, or move it away"},
 		{"another threshold", []string{"--audit.baseline-file=" + other}, "--audit.threshold is 4 and was 5"},
 		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0 has 8192 samples and 100 scored packets, too few"},
-		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "it takes --audit.baseline=device, and that is flow"},
-		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is no folder: make it"},
+		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "requires --audit.baseline=device, not --audit.baseline=flow"},
+		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is not a directory"},
 		{"a folder of everybody", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
 		{"a folder", []string{"--audit.baseline-file=" + folder}, folder + " is not a regular file"},
 	} {
@@ -133,9 +133,9 @@ func TestBaselineFileIsRefused(t *testing.T) {
 // A file that cannot be written any more in the end is an error, and what it held stays.
 func TestSavingFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gone", "baseline.json")
-	s := &saver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
+	s := &baselineSaver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
 		return map[string]bpf.Learnt{"eth0": someLearnt()}
-	}, logger: slog.New(slog.DiscardHandler), known: map[string]knownDevice{}}
+	}, logger: slog.New(slog.DiscardHandler), devices: map[string]*saveState{}}
 	if err := s.finish(); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path[:len(path)-len("baseline.json")]) {
 		t.Errorf("got %v", err)
 	}
@@ -151,16 +151,16 @@ func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 	}
 	now := map[string]bpf.Learnt{}
 	o := &options{audit: bpf.DefaultConfig(), baselineFile: path}
-	s := o.newSaver(&fakeAudit{}, slog.New(slog.DiscardHandler))
+	s := o.newBaselineSaver(&fakeAudit{}, slog.New(slog.DiscardHandler))
 	s.learnt = func() map[string]bpf.Learnt { return now }
 	for i := range 5000 {
 		now = map[string]bpf.Learnt{"eth0": wide, fmt.Sprintf("veth%d", i): wide}
-		s.look()
-		if !s.isBehind {
+		s.update()
+		if !s.isUnsaved {
 			t.Fatalf("device %d is not to be saved", i)
 		}
-		s.isBehind = false
-		if s.look(); s.isBehind {
+		s.isUnsaved = false
+		if s.update(); s.isUnsaved {
 			t.Fatalf("device %d is to be saved again", i)
 		}
 	}
@@ -183,7 +183,7 @@ func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 	for i := range 20 {
 		now[fmt.Sprintf("eth%d", i)] = wide
 	}
-	if s.look(); len(s.known) != len(now) {
-		t.Errorf("%d devices are known, and %d there", len(s.known), len(now))
+	if s.update(); len(s.devices) != len(now) {
+		t.Errorf("%d devices are known, and %d there", len(s.devices), len(now))
 	}
 }

@@ -142,8 +142,8 @@ func (l logLines) await(t *testing.T, pattern string) string {
 	}
 }
 
-// exporter is an exporter that runs in this process.
-type exporter struct {
+// runningExporter is an exporter that runs in this process.
+type runningExporter struct {
 	audit   *fakeAudit
 	log     logLines
 	address string
@@ -153,10 +153,10 @@ type exporter struct {
 }
 
 // start runs the exporter on a free port until the test ends.
-func start(t *testing.T, args ...string) *exporter {
+func start(t *testing.T, args ...string) *runningExporter {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	e := &exporter{audit: newFakeAudit(), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
+	e := &runningExporter{audit: newFakeAudit(), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
 	args = append([]string{"--audit.device=eth0", "--web.listen-address=127.0.0.1:0"}, args...)
 	open := func(bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
 	go func() {
@@ -176,7 +176,7 @@ func start(t *testing.T, args ...string) *exporter {
 }
 
 // end returns what run returned.
-func (e *exporter) end(t *testing.T) error {
+func (e *runningExporter) end(t *testing.T) error {
 	t.Helper()
 	select {
 	case <-e.ended:
@@ -187,7 +187,7 @@ func (e *exporter) end(t *testing.T) error {
 }
 
 // get returns the status and the body of a page.
-func (e *exporter) get(t *testing.T, path string) (int, string) {
+func (e *runningExporter) get(t *testing.T, path string) (int, string) {
 	t.Helper()
 	response, err := http.Get("http://" + e.address + path)
 	if err != nil {

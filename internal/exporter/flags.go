@@ -8,11 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
-	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -26,97 +23,49 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// options are the flags.
+// options are the values of the flags.
 type options struct {
-	devices         []string // names and globs, some of them joined by commas
+	devices         []string // names and globs; a value may hold several, separated by commas
 	follow          bool
 	isFollowGiven   bool
 	unpin           bool
-	audit           bpf.Config
+	audit           bpf.Config // complete after validate
 	baselineFile    string
 	isBaselineGiven bool
 
-	covertFlows     uint32
-	trailFile       string
-	collectors      []string
-	telemetryPath   string
-	maxRequests     uint32
-	maxConnections  uint32
-	exporterMetrics bool
-	healthcheck     bool
-	keepPrivileges  bool
-	web             *web.FlagConfig
-	log             promslog.Config
+	covertFlows            uint32
+	trailFile              string
+	collectors             []string
+	telemetryPath          string
+	maxRequests            uint32
+	maxConnections         uint32
+	withoutExporterMetrics bool
+	healthcheck            bool
+	keepPrivileges         bool
+	web                    *web.FlagConfig
+	log                    promslog.Config
 }
 
-// parseFlags returns nil without an error when --help or --version has been answered.
+// parseFlags returns nil without an error after it has answered --help or --version.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	o := &options{audit: bpf.DefaultConfig(), covertFlows: 64, maxRequests: 40, maxConnections: 256}
-	c := &o.audit
 
-	app := kingpin.New(Name, "Audits packet timing with an XDP program, and exports what it finds to Prometheus.")
+	app := kingpin.New(Name, "Audits packet timing with an XDP program and exports the results to Prometheus.")
 	app.HelpFlag.Short('h')
 	app.UsageWriter(stdout)
 	app.Version(version.Print(Name))
 	isAnswered := false
 	app.Terminate(func(int) { isAnswered = true })
 
-	app.Flag("audit.device", "Device to audit, by name or as a glob. Repeatable; several may be joined by commas.").
-		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
-	app.Flag("audit.follow", "Attach devices that appear or are made again later; if given, wait even for the first. "+
-		"On by default where a glob is among the devices.").
-		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
-	flagOf(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
-		"Devices at a time, where they are followed or pinned; each takes 16.5 KiB for each possible CPU.", &c.MaxDevices, wholeNumber)
-	app.Flag("bpf.pin-path", "Folder of a bpf file system in which maps and hooks outlive the exporter, "+
-		"for the next one to take over: /sys/fs/bpf/xdp_audit.").
-		Envar("XDP_AUDIT_PIN_PATH").PlaceHolder("PATH").StringVar(&c.PinPath)
-	app.Flag("bpf.unpin", "Remove what is pinned at --bpf.pin-path, and end.").BoolVar(&o.unpin)
-	flagOf(app, "audit.mode", "XDP_MODE",
-		"How to attach: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
-	flagOf(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
-		"|t| at which a packet is flagged, at least 2.", &c.Threshold, number)
-	flagOf(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
-		"Samples that a baseline needs before it judges.", &c.MinSamples, wholeNumber)
-	flagOf(app, "audit.baseline", "XDP_AUDIT_BASELINE",
-		"Whose baseline a packet is scored against: flow, or device (one for each CPU, merged at the scrape).", &c.Baseline, text)
-	app.Flag("audit.baseline-file", "File to audit against what was learnt of devices, without teaching it any more; it is written if there is none. "+
-		"It implies --audit.baseline=device.").
-		Envar("XDP_AUDIT_BASELINE_FILE").PlaceHolder("PATH").StringVar(&o.baselineFile)
-	app.GetFlag("audit.baseline").IsSetByUser(&o.isBaselineGiven)
-	flagOf(app, "audit.window", "XDP_AUDIT_WINDOW",
-		"Samples after which a baseline starts to forget.", &c.Window, wholeNumber)
-	flagOf(app, "audit.domain", "XDP_AUDIT_DOMAIN",
-		"Scale on which deltas are judged: linear, or log2 (their logarithm).", &c.Domain, text)
-	flagOf(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
-		"Share of the judged packets that may become events, at most: what is rare for the device; 0 for all that are flagged.", &c.Calibrate, number)
-	flagOf(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
-		"Silence of a flow that is a pause rather than a delta.", &c.IdleTimeout, duration)
-	flagOf(app, "audit.flows", "XDP_AUDIT_FLOWS",
-		"Slots of the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
-	flagOf(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
-		"Perf events per second and CPU.", &c.EventRate, wholeNumber)
-	flagOf(app, "audit.clock", "XDP_AUDIT_CLOCK",
-		"Where the time of a packet comes from: ktime, or metadata (nanoseconds that an earlier program put in front of it).", &c.Clock, text)
-
-	app.Flag("trail.file", "File to append flagged packets to, - for standard output. It is reopened on SIGHUP.").
+	// --help lists the flags in this order.
+	o.addAuditFlags(app)
+	app.Flag("trail.file",
+		"File to which the audit trail is appended, - for standard output. SIGHUP reopens the file.").
 		PlaceHolder("PATH").StringVar(&o.trailFile)
-
-	chosen := collectorFlags(app)
-	flagOf(app, "collector.covert.flows", "",
-		"Busiest flows whose deltas the covert collector judges, 1 to 255.", &o.covertFlows, wholeNumber)
-
-	app.Flag("web.telemetry-path", "Path under which to expose metrics.").Default("/metrics").StringVar(&o.telemetryPath)
-	flagOf(app, "web.max-requests", "", "Scrapes served at a time, 0 for any number.", &o.maxRequests, wholeNumber)
-	flagOf(app, "web.max-connections", "", "Connections at a time, an eighth of them from one address, 0 for any number.",
-		&o.maxConnections, wholeNumber)
-	withoutExporterMetrics := app.Flag("web.disable-exporter-metrics",
-		"Leave out metrics about the exporter itself (promhttp_*, process_*, go_*).").Bool()
-	app.Flag("healthcheck", "Ask the exporter that runs on the first listen address whether it is healthy, and exit with 0 or 1. "+
-		"That it wants a password or a client's certificate is healthy.").BoolVar(&o.healthcheck)
-	app.Flag("privileges.keep", "Keep all privileges after the start, for when dropping them or confining file access stands in the way.").
-		BoolVar(&o.keepPrivileges)
-	o.web = kingpinflag.AddFlags(app, ":9400")
+	chosen := addCollectorFlags(app)
+	addFlag(app, "collector.covert.flows", "",
+		"Number of the busiest flows that the covert collector judges, 1 to 255.", &o.covertFlows, wholeNumber)
+	o.addWebFlags(app)
 	promslogflag.AddFlags(app, &o.log)
 
 	_, err := app.Parse(args)
@@ -126,20 +75,92 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w, try --help", err)
 	}
+	// IsSetByUser does not see an environment variable.
 	o.isBaselineGiven = o.isBaselineGiven || os.Getenv("XDP_AUDIT_BASELINE") != ""
 	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
-	o.exporterMetrics = !*withoutExporterMetrics
 	return o, nil
 }
 
-// collectorFlags adds the flags that choose collectors. The function that it returns gives the names of those that are
-// enabled, once the flags are parsed.
-func collectorFlags(app *kingpin.Application) (chosen func() []string) {
-	withoutDefaults := app.Flag("collector.disable-defaults", "Disable all collectors that are not enabled by a flag.").Bool()
+// addAuditFlags adds the flags of the audit itself.
+func (o *options) addAuditFlags(app *kingpin.Application) {
+	c := &o.audit
+	app.Flag("audit.device",
+		"Network device to audit, by name or as a glob. Repeatable; a value may hold several, separated by commas.").
+		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
+	app.Flag("audit.follow",
+		"Attach to devices that appear or are recreated later. If given, do not require a device at the start. "+
+			"Enabled by default if --audit.device has a glob.").
+		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
+	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
+		"Maximum number of devices at a time if devices are followed or pinned. "+
+			"Each device takes 16.5 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
+	app.Flag("bpf.pin-path",
+		"Directory in a bpf file system, such as /sys/fs/bpf/xdp_audit, in which maps and hooks outlive the exporter "+
+			"until the next exporter takes them over.").
+		Envar("XDP_AUDIT_PIN_PATH").PlaceHolder("PATH").StringVar(&c.PinPath)
+	app.Flag("bpf.unpin", "Remove everything that is pinned at --bpf.pin-path, and exit.").BoolVar(&o.unpin)
+	addFlag(app, "audit.mode", "XDP_MODE",
+		"XDP mode: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
+	addFlag(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
+		"Absolute t-score at which a packet is flagged, at least 2.", &c.Threshold, number)
+	addFlag(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
+		"Number of samples that a baseline needs before packets are scored.", &c.MinSamples, wholeNumber)
+	addFlag(app, "audit.baseline", "XDP_AUDIT_BASELINE",
+		"Baseline that packets are scored against: that of the flow, or of the device "+
+			"(one per CPU, merged at the scrape).", &c.Baseline, text)
+	app.Flag("audit.baseline-file",
+		"File with saved baselines of devices. If the file exists, packets are scored against these baselines and do "+
+			"not change them; otherwise the exporter learns baselines and writes the file. "+
+			"Implies --audit.baseline=device.").
+		Envar("XDP_AUDIT_BASELINE_FILE").PlaceHolder("PATH").StringVar(&o.baselineFile)
+	app.GetFlag("audit.baseline").IsSetByUser(&o.isBaselineGiven)
+	addFlag(app, "audit.window", "XDP_AUDIT_WINDOW",
+		"Baseline window: at twice this many samples the count is halved.", &c.Window, wholeNumber)
+	addFlag(app, "audit.domain", "XDP_AUDIT_DOMAIN",
+		"Scale of the inter-arrival times in a score: linear, or log2 (binary logarithm).", &c.Domain, text)
+	addFlag(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
+		"Upper bound on the fraction of scored packets reported as events; 0 reports all flagged packets.",
+		&c.Calibrate, number)
+	addFlag(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
+		"Longest inter-arrival time of a flow. A longer silence is a pause, and is not scored.",
+		&c.IdleTimeout, duration)
+	addFlag(app, "audit.flows", "XDP_AUDIT_FLOWS",
+		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
+	addFlag(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
+		"Maximum number of perf events per second and CPU.", &c.EventRate, wholeNumber)
+	addFlag(app, "audit.clock", "XDP_AUDIT_CLOCK",
+		"Source of packet times: ktime, or metadata (nanoseconds that an earlier XDP program puts in front of the packet).",
+		&c.Clock, text)
+}
+
+// addWebFlags adds the flags of the web server, and those of the process.
+func (o *options) addWebFlags(app *kingpin.Application) {
+	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
+		Default("/metrics").StringVar(&o.telemetryPath)
+	addFlag(app, "web.max-requests", "",
+		"Maximum number of parallel scrape requests. Use 0 to disable.", &o.maxRequests, wholeNumber)
+	addFlag(app, "web.max-connections", "",
+		"Maximum number of open connections, an eighth of them from one address. Use 0 to disable.",
+		&o.maxConnections, wholeNumber)
+	app.Flag("web.disable-exporter-metrics",
+		"Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&o.withoutExporterMetrics)
+	app.Flag("healthcheck",
+		"Check whether the exporter on the first listen address is healthy, and exit with 0 or 1. "+
+			"A password or client-certificate challenge counts as healthy.").BoolVar(&o.healthcheck)
+	app.Flag("privileges.keep",
+		"Keep all privileges after the start, for setups in which the exporter fails without them.").
+		BoolVar(&o.keepPrivileges)
+	o.web = kingpinflag.AddFlags(app, ":9400")
+}
+
+// addCollectorFlags adds the flags that enable and disable collectors. The returned function gives
+// the names of the enabled collectors after the flags are parsed.
+func addCollectorFlags(app *kingpin.Application) (enabled func() []string) {
+	withoutDefaults := app.Flag("collector.disable-defaults", "Set all collectors to disabled by default.").Bool()
 	type state struct {
-		enabled *bool
-		isGiven bool
+		isEnabled *bool
+		isGiven   bool
 	}
 	states := map[string]*state{}
 	for _, name := range collector.Names() {
@@ -148,23 +169,26 @@ func collectorFlags(app *kingpin.Application) (chosen func() []string) {
 			byDefault, word = true, "enabled"
 		}
 		s := &state{}
-		s.enabled = app.Flag("collector."+name, fmt.Sprintf("Enable the %s collector (default: %s).", name, word)).
+		s.isEnabled = app.Flag("collector."+name, fmt.Sprintf("Enable the %s collector (default: %s).", name, word)).
 			Default(strconv.FormatBool(byDefault)).IsSetByUser(&s.isGiven).Bool()
 		states[name] = s
 	}
 	return func() []string {
-		enabled := []string{}
+		names := []string{}
 		for _, name := range collector.Names() {
-			if s := states[name]; *s.enabled && (s.isGiven || !*withoutDefaults) {
-				enabled = append(enabled, name)
+			if s := states[name]; *s.isEnabled && (s.isGiven || !*withoutDefaults) {
+				names = append(names, name)
 			}
 		}
-		return enabled
+		return names
 	}
 }
 
-// flagOf adds a flag whose default is what target holds. envar is empty for a flag without an environment variable.
-func flagOf[T any](app *kingpin.Application, name, envar, help string, target *T, parse func(string) (T, error)) {
+// addFlag adds a flag whose default is the value of target. An empty envar stands for no
+// environment variable.
+func addFlag[T any](
+	app *kingpin.Application, name, envar, help string, target *T, parse func(string) (T, error),
+) {
 	title := "--" + name
 	if envar != "" {
 		title += " (" + envar + ")"
@@ -172,7 +196,7 @@ func flagOf[T any](app *kingpin.Application, name, envar, help string, target *T
 	app.Flag(name, help).Envar(envar).Default(fmt.Sprint(*target)).SetValue(flagValue[T]{title, target, parse})
 }
 
-// flagValue is a kingpin.Value that names its flag when it cannot be parsed.
+// flagValue is a kingpin.Value that names its flag in the error of an invalid value.
 type flagValue[T any] struct {
 	title  string
 	target *T
@@ -214,44 +238,5 @@ func duration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// auditConfig returns the configuration of the audit, checked as far as that is possible without the kernel.
-func (o *options) auditConfig() (bpf.Config, error) {
-	config := o.audit
-	config.Devices, config.Globs = splitDevices(o.devices)
-	if len(config.Devices) == 0 && len(config.Globs) == 0 {
-		return config, errors.New("no device to audit: name at least one with --audit.device or XDP_INTERFACE")
-	}
-	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
-	config.AllowNone = o.follow
-	if slices.Contains(o.collectors, "covert") {
-		if o.covertFlows == 0 {
-			return config, errors.New("--collector.covert.flows: 0 flows cannot be judged: leave the covert collector out instead")
-		}
-		config.Watches = o.covertFlows
-	}
-	if err := config.Validate(); err != nil {
-		return config, err
-	}
-	return config, o.applyBaselineFile(&config)
-}
-
-// splitDevices splits values at commas into names and globs.
-func splitDevices(values []string) (names, globs []string) {
-	for _, value := range values {
-		for device := range strings.SplitSeq(value, ",") {
-			switch device = strings.TrimSpace(device); {
-			case device == "":
-			case strings.ContainsAny(device, "*?["):
-				globs = append(globs, device)
-			default:
-				names = append(names, device)
-			}
-		}
-	}
-	return names, globs
-}
-
-// plainPath reports whether a path can be served as it is: absolute, clean, not a pattern, and not one of ours.
-func plainPath(p string) bool {
-	return regexp.MustCompile(`^/[\w.~/-]*$`).MatchString(p) && path.Clean(p) == p && p != healthyPath && p != readyPath
-}
+// flagError names the flag whose value causes an error.
+func flagError(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, err) }

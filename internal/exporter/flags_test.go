@@ -160,7 +160,7 @@ func TestWatchedFlows(t *testing.T) {
 		{[]string{"--collector.covert"}, 64, ""},
 		{[]string{"--collector.covert", "--collector.covert.flows=8"}, 8, ""},
 		{[]string{"--collector.covert", "--collector.covert.flows=0"}, 0,
-			"--collector.covert.flows: 0 flows cannot be judged: leave the covert collector out instead"},
+			"--collector.covert.flows: 0 is not between 1 and 255; --no-collector.covert disables the collector"},
 		{[]string{"--collector.covert", "--collector.covert.flows=256"}, 0, "256 watched flows exceed the maximum of 255"},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {

@@ -12,33 +12,37 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
 )
 
-// checkHealth returns nil if an exporter answers on the first listen address.
+// healthTimeout bounds a health check.
+const healthTimeout = 5 * time.Second
+
+// checkHealth returns nil if a healthy exporter answers on the first listen address.
 func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
 	address := (*flags.WebListenAddresses)[0]
 	if strings.HasPrefix(address, "vsock://") {
-		return fmt.Errorf("--healthcheck: cannot ask on %s: use an address with a TCP port", address)
+		return fmt.Errorf("--healthcheck: cannot check %s: use a --web.listen-address with a TCP port", address)
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
-		// Without a host the address is this host's own, and needs no look-up of a name.
+		// An address without a host, such as :9400, means this host.
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
 		},
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // it is this host, and nothing secret is sent
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the request carries no secret
 		DisableKeepAlives: true,
 	}}
 	scheme := "http"
 	if *flags.WebConfigFile != "" {
 		scheme = "https"
 	}
-	err := askHealth(ctx, client, scheme)
-	if errors.Is(err, http.ErrSchemeMismatch) { // the file has users, but no TLS
-		err = askHealth(ctx, client, "http")
+	err := requestHealth(ctx, client, scheme)
+	if errors.Is(err, http.ErrSchemeMismatch) { // the file configures users, but no TLS
+		err = requestHealth(ctx, client, "http")
 	}
 	if err != nil {
 		return fmt.Errorf("no healthy exporter on %s: %w", address, err)
@@ -46,8 +50,9 @@ func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
 	return nil
 }
 
-// askHealth returns nil if the exporter is healthy, or guards its health from strangers.
-func askHealth(ctx context.Context, client *http.Client, scheme string) error {
+// requestHealth returns nil if the exporter is healthy. A challenge for a password or a client
+// certificate counts as healthy, because only a working exporter sends one.
+func requestHealth(ctx context.Context, client *http.Client, scheme string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://localhost"+healthyPath, nil)
 	if err != nil {
 		return err
@@ -55,7 +60,7 @@ func askHealth(ctx context.Context, client *http.Client, scheme string) error {
 	response, err := client.Do(request)
 	if err != nil {
 		var alert *net.OpError
-		if errors.As(err, &alert) && alert.Op == "remote error" { // of TLS: it wants a client's certificate
+		if errors.As(err, &alert) && alert.Op == "remote error" { // a TLS alert: the client certificate is missing
 			return nil
 		}
 		var wrapper *url.Error
@@ -69,5 +74,5 @@ func askHealth(ctx context.Context, client *http.Client, scheme string) error {
 	case http.StatusOK, http.StatusUnauthorized, http.StatusTooManyRequests:
 		return nil
 	}
-	return fmt.Errorf("it answered %s", response.Status)
+	return fmt.Errorf("%s answers with status %s", healthyPath, response.Status)
 }

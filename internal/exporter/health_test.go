@@ -62,7 +62,7 @@ func TestHealthcheck(t *testing.T) {
 		server := httptest.NewServer(http.NotFoundHandler())
 		defer server.Close()
 		address := server.Listener.Addr().String()
-		want := "no healthy exporter on " + address + ": it answered 404 Not Found"
+		want := "no healthy exporter on " + address + ": /-/healthy answers with status 404 Not Found"
 		if err := ask("--web.listen-address=" + address); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
@@ -74,7 +74,7 @@ func TestHealthcheck(t *testing.T) {
 		}
 	})
 	t.Run("an address that cannot be asked", func(t *testing.T) {
-		want := "--healthcheck: cannot ask on vsock://:9400: use an address with a TCP port"
+		want := "--healthcheck: cannot check vsock://:9400: use a --web.listen-address with a TCP port"
 		if err := ask("--web.listen-address=vsock://:9400"); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}

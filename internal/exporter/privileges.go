@@ -20,53 +20,66 @@ import (
 
 type dropFunc func(privilege.Needs, *slog.Logger) (privilege.Held, error)
 
-// dropPrivileges gives up what the exporter no longer needs once it listens and its programs are attached, and checks that
-// the files that it opens again can still be opened.
-func (o *options) dropPrivileges(drop dropFunc, records *trail.Trail, logger *slog.Logger) (*collector.Privileges, error) {
+// dropPrivileges gives up every privilege that the exporter no longer needs. It checks that the
+// files that are reopened later can still be opened.
+func (e *exporter) dropPrivileges() (*collector.Privileges, error) {
+	o := e.options
 	if o.keepPrivileges {
 		held, err := privilege.Current()
 		if err != nil {
 			return nil, err
 		}
-		logger.Warn("Privileges are kept: whoever takes over this process has them too", "capabilities_kept", strings.Join(held.Capabilities, ","))
+		e.logger.Warn("Privileges are kept: an attacker who takes over this process has the same privileges",
+			"capabilities_kept", strings.Join(held.Capabilities, ","))
 		return (*collector.Privileges)(&held), nil
 	}
-	config := *o.web.WebConfigFile
-	needs := privilege.Needs{Read: webFiles(config), Attach: o.audit.Follow}
-	if o.audit.PinPath != "" { // a start that fails unpins what it has pinned
-		needs.Manage = []string{o.audit.PinPath}
+	drop := e.process.drop
+	if drop == nil {
+		drop = privilege.Drop
 	}
-	if o.isToSave() {
-		needs.Manage = append(needs.Manage, filepath.Dir(o.baselineFile))
-	}
-	if records != nil && o.trailFile != trail.Stdout {
-		needs.Append = []string{o.trailFile}
-	}
-	held, err := drop(needs, logger)
+	held, err := drop(e.needs(), e.logger)
 	if err != nil {
-		return nil, fmt.Errorf("%w: run with --privileges.keep to go on with all privileges", err)
+		return nil, fmt.Errorf("%w: use --privileges.keep to continue with all privileges", err)
 	}
+	config := *o.web.WebConfigFile
 	if err := web.Validate(config); err != nil {
-		return nil, fmt.Errorf("--web.config.file: %s cannot be used without privileges: make its files readable for user %d, or run with --privileges.keep: %w",
-			config, os.Geteuid(), err)
+		return nil, flagError("web.config.file", fmt.Errorf(
+			"%s cannot be used without privileges: make its files readable for user %d, or use --privileges.keep: %w",
+			config, os.Geteuid(), err))
 	}
-	if records != nil {
-		if err := records.Reopen(); err != nil {
-			logger.Warn("The audit trail cannot be opened again after it is moved", "err", err)
+	if e.trail != nil {
+		if err := e.trail.Reopen(); err != nil {
+			e.logger.Warn("The audit trail cannot be reopened after a rotation", "err", err)
 		}
 	}
 	return (*collector.Privileges)(&held), nil
 }
 
-// webFiles returns the files of a valid configuration of the web server, itself included: all of them are read again while
-// it serves.
+// needs returns the privileges that the exporter needs while it serves.
+func (e *exporter) needs() privilege.Needs {
+	o := e.options
+	needs := privilege.Needs{Read: webFiles(*o.web.WebConfigFile), Attach: o.audit.Follow}
+	if o.audit.PinPath != "" { // a start that fails removes its pins
+		needs.Manage = []string{o.audit.PinPath}
+	}
+	if o.savesBaseline() {
+		needs.Manage = append(needs.Manage, filepath.Dir(o.baselineFile))
+	}
+	if e.trail != nil && o.trailFile != trail.Stdout {
+		needs.Append = []string{o.trailFile}
+	}
+	return needs
+}
+
+// webFiles returns the files of a valid configuration of the web server, including the
+// configuration. The server reads all of them again for each connection.
 func webFiles(config string) []string {
 	if config == "" {
 		return nil
 	}
 	var content web.Config
 	if text, err := os.ReadFile(config); err == nil {
-		_ = yaml.Unmarshal(text, &content) // is valid
+		_ = yaml.Unmarshal(text, &content) // web.Validate has checked it
 	}
 	content.TLSConfig.SetDirectory(filepath.Dir(config))
 	files := []string{config}

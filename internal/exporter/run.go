@@ -7,9 +7,9 @@ package exporter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -19,23 +19,27 @@ import (
 
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
-	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
-// Name is that of the program.
+// Name is the name of the program.
 const Name = "xdp_audit_exporter"
 
-// OneLine returns the text of an error that may be several, or have a list in it.
-func OneLine(err error) string {
-	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(err.Error())
+// Process is what the exporter uses of the process that it runs in.
+type Process struct {
+	Stdout, Stderr io.Writer
+	Handlers       map[string]http.Handler // additional handlers by path; nil for none
+
+	open openFunc // nil for bpf.Open
+	drop dropFunc // nil for privilege.Drop
 }
 
-// audit is what the exporter needs of a *bpf.Audit.
+type openFunc func(bpf.Config, *slog.Logger) (audit, error)
+
+// audit is the part of a *bpf.Audit that the exporter uses.
 type audit interface {
 	collector.Source
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
@@ -46,76 +50,43 @@ type audit interface {
 	Close() error
 }
 
-// Process is what the exporter is given by the process that it runs in.
-type Process struct {
-	Stdout, Stderr io.Writer
-	Handlers       map[string]http.Handler // served besides the exporter's own, by path
-
-	open openFunc // bpf.Open if nil
-	drop dropFunc // privilege.Drop if nil
+// OneLine returns the text of an error in one line. The text of several joined errors, or of an
+// error with a list, has more.
+func OneLine(err error) string {
+	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(err.Error())
 }
 
-type openFunc func(bpf.Config, *slog.Logger) (audit, error)
-
-// Run is the exporter from its arguments to its end, which is a canceled context or an error. Whatever can be wrong with
-// the arguments is found before anything is attached, and nothing is attached when Run returns, but what is pinned for the
-// exporter after this one. What the exporter then no longer needs of its privileges is given up before it serves.
+// Run runs the exporter with command-line arguments until the context is canceled or an error
+// occurs. An invalid flag or file is an error before any device is touched. When Run returns,
+// nothing is attached, except what is pinned for the next exporter.
 func Run(ctx context.Context, args []string, process Process) (err error) {
-	if process.open == nil {
-		process.open = func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
-	}
-	if process.drop == nil {
-		process.drop = privilege.Drop
-	}
 	o, err := parseFlags(args, process.Stdout)
 	if err != nil || o == nil {
 		return err
 	}
-	if o.healthcheck {
-		return checkHealth(ctx, o.web)
-	}
 	o.log.Writer = process.Stderr
-	if o.unpin {
+	switch {
+	case o.healthcheck:
+		return checkHealth(ctx, o.web)
+	case o.unpin:
 		return unpin(o)
 	}
-	config, err := o.auditConfig()
-	if err != nil {
+	if err := o.validate(); err != nil {
 		return err
 	}
-	o.audit = config
-	if !plainPath(o.telemetryPath) {
-		return fmt.Errorf("--web.telemetry-path: %q is not a plain path such as /metrics", o.telemetryPath)
-	}
-	if err := web.Validate(*o.web.WebConfigFile); err != nil {
-		return fmt.Errorf("--web.config.file: %s: %w", *o.web.WebConfigFile, err)
-	}
-	logger := promslog.New(&o.log)
 
-	var records *trail.Trail
-	if o.trailFile != "" {
-		if records, err = trail.Open(o.trailFile); err != nil {
-			return fmt.Errorf("--trail.file: %w", err)
-		}
-		defer func() { err = errors.Join(err, records.Close()) }()
-	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-
-	listeners, err := listen(o.web)
-	if err != nil {
+	e := &exporter{options: o, process: process, logger: promslog.New(&o.log), hangup: make(chan os.Signal, 1)}
+	defer func() { err = errors.Join(err, e.close()) }()
+	if err := e.openTrail(); err != nil {
 		return err
 	}
-	defer closeAll(listeners)
-
-	attached, err := process.open(config, logger)
-	if err != nil {
+	if e.listeners, err = listen(o.web); err != nil {
 		return err
 	}
-	end := attached.Abandon
-	defer func() { err = errors.Join(err, end()) }()
-
-	held, err := o.dropPrivileges(process.drop, records, logger)
+	if err := e.attach(); err != nil {
+		return err
+	}
+	privileges, err := e.dropPrivileges()
 	if err != nil {
 		return err
 	}
@@ -123,45 +94,140 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	judge := collector.NewCovert()
-	options := collector.Options{Collectors: o.collectors, Covert: judge, Privileges: held, Logger: logger}
-	if records != nil {
-		options.Trail = records
-	}
-	set, err := collector.New(attached, options)
+	handler, err := e.newHandler(judge, privileges)
 	if err != nil {
 		return err
 	}
-	handler, err := newHandler(set, o, process.Handlers, logger)
-	if err != nil {
-		return err
-	}
-	logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
+	return e.serve(ctx, handler, judge)
+}
 
-	record := recorder(records, logger)
-	learning := o.newSaver(attached, logger)
-	end = attached.Close
-	err = serve(ctx, logger, listeners, o, handler,
+// unpin removes the pins.
+func unpin(o *options) error {
+	if o.audit.PinPath == "" {
+		return errors.New("--bpf.unpin: set --bpf.pin-path to the directory of the pins")
+	}
+	return bpf.Unpin(o.audit.PinPath, promslog.New(&o.log))
+}
+
+// exporter is an exporter between its start and its end. Its parts are set in the order of the
+// fields.
+type exporter struct {
+	options   *options
+	process   Process
+	logger    *slog.Logger
+	hangup    chan os.Signal // receives SIGHUP
+	trail     *trail.Trail   // nil for none
+	listeners []net.Listener
+	audit     audit // nil while nothing is attached
+	isServing bool  // the start has succeeded
+}
+
+// close releases everything in the reverse order of the start. It detaches the hooks that a failed
+// start has attached; after a successful start it keeps those that are pinned.
+func (e *exporter) close() error {
+	var errs []error
+	switch {
+	case e.audit == nil:
+	case e.isServing:
+		errs = append(errs, e.audit.Close())
+	default:
+		errs = append(errs, e.audit.Abandon())
+	}
+	closeAll(e.listeners)
+	signal.Stop(e.hangup)
+	if e.trail != nil {
+		errs = append(errs, e.trail.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// attach loads the programs and attaches them to the devices.
+func (e *exporter) attach() (err error) {
+	open := e.process.open
+	if open == nil {
+		open = func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
+	}
+	e.audit, err = open(e.options.audit, e.logger)
+	return err
+}
+
+// newHandler returns the handler of all paths over the collectors of the flags.
+func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Privileges) (http.Handler, error) {
+	options := collector.Options{
+		Collectors: e.options.collectors, Covert: judge, Privileges: privileges, Logger: e.logger,
+	}
+	if e.trail != nil { // a nil *trail.Trail would be a Trail that is not nil
+		options.Trail = e.trail
+	}
+	set, err := collector.New(e.audit, options)
+	if err != nil {
+		return nil, err
+	}
+	return newHandler(set, e.options, e.process.Handlers, e.logger)
+}
+
+// serve serves the metrics, and reads events and windows, until the context is canceled or a part
+// fails.
+func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *collector.Covert) error {
+	e.logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
+	e.isServing = true
+	record := newRecorder(e.trail, e.logger)
+	saver := e.options.newBaselineSaver(e.audit, e.logger)
+	err := serve(ctx, e.logger, e.listeners, e.options, handler,
 		func(ctx context.Context) error {
-			return attached.ReadEvents(ctx, func(event *bpf.Event) {
-				record(func() error { return records.Write(event) })
+			return e.audit.ReadEvents(ctx, func(event *bpf.Event) {
+				record(func() error { return e.trail.Write(event) })
 			})
 		},
 		func(ctx context.Context) error {
-			return attached.Watch(ctx, collector.CovertWindow, func(window *bpf.Window) {
+			return e.audit.Watch(ctx, collector.CovertWindow, func(window *bpf.Window) {
 				if verdict := judge.Judge(window); verdict != nil {
-					record(func() error { return records.WriteCovert(window, verdict) })
+					record(func() error { return e.trail.WriteCovert(window, verdict) })
 				}
 			})
 		},
-		attached.Follow,
-		func(ctx context.Context) error { return reopenOn(ctx, hangup, records, logger) },
-		learning.run,
+		e.audit.Follow,
+		e.reopenTrail,
+		saver.run,
 	)
-	return errors.Join(err, learning.finish())
+	return errors.Join(err, saver.finish())
 }
 
-// recorder returns a function that writes a record to the trail, and says when it begins and when it ceases to lose them.
-func recorder(records *trail.Trail, logger *slog.Logger) func(write func() error) {
+// openTrail opens the audit trail, if there is to be one. From now on SIGHUP does not end the
+// process.
+func (e *exporter) openTrail() (err error) {
+	signal.Notify(e.hangup, syscall.SIGHUP)
+	if e.options.trailFile == "" {
+		return nil
+	}
+	if e.trail, err = trail.Open(e.options.trailFile); err != nil {
+		return flagError("trail.file", err)
+	}
+	return nil
+}
+
+// reopenTrail reopens the trail on each SIGHUP, after which a rotated file is no longer written.
+func (e *exporter) reopenTrail(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.hangup:
+		}
+		if e.trail == nil {
+			continue
+		}
+		if err := e.trail.Reopen(); err != nil {
+			e.logger.Error("Cannot reopen the audit trail, records go to the old file", "err", err)
+			continue
+		}
+		e.logger.Info("Audit trail reopened")
+	}
+}
+
+// newRecorder returns a function that calls write and logs the first failure after a success, and
+// the first success after a failure. Without a trail it does nothing.
+func newRecorder(records *trail.Trail, logger *slog.Logger) func(write func() error) {
 	if records == nil {
 		return func(func() error) {}
 	}
@@ -171,36 +237,9 @@ func recorder(records *trail.Trail, logger *slog.Logger) func(write func() error
 		wasLosing := isLosing.Swap(err != nil)
 		switch {
 		case err != nil && !wasLosing:
-			logger.Error("Records are being lost", "err", err)
+			logger.Error("Audit trail records are lost", "err", err)
 		case err == nil && wasLosing:
-			logger.Info("Records are written again", "lost", records.WriteErrors())
+			logger.Info("Audit trail records are written again", "lost", records.WriteErrors())
 		}
 	}
-}
-
-// reopenOn reopens the trail on each signal, which is how it is rotated.
-func reopenOn(ctx context.Context, hangup <-chan os.Signal, records *trail.Trail, logger *slog.Logger) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-hangup:
-		}
-		if records == nil {
-			continue
-		}
-		if err := records.Reopen(); err != nil {
-			logger.Error("Records go on in the old file", "err", err)
-			continue
-		}
-		logger.Info("Audit trail reopened")
-	}
-}
-
-// unpin removes what is pinned.
-func unpin(o *options) error {
-	if o.audit.PinPath == "" {
-		return errors.New("--bpf.unpin: name the folder with --bpf.pin-path")
-	}
-	return bpf.Unpin(o.audit.PinPath, promslog.New(&o.log))
 }

@@ -80,8 +80,8 @@ func TestBadInput(t *testing.T) {
 		{[]string{device, "--web.config.file=" + noKey}, "--web.config.file: " + noKey + ": missing one of key or key_file"},
 		{[]string{device, "--web.listen-address=" + taken.Addr().String()}, "--web.listen-address: listen tcp " + taken.Addr().String() + ": bind: address already in use"},
 		{[]string{device, "--web.listen-address=9400"}, "--web.listen-address: listen tcp: address 9400: missing port in address"},
-		{[]string{device, "--web.listen-address=vsock://:x"}, "--web.listen-address: vsock://:x has no port"},
-		{[]string{device, "--web.systemd-socket"}, "--web.systemd-socket: systemd passed no socket"},
+		{[]string{device, "--web.listen-address=vsock://:x"}, "--web.listen-address: vsock://:x has no port; use an address such as vsock://:9400"},
+		{[]string{device, "--web.systemd-socket"}, "--web.systemd-socket: systemd passed no socket; start the exporter from a socket unit"},
 		{[]string{device, "--trail.file=" + dir}, "--trail.file: cannot open the audit trail: open " + dir + ": is a directory"},
 		{[]string{device, "--log.level=loud"}, "unrecognized log level loud, try --help"},
 	}
@@ -233,7 +233,7 @@ func TestFullTrail(t *testing.T) {
 	for range 4 {
 		e.audit.events <- event
 	}
-	e.log.await(t, `msg="Records are being lost" err="cannot write to the audit trail: write /dev/full: no space left on device"`)
+	e.log.await(t, `msg="Audit trail records are lost" err="cannot write to the audit trail: write /dev/full: no space left on device"`)
 	_, body := e.get(t, "/metrics?collect[]=trail")
 	if !strings.Contains(body, "xdp_audit_trail_records_total 0\n") || !regexp.MustCompile(`xdp_audit_trail_write_errors_total [34]\n`).MatchString(body) {
 		t.Errorf("the records that were lost are not counted: %s", body)

@@ -34,11 +34,10 @@ const (
 	healthyPath = "/-/healthy"
 	readyPath   = "/-/ready"
 
-	shutdownTimeout = 5 * time.Second // for requests and events under way
-	healthTimeout   = 5 * time.Second
+	shutdownTimeout = 5 * time.Second // for requests and events in progress
 )
 
-// serve answers requests and runs the tasks until the context ends, or until one of them fails.
+// serve answers requests and runs the tasks until the parent context ends or one of them fails.
 func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, o *options, handler http.Handler,
 	tasks ...func(context.Context) error,
 ) error {
@@ -52,15 +51,15 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 			}
 		})
 	}
-	// Each listener has a server of its own, because web.Serve wraps the handler of the one that it is given.
+	// Each listener has its own server, because web.Serve wraps the handler of the server.
 	var servers []*http.Server
-	limited := connlimit.New(int(o.maxConnections), logger)
+	limit := connlimit.New(int(o.maxConnections), logger)
 	for _, listener := range listeners {
 		server := newServer(handler, logger)
-		limited.Watch(server)
+		limit.Watch(server)
 		servers = append(servers, server)
 		running.Go(func() {
-			if err := web.Serve(limited.Listener(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(limit.Listener(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
 				stop(err)
 			}
 		})
@@ -72,12 +71,18 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 		logger.Info("Shutting down", "reason", failure)
 		failure = nil
 	}
+	return errors.Join(failure, shutDown(ctx, logger, servers, &running))
+}
+
+// shutDown lets requests and tasks end, up to shutdownTimeout.
+func shutDown(ctx context.Context, logger *slog.Logger, servers []*http.Server, running *sync.WaitGroup) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
+	var errs []error
 	for _, server := range servers {
 		if err := server.Shutdown(limit); err != nil {
-			logger.Warn("Cutting off requests that did not end", "err", err)
-			failure = errors.Join(failure, server.Close())
+			logger.Warn("Closing connections with unfinished requests", "err", err)
+			errs = append(errs, server.Close())
 		}
 	}
 	ended := make(chan struct{})
@@ -87,22 +92,22 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	}()
 	select {
 	case <-ended:
-	case <-limit.Done(): // a write to the trail hangs
-		logger.Warn("Leaving events behind that could not be written")
+	case <-limit.Done():
+		logger.Warn("Discarding unwritten events: trail write is blocked")
 	}
-	return failure
+	return errors.Join(errs...)
 }
 
-// listen opens the sockets to serve on: those of the listen addresses, or those that systemd passes.
+// listen opens the sockets of the listen addresses, or takes those that systemd passes.
 func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
 	if *flags.WebSystemdSocket {
 		listeners, err = activation.Listeners()
 		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
 		if err == nil && len(listeners) == 0 {
-			err = errors.New("systemd passed no socket")
+			err = errors.New("systemd passed no socket; start the exporter from a socket unit")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("--web.systemd-socket: %w", err)
+			return nil, flagError("web.systemd-socket", err)
 		}
 		return listeners, nil
 	}
@@ -110,7 +115,7 @@ func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
 		listener, err := listenOn(address)
 		if err != nil {
 			closeAll(listeners)
-			return nil, fmt.Errorf("--web.listen-address: %w", err)
+			return nil, flagError("web.listen-address", err)
 		}
 		listeners = append(listeners, listener)
 	}
@@ -124,20 +129,21 @@ func listenOn(address string) (net.Listener, error) {
 	}
 	port, err := strconv.ParseUint(number, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("%s has no port", address)
+		return nil, fmt.Errorf("%s has no port; use an address such as vsock://:9400", address)
 	}
 	return vsock.Listen(uint32(port), nil)
 }
 
-// closeAll closes listeners, which a server may have closed before.
+// closeAll closes listeners. A server may have closed them already, so errors mean nothing.
 func closeAll(listeners []net.Listener) {
 	for _, listener := range listeners {
 		_ = listener.Close()
 	}
 }
 
-// newServer returns a server that a slow or silent client cannot hold up. A connection has one request at a time, in HTTP/2
-// as in HTTP/1, so that who limits connections limits requests, those included whose password is still to be compared.
+// newServer returns a server that closes the connections of slow and silent clients. A connection
+// has one request at a time, in HTTP/2 as in HTTP/1, so that a limit on connections also limits
+// requests, including those whose password is still to be compared.
 func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -151,16 +157,16 @@ func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	}
 }
 
-// newHandler returns the handler of all paths.
-func newHandler(set *collector.Set, o *options, added map[string]http.Handler, logger *slog.Logger) (http.Handler, error) {
+// newHandler returns the handler of all paths, including additional ones.
+func newHandler(set *collector.Set, o *options, additional map[string]http.Handler, logger *slog.Logger) (http.Handler, error) {
 	mux := http.NewServeMux()
-	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, o.exporterMetrics, logger)))
-	for _, ours := range []string{healthyPath, readyPath} {
-		mux.HandleFunc(ours, func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, !o.withoutExporterMetrics, logger)))
+	for _, path := range []string{healthyPath, readyPath} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintln(w, "OK")
 		})
 	}
-	for path, handler := range added {
+	for path, handler := range additional {
 		mux.Handle(path, handler)
 	}
 	if o.telemetryPath == "/" {
@@ -177,14 +183,14 @@ func newHandler(set *collector.Set, o *options, added map[string]http.Handler, l
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("cannot make the landing page: %w", err)
+		return nil, fmt.Errorf("creating the landing page: %w", err)
 	}
 	mux.Handle("/", landing)
 	return mux, nil
 }
 
-// limitRequests refuses requests beyond n at a time; 0 is no limit. An answer is complete before it is sent, so that a client
-// that does not read keeps nobody else from being answered.
+// limitRequests refuses requests when n are in progress; 0 stands for no limit. An answer is sent
+// after its request has ended, so that a client that does not read blocks no other client.
 func limitRequests(n int, next http.Handler) http.Handler {
 	if n == 0 {
 		return next
@@ -202,11 +208,11 @@ func limitRequests(n int, next http.Handler) http.Handler {
 			http.Error(answer, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
 		}
 		w.WriteHeader(answer.status)
-		_, _ = w.Write(answer.body.Bytes()) // the client may have gone
+		_, _ = w.Write(answer.body.Bytes()) // the client may have closed the connection
 	})
 }
 
-// storedAnswer is an answer that is not sent yet.
+// storedAnswer is an http.ResponseWriter that stores the answer.
 type storedAnswer struct {
 	header http.Header
 	status int
@@ -219,12 +225,13 @@ func (a *storedAnswer) WriteHeader(status int) { a.status = status }
 
 func (a *storedAnswer) Write(b []byte) (int, error) { return a.body.Write(b) }
 
-// metricsHandler serves the metrics of a set, or of the part of it that collect[] and exclude[] in the URL leave.
+// metricsHandler serves the metrics of a set. The parameters collect[] and exclude[] of the URL
+// select collectors.
 type metricsHandler struct {
 	set      *collector.Set
-	exporter *prometheus.Registry // metrics about the exporter itself; nil for none
+	exporter *prometheus.Registry // go_*, process_* and promhttp_*; nil for none
 	errorLog promhttp.Logger
-	whole    http.Handler // for the whole set
+	whole    http.Handler // without parameters
 }
 
 func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Logger) *metricsHandler {
@@ -236,7 +243,7 @@ func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Lo
 			collectors.NewGoCollector(),
 		)
 	}
-	h.whole = h.over(set)
+	h.whole = h.handlerFor(set)
 	return h
 }
 
@@ -252,11 +259,11 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	h.over(filtered).ServeHTTP(w, r)
+	h.handlerFor(filtered).ServeHTTP(w, r)
 }
 
-// over returns a handler of the metrics of a set, with those about the exporter.
-func (h *metricsHandler) over(set *collector.Set) http.Handler {
+// handlerFor returns a handler of the metrics of a set and of those about the exporter.
+func (h *metricsHandler) handlerFor(set *collector.Set) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(versioncollector.NewCollector(Name), set)
 	options := promhttp.HandlerOpts{ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}

@@ -125,7 +125,7 @@ func TestSeveralAddresses(t *testing.T) {
 	e := start(t, "--web.listen-address=127.0.0.1:0", "--web.config.file="+config)
 	other := *e
 	other.address = e.log.await(t, `msg="Listening on" address=(\S+)`)
-	for _, x := range []*exporter{e, &other} {
+	for _, x := range []*runningExporter{e, &other} {
 		if code, _ := x.get(t, "/-/healthy"); code != 200 {
 			t.Errorf("%s answers %d", x.address, code)
 		}

@@ -351,7 +351,7 @@ func (e *engine) testBroken(t *testing.T) {
 				"edge is of enclave alone", "app_net is internal and of apache drupal alone", "db_net is internal and of drupal db alone",
 				"the enclave's namespace does not reach the database", "Apache does not reach the database",
 			},
-			"Run docker compose up -d, and disconnect whatever else was put there.",
+			"disconnect every other container from the network",
 		},
 		{
 			"an enclave that was started anew, without the others",
