@@ -13,8 +13,9 @@ import (
 // attachedModes are the modes as a network device reports them.
 var attachedModes = map[Mode]netdev.XDPMode{ModeDriver: netdev.XDPDriver, ModeGeneric: netdev.XDPGeneric}
 
-// attach attaches the program of a device to a network device. If one of the set's hooks is on that already, its program is
-// replaced. Otherwise the program is attached in the first mode of the configuration that the network device accepts.
+// attach attaches the program of a device to a network device. If one of the set's hooks is on that
+// already, its program is replaced. Otherwise the program is attached in the first mode of the
+// configuration that the network device accepts.
 func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	driver := s.kernel.driver(d.name)
 	s.write(func() {
@@ -61,8 +62,9 @@ func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	return refusals[len(refusals)-1]
 }
 
-// replaceProgram replaces the program of one of the set's hooks that is on a network device; no packet passes without one of
-// the two. It reports whether that was possible. If not, that hook is detached.
+// replaceProgram replaces the program of one of the set's hooks that is on a network device; no
+// packet passes without one of the two. It reports whether that was possible. If not, that hook is
+// detached.
 func (s *deviceSet) replaceProgram(d *device, on netdev.Device, modes []Mode) bool {
 	l, ok := s.unclaimedLinks[on.Index]
 	if !ok {
@@ -88,8 +90,8 @@ func (s *deviceSet) replaceProgram(d *device, on netdev.Device, modes []Mode) bo
 	return false
 }
 
-// attachOffloaded loads the program for the hardware of the device, and attaches it there. The kernel refuses to load it if
-// the driver has no offload.
+// attachOffloaded loads the program for the hardware of the device, and attaches it there. The
+// kernel refuses to load it if the driver has no offload.
 func (s *deviceSet) attachOffloaded(d *device) error {
 	err := s.load(d, d.ifindex)
 	if err == nil {
@@ -104,7 +106,8 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 	return err
 }
 
-// load loads the program of a device; offloadTo is the index of the network device whose hardware runs it, 0 for the CPU.
+// load loads the program of a device; offloadTo is the index of the network device whose hardware
+// runs it, 0 for the CPU.
 func (s *deviceSet) load(d *device, offloadTo int) error {
 	p, err := s.kernel.load(d.index, offloadTo)
 	if err == nil {

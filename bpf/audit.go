@@ -23,16 +23,18 @@ type Audit struct {
 	logger   *slog.Logger
 	pins     *pins // nil unless maps and hooks are pinned
 	maps     *auditMaps
-	counters *counterReader // used in devices.each and in changes of devices only, as are the entries of maps.devices
+	counters *counterReader // read in devices.each only, and cleared in changes of the devices
 	events   *eventReader
 	watcher  *watcher // nil unless flows are watched
 	devices  *deviceSet
 }
 
-// Open loads the program for each device and attaches it. An error says what failed and what to do; then nothing stays
-// attached that was not attached before. If some devices can be attached and others cannot, the others are logged and have a
-// [Hook] that is not up. The audit ends with [Audit.Close], or with [Audit.Abandon] if the start of the caller fails after
-// Open. A hook that was pinned on a device which is not in the configuration stays attached until [Audit.Follow] or Close.
+// Open loads the program for each device and attaches it. An error says what failed and what to do;
+// then nothing stays attached that was not attached before. If some devices can be attached and
+// others cannot, the others are logged and have a [Hook] that is not up. The audit ends with
+// [Audit.Close], or with [Audit.Abandon] if the start of the caller fails after Open. A hook that
+// was pinned on a device which is not in the configuration stays attached until [Audit.Follow] or
+// Close.
 func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -66,8 +68,8 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	return audit, nil
 }
 
-// load creates the maps and their readers, or takes over pinned ones, gives the named devices their indices, and attaches
-// nothing. The keys of the hash of flows are read from keys.
+// load creates the maps and their readers, or takes over pinned ones, gives the named devices their
+// indices, and attaches nothing. The keys of the hash of flows are read from keys.
 func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
@@ -117,9 +119,9 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	return a, nil
 }
 
-// Follow attaches devices of the configuration when they appear, and detaches from those that vanish, until the context
-// ends. Without Config.Follow it only detaches the hooks that were pinned on other devices, and then waits for the end of the
-// context.
+// Follow attaches devices of the configuration when they appear, and detaches from those that
+// vanish, until the context ends. Without Config.Follow it only detaches the hooks that were pinned
+// on other devices, and then waits for the end of the context.
 func (a *Audit) Follow(ctx context.Context) error {
 	err := a.devices.change(func() error { a.devices.dropUnclaimed(); return nil })
 	if a.config.Follow {
@@ -129,8 +131,8 @@ func (a *Audit) Follow(ctx context.Context) error {
 	return err
 }
 
-// Close detaches every device, or leaves pinned hooks to the next process, and releases everything that the audit holds. It
-// waits for an attempt of [Audit.Follow] to attach a device.
+// Close detaches every device, or leaves pinned hooks to the next process, and releases everything
+// that the audit holds. It waits for an attempt of [Audit.Follow] to attach a device.
 func (a *Audit) Close() error {
 	return a.devices.change(func() error {
 		a.devices.dropUnclaimed()
@@ -138,8 +140,9 @@ func (a *Audit) Close() error {
 	})
 }
 
-// Abandon is Close for a start that failed: hooks that were pinned before stay attached, and nothing else stays attached or
-// pinned. It needs no capability, but it must be allowed to remove files from the pin directory.
+// Abandon is Close for a start that failed: hooks that were pinned before stay attached, and
+// nothing else stays attached or pinned. It needs no capability, but it must be allowed to remove
+// files from the pin directory.
 func (a *Audit) Abandon() error {
 	return a.devices.change(func() error {
 		var err error
@@ -150,7 +153,8 @@ func (a *Audit) Abandon() error {
 	})
 }
 
-// release releases everything that the audit holds. Pinned hooks stay attached. It runs in a change of the devices.
+// release releases everything that the audit holds. Pinned hooks stay attached. It runs in a change
+// of the devices.
 func (a *Audit) release() error {
 	var errs []error
 	if a.events != nil {
@@ -178,11 +182,12 @@ func (a *Audit) Slots() int { return a.config.Slots() }
 // Hooks returns the state of every configured device, in the order of the configuration.
 func (a *Audit) Hooks() []Hook { return a.devices.hooks() }
 
-// DeviceSlots returns how many devices can be audited at a time, have an index, and have none because all are taken. It is
-// zero after [Audit.Close].
+// DeviceSlots returns how many devices can be audited at a time, have an index, and have none
+// because all are taken. It is zero after [Audit.Close].
 func (a *Audit) DeviceSlots() DeviceSlots { return a.devices.slots() }
 
-// Runs returns what the kernel accounts for the program of each device; nil while kernel.bpf_stats_enabled is 0, its default.
+// Runs returns what the kernel accounts for the program of each device; nil while
+// kernel.bpf_stats_enabled is 0, its default.
 func (a *Audit) Runs() ([]Runs, error) {
 	enabled, err := os.ReadFile("/proc/sys/kernel/bpf_stats_enabled")
 	if err != nil || len(enabled) == 0 || enabled[0] != '1' {

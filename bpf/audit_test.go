@@ -21,7 +21,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into a failure.
+// needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into
+// a failure.
 func needBPF(t testing.TB) {
 	t.Helper()
 	if err := checkCapabilities(); err != nil {
@@ -35,7 +36,8 @@ func needBPF(t testing.TB) {
 // testKeys is a fixed source of hash keys.
 func testKeys() *rand.ChaCha8 { return rand.NewChaCha8([32]byte{1}) }
 
-// testConfig is the default configuration for one device that need not exist, on the clock that tests inject.
+// testConfig is the default configuration for one device that need not exist, on the clock that
+// tests inject.
 func testConfig() Config {
 	config := DefaultConfig()
 	config.Devices = []string{"test0"}
@@ -43,7 +45,8 @@ func testConfig() Config {
 	return config
 }
 
-// loadTest loads an audit with one program for each device of the configuration, attached to nothing.
+// loadTest loads an audit with one program for each device of the configuration, attached to
+// nothing.
 func loadTest(t testing.TB, config Config) *Audit {
 	t.Helper()
 	needBPF(t)
@@ -80,15 +83,15 @@ type xdpContext struct {
 	IngressIfindex, RxQueueIndex, EgressIfindex uint32
 }
 
-// run sends a frame through the program with atNs on the metadata clock, repeat times, and fails the test unless it passes
-// unchanged.
+// run sends a frame through the program with atNs on the metadata clock, repeat times, and fails
+// the test unless it passes unchanged.
 func run(t testing.TB, program *ebpf.Program, frame []byte, atNs uint64, repeat int) {
 	t.Helper()
 	in := binary.NativeEndian.AppendUint64(nil, atNs)
 	runRaw(t, program, append(in, frame...), metadataBytes, repeat)
 }
 
-// runRaw is run for a frame behind `metadata` bytes of metadata.
+// runRaw is run for a frame with `metadata` bytes of metadata in front.
 func runRaw(t testing.TB, program *ebpf.Program, in []byte, metadata, repeat int) {
 	t.Helper()
 	out := make([]byte, len(in)+64)
@@ -173,7 +176,7 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 		{"more slots than there may be", func(c *Config) { c.Flows = MaxFlows + 1 }, "flow table of 67108865 slots"},
 		{"more events than nanoseconds", func(c *Config) { c.EventRate = MaxEventRate + 1 }, "event rate 1000000001"},
 		{"a threshold below 2", func(c *Config) { c.Threshold = 1.99 }, "threshold 1.99"},
-		{"a threshold that is no number", func(c *Config) { c.Threshold = math.NaN() }, "threshold NaN"},
+		{"a threshold that is not a number", func(c *Config) { c.Threshold = math.NaN() }, "threshold NaN"},
 		{"a calibration at a quarter", func(c *Config) { c.Calibrate = 0.25 }, "calibration 0.25 is neither 0 (off) nor between 1e-06 and 0.1"},
 		{"one sample", func(c *Config) { c.MinSamples = 1 }, "minimum of 1 samples"},
 		{"a window below the minimum of samples", func(c *Config) { c.Window = 99 }, "window of 99 samples"},
@@ -189,13 +192,15 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 	}
 }
 
-// A driver may call itself busy for reasons of its own: only a program that is on the device is named.
+// A driver may call itself busy for reasons of its own: only a program that is on the device is
+// named.
 func TestABusyDeviceIsNotTaken(t *testing.T) {
 	config := testConfig()
 	d := loadTest(t, config).devices.listed[0]
 	for _, refusal := range []error{unix.EBUSY, unix.EEXIST} {
 		for _, mode := range []Mode{ModeDriver, ModeGeneric} {
-			err := explainRefusal(d, mode, fmt.Errorf("create link: %w", refusal)) // the device has no index, and so no program
+			// The device has no index, and so no program.
+			err := explainRefusal(d, mode, fmt.Errorf("create link: %w", refusal))
 			if text := err.Error(); !errors.Is(err, refusal) || strings.Contains(text, "holds") || strings.Contains(text, "MTU") {
 				t.Errorf("%v in mode %s is said to be: %s", refusal, mode, text)
 			}

@@ -16,19 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A device of the audit has an index: that of its counters, of its hash keys, and in its events. Which index is whose is
-// kept in a mapped array, so that it survives the process where maps are pinned. No program reads it.
+// Each audited device has an index into the counters, and a key for the hash of its flows. Its
+// events carry the index. The assignment of indices to devices is in a mapped array, so that it
+// outlives the process if maps are pinned. BPF programs do not read the array.
 
-// deviceEntry is what the array holds of one index.
+// deviceEntry is the element of the array for one index.
 type deviceEntry struct {
-	received   uint64 // events read; written by the reader of events
-	goneFlows  int64  // flows that devices which had the index before were given a slot for, less those that they evicted
-	gap        uint64 // events that were left in the rings of a process that had ended
-	goneNs     uint64 // CLOCK_MONOTONIC when the device vanished; 0 while it is audited
-	state      uint32 // entryFree or entryTaken; written last
-	generation uint32 // of the devices that had the index, from 1 on; 0 before the first
-	keys       [10]uint32
-	ifindex    uint32 // where it was attached last
+	received   uint64     // events read; written by the reader of events
+	goneFlows  int64      // inserts less evictions of the flows of earlier devices with the index
+	gap        uint64     // events that were left in the rings of processes that have ended
+	goneNs     uint64     // CLOCK_MONOTONIC when the device vanished; 0 while it is audited
+	state      uint32     // entryFree or entryTaken; written last
+	generation uint32     // counts the devices that had the index, from 1; 0 before the first
+	keys       [10]uint32 // of the hash of flows
+	ifindex    uint32     // network device of the last attempt to attach
 	reserved   uint32
 	name       [16]byte
 }
@@ -39,20 +40,23 @@ const (
 
 	deviceMapName = "audit_devices"
 
-	// maxDevices is what the index in an event can tell apart.
+	// maxDevices is the largest number of indices.
 	maxDevices = 1 << 12
+
+	// ownerShift is the number of bits of the index in an owner; the generation has the others.
 	ownerShift = 16
 )
 
-// errNoIndex is the error of a device for which there is no index left.
+// errNoIndex is the error of a device that gets no index.
 var errNoIndex = errors.New("every index is taken")
 
-// deviceTable gives devices their indices. It is not safe for concurrent use, but for the entries' counts of events.
+// deviceTable assigns indices to devices. It is not safe for concurrent use, except for the
+// entries' counts of events.
 type deviceTable struct {
 	m       *ebpf.Map
 	array   *mapArray[deviceEntry]
-	entries []deviceEntry // those of array
-	keys    io.Reader
+	entries []deviceEntry // of array
+	keys    io.Reader     // source of keys
 }
 
 func deviceMapSpec(devices int) *ebpf.MapSpec {
@@ -62,7 +66,8 @@ func deviceMapSpec(devices int) *ebpf.MapSpec {
 	}
 }
 
-// newDeviceTable maps an array of deviceMapSpec, which it closes in the end. Keys of the hash of flows are read from keys.
+// newDeviceTable maps an array of deviceMapSpec. The table closes the map, also if it returns an
+// error. Keys of the hash of flows are read from keys.
 func newDeviceTable(m *ebpf.Map, keys io.Reader) (*deviceTable, error) {
 	array, err := newMapArray[deviceEntry](m, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
@@ -80,12 +85,13 @@ func (e *deviceEntry) isTaken() bool { return atomic.LoadUint32(&e.state) == ent
 
 func (e *deviceEntry) deviceName() string { return unix.ByteSliceToString(e.name[:]) }
 
-// owner is what flows and events of the device are marked with.
+// owner returns the number that marks the flows and events of the device with an index: the index
+// and the generation.
 func (t *deviceTable) owner(index int) uint32 {
 	return uint32(index) | t.entries[index].generation<<ownerShift
 }
 
-// find returns the index of a device that has one, or −1.
+// find returns the index of a device, −1 if it has none.
 func (t *deviceTable) find(name string) int {
 	for i := range t.entries {
 		if t.entries[i].isTaken() && t.entries[i].deviceName() == name {
@@ -95,8 +101,8 @@ func (t *deviceTable) find(name string) int {
 	return -1
 }
 
-// choose returns the index that a device which has none shall get: a free one, or that of the device that vanished longest
-// ago, which is then to be released.
+// choose returns the index for a device that has none: a free one or, if every index is taken, that
+// of the device that has been gone for the longest time. The caller must release that.
 func (t *deviceTable) choose() (index int, err error) {
 	oldest := -1
 	for i := range t.entries {
@@ -114,11 +120,12 @@ func (t *deviceTable) choose() (index int, err error) {
 	return oldest, nil
 }
 
-// release makes an index free.
+// release frees an index.
 func (t *deviceTable) release(index int) { atomic.StoreUint32(&t.entries[index].state, entryFree) }
 
-// take makes a free index a device's, with new keys: what is left of the flows of the device before is not found again. The
-// entry is complete before it counts.
+// take assigns a free index to a device, with new keys: no packet finds the flows of the earlier
+// device in the flow table. The state is written last, so that a process that ends in between
+// leaves a free index.
 func (t *deviceTable) take(index int, name string) error {
 	e := &t.entries[index]
 	var keys [10]uint32
@@ -131,11 +138,11 @@ func (t *deviceTable) take(index int, name string) error {
 	return nil
 }
 
-// nextGeneration counts from 1 to the highest that an owner has room for, and then from 1 again: 0 is that of an index which
-// nobody had.
+// nextGeneration counts from 1 to the largest generation that fits into an owner, and then from 1
+// again. 0 is the generation of an index that no device has had.
 func nextGeneration(generation uint32) uint32 { return generation%(1<<(32-ownerShift)-1) + 1 }
 
-// setGone notes that a device has vanished, or that it is back.
+// setGone notes the time at which a device vanished, or that it is back.
 func (t *deviceTable) setGone(index int, isGone bool) {
 	var now uint64
 	if isGone {
@@ -144,49 +151,12 @@ func (t *deviceTable) setGone(index int, isGone bool) {
 	t.entries[index].goneNs = now
 }
 
-// awaitPrograms returns when no run of an XDP program that had begun before is under way. The kernel waits for that in this
-// call of membarrier(2), which it refuses on a machine with CPUs in full tickless mode: then a hundredth of a second is far
-// more than a run takes.
+// awaitPrograms waits until all runs of XDP programs that began before the call have ended.
+// membarrier(2) waits for that, except on machines with CPUs in full tickless mode (nohz_full),
+// where it returns an error. There 10 ms are far longer than a run.
 func awaitPrograms() {
 	const membarrierGlobal = 1
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-// owners tells which device an event is of. An event may still be in a ring when its device's index is another's: the
-// reader knows the one before, too. It is replaced as a whole when a device is attached.
-type owners []indexOwners
-
-type indexOwners struct{ current, before eventOwner }
-
-type eventOwner struct {
-	id       uint32 // as in the event; 0 for none, as generations begin at 1
-	name     string
-	received *uint64 // nil for the device that had the index before: its series has ended
-}
-
-// find returns the owner of an event, nil if there is none.
-func (o owners) find(id uint32) *eventOwner {
-	index := id & (1<<ownerShift - 1)
-	if id == 0 || int(index) >= len(o) {
-		return nil
-	}
-	for _, owner := range []*eventOwner{&o[index].current, &o[index].before} {
-		if owner.id == id {
-			return owner
-		}
-	}
-	return nil
-}
-
-// with returns a copy in which an index has an owner.
-func (o owners) with(index int, owner eventOwner) owners {
-	changed := append(owners(nil), o...)
-	if before := changed[index].current; before.id != owner.id {
-		before.received = nil
-		changed[index].before = before
-	}
-	changed[index].current = owner
-	return changed
 }

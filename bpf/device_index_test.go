@@ -63,9 +63,9 @@ func TestIndicesOfDevices(t *testing.T) {
 	}
 }
 
-// The generation of an index begins anew where it has no room left, and is never 0: that is an index that nobody had, and the
-// first one's owner would be nobody.
-func TestGenerationsBeginAnew(t *testing.T) {
+// The generation after the largest is 1, and never 0, which is that of an index that no device has
+// had: an owner of 0 names no device.
+func TestGenerationsWrapAround(t *testing.T) {
 	table := newTestTable(1)
 	const most = 1<<(32-ownerShift) - 1
 	for _, test := range []struct{ before, want uint32 }{{0, 1}, {1, 2}, {most - 1, most}, {most, 1}} {
@@ -120,7 +120,7 @@ func TestEventsOfNobody(t *testing.T) {
 	}
 }
 
-// What was sent is read, left behind or not known yet.
+// What was sent is read, left in a ring or not known yet.
 func TestFatesOfPinnedEvents(t *testing.T) {
 	for _, test := range []struct {
 		name                string
@@ -129,7 +129,7 @@ func TestFatesOfPinnedEvents(t *testing.T) {
 	}{
 		{"all were read", 10, 10, 0, 10},
 		{"three are still in a ring", 10, 7, 0, 7},
-		{"three were left behind", 10, 7, 3, 7},
+		{"three were left in a ring of an earlier process", 10, 7, 3, 7},
 		{"one is read that the kernel has not counted yet", 10, 8, 3, 7},
 		{"the counters are torn", 2, 0, 3, 0},
 	} {

@@ -16,29 +16,33 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// deviceSet holds the audited devices, and changes them as network devices come and go. A device is in one of these states:
+// deviceSet holds the audited devices, and changes them as network devices come and go. A device is
+// in one of these states:
 //
-//	absent    named by the configuration, and there was no such device yet    in listed, isGone
-//	waiting   present, not attached, not tried or to be tried again           in listed, link == nil
-//	up        the program is attached                                         in listed, link != nil
-//	gone      vanished; keeps its index until another device needs the index  isGone; in listed if it is named, else in gone
-//	no room   matches a glob, and every index is taken by devices present     in noIndex, without a device
+//	absent    named by the configuration, never seen     in listed, isGone
+//	waiting   present, not attached, or not any more     in listed, link == nil
+//	up        the program is attached                    in listed, link != nil
+//	gone      vanished; has an index until another       isGone; in listed if named,
+//	          device needs that                          in gone if not
+//	no room   every index is taken by present devices    name in noIndex, no device
 //
 // Each event has one method, which makes one transition:
 //
 //	appeared    absent, gone, no room → waiting
 //	attached    waiting → up, with a new hook or with one of unclaimedLinks
 //	refused     waiting → waiting, with a longer pause
-//	renamed     up → waiting; the hook still runs, and waits in unclaimedLinks for the device's new name
-//	hookLost    up → waiting; the device was replaced by another of its name, or the hook was detached by force
+//	renamed     up → waiting; the hook runs on, in unclaimedLinks for the new name
+//	hookLost    up → waiting; the device was replaced, or the hook detached by force
 //	vanished    waiting → gone
 //	retire      gone → forgotten, and its index is free
 //
-// The set has one lock, mu. It is held while the state is read or changed, and not while a program is loaded or attached: that
-// takes the kernel a second, and a scrape must not wait for it. So a change as a whole has to exclude other changes by
-// something that lasts longer than the lock. That is isChanging, which is part of the state. Whoever changes the set does so in
-// a function that is passed to change, reads the state without the lock, as nobody else writes it, and writes it in functions
-// passed to write. Everybody else reads the state under the lock.
+// The set has one lock, mu. A scrape reads the state with the lock held, so the lock is never held
+// while a program is loaded, which takes a tenth of a second, or attached, for which a driver may
+// restart the network device. A change that loads and attaches therefore lasts longer than the lock
+// is held. Changes exclude each other by isChanging, which is part of the state: a second lock is
+// not needed, and close waits for the change under way as for any other. A change is a function
+// that is passed to change. It reads the state without the lock, because only changes write the
+// state, and it writes the state in functions that are passed to write.
 type deviceSet struct {
 	config Config
 	logger *slog.Logger
@@ -51,10 +55,10 @@ type deviceSet struct {
 	isClosed   bool
 
 	listed         []*device       // the named ones, then those that match a glob
-	gone           []*device       // those that matched a glob, have vanished and still have their index
-	noIndex        map[string]bool // names of devices for which there is no index
-	unclaimedLinks map[int]xdpLink // hooks without a device of the set, by the index of the network device that they are on
-	rollbacks      []hookRollback  // hooks that were detached for others, until the start has succeeded or failed
+	gone           []*device       // matched a glob, have vanished and still have their index
+	noIndex        map[string]bool // names of devices that get no index
+	unclaimedLinks map[int]xdpLink // hooks without a device, by the index of the network device
+	rollbacks      []hookRollback  // detached hooks that a failed start restores
 }
 
 // device is one audited device. It keeps its program while it has no link, to attach it again.
@@ -72,7 +76,7 @@ type device struct {
 	id      ebpf.ProgramID // of the program that was loaded last
 	tag     string
 	link    xdpLink // nil while it is not attached
-	retry   backoff
+	retry   backoff // used in changes only
 }
 
 // isUp reports whether the kernel runs the program on the device.
@@ -81,14 +85,16 @@ func (d *device) isUp() bool { return d.link != nil && d.link.isOn(d.ifindex, d.
 // isCounted reports whether the counters of the device are shown.
 func (d *device) isCounted() bool { return d.program != nil && !d.isGone }
 
-// newDeviceSet returns a set without devices. Its kernel and its pool are set before the first device appears.
+// newDeviceSet returns a set without devices. Its kernel and its pool are set before the first
+// device appears.
 func newDeviceSet(config Config, logger *slog.Logger) *deviceSet {
 	s := &deviceSet{config: config, logger: logger, noIndex: map[string]bool{}, unclaimedLinks: map[int]xdpLink{}}
 	s.changed = sync.NewCond(&s.mu)
 	return s
 }
 
-// change calls f while nobody else changes the set. It waits for a change under way, and does nothing after close.
+// change calls f while nobody else changes the set. It waits for a change under way, and does
+// nothing after close.
 func (s *deviceSet) change(f func() error) error {
 	if !s.beginChange() {
 		return nil
@@ -119,8 +125,9 @@ func (s *deviceSet) write(f func()) {
 	f()
 }
 
-// appeared returns the listed device of that name. It lists the device if it is not yet listed, and gives it an index if it
-// has none. Both results are nil if there is no index for it, and that was reported for another device before.
+// appeared returns the listed device of that name. It lists the device if it is not yet listed, and
+// gives it an index if it has none. Both results are nil if there is no index for it, and that was
+// reported for another device before.
 func (s *deviceSet) appeared(name string) (*device, error) {
 	hasName := func(d *device) bool { return d.name == name }
 	if i := slices.IndexFunc(s.listed, hasName); i >= 0 {
@@ -195,8 +202,8 @@ func (s *deviceSet) vanished(d *device) {
 	}
 }
 
-// refused notes why a device, as it was at the attempt, was not attached. It returns the reason unless that is the reason of
-// the attempt before.
+// refused notes why a device, as it was at the attempt, was not attached. It returns the reason
+// unless that is the reason of the attempt before.
 func (s *deviceSet) refused(d *device, tried netdev.Device, err error) error {
 	if d.retry.failed(tried, err) {
 		return err
@@ -215,8 +222,8 @@ func (s *deviceSet) forgetNoIndex(here map[string]netdev.Device) {
 	})
 }
 
-// close closes all links, which detaches the hooks that are not pinned, and all programs. It is called in a change. No other
-// change and no call of each begins after it.
+// close closes all links, which detaches the hooks that are not pinned, and all programs. It is
+// called in a change. No other change and no call of each begins after it.
 func (s *deviceSet) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -233,8 +240,8 @@ func (s *deviceSet) close() error {
 	return errors.Join(errs...)
 }
 
-// unload closes the link of a device, which detaches the program unless the link is pinned, and unloads the program. The lock
-// is held.
+// unload closes the link of a device, which detaches the program unless the link is pinned, and
+// unloads the program. The lock is held.
 func (s *deviceSet) unload(d *device) error {
 	var errs []error
 	if d.link != nil {
@@ -247,8 +254,8 @@ func (s *deviceSet) unload(d *device) error {
 	return errors.Join(errs...)
 }
 
-// each calls f for each listed device in their order, with the lock held, and so not while the state or the memory of the
-// counters changes hands. After close it does nothing.
+// each calls f for each listed device in their order, with the lock held, and so not while the
+// state or the memory of the counters changes hands. After close it does nothing.
 func (s *deviceSet) each(f func(d *device)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,8 +281,8 @@ func (s *deviceSet) hooks() []Hook {
 	return hooks
 }
 
-// runs returns what the kernel accounts for the program of each listed device; nil where only the privileged may read that,
-// as on kernels before 5.19.
+// runs returns what the kernel accounts for the program of each listed device; nil where only the
+// privileged may read that, as on kernels before 5.19.
 func (s *deviceSet) runs() (runs []Runs, err error) {
 	s.each(func(d *device) {
 		if d.program == nil || err != nil {

@@ -48,8 +48,8 @@ func newTestSet(config Config, kernel *fakeKernel) *testSet {
 	return &testSet{s, kernel, log}
 }
 
-// state describes the devices: those that are listed with their index and what is on them, the gone ones with their index, and
-// those without an index.
+// state describes the devices: those that are listed with their index and what is on them, the gone
+// ones with their index, and those without an index.
 func (s *testSet) state() string {
 	var parts []string
 	for _, d := range s.listed {
@@ -158,7 +158,8 @@ func TestDeviceStates(t *testing.T) {
 	}
 }
 
-// checkHooks fails the test unless the hooks are those of the devices that are up, each with the device's own program.
+// checkHooks fails the test unless the hooks are those of the devices that are up, each with the
+// device's own program.
 func (s *testSet) checkHooks(t *testing.T, description string) {
 	t.Helper()
 	up := 0
@@ -176,7 +177,8 @@ func (s *testSet) checkHooks(t *testing.T, description string) {
 	}
 }
 
-// A hook goes on while its device gets another name: it is never detached, and its program is replaced.
+// A hook goes on while its device gets another name: it is never detached, and its program is
+// replaced.
 func TestRenamedDeviceKeepsItsHook(t *testing.T) {
 	s := newTestSet(setConfig(nil, []string{"v*"}), newFakeKernel())
 	s.kernel.devices["v1"] = 7
@@ -223,7 +225,8 @@ func TestFullPoolIsReportedOnce(t *testing.T) {
 	}
 }
 
-// What is told of a device that had the index is not told of the next: its flows are those of a device that is gone.
+// What is told of a device that had the index is not told of the next: its flows are those of a
+// device that is gone.
 func TestRetiredIndexIsCleared(t *testing.T) {
 	config := setConfig(nil, []string{"v*"})
 	config.MaxDevices = 1
@@ -242,14 +245,15 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	}
 }
 
-// Hooks that a process before has pinned are on the devices when a start begins. One that fails leaves them as they were.
+// Hooks that a process before has pinned are on the devices when a start begins. One that fails
+// leaves them as they were.
 func TestFailedStartLeavesPinnedHooks(t *testing.T) {
 	for _, test := range []struct {
 		description string
 		mode        Mode // of the configuration; the hooks are in mode skb
 		prepare     func(k *fakeKernel)
-		failing     string // part of the error; empty if the start succeeds and what follows it fails
-		isOwn       bool   // the hook gets the program of this process, as it may not open the one that was attached
+		failing     string // part of the error; empty if a step after the start fails
+		isOwn       bool   // the hook has the program of this process in the end
 	}{
 		{"no device takes the mode", ModeDriver, func(k *fakeKernel) { k.refusedModes[ModeDriver] = true }, "refuses mode drv", false},
 		{"the program may not be opened", ModeDriver, func(k *fakeKernel) {
@@ -297,7 +301,8 @@ func TestFailedStartLeavesPinnedHooks(t *testing.T) {
 	}
 }
 
-// The hooks that were pinned go on with the programs of this process, and end if their device is not in the configuration.
+// The hooks that were pinned go on with the programs of this process, and end if their device is
+// not in the configuration.
 func TestStartTakesPinnedHooksOver(t *testing.T) {
 	k := newFakeKernel()
 	k.devices["a"], k.devices["b"], k.devices["c"] = 1, 2, 3
@@ -323,7 +328,8 @@ func TestStartTakesPinnedHooksOver(t *testing.T) {
 	s.checkHooks(t, "after the first resync")
 }
 
-// An attempt takes as long as the kernel verifies a program. Readers do not wait for it; closing does, and is the last change.
+// An attempt takes as long as the kernel verifies a program. Readers do not wait for it; closing
+// does, and is the last change.
 func TestReadersDoNotWaitForAnAttach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()

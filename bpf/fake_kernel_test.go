@@ -72,7 +72,8 @@ func (k *fakeKernel) remove(name string) {
 // detach detaches a hook by force.
 func (k *fakeKernel) detach(ifindex int) { delete(k.hooks, ifindex) }
 
-// pinnedHook attaches a hook as a process before has pinned it. Hooks of this process are pinned as well.
+// pinnedHook attaches a hook as a process before has pinned it. Hooks of this process are pinned as
+// well.
 func (k *fakeKernel) pinnedHook(ifindex int, mode Mode, program ebpf.ProgramID) {
 	k.isPinning = true
 	k.hooks[ifindex] = &fakeHook{mode: mode, program: program, isPinned: true}

@@ -10,11 +10,12 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// resyncInterval is how often the devices are listed when the kernel reports no change: it does not report that a program was
-// detached by force, nor that another's program left a device.
+// resyncInterval is how often the devices are listed when the kernel reports no change: it does not
+// report that a program was detached by force, nor that another's program left a device.
 const resyncInterval = 10 * time.Second
 
-// follow brings the set in line with the network devices at each change and each resyncInterval, until the context ends.
+// follow brings the set in line with the network devices at each change and each resyncInterval,
+// until the context ends.
 func (s *deviceSet) follow(ctx context.Context) {
 	resync := time.NewTicker(resyncInterval)
 	defer resync.Stop()

@@ -15,8 +15,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// A device that never took the program is tried less and less often, and anew when it has changed; one that was up once is
-// tried at each resync.
+// A device that was never attached is tried at longer and longer intervals, and at once when it has
+// changed. A device that was attached once is tried at each resync.
 func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 	needBPF(t)
 	namespace, err := netlab.NewNamespace()
@@ -35,7 +35,7 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 		{"its MTU changes once", func(now *netdev.Device, _ *device) { now.MTU = 9000 }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
 		{"it is set up", func(now *netdev.Device, _ *device) { now.Flags = net.FlagUp }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
 		{"it leaves a bridge", func(now *netdev.Device, _ *device) { now.Master = 7 }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
-		{"it is made anew", func(now *netdev.Device, _ *device) { now.Index = 99 }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
+		{"it is replaced", func(now *netdev.Device, _ *device) { now.Index = 99 }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
 		{"another's program is off it", func(now *netdev.Device, _ *device) { now.XDP = 0 }, []int{0, 1, 3, 7, 10, 11, 13, 17, 25, 41}},
 		{"it was up once", func(_ *netdev.Device, d *device) { d.wasUp = true }, []int{0, 1, 3, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}},
 	} {
@@ -62,7 +62,7 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 					if failures := audit.devices.reconcile([]netdev.Device{now}, true); len(failures) > 0 {
 						attempts = append(attempts, i)
 					}
-					// A message of the kernel is no reason to try what looks the same.
+					// A change of another device is not a reason to try this one.
 					if failures := audit.devices.reconcile([]netdev.Device{now}, false); len(failures) > 0 {
 						t.Errorf("it was tried without a reason after resync %d", i)
 					}
@@ -79,14 +79,16 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 	}
 }
 
-// An index goes from one device to the next, while events of the one before are still read and somebody asks for the slots:
-// these events count for nobody. With -race it shows that nothing is read while it is written.
+// An index is assigned to the next device while events of the device before are still read and the
+// device slots are requested. These events are not counted. With -race the test shows that nothing
+// is read while it is written.
 func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 	config := testConfig()
 	config.Follow, config.MaxDevices = true, 1
 	a := loadTest(t, config)
 	table := a.maps.devices
-	table.entries = make([]deviceEntry, len(table.entries)) // in memory that the race detector looks at
+	// The race detector does not see mapped memory.
+	table.entries = make([]deviceEntry, len(table.entries))
 	handOn := func(name string) uint32 {
 		t.Helper()
 		if err := a.devices.change(func() error {

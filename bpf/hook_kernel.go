@@ -14,12 +14,14 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a fake one.
+// hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a
+// fake one.
 type hookKernel interface {
-	// driver returns the name of the driver of a network device, empty if the kernel does not name one.
+	// driver returns the name of the driver of a network device, empty if the kernel does not name
+	// one.
 	driver(name string) string
-	// load loads the program for an index of the device table. It verifies and compiles the program, which takes about a
-	// second. offloadTo is the index of the network device whose hardware runs the program, 0 for the CPU.
+	// load loads the program for an index of the device table. offloadTo is the index of the
+	// network device whose hardware runs the program, 0 for the CPU.
 	load(index, offloadTo int) (*loadedProgram, error)
 	// unload closes a program. What is attached stays attached.
 	unload(p *loadedProgram) error
@@ -33,14 +35,16 @@ type hookKernel interface {
 	unpin(ifindex int) error
 }
 
-// xdpLink is a hook: a program on a network device. Closing it detaches the program unless the link is pinned.
+// xdpLink is a hook: a program on a network device. Closing it detaches the program unless the link
+// is pinned.
 type xdpLink interface {
-	// isOn reports whether the kernel runs the program with that id on the network device. A link outlives its network
-	// device, but does not name its index then.
+	// isOn reports whether the kernel runs the program with that id on the network device. A link
+	// outlives its network device, but does not name its index then.
 	isOn(ifindex int, id ebpf.ProgramID) bool
 	// replace replaces the program.
 	replace(p *loadedProgram) error
-	// program opens the program that is attached; nil if that is not allowed, as it takes CAP_SYS_ADMIN.
+	// program opens the program that is attached; nil if that is not allowed, as it takes
+	// CAP_SYS_ADMIN.
 	program() *loadedProgram
 	Pin(path string) error
 	Detach() error
@@ -119,7 +123,8 @@ type kernelLink struct{ link.Link }
 
 func (l kernelLink) isOn(ifindex int, id ebpf.ProgramID) bool {
 	info, err := l.Info()
-	if errors.Is(err, unix.EPERM) { // before 5.19 only the privileged may read a link, and everybody the network device
+	// Before 5.19, reading a link takes privileges, which this process may have dropped.
+	if errors.Is(err, unix.EPERM) {
 		return id != 0 && netdev.ProgramID(ifindex) == uint32(id)
 	}
 	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == ifindex

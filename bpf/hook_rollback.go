@@ -10,8 +10,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// hookRollback is a hook that was detached so that its device could get a hook in another mode: the kernel has no other way
-// to change the mode. It is restored if the start fails.
+// hookRollback is a hook that was detached so that its device could get a hook in another mode: the
+// kernel has no other way to change the mode. It is restored if the start fails.
 type hookRollback struct {
 	device  *device
 	mode    Mode
@@ -28,8 +28,8 @@ func (s *deviceSet) noteRollback(d *device, l xdpLink, attached netdev.XDPMode) 
 	}
 }
 
-// rollBack restores the hooks that were detached, and pins them as they were. If the program of a hook may not be opened, the
-// hook gets that of this process.
+// rollBack restores the hooks that were detached, and pins them as they were. If the program of a
+// hook may not be opened, the hook gets that of this process.
 func (s *deviceSet) rollBack() error {
 	var errs []error
 	for _, r := range s.rollbacks {

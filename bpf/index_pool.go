@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// indexPool is everything that goes by the index of a device: the table that says which device has which index, the counters,
-// and the owners of events.
+// indexPool is everything that goes by the index of a device: the table that says which device has
+// which index, the counters, and the owners of events.
 type indexPool struct {
 	table         *deviceTable
 	counters      *counterReader
@@ -23,8 +23,8 @@ func (p *indexPool) setOwner(index int, name string) {
 	p.events.setOwner(index, eventOwner{id: p.table.owner(index), name: name, received: &p.table.entries[index].received})
 }
 
-// readerGap accounts for the events that were sent and never read, as the process that had the rings open has ended. It
-// returns how many these are since the last account.
+// readerGap accounts for the events that were sent and never read, as the process that had the
+// rings open has ended. It returns how many these are since the last account.
 func (p *indexPool) readerGap() (gap uint64) {
 	for i := range p.table.entries {
 		e := &p.table.entries[i]
@@ -41,8 +41,8 @@ func (p *indexPool) readerGap() (gap uint64) {
 	return gap
 }
 
-// indexFor returns the index of a device: the one that it has in the table, else a free one, else that of the device that
-// vanished first. It runs in a change of the set.
+// indexFor returns the index of a device: the one that it has in the table, else a free one, else
+// that of the device that vanished first. It runs in a change of the set.
 func (s *deviceSet) indexFor(name string) (int, error) {
 	if index := s.pool.table.find(name); index >= 0 {
 		return index, nil
@@ -67,8 +67,8 @@ func (s *deviceSet) takeIndex(name string) (int, error) {
 	return index, err
 }
 
-// retire frees an index: it forgets the device that vanished, waits until no program counts in the index, and clears the
-// counters.
+// retire frees an index: it forgets the device that vanished, waits until no program counts in the
+// index, and clears the counters.
 func (s *deviceSet) retire(index int) error {
 	table := s.pool.table
 	s.dropUnclaimedOn(int(table.entries[index].ifindex))

@@ -18,16 +18,18 @@ import (
 const (
 	layoutName = "audit_layout"
 
-	// layoutVersion changes with the meaning of what the maps hold, where neither types nor names change with it.
+	// layoutVersion is raised when the meaning of values in the maps changes and their types and
+	// names do not.
 	layoutVersion = 1
 )
 
-// layoutRecord is what map_audit_layout holds.
+// layoutRecord is the value in map_audit_layout.
 type layoutRecord struct {
 	Text [1016]byte // fields as name=value, padded with zeros
-	PID  uint64     // of the process that holds the lock
+	PID  uint64     // process that has locked the directory
 }
 
+// readLayout returns the pinned record; its error wraps os.ErrNotExist if there is none.
 func (p *pins) readLayout() (layoutRecord, error) {
 	var record layoutRecord
 	m, err := ebpf.LoadPinnedMap(p.mapPath(layoutName), nil)
@@ -38,11 +40,12 @@ func (p *pins) readLayout() (layoutRecord, error) {
 	return record, m.Lookup(uint32(0), &record)
 }
 
-// writeLayout pins a record of the layout.
+// writeLayout writes the record of this process with a layout, and pins it unless a record is
+// pinned.
 func (p *pins) writeLayout(text string) error {
 	record := layoutRecord{PID: uint64(os.Getpid())}
 	if copy(record.Text[:], text) < len(text) {
-		return fmt.Errorf("layout of the maps takes %d bytes, more than %d", len(text), len(record.Text))
+		return fmt.Errorf("layout of the maps has %d bytes, more than the maximum of %d", len(text), len(record.Text))
 	}
 	path := p.mapPath(layoutName)
 	m, err := ebpf.LoadPinnedMap(path, nil)
@@ -67,8 +70,8 @@ func (p *pins) writeLayout(text string) error {
 
 func binarySize(record layoutRecord) int { return len(record.Text) + 8 }
 
-// layoutOf describes what a process must agree on with the one before it to take its maps over: sizes, types, and whatever
-// the values in them depend on.
+// layoutOf describes everything in which two processes must agree so that one can take over the
+// maps of the other: sizes and types of the maps, and the settings that their values depend on.
 func layoutOf(config Config, specs map[string]*ebpf.MapSpec, cpus, devices int) string {
 	digest := sha256.New()
 	fmt.Fprintln(digest, familyNames, protocolNames, outcomeNames, fateNames, evictionNames)
@@ -87,8 +90,8 @@ func layoutOf(config Config, specs map[string]*ebpf.MapSpec, cpus, devices int) 
 		networkNamespace())
 }
 
-// networkNamespace returns the number of the network namespace of this process, as indices of devices are of their
-// namespace; 0 if the kernel does not tell.
+// networkNamespace returns the inode number of the network namespace of this process, 0 if the
+// kernel does not report it. An index of a device means nothing in another namespace.
 func networkNamespace() uint64 {
 	var stat unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &stat); err != nil {
@@ -97,7 +100,7 @@ func networkNamespace() uint64 {
 	return stat.Ino
 }
 
-// typeText describes a type of a map's key or value, with the names and places of what is in it.
+// typeText describes the type of a map's key or value, with the names and offsets of its members.
 func typeText(t btf.Type) string {
 	switch t := t.(type) {
 	case nil:
@@ -119,7 +122,7 @@ func typeText(t btf.Type) string {
 	return fmt.Sprintf("%v", t)
 }
 
-// differingFields says which fields of two layouts differ.
+// differingFields describes the fields in which two layouts differ.
 func differingFields(before, now string) string {
 	var differs []string
 	for field := range strings.FieldsSeq(now) {
@@ -129,12 +132,13 @@ func differingFields(before, now string) string {
 		}
 	}
 	if len(differs) == 0 {
-		return "it has fields that are not known here"
+		return "the pinned layout has fields that this version does not know"
 	}
 	return strings.Join(differs, ", ")
 }
 
-// fieldOf returns the value of a field of a layout, "missing" if there is none.
+// fieldOf returns the value of a field of a layout, "missing" if the layout does not have the
+// field.
 func fieldOf(layout, name string) string {
 	for field := range strings.FieldsSeq(layout) {
 		if value, ok := strings.CutPrefix(field, name+"="); ok {

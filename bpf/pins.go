@@ -17,22 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is pinned: every map as map_NAME, the hook of every device as link_IFINDEX. Names of devices may have dots in them,
-// which a bpf file system refuses. map_audit_layout is pinned last and removed first: without it nothing is taken over.
+// Each map is pinned as map_NAME, and the hook of each device as link_IFINDEX: the name of a device
+// may have dots, which a bpf file system refuses. map_audit_layout is pinned last and removed
+// first. Without it no map is taken over.
 const (
 	mapPinPrefix  = "map_"
 	linkPinPrefix = "link_"
 )
 
-// pins is a folder of a bpf file system, locked by this process.
+// pins is a directory in a bpf file system that this process has locked.
 type pins struct {
-	path     string
-	folder   *os.File
-	isNew    bool            // the maps that are pinned are of this process
-	newLinks map[int]xdpLink // hooks that this process has pinned first, by the index of their device
+	path      string
+	directory *os.File
+	isNew     bool            // this process has created the maps that are pinned
+	newLinks  map[int]xdpLink // hooks on devices that had none, by the index of their device
 }
 
-// openPins makes the folder if there is none, and locks it until close. The lock ends with the process, however it ends.
+// openPins creates the directory if it does not exist, and locks it until close. The lock ends with
+// the process at the latest.
 func openPins(path string) (*pins, error) {
 	if err := checkPinPath(path); err != nil {
 		return nil, err
@@ -40,36 +42,37 @@ func openPins(path string) (*pins, error) {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, explainPin(path, err)
 	}
-	folder, err := os.Open(path)
+	directory, err := os.Open(path)
 	if err != nil {
 		return nil, explainPin(path, err)
 	}
-	p := &pins{path: path, folder: folder, newLinks: map[int]xdpLink{}}
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	p := &pins{path: path, directory: directory, newLinks: map[int]xdpLink{}}
+	if err := unix.Flock(int(directory.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		owner := ""
 		if record, err := p.readLayout(); err == nil && record.PID != 0 {
 			owner = fmt.Sprintf(" (process %d)", record.PID)
 		}
-		folder.Close()
+		directory.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("pin path %s is in use by another exporter%s: end it, or use a path of its own for each", path, owner)
+			return nil, fmt.Errorf("pin path %s is in use by another exporter%s: stop it, or give each exporter its own path", path, owner)
 		}
 		return nil, fmt.Errorf("locking the pin path %s: %w", path, err)
 	}
 	return p, nil
 }
 
-const pinRemedy = "mount one with mount -t bpf bpf /sys/fs/bpf, and name a folder in it such as /sys/fs/bpf/xdp_audit"
+const pinRemedy = "mount one with mount -t bpf bpf /sys/fs/bpf, and use a directory in it such as /sys/fs/bpf/xdp_audit"
 
-// checkPinPath returns an error unless path is, or can be, a folder of a bpf file system that can be written.
+// checkPinPath returns an error unless path is, or can become, a directory in a bpf file system
+// that is writable.
 func checkPinPath(path string) error {
 	if !filepath.IsAbs(path) {
-		return fmt.Errorf("pin path %s is not absolute: name a folder such as /sys/fs/bpf/xdp_audit", path)
+		return fmt.Errorf("pin path %s is not absolute: use a directory such as /sys/fs/bpf/xdp_audit", path)
 	}
 	parent := filepath.Dir(filepath.Clean(path))
 	var system unix.Statfs_t
 	if err := unix.Statfs(parent, &system); err != nil {
-		return fmt.Errorf("pin path %s: %s: %w: there has to be a bpf file system: %s", path, parent, err, pinRemedy)
+		return fmt.Errorf("pin path %s: %s: %w: its parent directory must be in a bpf file system: %s", path, parent, err, pinRemedy)
 	}
 	if system.Type != unix.BPF_FS_MAGIC {
 		return fmt.Errorf("pin path %s: %s is not in a bpf file system: %s", path, parent, pinRemedy)
@@ -80,24 +83,25 @@ func checkPinPath(path string) error {
 	return nil
 }
 
-// explainPin says why nothing can be pinned, and what would help.
+// explainPin returns an error that says why pinning failed, and the remedy.
 func explainPin(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("pin path %s is on a file system that is mounted read-only: remount it with mount -o remount,rw: %w", path, rootCause(err))
+		return fmt.Errorf("pin path %s is on a read-only file system: remount it with mount -o remount,rw: %w", path, rootCause(err))
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("pin path %s cannot be written: own the folder, use no dots in its name, and %s: %w", path, privilegeRemedy, rootCause(err))
+		return fmt.Errorf("pin path %s is not writable: own the directory, use no dots in its name, and %s: %w", path, privilegeRemedy, rootCause(err))
 	}
 	return fmt.Errorf("pin path %s: %w", path, err)
 }
 
-func (p *pins) close() error { return p.folder.Close() }
+func (p *pins) close() error { return p.directory.Close() }
 
 func (p *pins) mapPath(name string) string { return filepath.Join(p.path, mapPinPrefix+name) }
 
 func linkName(ifindex int) string { return fmt.Sprint(linkPinPrefix, ifindex) }
 
-// pinLink pins a hook in the place of what is pinned as that of the device.
+// pinLink pins the hook of a device and removes the pin that the device had. A hook that is new is
+// unpinned by discardNew.
 func (p *pins) pinLink(l xdpLink, ifindex int, isNew bool) error {
 	if err := p.unpinLink(ifindex); err != nil {
 		return err
@@ -111,13 +115,13 @@ func (p *pins) pinLink(l xdpLink, ifindex int, isNew bool) error {
 	return nil
 }
 
-// unpinLink unpins the hook of a device, if one is pinned.
+// unpinLink removes the pin of the hook of a device, if there is one.
 func (p *pins) unpinLink(ifindex int) error {
 	delete(p.newLinks, ifindex)
 	return p.remove(linkName(ifindex))
 }
 
-// names returns the names of what is pinned that begin with prefix.
+// names returns the names of the pins that begin with prefix.
 func (p *pins) names(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(p.path)
 	if err != nil {
@@ -132,7 +136,7 @@ func (p *pins) names(prefix string) ([]string, error) {
 	return names, nil
 }
 
-// remove unpins; what is not pinned is no error.
+// remove removes a pin, if there is one of that name.
 func (p *pins) remove(name string) error {
 	if err := os.Remove(filepath.Join(p.path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return explainPin(p.path, err)
@@ -140,7 +144,7 @@ func (p *pins) remove(name string) error {
 	return nil
 }
 
-// removeMaps unpins all maps, the layout first.
+// removeMaps removes the pins of all maps, that of the layout first.
 func (p *pins) removeMaps() error {
 	names, err := p.names(mapPinPrefix)
 	if err != nil {
@@ -154,8 +158,9 @@ func (p *pins) removeMaps() error {
 	return nil
 }
 
-// discardNew unpins what a start that failed has pinned, and removes the folder if nothing is in it. Maps that hooks of a
-// process before count in by now stay. A hook that cannot be unpinned is detached.
+// discardNew removes the pins that a failed start has created, and the directory if it is empty
+// then. New maps stay pinned if hooks of an earlier process count in them by now. A hook whose pin
+// cannot be removed is detached.
 func (p *pins) discardNew() error {
 	defer func() { _ = os.Remove(p.path) }()
 	var errs []error
@@ -171,7 +176,7 @@ func (p *pins) discardNew() error {
 	return errors.Join(errs...)
 }
 
-// pinMaps pins maps where none are pinned, and then their layout.
+// pinMaps pins maps, and then their layout. No maps may be pinned before.
 func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout string) error {
 	p.isNew = true
 	for name, m := range maps {
@@ -189,19 +194,19 @@ func (p *pins) pinMap(name string, m *ebpf.Map) error {
 	return nil
 }
 
-// loadMaps opens the maps of those names, if all are pinned and their layout is text. Otherwise it returns none, and what
-// differs; nothing if nothing is pinned.
+// loadMaps opens the maps of those names, if all of them are pinned and their layout is text.
+// Otherwise it returns no maps, and what differs; differs is empty if no maps are pinned.
 func (p *pins) loadMaps(names []string, text string) (maps map[string]*ebpf.Map, differs string, err error) {
 	record, err := p.readLayout()
 	if errors.Is(err, os.ErrNotExist) {
 		pinned, err := p.names(mapPinPrefix)
 		if len(pinned) > 0 {
-			differs = "they have no layout, as a start that was cut short leaves them"
+			differs = "they have no layout, which means that a start was interrupted"
 		}
 		return nil, differs, err
 	}
 	if err != nil {
-		return nil, "their layout cannot be read", nil //nolint:nilerr // it is replaced
+		return nil, "their layout cannot be read", nil //nolint:nilerr // the layout is replaced
 	}
 	if before := unix.ByteSliceToString(record.Text[:]); before != text {
 		return nil, differingFields(before, text), p.checkNamespace(before, text)
@@ -216,8 +221,8 @@ func (p *pins) loadMaps(names []string, text string) (maps map[string]*ebpf.Map,
 	return maps, "", nil
 }
 
-// checkNamespace returns an error if hooks are pinned that another network namespace's exporter has left: the indices of
-// their devices mean others here.
+// checkNamespace returns an error if hooks are pinned that an exporter in another network namespace
+// has left: the indices of their devices are those of other devices here.
 func (p *pins) checkNamespace(before, now string) error {
 	if fieldOf(before, "netns") == fieldOf(now, "netns") {
 		return nil
@@ -227,7 +232,7 @@ func (p *pins) checkNamespace(before, now string) error {
 		err = errors.Join(err, l.Close())
 	}
 	if err == nil && len(links) > 0 {
-		err = fmt.Errorf("pin path %s holds %d hooks of another network namespace: use a path of its own for each, or remove them with --bpf.unpin",
+		err = fmt.Errorf("pin path %s holds %d hooks of another network namespace: give each exporter its own path, or remove the hooks with --bpf.unpin",
 			p.path, len(links))
 	}
 	return err
@@ -241,7 +246,8 @@ func closeMaps(maps map[string]*ebpf.Map) error {
 	return errors.Join(errs...)
 }
 
-// loadLinks opens the hooks that are pinned, by the index of their device, and unpins those whose device is gone.
+// loadLinks opens the pinned hooks, by the index of their device. It removes the pins of hooks
+// whose device is gone.
 func (p *pins) loadLinks() (map[int]xdpLink, error) {
 	names, err := p.names(linkPinPrefix)
 	if err != nil {
@@ -265,7 +271,8 @@ func (p *pins) loadLinks() (map[int]xdpLink, error) {
 	return links, nil
 }
 
-// ifindexOf returns the index of the device that a link holds its program on, 0 if that device or the hook is gone.
+// ifindexOf returns the index of the device that a link is attached to; 0 if the device or the hook
+// is gone.
 func ifindexOf(l link.Link) int {
 	info, err := l.Info()
 	if err != nil || info.XDP() == nil {
@@ -274,8 +281,8 @@ func ifindexOf(l link.Link) int {
 	return int(info.XDP().Ifindex)
 }
 
-// Unpin detaches every hook and removes every map that is pinned at path, and says so in one line for each. It is refused
-// while an exporter runs on them.
+// Unpin detaches every hook and removes every map that is pinned at path, and logs one line for
+// each. It returns an error while an exporter uses the path.
 func Unpin(path string, logger *slog.Logger) (err error) {
 	if err := checkPinPath(path); err != nil {
 		return err
@@ -314,9 +321,9 @@ func Unpin(path string, logger *slog.Logger) (err error) {
 		logger.Info("Map removed", "map", strings.TrimPrefix(name, mapPinPrefix))
 	}
 	if err := os.Remove(path); err != nil {
-		logger.Warn("The folder is left, because something else is in it", "path", path, "err", rootCause(err))
+		logger.Warn("Directory is not removed: it has other files", "path", path, "err", rootCause(err))
 		return nil
 	}
-	logger.Info("Folder removed", "path", path)
+	logger.Info("Directory removed", "path", path)
 	return nil
 }

@@ -13,8 +13,8 @@ import (
 
 // All functions here run in a change of the set.
 
-// start attaches the devices of the configuration to the network devices. It returns an error if none can be attached and at
-// least one has to be; then the hooks that it replaced are restored.
+// start attaches the devices of the configuration to the network devices. It returns an error if
+// none can be attached and at least one has to be; then the hooks that it replaced are restored.
 func (s *deviceSet) start(devices []netdev.Device) error {
 	failures := s.reconcile(devices, true)
 	for _, glob := range s.config.Globs {
@@ -31,7 +31,8 @@ func (s *deviceSet) start(devices []netdev.Device) error {
 	return nil
 }
 
-// resync attaches devices that have appeared or are to be tried again, and then detaches the hooks that no device has taken.
+// resync attaches devices that have appeared or are to be tried again, and then detaches the hooks
+// that no device has taken.
 func (s *deviceSet) resync(devices []netdev.Device, isRetry bool) {
 	s.logFailures(s.reconcile(devices, isRetry))
 	s.dropUnclaimed()
@@ -43,8 +44,9 @@ func (s *deviceSet) logFailures(failures []error) {
 	}
 }
 
-// reconcile brings the set in line with the network devices. Devices that were refused and have not changed are tried again
-// only if isRetry, and only if they are due. It returns why devices are not attached, as far as that is news.
+// reconcile brings the set in line with the network devices. Devices that were refused and have not
+// changed are tried again only if isRetry, and only if they are due. It returns why devices are not
+// attached, as far as that is news.
 func (s *deviceSet) reconcile(devices []netdev.Device, isRetry bool) (failures []error) {
 	here := make(map[string]netdev.Device, len(devices))
 	for _, d := range devices {
@@ -68,8 +70,8 @@ func (s *deviceSet) reconcile(devices []netdev.Device, isRetry bool) (failures [
 	return failures
 }
 
-// detachStale takes the hooks from devices that are not what they were: vanished, replaced by another device of the name,
-// renamed, or with their hook detached by force.
+// detachStale takes the hooks from devices that are not what they were: vanished, replaced by
+// another device of the name, renamed, or with their hook detached by force.
 func (s *deviceSet) detachStale(here map[string]netdev.Device) {
 	for _, d := range slices.Clone(s.listed) {
 		now, isHere := here[d.name]
@@ -116,8 +118,8 @@ func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) e
 	return nil
 }
 
-// dropUnclaimed detaches the hooks that no device of the configuration has taken, and forgets the hooks that were detached for
-// others.
+// dropUnclaimed detaches the hooks that no device of the configuration has taken, and forgets the
+// hooks that were detached for others.
 func (s *deviceSet) dropUnclaimed() {
 	s.forgetRollbacks()
 	for ifindex := range s.unclaimedLinks {
@@ -137,8 +139,8 @@ func (s *deviceSet) dropUnclaimedOn(ifindex int) {
 	}
 }
 
-// dropLink detaches a hook. It unpins the hook first: the kernel detaches at once with the last descriptor, but some time
-// after the last pin.
+// dropLink detaches a hook. It unpins the hook first: the kernel detaches at once with the last
+// descriptor, but some time after the last pin.
 func (s *deviceSet) dropLink(l xdpLink, ifindex int) error {
 	return errors.Join(s.kernel.unpin(ifindex), l.Close())
 }

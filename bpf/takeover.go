@@ -3,8 +3,9 @@
 
 package bpf
 
-// takeOver opens the hooks that are pinned, for the devices that they are on. If the maps are those of the process before, it
-// also accounts for the events that were in that process's rings. All devices of the table are gone until they appear.
+// takeOver opens the hooks that are pinned, for the devices that they are on. If the maps are those
+// of the process before, it also accounts for the events that were in that process's rings. All
+// devices of the table are gone until they appear.
 func (a *Audit) takeOver() error {
 	links, err := a.pins.loadLinks()
 	a.devices.unclaimedLinks = links
@@ -22,7 +23,8 @@ func (a *Audit) takeOver() error {
 	}
 	rings := a.maps.byName[programMapAuditEvents]
 	for ring := range rings.MaxEntries() {
-		_ = rings.Delete(ring) // the kernel deletes the rings of a process that has ended, at once or soon
+		// The kernel deletes the rings of a process that has ended, at once or soon.
+		_ = rings.Delete(ring)
 	}
 	awaitPrograms()
 	gap := a.devices.pool.readerGap()

@@ -10,8 +10,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// wanted returns the names of the devices to audit: the named ones, whether they exist or not, and then those that a glob
-// matches, each once. Devices get their indices in this order.
+// wanted returns the names of the devices to audit: the named ones, whether they exist or not, and
+// then those that a glob matches, each once. Devices get their indices in this order.
 func (c Config) wanted(devices []netdev.Device) []string {
 	names := slices.Clone(c.Devices)
 	for _, glob := range c.Globs {
@@ -24,8 +24,8 @@ func (c Config) wanted(devices []netdev.Device) []string {
 	return names
 }
 
-// checkAnyIsHere returns an error if there is no device to audit and there has to be one. Open calls it before it takes
-// anything from an audit that is pinned, such as the index of a device.
+// checkAnyIsHere returns an error if there is no device to audit and there has to be one. Open
+// calls it before it takes anything from an audit that is pinned, such as the index of a device.
 func (c Config) checkAnyIsHere(devices []netdev.Device) error {
 	if c.AllowNone {
 		return nil
@@ -46,7 +46,8 @@ func (c Config) checkAnyIsHere(devices []netdev.Device) error {
 	return joinInOneLine(missing)
 }
 
-// expandGlobs returns the configuration with the devices that its globs match now instead of the globs.
+// expandGlobs returns the configuration with the devices that its globs match now instead of the
+// globs.
 func (c Config) expandGlobs(devices []netdev.Device) (Config, error) {
 	for _, glob := range c.Globs {
 		if len(netdev.Match(glob, devices)) == 0 {

@@ -21,9 +21,10 @@ const (
 
 var xdpFlags = map[XDPMode]uint32{XDPDriver: xdpDriver, XDPGeneric: xdpGeneric}
 
-// RefusalReason asks why the device with that index refuses the program with that file descriptor. The driver's own words are
-// in the extended acknowledgement of netlink, and not in the answer of bpf(2), so RefusalReason tries to attach once more by
-// netlink. If the device now accepts the program, RefusalReason detaches it. The reason is empty if the kernel gives none.
+// RefusalReason asks why the device with that index refuses the program with that file descriptor.
+// The driver's own words are in the extended acknowledgement of netlink, and not in the answer of
+// bpf(2), so RefusalReason tries to attach once more by netlink. If the device now accepts the
+// program, RefusalReason detaches it. The reason is empty if the kernel gives none.
 func RefusalReason(programFD, index int, mode XDPMode) string {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE)
 	if err != nil {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package netdev lists the network devices of this process's network namespace, reports their changes, and asks the kernel
-// for a device's driver and XDP program. It is the only package of the exporter that speaks netlink.
+// Package netdev lists the network devices of this process's network namespace, reports their
+// changes, and asks the kernel for a device's driver and XDP program. It is the only package of the
+// exporter that speaks netlink.
 package netdev
 
 import (
@@ -27,8 +28,8 @@ const (
 	XDPGeneric                // in the network stack, for any driver
 )
 
-// Device is a network device as the kernel lists it. Devices are comparable: two values of one device are equal unless
-// something changed that may let it take a program that it refused.
+// Device is a network device as the kernel lists it. Devices are comparable: two values of one
+// device are equal unless something changed that may let it take a program that it refused.
 type Device struct {
 	Name   string
 	Index  int // unique in a network namespace, and not used again while the namespace lives
@@ -38,7 +39,8 @@ type Device struct {
 	XDP    XDPMode
 }
 
-// List lists the devices. The kernel interrupts a listing when a device changes meanwhile; List then starts over.
+// List lists the devices. The kernel interrupts a listing when a device changes meanwhile; List
+// then starts over.
 func List() ([]Device, error) {
 	links, err := netlink.LinkList()
 	for i := 0; i < 100 && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
@@ -73,7 +75,8 @@ func Has(name string, devices []Device) bool {
 	return slices.ContainsFunc(devices, func(d Device) bool { return d.Name == name })
 }
 
-// Match returns the names of the devices that a glob of [path.Match] matches, in their order. A malformed glob matches none.
+// Match returns the names of the devices that a glob of [path.Match] matches, in their order. A
+// malformed glob matches none.
 func Match(glob string, devices []Device) []string {
 	var names []string
 	for i := range devices {
@@ -98,8 +101,8 @@ func Driver(name string) string {
 	return unix.ByteSliceToString(info.Driver[:])
 }
 
-// ProgramID returns the id of the XDP program of the device with that index; 0 if there is no such device or program. It
-// needs no privilege.
+// ProgramID returns the id of the XDP program of the device with that index; 0 if there is no such
+// device or program. It needs no privilege.
 func ProgramID(index int) uint32 {
 	device, err := netlink.LinkByIndex(index)
 	if err != nil || device.Attrs().Xdp == nil {

@@ -44,7 +44,8 @@ func TestGlobsMatchNames(t *testing.T) {
 	}
 }
 
-// newNamespace makes a network namespace, which takes root. REQUIRE_BPF=1 turns the skip into a failure.
+// newNamespace makes a network namespace, which takes root. REQUIRE_BPF=1 turns the skip into a
+// failure.
 func newNamespace(t *testing.T) *netlab.Namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {

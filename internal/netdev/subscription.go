@@ -9,8 +9,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Subscription reports that devices were added, removed, renamed or changed otherwise. The kernel does not report that a
-// program was detached by force, nor that another process's program left a device.
+// Subscription reports that devices were added, removed, renamed or changed otherwise. The kernel
+// does not report that a program was detached by force, nor that another process's program left a
+// device.
 type Subscription struct {
 	changes chan struct{}
 	quit    chan struct{}
@@ -28,7 +29,8 @@ func Subscribe() (*Subscription, error) {
 	return s, nil
 }
 
-// merge makes one report of the updates that arrive before the last report was received: one listing answers all of them.
+// merge makes one report of the updates that arrive before the last report was received: one
+// listing answers all of them.
 func (s *Subscription) merge(updates <-chan netlink.LinkUpdate) {
 	defer close(s.changes)
 	for range updates {
@@ -39,9 +41,9 @@ func (s *Subscription) merge(updates <-chan netlink.LinkUpdate) {
 	}
 }
 
-// Changes returns a channel with one value for all the changes since the value before. It is closed when the kernel had more
-// to report than the socket holds: changes were lost, and a new subscription is needed. Without a subscription (nil), the
-// channel is nil and never ready.
+// Changes returns a channel with one value for all the changes since the value before. It is closed
+// when the kernel had more to report than the socket holds: changes were lost, and a new
+// subscription is needed. Without a subscription (nil), the channel is nil and never ready.
 func (s *Subscription) Changes() <-chan struct{} {
 	if s == nil {
 		return nil
@@ -49,7 +51,8 @@ func (s *Subscription) Changes() <-chan struct{} {
 	return s.changes
 }
 
-// Close ends the subscription and waits for its goroutines. Closing a nil subscription does nothing.
+// Close ends the subscription and waits for its goroutines. Closing a nil subscription does
+// nothing.
 func (s *Subscription) Close() {
 	if s == nil {
 		return
