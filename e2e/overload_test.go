@@ -19,8 +19,12 @@ const (
 	maxResident     = 40 << 20
 	maxScrape       = 10 * time.Second // the scrape_timeout of Prometheus unless it is set
 	maxCPUPerScrape = 20 * time.Millisecond
-	maxCollectors   = 2 * time.Millisecond
-	maxBPFCalls     = 2 + 2*overloadDevices
+
+	// Of a scrape of four devices, at rest.
+	maxBPFCalls       = 2 + 2*overloadDevices
+	maxSystemCalls    = 400
+	maxAllocations    = 10_000
+	maxAllocatedBytes = 1 << 20
 
 	clients        = 20
 	clientInterval = 100 * time.Millisecond
@@ -168,24 +172,30 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	return s
 }
 
-// expectCheapScrapes measures scrapes at rest.
+// expectCheapScrapes counts what scrapes at rest take: system calls and allocations, which are the same on every machine.
 func (e *exporter) expectCheapScrapes() {
 	const scrapes = 51
 	t := e.lab.t
 	t.Helper()
-	calls := countBPFCalls(t, e.process)
-	var seconds []float64
+	before := e.scrape()
+	calls := countSystemCalls(t, e.process)
+	var after scrape
 	for range scrapes {
-		seconds = append(seconds, e.scrape().sum("scrape_collector_duration_seconds"))
+		after = e.scrape()
 	}
 	n := calls()
-	duration := time.Duration(median(seconds) * float64(time.Second))
-	t.Logf("a scrape makes %.2f calls of bpf(2), and its collectors take %v", float64(n)/scrapes, duration)
-	if n > scrapes*maxBPFCalls {
-		t.Errorf("%d calls of bpf(2) in %d scrapes, want at most %d each", n, scrapes, maxBPFCalls)
+	perScrape := func(metric string) float64 { return (after.sum(metric) - before.sum(metric)) / scrapes }
+	allocations, bytes := perScrape("go_memstats_mallocs_total"), perScrape("go_memstats_alloc_bytes_total")
+	t.Logf("a scrape makes %.2f calls of bpf(2), %.0f system calls and %.0f allocations of %.0f bytes",
+		float64(n.bpf)/scrapes, float64(n.all)/scrapes, allocations, bytes)
+	if n.bpf > scrapes*maxBPFCalls {
+		t.Errorf("%d calls of bpf(2) in %d scrapes, want at most %d each", n.bpf, scrapes, maxBPFCalls)
 	}
-	if duration > maxCollectors {
-		t.Errorf("the collectors take %v in the median, want at most %v", duration, maxCollectors)
+	if n.all > scrapes*maxSystemCalls {
+		t.Errorf("%d system calls in %d scrapes, want at most %d each", n.all, scrapes, maxSystemCalls)
+	}
+	if allocations > maxAllocations || bytes > maxAllocatedBytes {
+		t.Errorf("a scrape makes %.0f allocations of %.0f bytes, want at most %d of %d", allocations, bytes, maxAllocations, maxAllocatedBytes)
 	}
 }
 

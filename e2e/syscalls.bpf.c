@@ -3,7 +3,7 @@
 
 //go:build ignore
 
-/* Counts the entries of one process into one system call. */
+/* Counts the system calls of one process: all of them, and those of one number. */
 
 #include <linux/bpf.h>
 
@@ -15,19 +15,21 @@ const volatile __u64 namespace_inode;
 const volatile __u32 process;
 const volatile __u32 number; /* of the system call */
 
-__u64 calls;
+__u64 calls; /* of that number */
+__u64 all_calls;
 
 SEC("raw_tp/sys_enter")
 int count_call(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct bpf_pidns_info current = {};
 
-	if (ctx->args[1] != number)
-		return 0;
 	if (bpf_get_ns_current_pid_tgid(namespace_device, namespace_inode, &current,
 					sizeof(current)))
 		return 0;
-	if (current.tgid == process)
+	if (current.tgid != process)
+		return 0;
+	__sync_fetch_and_add(&all_calls, 1);
+	if (ctx->args[1] == number)
 		__sync_fetch_and_add(&calls, 1);
 	return 0;
 }

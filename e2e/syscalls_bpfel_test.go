@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	syscallsProgCountCall      = "count_call"
+	syscallsVarAllCalls        = "all_calls"
 	syscallsVarCalls           = "calls"
 	syscallsVarNamespaceDevice = "namespace_device"
 	syscallsVarNamespaceInode  = "namespace_inode"
@@ -79,6 +80,7 @@ type syscallsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type syscallsVariableSpecs struct {
+	AllCalls        *ebpf.VariableSpec `ebpf:"all_calls"`
 	Calls           *ebpf.VariableSpec `ebpf:"calls"`
 	NamespaceDevice *ebpf.VariableSpec `ebpf:"namespace_device"`
 	NamespaceInode  *ebpf.VariableSpec `ebpf:"namespace_inode"`
@@ -116,6 +118,7 @@ func (m *syscallsMaps) Close() error {
 //
 // It can be passed to loadSyscallsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type syscallsVariables struct {
+	AllCalls        *ebpf.Variable `ebpf:"all_calls"`
 	Calls           *ebpf.Variable `ebpf:"calls"`
 	NamespaceDevice *ebpf.Variable `ebpf:"namespace_device"`
 	NamespaceInode  *ebpf.Variable `ebpf:"namespace_inode"`

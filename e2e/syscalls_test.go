@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/cilium/ebpf/link"
@@ -12,8 +13,14 @@ import (
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem syscalls -output-suffix _test syscalls syscalls.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
-// countBPFCalls counts from now on how often a process enters bpf(2). The function that it returns tells how often that was.
-func countBPFCalls(t *testing.T, p *process) (calls func() uint64) {
+// systemCalls is how often a process has entered the kernel.
+type systemCalls struct {
+	all uint64
+	bpf uint64 // bpf(2)
+}
+
+// countSystemCalls counts the system calls of a process from now on. The function that it returns tells how many they were.
+func countSystemCalls(t *testing.T, p *process) (calls func() systemCalls) {
 	t.Helper()
 	var namespace unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &namespace); err != nil {
@@ -49,9 +56,9 @@ func countBPFCalls(t *testing.T, p *process) (calls func() uint64) {
 			t.Error(err)
 		}
 	})
-	return func() (n uint64) {
+	return func() (n systemCalls) {
 		t.Helper()
-		if err := objects.Calls.Get(&n); err != nil {
+		if err := errors.Join(objects.AllCalls.Get(&n.all), objects.Calls.Get(&n.bpf)); err != nil {
 			t.Fatal(err)
 		}
 		return n

@@ -96,8 +96,7 @@ func TestASlowClientIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	begin := time.Now()
-	if err := conn.SetDeadline(begin.Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: local"); err != nil {
@@ -105,10 +104,7 @@ func TestASlowClientIsCut(t *testing.T) {
 	}
 	e.get("/metrics", http.StatusOK)
 	if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("the connection is not cut")
-	}
-	if took := time.Since(begin); took > 10*time.Second {
-		t.Errorf("the connection was cut after %v, want at most 10 s", took)
+		t.Errorf("the connection is not cut within %v", patience)
 	}
 	e.expectStopped()
 }

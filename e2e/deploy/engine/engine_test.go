@@ -22,7 +22,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-const patience = 3 * time.Minute
+const patience = 10 * time.Minute
 
 // This folder, and the file of the stand-ins in it, as seen from deploy/.
 const (
