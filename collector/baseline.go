@@ -21,7 +21,7 @@ var (
 	baselineSavedDesc  = newDesc("baseline_saved_timestamp_seconds", "Unix time in seconds at which the saved baseline of the device was written.", "device")
 )
 
-// sendBaseline sends the baseline of a device, if it has one.
+// sendBaseline sends the baseline of a device, and nothing without one.
 func sendBaseline(ch chan<- prometheus.Metric, device string, baseline *bpf.Baseline) {
 	if baseline == nil {
 		return

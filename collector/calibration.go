@@ -19,7 +19,7 @@ var (
 		"Absolute t-score from which packets become events, on the CPU with the highest; +Inf if no score is rare enough.", "device", "direction")
 )
 
-// sendCalibration sends what is known of the scores of a device, if it is calibrated.
+// sendCalibration sends the calibration of a device, and nothing without one.
 func sendCalibration(ch chan<- prometheus.Metric, device string, calibration *bpf.Calibration) {
 	if calibration == nil {
 		return

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package collector exports what package bpf counts as Prometheus metrics.
+// Package collector exports the values of package bpf as Prometheus metrics.
 //
-// A [Set] is made over an attached audit and registered like any other collector:
+// A [Set] reads an attached audit and is registered like any other collector:
 //
 //	audit, err := bpf.Open(config, logger)
 //	…
@@ -11,13 +11,14 @@
 //	…
 //	registry.MustRegister(set)
 //
-// An exporter whose collectors have the Update method of node_exporter's takes a Set as one of them. Either way the
-// metrics of a scrape come from one reading of the counters, so that sums over them agree: packets_total and
-// outcomes_total have the same sum, and leak_flags_total is the sum of the two flagged outcomes.
+// A Set also has the Update method of node_exporter's collectors. All metrics of a scrape come
+// from one reading of the counters, so their sums agree: packets_total and outcomes_total have
+// the same sum, and leak_flags_total equals the sum of the two flagged outcomes.
 //
-// Whoever embeds the package has to call ReadEvents on the audit too, or to configure an event rate of 0: otherwise the
-// rings of events fill up and events_total stays 0. Everything else is counted in the kernel, but for what the collector
-// covert exports: that is judged by a [Covert], which takes the windows of Audit.Watch.
+// A program that embeds this package must call Audit.ReadEvents, or configure an event rate of
+// 0. Otherwise the event rings fill up and events_total stays 0. The metrics of the collector
+// covert come from a [Covert], which judges the windows of Audit.Watch. The kernel counts
+// everything that the other collectors export.
 package collector
 
 import (
@@ -42,12 +43,14 @@ var (
 	scrapeSuccessDesc  = newDesc("scrape_collector_success", "Whether a collector succeeded.", "collector")
 )
 
-// Collector sends the metrics of one subject to ch. It is the interface of node_exporter's collectors.
+// Collector sends the metrics of one subject to ch. It is the interface of node_exporter's
+// collectors.
 type Collector interface {
 	Update(ch chan<- prometheus.Metric) error
 }
 
-// Source is what the collectors read; an attached *bpf.Audit is one. Its methods must be safe for concurrent use.
+// Source is the data that the collectors read. An attached *bpf.Audit is a Source. The methods
+// must be safe for concurrent use.
 type Source interface {
 	Counters() []bpf.Counters
 	Hooks() []bpf.Hook
@@ -58,17 +61,17 @@ type Source interface {
 	WatchCounts() bpf.WatchCounts
 }
 
-// Options says which collectors a [Set] has, and what they report on besides a [Source].
+// Options selects the collectors of a [Set] and their data in addition to the [Source].
 type Options struct {
 	Collectors []string     // by name; nil for [Defaults], empty for none
-	Trail      Trail        // the audit trail that is written; nil for none
-	Covert     *Covert      // what judges the windows of Audit.Watch; nil if nothing does
-	Privileges *Privileges  // what the process holds; nil if that is not to be told
-	Logger     *slog.Logger // is told why a collector failed when a registry collects; nil for silence
+	Trail      Trail        // audit trail; nil for none
+	Covert     *Covert      // judge of the windows of Audit.Watch; nil for none
+	Privileges *Privileges  // privileges of the process; nil if unknown
+	Logger     *slog.Logger // logs failures of collectors; nil to discard them
 }
 
-// Set runs collectors over one reading of their source. It is a [Collector] and a prometheus.Collector, safe for
-// concurrent use.
+// Set runs collectors over one reading of their source. It is a [Collector] and a
+// prometheus.Collector, and safe for concurrent use.
 type Set struct {
 	source     Source
 	trail      Trail
@@ -84,11 +87,11 @@ var (
 	_ prometheus.Collector = (*Set)(nil)
 )
 
-// subject is a collector by name.
+// subject is the constructor of a collector.
 type subject struct {
 	name    string
 	enabled bool                               // by default
-	over    func(s *Set, r *reading) Collector // makes the collector of one scrape
+	create  func(s *Set, r *reading) Collector // creates the collector for one scrape
 }
 
 // subjects lists all collectors in the order in which they run.
@@ -106,7 +109,7 @@ func subjects() []subject {
 	}
 }
 
-// reading is a source whose counters are read once, by the first who asks.
+// reading is a source whose counters are read once, at the first use.
 type reading struct {
 	Source
 	counters func() []bpf.Counters
@@ -116,7 +119,7 @@ func newReading(source Source) *reading {
 	return &reading{Source: source, counters: sync.OnceValue(source.Counters)}
 }
 
-// Counters returns the same counters to everyone, who must not change them.
+// Counters returns the same counters to all collectors. They must not change them.
 func (r *reading) Counters() []bpf.Counters { return r.counters() }
 
 // Names returns the names of all collectors.
@@ -137,7 +140,7 @@ func names(subjects []subject) []string {
 	return names
 }
 
-// New returns a set of collectors over source. It returns an error that names the first collector that does not exist.
+// New returns a set of collectors over source. An unknown collector is an error.
 func New(source Source, options Options) (*Set, error) {
 	if options.Collectors == nil {
 		options.Collectors = Defaults()
@@ -161,9 +164,9 @@ func New(source Source, options Options) (*Set, error) {
 	}, nil
 }
 
-// Filter returns a set of those collectors of s that are named in collect, or of all but those named in exclude; of all
-// if neither names one. It returns an error when both do, when a collector does not exist, and when one to collect is
-// not in s.
+// Filter returns a set of the collectors of s that are named in collect, or of all except those
+// named in exclude. If both are empty, it returns all. It is an error if neither is empty, if a
+// collector is unknown, and if a collector in collect is disabled in s.
 func (s *Set) Filter(collect, exclude []string) (*Set, error) {
 	if len(collect) > 0 && len(exclude) > 0 {
 		return nil, errors.New("collect and exclude cannot be combined")
@@ -187,20 +190,20 @@ func checkNames(names []string) error {
 	all := Names()
 	for _, name := range names {
 		if !slices.Contains(all, name) {
-			return fmt.Errorf("unknown collector %.64q: there are %s", name, strings.Join(all, ", "))
+			return fmt.Errorf("unknown collector %.64q: use one of %s", name, strings.Join(all, ", "))
 		}
 	}
 	return nil
 }
 
-// Update runs the collectors of the set and sends their metrics, with how long each took and whether it succeeded. One
-// that fails keeps none of the others from running; the error joins those of all that failed.
+// Update runs all collectors and sends their metrics, and the duration and the success of each.
+// The error joins the errors of the collectors that failed.
 func (s *Set) Update(ch chan<- prometheus.Metric) error {
 	var errs []error
 	r := newReading(s.source)
 	for _, c := range s.subjects {
 		begin := time.Now()
-		err := c.over(s, r).Update(ch)
+		err := c.create(s, r).Update(ch)
 		duration := time.Since(begin)
 		success := 1.0
 		if err != nil {
@@ -213,11 +216,11 @@ func (s *Set) Update(ch chan<- prometheus.Metric) error {
 	return errors.Join(errs...)
 }
 
-// Describe sends nothing: which metrics there are depends on what the host offers, so that a registry must not expect
-// any.
+// Describe sends nothing, because the set of metrics depends on the host. A registry then
+// expects none.
 func (s *Set) Describe(chan<- *prometheus.Desc) {}
 
-// Collect is Update for a registry. Failures are logged.
+// Collect is Update for a registry. It logs failures.
 func (s *Set) Collect(ch chan<- prometheus.Metric) {
 	if err := s.Update(ch); err != nil {
 		s.logger.Error("Scrape is incomplete", "err", err)
@@ -236,7 +239,8 @@ func gauge(desc *prometheus.Desc, value float64, labels ...string) prometheus.Me
 	return metric(desc, prometheus.GaugeValue, value, labels)
 }
 
-// metric returns a metric that carries an error if a label is not UTF-8, which the kernel does not demand of names.
+// metric returns a metric that carries an error if a label is not UTF-8. The kernel allows
+// device names that are not.
 func metric(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels []string) prometheus.Metric {
 	m, err := prometheus.NewConstMetric(desc, kind, value, labels...)
 	if err != nil {

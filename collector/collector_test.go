@@ -76,7 +76,8 @@ func expect(t *testing.T, c Collector, text string) {
 	}
 }
 
-// sums returns the sum over all series of each counter and gauge, by name without the namespace.
+// sums returns the sum over all series of each counter and gauge, by name without the
+// namespace.
 func sums(t *testing.T, g prometheus.Gatherer) map[string]float64 {
 	t.Helper()
 	families, err := g.Gather()
@@ -149,7 +150,7 @@ xdp_audit_scrape_collector_success{collector="trail"} 1
 	if n, err := testutil.GatherAndCount(gatherer(t, set), "xdp_audit_scrape_collector_duration_seconds"); err != nil || n != 2 {
 		t.Errorf("%d durations (%v), want 2", n, err)
 	}
-	if want := `level=ERROR msg="Scrape is incomplete" err="collector program: read the program's run time: no permission"`; !strings.Contains(log.String(), want) {
+	if want := `level=ERROR msg="Scrape is incomplete" err="collector program: reading the run time of a program: no permission"`; !strings.Contains(log.String(), want) {
 		t.Errorf("the log is %q, want %q", log.String(), want)
 	}
 }
@@ -203,11 +204,11 @@ func TestFilter(t *testing.T) {
 		{description: "collect what is disabled", collect: []string{"flows"}, err: `collector "flows" is disabled`},
 		{
 			description: "collect what does not exist", collect: []string{"flags", "cpu\n"},
-			err: `unknown collector "cpu\n": there are packets, flags, timing, events, flows, program, covert, trail, privileges`,
+			err: `unknown collector "cpu\n": use one of packets, flags, timing, events, flows, program, covert, trail, privileges`,
 		},
 		{
 			description: "exclude what does not exist", exclude: []string{""},
-			err: `unknown collector "": there are packets, flags, timing, events, flows, program, covert, trail, privileges`,
+			err: `unknown collector "": use one of packets, flags, timing, events, flows, program, covert, trail, privileges`,
 		},
 		{
 			description: "collect and exclude", collect: []string{"flags"}, exclude: []string{"timing"},
@@ -292,7 +293,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestNameOutsideUTF8 has a device that no label can hold: the scrape fails for it, and nothing panics.
+// A device name that is not UTF-8 fails the scrape of the device. Nothing panics.
 func TestNameOutsideUTF8(t *testing.T) {
 	source := &fakeSource{counters: []bpf.Counters{counters("eth\xff", func(*bpf.Counters) {})}}
 	families, err := gatherer(t, newSet(t, source, Options{Collectors: []string{"packets", "timing"}})).Gather()

@@ -30,14 +30,15 @@ const CovertWindow = covert.WindowLength
 
 // The types of the judge of covert timing channels.
 type (
-	// Covert judges windows of deltas by the earlier windows of their flows, and counts the alarms of each device. Its
-	// methods are safe for concurrent use.
+	// Covert judges windows of deltas by the earlier windows of their flows, and counts the
+	// alarms of each device. Its methods are safe for concurrent use.
 	Covert = covert.Judge
 	// CovertVerdict describes a window with an alarm.
 	CovertVerdict = covert.Verdict
 	// CovertTest is a test for covert timing channels.
 	CovertTest = covert.Test
-	// CovertScores are the scores of a window by test: 1 and more is an alarm, NaN is a test that cannot judge the window.
+	// CovertScores are the scores of a window by test: 1 and more is an alarm, NaN is a test
+	// that cannot judge the window.
 	CovertScores = covert.Scores
 	// CovertReport is the state of one device.
 	CovertReport = covert.DeviceReport
@@ -57,12 +58,12 @@ type covertCollector struct {
 	now    func() time.Time
 }
 
-// newCovertCollector takes nil when no windows are judged.
-func newCovertCollector(source covertSource, judged *Covert, now func() time.Time) covertCollector {
-	return covertCollector{source, judged, now}
+// newCovertCollector takes a nil judge if no windows are judged.
+func newCovertCollector(source covertSource, judge *Covert, now func() time.Time) covertCollector {
+	return covertCollector{source, judge, now}
 }
 
-// Update sends what was judged, and nothing if nothing is.
+// Update sends the state of each device, and nothing without a judge.
 func (c covertCollector) Update(ch chan<- prometheus.Metric) error {
 	if c.covert == nil {
 		return nil

@@ -32,7 +32,7 @@ func covertWindow(flow bpf.Flow, after time.Duration, delta func(i int) uint32) 
 	return window
 }
 
-// twoInTurn are too near each other to have a phase.
+// twoInTurn returns two alternating deltas that are too close for a phase.
 func twoInTurn(i int) uint32 { return 1_000_000 + 4000*uint32(i%2) }
 
 func steady(int) uint32 { return 1_000_000 }
@@ -115,6 +115,7 @@ xdp_audit_covert_score{device="eth1",test="symbols"} 0
 	expect(t, at(10*time.Minute+1), counts+fmt.Sprintf(alarming, 0)+fmt.Sprintf(scores, "0")+rest)
 }
 
+// BenchmarkCovertScrape exports the state of 4096 flows.
 func BenchmarkCovertScrape(b *testing.B) {
 	c := NewCovert()
 	window := covertWindow(covertFlow("eth0", 0), 0, twoInTurn)
@@ -131,7 +132,8 @@ func BenchmarkCovertScrape(b *testing.B) {
 	}
 }
 
-// docs/metrics.md has the number of series. Two of the exporter's four are the collector's duration and success.
+// docs/metrics.md has the number of series. The exporter adds two series for the duration and
+// the success of the collector.
 func TestCovertSeries(t *testing.T) {
 	for devices := range 3 {
 		source := &fakeSource{counters: make([]bpf.Counters, devices)}

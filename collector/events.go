@@ -31,7 +31,8 @@ func newEventsCollector(source eventsSource) eventsCollector {
 	return eventsCollector{source}
 }
 
-// Update sends the fates of perf events as the kernel counts them, what arrived of them, and which flags become events.
+// Update sends the fates of perf events, the received events, and the calibration that selects
+// flags for events.
 func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters, events := c.source.Counters(), c.source.EventCounts()
 	for i := range counters {

@@ -30,12 +30,13 @@ type flagsCollector struct {
 	wallTime func(bpf.Flag) time.Time
 }
 
-// newFlagsCollector takes the clock that dates flags, in the kernel stamped with CLOCK_MONOTONIC.
+// newFlagsCollector takes a function that converts the time of a flag, which the kernel reads
+// from CLOCK_MONOTONIC.
 func newFlagsCollector(source flagsSource, wallTime func(bpf.Flag) time.Time) flagsCollector {
 	return flagsCollector{source, wallTime}
 }
 
-// Update sends the count of flagged packets by direction, and the last of them.
+// Update sends the number of flagged packets by direction, and the last flagged packet.
 func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
@@ -48,7 +49,8 @@ func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 			score = math.Abs(flag.Score())
 			delta = float64(flag.DeltaNs) / 1e9
 			length = float64(flag.LenBytes)
-			timestamp = float64(c.wallTime(*flag).UnixMilli()) / 1e3 // finer would be noise between the clocks
+			// A finer resolution would show the noise between the two clocks.
+			timestamp = float64(c.wallTime(*flag).UnixMilli()) / 1e3
 		}
 		ch <- gauge(lastScoreDesc, score, device)
 		ch <- gauge(lastDeltaDesc, delta, device)

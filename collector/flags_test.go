@@ -11,7 +11,8 @@ import (
 )
 
 func TestFlags(t *testing.T) {
-	// 101 samples of mean 1000 ns with a variance of 100 ns²: the standard error of a prediction is 10·√(1+1/101) ns.
+	// 101 samples of mean 1000 ns with a variance of 100 ns²: the standard error of a
+	// prediction is 10·√(1+1/101) ns.
 	flag := &bpf.Flag{
 		KtimeNs: 2_500_999_999, DeltaNs: 900, Samples: 101, MeanQ16: 1000 << 16, M2: bpf.Uint128{Lo: 10_000}, LenBytes: 1514,
 	}

@@ -32,8 +32,8 @@ func newFlowsCollector(source flowsSource) flowsCollector {
 	return flowsCollector{source}
 }
 
-// Update sends how full the flow table is, and what went in and out. A slot once taken is never free again, so that those
-// in use are the inserts that evicted nobody.
+// Update sends the size and the use of the flow table, its inserts and its evictions. A used
+// slot is never freed, so the number of used slots is that of the inserts without an eviction.
 func (c flowsCollector) Update(ch chan<- prometheus.Metric) error {
 	used := c.source.DeviceSlots().GoneFlows
 	counters := c.source.Counters()

@@ -36,7 +36,7 @@ func (c packetsCollector) Update(ch chan<- prometheus.Metric) error {
 			for protocol := range bpf.NumProtocols {
 				n := packets.Protocol(family, protocol)
 				if family == bpf.FamilyOther && protocol != bpf.ProtocolOther && n == 0 {
-					continue // what is not IP has no transport
+					continue // a packet without IP has no transport protocol
 				}
 				ch <- counter(packetsDesc, float64(n), device, family.String(), protocol.String())
 				ch <- counter(bytesDesc, float64(bytes[family][protocol]), device, family.String(), protocol.String())

@@ -12,23 +12,23 @@ var (
 	landlockDesc     = newDesc("privileges_landlock_abi", "Version of the Landlock ABI that confines the process; 0 without confinement.")
 )
 
-// Privileges is what the process can still do.
+// Privileges are the privileges that the process still has.
 type Privileges struct {
 	Capabilities    []string // by name, such as CAP_BPF
-	NoNewPrivileges bool
-	LandlockABI     int
+	NoNewPrivileges bool     // programs that the process executes gain none
+	LandlockABI     int      // version of Landlock that confines the process; 0 for none
 }
 
 type privilegesCollector struct {
 	held *Privileges
 }
 
-// newPrivilegesCollector takes nil when nobody knows what the process holds.
+// newPrivilegesCollector takes nil if the privileges are unknown.
 func newPrivilegesCollector(held *Privileges) privilegesCollector {
 	return privilegesCollector{held}
 }
 
-// Update sends what the process holds, and nothing if that is not known.
+// Update sends the privileges, and nothing if they are unknown.
 func (c privilegesCollector) Update(ch chan<- prometheus.Metric) error {
 	if c.held == nil {
 		return nil

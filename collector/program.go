@@ -39,7 +39,8 @@ func newProgramCollector(source programSource) programCollector {
 	return programCollector{source}
 }
 
-// Update sends the state of every device, how many more there may be, and the cost of its program if the kernel accounts for it.
+// Update sends the state of every device, the use of the device slots, and the run time of each
+// program if the kernel accounts for it.
 func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 	for _, hook := range c.source.Hooks() {
 		if !hook.Up {
@@ -56,7 +57,7 @@ func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 	ch <- gauge(devicesRefusedDesc, float64(slots.Refused))
 	runs, err := c.source.Runs()
 	if err != nil {
-		return fmt.Errorf("read the program's run time: %w", err)
+		return fmt.Errorf("reading the run time of a program: %w", err)
 	}
 	for _, run := range runs {
 		ch <- counter(runTimeDesc, float64(run.TimeNs)/1e9, run.Device)

@@ -38,7 +38,8 @@ func newTimingCollector(source timingSource, buckets *timing.Buckets) timingColl
 	return timingCollector{source, buckets}
 }
 
-// Update sends the histogram of deltas, their sums around the reference, and the baselines of devices.
+// Update sends the histogram of deltas, their sums around the reference, and the device
+// baselines.
 func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
@@ -55,8 +56,8 @@ func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	return nil
 }
 
-// deltaHistogram adds the native view of a histogram to the classic one. Both count the same deltas exactly, because
-// every classic bound is a native one too.
+// deltaHistogram adds native buckets to a classic histogram. Both count the same deltas
+// exactly, because every classic bound is also a native one.
 type deltaHistogram struct {
 	prometheus.Metric // classic
 	native            []timing.NativeBucket
@@ -77,7 +78,7 @@ func newDeltaHistogram(counters *bpf.Counters, buckets *timing.Buckets) promethe
 	return deltaHistogram{classic, native, zeros}
 }
 
-// Write encodes both views.
+// Write encodes the classic and the native buckets.
 func (h deltaHistogram) Write(out *dto.Metric) error {
 	if err := h.Metric.Write(out); err != nil {
 		return err
@@ -89,11 +90,12 @@ func (h deltaHistogram) Write(out *dto.Metric) error {
 	return nil
 }
 
-// encodeBuckets encodes native buckets: spans of adjacent ones, each span with its distance from the one before, and of
-// each bucket the difference of its count from the one before.
+// encodeBuckets encodes native buckets as Prometheus does: spans of adjacent buckets with the
+// distance to the previous span, and for each bucket the difference to the count of the
+// previous one.
 func encodeBuckets(buckets []timing.NativeBucket) (spans []*dto.BucketSpan, differences []int64) {
-	var next int      // index after the bucket before
-	var before uint64 // its count
+	var next int      // index after the previous bucket
+	var before uint64 // count of the previous bucket
 	for _, bucket := range buckets {
 		if len(spans) == 0 || bucket.Index != next {
 			spans = append(spans, &dto.BucketSpan{Offset: new(int32(bucket.Index - next)), Length: new(uint32(0))})

@@ -12,7 +12,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// observed returns the histogram of deltas and their sums around the first, as the kernel keeps them.
+// observed returns the histogram of deltas and their sums around the first, as the kernel keeps
+// them.
 func observed(c *bpf.Counters, deltas ...uint64) {
 	cuts := timing.Cuts()
 	c.Sums.ReferenceNs = deltas[0]
@@ -34,7 +35,8 @@ func observed(c *bpf.Counters, deltas ...uint64) {
 func TestTiming(t *testing.T) {
 	source := &fakeSource{counters: []bpf.Counters{
 		counters("eth0", func(c *bpf.Counters) {
-			// 2⁻²⁰ s is 953.67 ns: the second delta is just above that bound, the third just below it.
+			// 2⁻²⁰ s is 953.67 ns: the second delta is just above that bound, the third just
+			// below it.
 			observed(c, 1000, 954, 953, 0, 2_000_000_000)
 		}),
 		counters("eth1", func(c *bpf.Counters) {
@@ -127,7 +129,8 @@ xdp_audit_deltas_total{device="eth1"} 0
 `)
 }
 
-// TestNativeHistogram decodes the native view as a server does: bucket i ends at 2^(i/8) seconds.
+// TestNativeHistogram decodes the native view as a server does: bucket i ends at 2^(i/8)
+// seconds.
 func TestNativeHistogram(t *testing.T) {
 	tests := []struct {
 		description string

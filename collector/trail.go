@@ -10,22 +10,22 @@ var (
 	trailErrorsDesc  = newDesc("trail_write_errors_total", "Total number of records that could not be written to the audit trail.")
 )
 
-// Trail is what is reported of an audit trail; a *trail.Trail is one. Its methods must be safe for concurrent use.
+// Trail is an audit trail. Its methods must be safe for concurrent use.
 type Trail interface {
 	Records() uint64     // records written
-	WriteErrors() uint64 // records lost
+	WriteErrors() uint64 // records lost because a write failed
 }
 
 type trailCollector struct {
 	trail Trail
 }
 
-// newTrailCollector takes nil when no trail is written.
+// newTrailCollector takes nil if no trail is written.
 func newTrailCollector(trail Trail) trailCollector {
 	return trailCollector{trail}
 }
 
-// Update sends what was written to the trail, and nothing if there is none.
+// Update sends the numbers of records, and nothing without a trail.
 func (c trailCollector) Update(ch chan<- prometheus.Metric) error {
 	if c.trail == nil {
 		return nil

@@ -44,8 +44,9 @@ func expectGolden(t *testing.T, path, got string) {
 	}
 }
 
-// The names, types and labels of all metrics are those of testdata/metrics.golden. Users' dashboards and alerts depend on
-// them. The golden file is the union of several exporters, because some series exclude each other.
+// The names, types and labels of all metrics are those of testdata/metrics.golden. Users'
+// dashboards and alerts depend on them. The golden file is the union of several exporters,
+// because some series exclude each other.
 func TestMetricsAreGolden(t *testing.T) {
 	const packets = 100_000
 	l := newLab(t)
@@ -60,8 +61,9 @@ func TestMetricsAreGolden(t *testing.T) {
 	}
 	lines := map[string]bool{}
 	for _, args := range [][]string{
-		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline, "--privileges.keep"}, // learns the baseline, and saves it
-		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline},                      // audits against the saved baseline
+		// The first of these writes the file, the second reads it.
+		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline, "--privileges.keep"},
+		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline},
 		{"--audit.baseline=device", "--audit.domain=log2"},
 		{"--audit.calibrate=0"},
 	} {
@@ -83,8 +85,8 @@ func TestMetricsAreGolden(t *testing.T) {
 	expectGolden(t, "testdata/metrics.golden", strings.Join(slices.Sorted(maps.Keys(lines)), "\n")+"\n")
 }
 
-// enableRunTime makes processes in the audited namespace believe that kernel.bpf_stats_enabled is 1, so that the exporter
-// has the metrics of run time. The setting of the host stays.
+// enableRunTime makes processes in the audited namespace believe that kernel.bpf_stats_enabled
+// is 1, so that the exporter has the metrics of run time. The setting of the host stays.
 func (l *lab) enableRunTime() {
 	l.t.Helper()
 	path := filepath.Join(l.t.TempDir(), "enabled")
@@ -100,7 +102,8 @@ func (l *lab) enableRunTime() {
 	}
 }
 
-// describe returns one line for the type of a family and one for each of its series, without values.
+// describe returns one line for the type of a family and one for each of its series, without
+// values.
 func describe(family *dto.MetricFamily) []string {
 	// The values of these labels belong to the build, the kernel or the machine.
 	masked := []string{
@@ -137,8 +140,8 @@ func describe(family *dto.MetricFamily) []string {
 	return lines
 }
 
-// The names, defaults and environment variables of all flags are those of testdata/flags.golden. Users' scripts depend on
-// them.
+// The names, defaults and environment variables of all flags are those of
+// testdata/flags.golden. Users' scripts depend on them.
 func TestFlagsAreGolden(t *testing.T) {
 	if err := cannotRun(); err != nil {
 		skip(t, err)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Command attackable is the exporter with a path that attempts what an attacker inside its process would.
+// Command attackable is the exporter with an additional path that attempts attacks from inside
+// its process.
 package main
 
 import (
@@ -31,8 +32,9 @@ func main() {
 	}
 }
 
-// probes returns a path that does what an attacker inside the process would try: the attempt of the parameter do, with the
-// parameter with. The answer is ok, or the errors, each in a line; the attempt is made on several threads at once.
+// probes returns a path that makes the attempt of the parameter "do" with the argument of the
+// parameter "with", on several threads at once. The answer is ok, or the distinct errors, one
+// in each line.
 func probes() map[string]http.Handler {
 	return map[string]http.Handler{"/-/probe": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		attempt, ok := attempts[r.FormValue("do")]
@@ -46,7 +48,8 @@ func probes() map[string]http.Handler {
 	})}
 }
 
-// onThreads calls f on threads that end afterwards, because it may change them, and returns the distinct answers.
+// onThreads calls f on several threads and returns the distinct answers. The threads end
+// afterwards, because f may change their credentials.
 func onThreads(f func() error) []string {
 	const threads = 8
 	answers := make([]string, threads)
@@ -150,7 +153,8 @@ var attempts = map[string]func(with string) error{
 		if err != nil {
 			return err
 		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETUID, uintptr(n), 0, 0); errno != 0 { // of this thread alone
+		// A raw system call changes this thread only.
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETUID, uintptr(n), 0, 0); errno != 0 {
 			return errno
 		}
 		return nil
@@ -159,7 +163,7 @@ var attempts = map[string]func(with string) error{
 	"bind":    func(address string) error { return onSocket(address, unix.Bind) },
 }
 
-// callBPF makes a call of bpf(2), and closes what it opens.
+// callBPF calls bpf(2) and closes the file descriptor that the call returns.
 func callBPF(command int, attributes unsafe.Pointer, size uintptr) error {
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attributes), size)
 	if errno != 0 {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package connlimit limits the connections of a web server, of all hosts and of each.
+// Package connlimit limits the number of connections of a web server, in total and per client
+// host.
 package connlimit
 
 import (
@@ -16,45 +17,49 @@ import (
 )
 
 const (
-	// hostShare is the part of all connections that one host may have, so that it takes several to keep others out.
+	// hostShare limits one host to 1/hostShare of all connections, so that no single host can
+	// block the others.
 	hostShare = 8
 
-	// refusalInterval is how often it is said that connections are refused.
-	refusalInterval = time.Minute
+	// logInterval is the minimum time between two log messages about closed connections.
+	logInterval = time.Minute
 )
 
-// Limit limits the connections of all listeners. When there are too many of one host, or in all, one that waits for a
-// request makes room for a new one: the oldest of the host that has most. If all are at work on a request, the new one is
-// refused. A request is at work until its handler ends, even if the client has gone.
+// Limit limits the connections of all listeners. A new connection above a limit replaces the
+// oldest idle connection: that of its own host, or above the total limit that of the host with
+// most connections. If no such connection is idle, the new one is closed. A connection is idle
+// while it waits for a request. It is busy until the handler of a request returns, even if the
+// client has closed the connection.
 type Limit struct {
-	most   int
+	max    int
 	logger *slog.Logger
 
-	mu      sync.Mutex
-	hosts   map[netip.Prefix][]*limitedConn // the oldest first
-	total   int
-	refused int       // not said yet
-	said    time.Time // when it was last
+	mu     sync.Mutex
+	hosts  map[netip.Prefix][]*limitedConn // in the order of their start
+	total  int
+	closed int       // connections closed because of a limit since the last log message
+	logged time.Time // time of the last log message
 }
 
-// limitedConn is a connection with a place among those of its host, until it is closed.
+// limitedConn is a connection that counts until it is closed or replaced.
 type limitedConn struct {
 	net.Conn
-	all    *Limit
-	host   netip.Prefix
-	isBusy bool // a request is at work; guarded by all.mu
-	isOut  bool // it has lost its place; guarded by all.mu
+	limit     *Limit
+	host      netip.Prefix
+	isBusy    bool // a request is in progress; guarded by limit.mu
+	isRemoved bool // no longer counts; guarded by limit.mu
 }
 
-// New returns nil for a limit of 0, which is none.
-func New(most int, logger *slog.Logger) *Limit {
-	if most == 0 {
+// New returns a limit of the maximum number of connections. It returns nil, which limits
+// nothing, for 0.
+func New(maximum int, logger *slog.Logger) *Limit {
+	if maximum == 0 {
 		return nil
 	}
-	return &Limit{most: most, logger: logger, hosts: map[netip.Prefix][]*limitedConn{}}
+	return &Limit{max: maximum, logger: logger, hosts: map[netip.Prefix][]*limitedConn{}}
 }
 
-// Listener returns a listener of connections that count.
+// Listener returns a listener whose connections count.
 func (c *Limit) Listener(l net.Listener) net.Listener {
 	if c == nil {
 		return l
@@ -62,28 +67,28 @@ func (c *Limit) Listener(l net.Listener) net.Listener {
 	return limitedListener{l, c}
 }
 
-// Watch lets a server tell which connections are at work.
+// Watch makes a server report which connections are busy. It sets the ConnState of the server.
 func (c *Limit) Watch(server *http.Server) {
 	if c != nil {
-		server.ConnState = c.changed
+		server.ConnState = c.setState
 	}
 }
 
 type limitedListener struct {
 	net.Listener
-	all *Limit
+	limit *Limit
 }
 
-// Accept returns the next connection that is not refused.
+// Accept returns the next connection within the limits.
 func (l limitedListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		admitted, outs := l.all.admit(conn)
-		for _, out := range outs {
-			_ = out.Close()
+		admitted, excess := l.limit.admit(conn)
+		for _, conn := range excess {
+			_ = conn.Close()
 		}
 		if admitted != nil {
 			return admitted, nil
@@ -91,56 +96,59 @@ func (l limitedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit gives a connection a place, or returns none. What it returns beside is to be closed.
-func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, outs []net.Conn) {
+// admit counts a connection, or returns nil for one above a limit. The caller must close the
+// excess connections.
+func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, excess []net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	host := hostOf(conn.RemoteAddr())
-	for _, of := range []struct {
-		isFull bool
-		host   func() netip.Prefix
+	for _, limit := range []struct {
+		isReached bool
+		host      func() netip.Prefix // of the connection to replace
 	}{
-		{len(c.hosts[host]) >= max(c.most/hostShare, 1), func() netip.Prefix { return host }},
-		{c.total >= c.most, c.largest},
+		{len(c.hosts[host]) >= max(c.max/hostShare, 1), func() netip.Prefix { return host }},
+		{c.total >= c.max, c.largest},
 	} {
-		if !of.isFull || len(outs) > 0 {
+		if !limit.isReached || len(excess) > 0 {
 			continue
 		}
-		c.note()
-		out := c.oldestIdle(of.host())
-		if out == nil {
+		c.logClosing()
+		idle := c.oldestIdle(limit.host())
+		if idle == nil {
 			return nil, []net.Conn{conn}
 		}
-		c.remove(out)
-		outs = append(outs, out.Conn)
+		c.remove(idle)
+		excess = append(excess, idle.Conn)
 	}
-	admitted = &limitedConn{Conn: conn, all: c, host: host}
+	admitted = &limitedConn{Conn: conn, limit: c, host: host}
 	c.hosts[host] = append(c.hosts[host], admitted)
 	c.total++
-	return admitted, outs
+	return admitted, excess
 }
 
-// note says that there are too many connections, if that was not said lately. c.mu is held.
-func (c *Limit) note() {
-	c.refused++
-	if now := time.Now(); now.Sub(c.said) >= refusalInterval {
-		c.logger.Warn("Too many connections: some are refused or cut off", "connections", c.total, "hosts", len(c.hosts), "refused", c.refused)
-		c.said, c.refused = now, 0
+// logClosing counts a closed connection and logs it, at most once in logInterval. c.mu is held.
+func (c *Limit) logClosing() {
+	c.closed++
+	if now := time.Now(); now.Sub(c.logged) >= logInterval {
+		c.logger.Warn("Too many connections: closing new or idle ones",
+			"connections", c.total, "hosts", len(c.hosts), "refused", c.closed)
+		c.logged, c.closed = now, 0
 	}
 }
 
-// largest returns the host that has most connections. c.mu is held.
+// largest returns the host with most connections. c.mu is held.
 func (c *Limit) largest() (largest netip.Prefix) {
-	most := 0
+	count := 0
 	for host, conns := range c.hosts {
-		if len(conns) > most {
-			largest, most = host, len(conns)
+		if len(conns) > count {
+			largest, count = host, len(conns)
 		}
 	}
 	return largest
 }
 
-// oldestIdle returns the connection of a host that has waited for a request for longest, or nil. c.mu is held.
+// oldestIdle returns the oldest connection of a host that waits for a request, or nil. c.mu is
+// held.
 func (c *Limit) oldestIdle(host netip.Prefix) *limitedConn {
 	i := slices.IndexFunc(c.hosts[host], func(conn *limitedConn) bool { return !conn.isBusy })
 	if i < 0 {
@@ -149,12 +157,12 @@ func (c *Limit) oldestIdle(host netip.Prefix) *limitedConn {
 	return c.hosts[host][i]
 }
 
-// remove takes a connection's place from it. c.mu is held.
+// remove stops counting a connection. c.mu is held.
 func (c *Limit) remove(conn *limitedConn) {
-	if conn.isOut {
+	if conn.isRemoved {
 		return
 	}
-	conn.isOut = true
+	conn.isRemoved = true
 	c.total--
 	c.hosts[conn.host] = slices.DeleteFunc(c.hosts[conn.host], func(other *limitedConn) bool { return other == conn })
 	if len(c.hosts[conn.host]) == 0 {
@@ -162,8 +170,8 @@ func (c *Limit) remove(conn *limitedConn) {
 	}
 }
 
-// changed is told by the server what becomes of a connection.
-func (c *Limit) changed(conn net.Conn, state http.ConnState) {
+// setState is the ConnState of a server.
+func (c *Limit) setState(conn net.Conn, state http.ConnState) {
 	if wrapped, ok := conn.(*tls.Conn); ok {
 		conn = wrapped.NetConn()
 	}
@@ -174,15 +182,16 @@ func (c *Limit) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// Close is called by the server when nothing is at work on the connection any more.
+// Close stops counting the connection. The server calls it after the last handler has returned.
 func (l *limitedConn) Close() error {
-	l.all.mu.Lock()
-	l.all.remove(l)
-	l.all.mu.Unlock()
+	l.limit.mu.Lock()
+	l.limit.remove(l)
+	l.limit.mu.Unlock()
 	return l.Conn.Close()
 }
 
-// CloseWrite lets the server end an answer before it ends the connection, so that a client which still sends can read it.
+// CloseWrite lets the server end an answer before it closes the connection. A client that is
+// still sending can then read the answer.
 func (l *limitedConn) CloseWrite() error {
 	if conn, ok := l.Conn.(interface{ CloseWrite() error }); ok {
 		return conn.CloseWrite()
@@ -190,8 +199,9 @@ func (l *limitedConn) CloseWrite() error {
 	return nil
 }
 
-// hostOf returns who is taken for one host: an address, or a network of IPv6 that is given to one. Whatever else connects,
-// such as a virtual machine, is one.
+// hostOf returns the host of an address: the IPv4 address, or the /64 network of IPv6, which is
+// what a single host is usually given. All clients without an IP address, such as virtual
+// machines, count as one host.
 func hostOf(addr net.Addr) netip.Prefix {
 	const ipv6Network = 64
 	tcp, ok := addr.(*net.TCPAddr)

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// testConn is a connection of somebody that can only be closed.
+// testConn is a connection that only has an address and a Close.
 type testConn struct {
 	net.Conn
 	from     string
@@ -33,7 +33,8 @@ func (c *testConn) Close() error {
 	return nil
 }
 
-// A script of connections: each line is who connects, or what becomes of the n-th connection. Of 32, a host may have 4.
+// Each step is the address of a new connection, or an event of the n-th connection. Of the 32
+// connections in total, a host may have 4.
 func TestConnectionsMakeRoom(t *testing.T) {
 	repeat := func(n int, step string) (steps []string) {
 		for range n {
@@ -84,9 +85,9 @@ func TestConnectionsMakeRoom(t *testing.T) {
 					}
 					switch what {
 					case "busy":
-						all.changed(admitted[n], http.StateActive)
+						all.setState(admitted[n], http.StateActive)
 					case "idle":
-						all.changed(admitted[n], http.StateIdle)
+						all.setState(admitted[n], http.StateIdle)
 					default:
 						if err := admitted[n].Close(); err != nil {
 							t.Fatal(err)
@@ -94,9 +95,9 @@ func TestConnectionsMakeRoom(t *testing.T) {
 					}
 				default:
 					conn := &testConn{from: step}
-					limited, outs := all.admit(conn)
-					for _, out := range outs {
-						if err := out.Close(); err != nil {
+					limited, excess := all.admit(conn)
+					for _, conn := range excess {
+						if err := conn.Close(); err != nil {
 							t.Fatal(err)
 						}
 					}

@@ -13,21 +13,25 @@ import (
 )
 
 const (
-	// scoreMaxAge is the age at which the score of a window no longer counts for the highest score of its device.
+	// scoreMaxAge is the age at which the score of a window no longer counts for the highest
+	// score of its device.
 	scoreMaxAge = 10 * time.Minute
-	// alarmingWindows is the number of consecutive windows with an alarm that make a flow an alarming one. At most 2 % of
-	// windows alarm by chance, so four of them in a row do so less than once in 6 million cases.
+	// alarmingWindows is the number of consecutive windows with an alarm that make a flow an
+	// alarming one. At most 2 % of windows alarm by chance, so four of them in a row do so less
+	// than once in 6 million cases.
 	alarmingWindows = 4
 	// verdictInterval is the minimum time between two verdicts on a flow.
 	verdictInterval = time.Minute
-	// maxFlows is the number of flows whose history is kept. A new flow replaces the one with the oldest last window.
+	// maxFlows is the number of flows whose history is kept. A new flow replaces the one with
+	// the oldest last window.
 	maxFlows = 4096
-	// maxDevices is the number of devices whose counts are kept. It equals the maximum number of audited devices.
+	// maxDevices is the number of devices whose counts are kept. It equals the maximum number
+	// of audited devices.
 	maxDevices = 4096
 )
 
-// Judge judges windows of deltas by the earlier windows of their flows, and counts the alarms of each device. Its methods are
-// safe for concurrent use.
+// Judge judges windows of deltas by the earlier windows of their flows, and counts the alarms
+// of each device. Its methods are safe for concurrent use.
 type Judge struct {
 	mu      sync.Mutex
 	meter   *Meter
@@ -57,8 +61,8 @@ func NewJudge() *Judge {
 	return &Judge{meter: NewMeter(), flows: map[bpf.Flow]*flowHistory{}, devices: map[string]*deviceCounts{}}
 }
 
-// Judge judges a window of [WindowLength] deltas. It returns a verdict for the first window of a flow with an alarm, and for
-// later ones at most once a minute; otherwise nil.
+// Judge judges a window of [WindowLength] deltas. It returns a verdict for the first window of
+// a flow with an alarm, and for later ones at most once a minute; otherwise nil.
 func (j *Judge) Judge(window *bpf.Window) *Verdict {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -93,7 +97,8 @@ func (j *Judge) Judge(window *bpf.Window) *Verdict {
 	return verdict
 }
 
-// history returns the history of a flow. If there are too many flows, a new one replaces the one with the oldest last window.
+// history returns the history of a flow. If there are too many flows, a new one replaces the
+// one with the oldest last window.
 func (j *Judge) history(flow bpf.Flow) *flowHistory {
 	if history := j.flows[flow]; history != nil {
 		return history
@@ -114,12 +119,13 @@ type DeviceReport struct {
 	Windows        uint64           // windows judged
 	AlarmedWindows uint64           // windows with an alarm of any test
 	Alarms         [NumTests]uint64 // windows with an alarm, by test
-	Scores         Scores           // highest score of each test among the flows with a recent window; 0 without any
+	Scores         Scores           // highest score of each test in recent windows; 0 without any
 	AlarmingFlows  int              // flows with an alarm in each of the last four windows
 }
 
-// Report returns the state of each of the audited devices, in their order. Of devices that are no longer audited it drops
-// those with the oldest last window, so that the memory stays bounded.
+// Report returns the state of each of the audited devices, in their order. Of devices that are
+// no longer audited it drops those with the oldest last window, so that the memory stays
+// bounded.
 func (j *Judge) Report(now time.Time, devices []string) []DeviceReport {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -135,8 +141,8 @@ func (j *Judge) Report(now time.Time, devices []string) []DeviceReport {
 	return reports
 }
 
-// dropDevices drops the counts of devices until maxDevices remain. It keeps the audited devices, whose counts must not
-// decrease.
+// dropDevices drops the counts of devices until maxDevices remain. It keeps the audited
+// devices, whose counts must not decrease.
 func (j *Judge) dropDevices(audited []string) {
 	excess := len(j.devices) - maxDevices
 	if excess <= 0 {

@@ -33,12 +33,13 @@ func newWindow(flow bpf.Flow, after time.Duration, delta func(i int) uint32) *bp
 	return window
 }
 
-// twoInTurn are too near each other to have a phase.
+// twoInTurn returns two alternating deltas that are too close for a phase.
 func twoInTurn(i int) uint32 { return 1_000_000 + 4000*uint32(i%2) }
 
 func steady(int) uint32 { return 1_000_000 }
 
-// Of devices that come and go by the thousand, those that went first are forgotten. One that is there never is.
+// Of thousands of devices, those with the oldest last window are dropped. An audited device
+// stays.
 func TestDevicesAreForgotten(t *testing.T) {
 	j := NewJudge()
 	j.devices["eth0"] = &deviceCounts{windows: 3, lastWindow: noon}
@@ -62,7 +63,8 @@ func TestDevicesAreForgotten(t *testing.T) {
 	}
 }
 
-// Of alarms in a row the first has a verdict, and one in a minute after that, with the number of those between.
+// The first of consecutive alarms has a verdict, then one a minute. A verdict has the number of
+// alarms since the last one.
 func TestVerdictsAreRare(t *testing.T) {
 	j := NewJudge()
 	var got []string
@@ -83,7 +85,7 @@ func TestVerdictsAreRare(t *testing.T) {
 	}
 }
 
-// A flow is judged by its own past, and by nothing of another one's.
+// A flow is judged by its own past only.
 func TestPastsOfFlows(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func(int) uint32 { return uint32(1e6 * r.ExpFloat64()) }
@@ -112,7 +114,8 @@ func TestPastsOfFlows(t *testing.T) {
 	}
 }
 
-// The flows whose past is kept are bounded: the one without a window for longest is forgotten.
+// The number of flows with a history is bounded. The flow with the oldest last window is
+// dropped.
 func TestPastsAreBounded(t *testing.T) {
 	j := NewJudge()
 	window := newWindow(newFlow("eth0", 0), 0, steady)
@@ -130,11 +133,11 @@ func TestPastsAreBounded(t *testing.T) {
 		t.Errorf("%d pasts are kept, want %d", len(j.flows), maxFlows)
 	}
 	if j.flows[newFlow("eth0", 0)] == nil || j.flows[newFlow("eth0", 1)] != nil {
-		t.Error("not the flow without a window for longest is forgotten")
+		t.Error("another flow than the one with the oldest last window is dropped")
 	}
 }
 
-// BenchmarkJudgeRound judges a window of each of 64 flows; BenchmarkCovertScrape exports what is known of 4096.
+// BenchmarkJudgeRound judges a window of each of 64 flows.
 func BenchmarkJudgeRound(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 2))
 	j := NewJudge()

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package covert looks for covert timing channels in windows of inter-arrival times: for messages that a sender puts into
-// when packets leave, and not into what is in them.
+// Package covert looks for covert timing channels in windows of inter-arrival times (deltas).
+// The sender of a covert timing channel encodes a message in the times at which packets leave.
 //
-// [Meter.Measure] computes statistics of one window. [Meter.Judge] judges them: by limits that random traffic keeps, and by what
-// was usual in the earlier windows of the flow.
+// [Meter.Measure] computes statistics of one window. [Meter.Judge] scores them against limits
+// that random traffic keeps, and against the earlier windows of the flow. [Judge] does both for
+// the windows of all flows, and counts alarms by device.
 package covert
 
 import (
@@ -22,37 +23,42 @@ import (
 const WindowLength = 2000
 
 const (
-	entropyCells = 16 // of the histogram, in an octave
-	symbolCells  = 32 // of the histogram between the quartiles
+	entropyCells = 16 // cells per octave of the histogram of all deltas
+	symbolCells  = 32 // cells of the histogram between the quartiles
 	octiles      = 8  // cells of the bigram, in each direction
 
-	// The histogram whose spectrum is searched for a phase reaches so many interquartile ranges beyond the quartiles.
+	// phaseMargin is the reach of the histogram for the phase beyond the quartiles, in
+	// interquartile ranges.
 	phaseMargin = 2
 	phaseCells  = 4096
-	// Periods that are searched, as parts of the interquartile range. Longer ones are seen in the shape of any
-	// distribution, shorter ones not in the cells.
+	// longestPeriod and shortestPeriod bound the searched periods, in interquartile ranges. A
+	// longer period shows in the shape of any distribution; a shorter one is too fine for the
+	// cells.
 	longestPeriod, shortestPeriod = 1. / 16, 1. / 128
-	// leastPhaseRange is the interquartile range, in ns, below which the shortest period would be less than 64 ticks of
-	// a clock of nanoseconds.
-	leastPhaseRange = 8192
+	// minPhaseRange is the minimum interquartile range in ns. Below it the shortest period
+	// would be less than 64 ticks of a nanosecond clock.
+	minPhaseRange = 8192
 )
 
-// Statistics describe a window. Entropies are in bits, and logarithms of deltas binary.
+// Statistics describe a window. Entropies are in bits. Logarithms of deltas are binary.
 type Statistics struct {
-	// Symbols is the entropy that the histogram of the middle half of the deltas, 32 cells between the quartiles of their
-	// logarithms, lacks to that of an even one. Where deltas stand for symbols there are gaps between these, and it is high.
+	// Symbols is the difference, in bits, between the entropy of a uniform histogram and that
+	// of the middle half of the deltas, in 32 cells between the quartiles of their logarithms.
+	// It is high if deltas encode symbols, because the histogram then has gaps.
 	Symbols float64
-	// Phase is the greatest Rayleigh score of the deltas over periods of 1/128 to 1/16 of their interquartile range: n·R²,
-	// where R is the length of the mean of the n unit vectors that point to a delta's phase in the period. 0 where the
-	// range is too small to tell.
+	// Phase is the highest Rayleigh score of the deltas over periods of 1/128 to 1/16 of their
+	// interquartile range. The score is n·R², where R is the length of the mean of n unit
+	// vectors, one per delta, whose angle is the phase of the delta in the period. Phase is 0
+	// if the interquartile range is too small.
 	Phase float64
-	// Periods is the number of periods that Phase is the greatest of.
+	// Periods is the number of periods over which Phase is the maximum.
 	Periods int
-	// Entropy is that of the histogram of all deltas, with 16 cells in an octave.
+	// Entropy is the entropy of the histogram of all deltas, with 16 cells per octave.
 	Entropy float64
-	// Information is the mutual information of consecutive deltas, each in one of 8 cells between their octiles.
+	// Information is the mutual information of consecutive deltas, each in one of 8 cells
+	// between the octiles.
 	Information float64
-	// Autocorrelation is that of consecutive logarithms.
+	// Autocorrelation is the correlation of the logarithms of consecutive deltas.
 	Autocorrelation float64
 }
 
@@ -64,7 +70,7 @@ type Meter struct {
 	eighths  []int
 	fft      *fourier.FFT
 	spectrum []complex128
-	limits   [2 * pastWindow]float64 // by the number of windows, once they are known
+	limits   [2 * pastWindow]float64 // cache of limit, by the number of windows
 }
 
 // NewMeter returns a Meter.
@@ -72,7 +78,8 @@ func NewMeter() *Meter {
 	return &Meter{cells: make([]float64, phaseCells), fft: fourier.NewFFT(phaseCells)}
 }
 
-// Measure returns the statistics of at least two deltas in nanoseconds, in their order. A delta of 0 counts as 1.
+// Measure returns the statistics of at least two deltas in nanoseconds, in the order of the
+// packets. A delta of 0 counts as 1.
 func (m *Meter) Measure(deltas []uint32) Statistics {
 	m.sorted = m.sorted[:0]
 	m.logs = m.logs[:0]
@@ -94,11 +101,11 @@ func (m *Meter) Measure(deltas []uint32) Statistics {
 	return s
 }
 
-// octile returns the value below which are i eighths of sorted ones.
+// octile returns the i-th octile of sorted values.
 func octile(sorted []uint32, i int) float64 { return float64(sorted[i*(len(sorted)-1)/octiles]) }
 
 func (m *Meter) symbols(first, third float64) float64 {
-	if third-first < symbolCells { // then cells would be finer than the clock
+	if third-first < symbolCells { // cells would be finer than the clock
 		return 0
 	}
 	cells := m.cells[:symbolCells]
@@ -123,7 +130,8 @@ func (m *Meter) entropy() float64 {
 	return entropyOf(cells, float64(len(m.logs)))
 }
 
-// entropyOf returns the entropy, in bits, of a histogram of n values, which it changes.
+// entropyOf returns the entropy, in bits, of a histogram of n values. It divides the cells by
+// n.
 func entropyOf(cells []float64, n float64) float64 {
 	for i := range cells {
 		cells[i] /= n
@@ -131,7 +139,8 @@ func entropyOf(cells []float64, n float64) float64 {
 	return stat.Entropy(cells) / math.Ln2
 }
 
-// information returns Σ p(i,j)·log2(p(i,j)/(p(i)·p(j))) over the cells of a delta and its successor.
+// information returns Σ p(i,j)·log2(p(i,j)/(p(i)·p(j))) over the cells i of a delta and j of
+// the next one.
 func (m *Meter) information(deltas []uint32) float64 {
 	var edges [octiles - 1]float64
 	for i := range edges {
@@ -139,7 +148,8 @@ func (m *Meter) information(deltas []uint32) float64 {
 	}
 	m.eighths = m.eighths[:0]
 	for _, delta := range deltas {
-		// Equal deltas are in the same cell, so that the cells of few different ones are not equally full.
+		// Equal deltas share a cell, so with few distinct deltas the cells are not equally
+		// full.
 		m.eighths = append(m.eighths, sort.SearchFloat64s(edges[:], float64(max(delta, 1))))
 	}
 	var pairs [octiles * octiles]float64
@@ -153,11 +163,11 @@ func (m *Meter) information(deltas []uint32) float64 {
 	return entropyOf(before[:], n) + entropyOf(after[:], n) - entropyOf(pairs[:], n)
 }
 
-// phase computes the Rayleigh scores as the spectrum of a fine histogram, whose cells are a small part of the shortest
-// period.
+// phase computes the Rayleigh scores from the spectrum of a fine histogram, whose cells are
+// much smaller than the shortest period.
 func (m *Meter) phase(first, third float64) (greatest float64, periods int) {
 	spread := third - first
-	if spread < leastPhaseRange {
+	if spread < minPhaseRange {
 		return 0, 0
 	}
 	clear(m.cells)

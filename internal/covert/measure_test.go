@@ -31,8 +31,9 @@ func TestStatisticsOfSimpleWindows(t *testing.T) {
 		// 2 of 32 cells are in use. Each delta tells its successor.
 		{"two in turn", window(func(i int) float64 { return 1e6 * float64(1+i%2) }),
 			Statistics{Symbols: 4, Phase: 2000, Periods: 561, Entropy: 1, Information: 1, Autocorrelation: -1}},
-		// The logarithms are even over an octave, and between the quartiles nine of them. Two are in a cell of the bigram: a
-		// delta tells to within one bit where the next is.
+		// The logarithms are uniform over an octave, with nine values between the quartiles. A
+		// cell of the bigram holds two values, so a delta determines the next one up to one
+		// bit.
 		{"sixteen in turn, a sixteenth of an octave apart", window(func(i int) float64 { return math.Exp2(20.01 + float64(i%16)/16) }),
 			Statistics{Symbols: 5 - math.Log2(9), Entropy: 4, Information: 2, Phase: math.NaN(), Periods: 561, Autocorrelation: math.NaN()}},
 		{"closer than the cells", window(func(i int) float64 { return 1e6 + 15*float64(i%3) }),
@@ -56,8 +57,8 @@ func TestStatisticsOfSimpleWindows(t *testing.T) {
 	}
 }
 
-// The spectrum of the fine histogram is what the definition of the Rayleigh score gives for the deltas themselves, of those
-// that it reaches.
+// The spectrum of the fine histogram equals the Rayleigh score of the deltas by its definition,
+// for deltas within the histogram.
 func TestPhaseIsTheRayleighScore(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, period := range []float64{0, 1e7} {
@@ -86,7 +87,7 @@ func TestPhaseIsTheRayleighScore(t *testing.T) {
 	}
 }
 
-// A meter keeps nothing of one window for the next.
+// A window does not change the statistics of the next one.
 func TestMeterIsReusable(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	m := NewMeter()

@@ -9,16 +9,17 @@ import (
 	"gonum.org/v1/gonum/stat/distuv"
 )
 
-// Test is a way to see a channel.
+// Test is a test for covert timing channels.
 type Test int
 
-// The tests. The first two judge a window by itself, the others by the earlier windows of its flow.
+// The tests. Symbols and Phase score a window alone; the others score a window against the
+// earlier windows of the flow.
 const (
-	Symbols         Test = iota // there are gaps between the deltas that are frequent
-	Phase                       // deltas prefer a phase of some period
-	Entropy                     // the histogram of the deltas is more, or less, even than it was
-	Information                 // a delta tells more, or less, of the next than it did
-	Autocorrelation             // and so in the linear sense, of logarithms
+	Symbols         Test = iota // there are gaps between frequent deltas
+	Phase                       // deltas prefer a phase of a period
+	Entropy                     // the entropy of the deltas has changed
+	Information                 // the mutual information of consecutive deltas has changed
+	Autocorrelation             // the correlation of consecutive logarithms has changed
 	NumTests
 )
 
@@ -28,28 +29,32 @@ var testNames = [NumTests]string{"symbols", "phase", "entropy", "information", "
 func (t Test) String() string { return testNames[t] }
 
 const (
-	// symbolsLimit is reached by none of the distributions of docs/statistics.md.
+	// symbolsLimit is above the value of every distribution in docs/statistics.md.
 	symbolsLimit = 0.5
-	// phaseChance and pastChance are the shares of windows of which the tests alarm by chance, where their assumptions hold.
+	// phaseChance and pastChance are the fractions of windows in which a test alarms by chance,
+	// if its assumptions hold.
 	phaseChance = 1e-3
 	pastChance  = 1e-3
 
-	// PastLength is the number of windows that a flow needs to be judged by them.
+	// PastLength is the number of earlier windows that a flow needs for the tests against the
+	// past.
 	PastLength = 10
-	// pastWindow is the number of windows after which a past begins to forget: at twice as many it is halved.
+	// pastWindow is the window of a past: at twice this many windows the count is halved.
 	pastWindow = 32
-	// acceptAfter is the number of windows in turn that have to alarm by the past for it to be given up, and begun anew with
-	// what is there now.
+	// acceptAfter is the number of consecutive alarms of the tests against the past after which
+	// the past is discarded and starts again from the current window.
 	acceptAfter = 64
-	// leastSpread is the least standard deviation of a statistic that is judged by the past. From window to window those of
-	// random traffic vary by more; those of a flow that is perfectly regular do not vary at all.
-	leastSpread = 0.01
+	// minSpread is the lower bound on the standard deviation of a statistic in the past.
+	// Statistics of random traffic vary by more from window to window; those of a perfectly
+	// regular flow do not vary at all.
+	minSpread = 0.01
 )
 
-// Scores are those of a window by test: 1 and more is an alarm, and NaN one of a test that cannot judge it.
+// Scores are the scores of a window by test: 1 and more is an alarm, NaN is a test that cannot
+// judge the window.
 type Scores [NumTests]float64
 
-// Alarms returns the tests that alarm.
+// Alarms returns the tests with an alarm.
 func (s Scores) Alarms() (alarms []Test) {
 	for test, score := range s {
 		if score >= 1 {
@@ -59,31 +64,33 @@ func (s Scores) Alarms() (alarms []Test) {
 	return alarms
 }
 
-// Verdict is what is to be said of a window that alarms.
+// Verdict describes a window with an alarm.
 type Verdict struct {
-	Tests   []Test // that alarm
+	Tests   []Test // tests with an alarm
 	Scores  Scores
-	Earlier int // windows in the past that it was judged by
-	Alarms  int // windows of the flow that alarmed since the last verdict, and this one
+	Earlier int // windows in the past that the window was scored against
+	Alarms  int // windows of the flow with an alarm since the last verdict, including this one
 }
 
-// byPast is the number of tests that judge by the past, the last ones.
+// byPast is the number of tests against the past. They are the last ones.
 const byPast = NumTests - Entropy
 
-// Past is what the earlier windows of a flow were like. The zero value is one without any. It is not safe for concurrent use.
+// Past is the mean and the variance of the statistics of the earlier windows of a flow. The
+// zero value has no windows. A Past is not safe for concurrent use.
 type Past struct {
 	n         float64
-	mean, sum [byPast]float64 // sum of squared deviations
-	alarms    int             // windows in turn that alarmed by it
+	mean, sum [byPast]float64 // sum is that of the squared deviations from the mean
+	alarms    int             // consecutive windows with an alarm against the past
 }
 
-// Windows returns the number of windows that the past consists of, which is halved from time to time.
+// Windows returns the number of windows in the past. Halving decreases it.
 func (p *Past) Windows() int { return int(p.n) }
 
-// Judge returns the scores of a window, and lets it enter the past. By the past, the score is that of a packet,
-// t = (x − mean) / (s·√(1 + 1/n)), as a share of what |t| reaches by chance in one of a thousand windows. What alarms by it
-// does not enter, so that a channel does not become usual by going on; a change that lasts for 64 windows is what is usual
-// from then on.
+// Judge returns the scores of a window and adds the window to the past. The score against the
+// past is |t| with t = (x − mean) / (s·√(1 + 1/n)), as for a packet, divided by the |t| that
+// one window in a thousand reaches by chance. A window with such an alarm is not added, so a
+// lasting channel does not become the normal state. After 64 consecutive alarms the past starts
+// again from the current window.
 func (m *Meter) Judge(p *Past, s Statistics) Scores {
 	scores := Scores{Symbols: s.Symbols / symbolsLimit, Phase: math.NaN()}
 	if s.Periods > 0 {
@@ -95,7 +102,7 @@ func (m *Meter) Judge(p *Past, s Statistics) Scores {
 	}
 	values, isAlarm := s.normal(), false
 	for i, x := range values {
-		width := limit * max(leastSpread, math.Sqrt(p.sum[i]/(p.n-1))) * math.Sqrt(1+1/p.n)
+		width := limit * max(minSpread, math.Sqrt(p.sum[i]/(p.n-1))) * math.Sqrt(1+1/p.n)
 		score := math.Abs(x-p.mean[i]) / width
 		scores[Entropy+Test(i)] = score
 		isAlarm = isAlarm || score >= 1
@@ -111,7 +118,7 @@ func (m *Meter) Judge(p *Past, s Statistics) Scores {
 	return scores
 }
 
-// add lets a window enter the past, and halves that when it has twice the windows that it may remember.
+// add adds a window to the past, and halves the past at twice pastWindow windows.
 func (p *Past) add(values [byPast]float64) {
 	p.alarms = 0
 	p.n++
@@ -128,8 +135,9 @@ func (p *Past) add(values [byPast]float64) {
 	}
 }
 
-// limit returns what |t| reaches by chance in one of a thousand windows after n. It takes far longer to compute than all
-// statistics of a window.
+// limit returns the |t| that one window in a thousand reaches by chance after n windows. It
+// caches the result, because the quantile takes far longer to compute than all statistics of a
+// window.
 func (m *Meter) limit(n int) float64 {
 	if m.limits[n] == 0 {
 		m.limits[n] = distuv.StudentsT{Sigma: 1, Nu: float64(n - 1)}.Quantile(1 - pastChance/2)
@@ -137,13 +145,14 @@ func (m *Meter) limit(n int) float64 {
 	return m.limits[n]
 }
 
-// normal returns the statistics that are judged by the past, of which those that are far from normal are transformed: the
-// square root of what is nearly a χ², and Fisher's transformation of a correlation.
+// normal returns the statistics for the tests against the past. Those that are far from
+// normally distributed are transformed: the square root of the mutual information, which is
+// nearly a χ², and Fisher's transformation of the correlation.
 func (s Statistics) normal() [byPast]float64 {
-	const most = 1 - 1e-9
+	const limit = 1 - 1e-9
 	return [byPast]float64{
 		0:                         s.Entropy,
 		Information - Entropy:     math.Sqrt(max(0, s.Information)),
-		Autocorrelation - Entropy: math.Atanh(max(-most, min(s.Autocorrelation, most))),
+		Autocorrelation - Entropy: math.Atanh(max(-limit, min(s.Autocorrelation, limit))),
 	}
 }

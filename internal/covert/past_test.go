@@ -13,12 +13,13 @@ import (
 	"gonum.org/v1/gonum/stat/distuv"
 )
 
-// randomStatistics are those of windows that are alike.
+// randomStatistics returns statistics of similar windows.
 func randomStatistics(r *rand.Rand) Statistics {
 	return Statistics{Entropy: 5 + 0.1*r.NormFloat64(), Information: math.Pow(1+0.1*r.NormFloat64(), 2), Autocorrelation: math.Tanh(0.1 * r.NormFloat64())}
 }
 
-// The scores by the past are those that the mean and the deviation of all earlier windows give.
+// The scores against the past equal those from the mean and the deviation of all earlier
+// windows.
 func TestScoresByThePast(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	meter := NewMeter()
@@ -69,7 +70,7 @@ func TestScoresByLimits(t *testing.T) {
 	}
 }
 
-// A change alarms for as long as a channel might go on, and one that lasts longer becomes the past.
+// A change alarms for 64 windows. After that it becomes the past.
 func TestLastingChangeBecomesThePast(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	meter := NewMeter()
@@ -85,7 +86,8 @@ func TestLastingChangeBecomesThePast(t *testing.T) {
 			alarms++
 		}
 	}
-	// By chance a window in 300 alarms, and one that does not ends the count of those in turn.
+	// One window in 300 alarms by chance. A window without an alarm resets the number of
+	// consecutive alarms.
 	if alarms < acceptAfter || alarms > acceptAfter+10 {
 		t.Errorf("%d windows after the change alarm, want %d, and hardly any of those that are judged by the new past", alarms, acceptAfter)
 	}
@@ -94,7 +96,7 @@ func TestLastingChangeBecomesThePast(t *testing.T) {
 	}
 }
 
-// A flow that is perfectly regular has statistics that do not vary, and no score that is not finite.
+// The statistics of a perfectly regular flow do not vary, but its scores are finite.
 func TestPerfectlyRegularFlow(t *testing.T) {
 	meter := NewMeter()
 	var past Past

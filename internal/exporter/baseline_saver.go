@@ -23,8 +23,8 @@ import (
 // saveInterval is the interval at which the exporter looks for devices with new baselines.
 const saveInterval = 10 * time.Second
 
-// applyBaselineFile adds the saved baselines of the file to the configuration. Without a file it
-// checks that the exporter can create one.
+// applyBaselineFile adds the saved baselines of the file to the configuration. Without a file
+// it checks that the exporter can create one.
 func (o *options) applyBaselineFile(config *bpf.Config) error {
 	const flag = "audit.baseline-file"
 	if o.baselineFile == "" {
@@ -111,8 +111,8 @@ func (o *options) newBaselineSaver(attached audit, logger *slog.Logger) *baselin
 	}
 }
 
-// update takes over the current baselines. If there are too many devices, it drops those that have
-// been gone the longest time.
+// update takes over the current baselines. If there are too many devices, it drops those that
+// have been gone the longest time.
 func (s *baselineSaver) update() {
 	s.updates++
 	for name, learnt := range s.learnt() {

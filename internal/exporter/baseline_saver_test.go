@@ -29,8 +29,8 @@ func someLearnt() bpf.Learnt {
 	return bpf.Learnt{State: timing.State{N: 8192, MeanQ16: 1e6 << 16, M2: timing.Uint128{Lo: 1e12}}, Judged: 1e6}
 }
 
-// A first run learns, with access to the folder of the file, and saves in the end. A second one is given what was saved, needs
-// no file, and saves nothing.
+// The first run learns, keeps access to the directory of the file, and saves at its end. The
+// second run reads the file, needs no access to it, and saves nothing.
 func TestBaselineFile(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "baseline.json")
@@ -117,9 +117,9 @@ func TestBaselineFileIsRefused(t *testing.T) {
 		{"another threshold", []string{"--audit.baseline-file=" + other}, "--audit.threshold is 4 and was 5"},
 		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0 has 8192 samples and 100 scored packets, too few"},
 		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "requires --audit.baseline=device, not --audit.baseline=flow"},
-		{"no folder", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is not a directory"},
-		{"a folder of everybody", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
-		{"a folder", []string{"--audit.baseline-file=" + folder}, folder + " is not a regular file"},
+		{"no directory", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is not a directory"},
+		{"a shared directory", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
+		{"a directory", []string{"--audit.baseline-file=" + folder}, folder + " is not a regular file"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := run(context.Background(), append(test.args, "--audit.device=eth0"), io.Discard, io.Discard, mustNotOpen(t), dropNothing)
@@ -130,7 +130,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 	}
 }
 
-// A file that cannot be written any more in the end is an error, and what it held stays.
+// A file that can no longer be written at the end is an error.
 func TestSavingFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gone", "baseline.json")
 	s := &baselineSaver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
@@ -141,8 +141,8 @@ func TestSavingFails(t *testing.T) {
 	}
 }
 
-// Devices come and go by the thousand. The file has those that are there and, as far as there is room, those that went last,
-// and can be read.
+// Of thousands of devices that appear and vanish, the file has the present ones and, up to the
+// maximum number of devices, those that vanished last. It can be read.
 func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "baseline.json")
 	wide := someLearnt()
@@ -179,7 +179,7 @@ func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 		t.Errorf("the devices are %v", names)
 	}
 
-	// More that are there are all kept.
+	// Present devices are all kept, even above the maximum.
 	for i := range 20 {
 		now[fmt.Sprintf("eth%d", i)] = wide
 	}

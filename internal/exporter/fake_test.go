@@ -19,7 +19,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
-// patience is how long a test waits for what must happen.
+// patience bounds each wait for something that must happen.
 const patience = 20 * time.Second
 
 // fakeAudit is an audit of nothing, whose events and windows come from channels.
@@ -119,7 +119,7 @@ type logLines chan string
 func (l logLines) Write(line []byte) (int, error) {
 	select {
 	case l <- string(line):
-	default: // nobody needs so many
+	default: // no test reads so many
 	}
 	return len(line), nil
 }

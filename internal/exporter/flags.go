@@ -154,8 +154,8 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 	o.web = kingpinflag.AddFlags(app, ":9400")
 }
 
-// addCollectorFlags adds the flags that enable and disable collectors. The returned function gives
-// the names of the enabled collectors after the flags are parsed.
+// addCollectorFlags adds the flags that enable and disable collectors. The returned function
+// gives the names of the enabled collectors after the flags are parsed.
 func addCollectorFlags(app *kingpin.Application) (enabled func() []string) {
 	withoutDefaults := app.Flag("collector.disable-defaults", "Set all collectors to disabled by default.").Bool()
 	type state struct {

@@ -16,7 +16,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// Whatever the arguments are, they are refused in one line or make a configuration that can be used.
+// Any arguments give a one-line error or a usable configuration.
 func FuzzFlags(f *testing.F) {
 	for _, line := range []string{
 		"--audit.device=eth0",
@@ -63,7 +63,7 @@ func FuzzFlags(f *testing.F) {
 	})
 }
 
-// Whatever is asked for, the answer is the metrics of collectors that there are, or says in a few words why not.
+// The answer to any request is metrics of existing collectors, or a short reason.
 func FuzzRequest(f *testing.F) {
 	for _, query := range []string{
 		"", "collect[]=packets", "collect[]=packets&collect[]=packets&exclude[]=", "collect%5B%5D=flows", "exclude[]=events",

@@ -60,7 +60,7 @@ func requestHealth(ctx context.Context, client *http.Client, scheme string) erro
 	response, err := client.Do(request)
 	if err != nil {
 		var alert *net.OpError
-		if errors.As(err, &alert) && alert.Op == "remote error" { // a TLS alert: the client certificate is missing
+		if errors.As(err, &alert) && alert.Op == "remote error" { // TLS: no client certificate
 			return nil
 		}
 		var wrapper *url.Error

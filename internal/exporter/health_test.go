@@ -67,7 +67,7 @@ func TestHealthcheck(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	})
-	t.Run("nobody", func(t *testing.T) {
+	t.Run("no server", func(t *testing.T) {
 		want := "no healthy exporter on 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused"
 		if err := ask("--web.listen-address=127.0.0.1:1"); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
@@ -79,7 +79,7 @@ func TestHealthcheck(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	})
-	t.Run("somebody who does not answer", func(t *testing.T) {
+	t.Run("a server that does not answer", func(t *testing.T) {
 		if testing.Short() {
 			t.Skip("takes as long as an answer may")
 		}

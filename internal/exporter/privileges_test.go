@@ -19,8 +19,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
-// Privileges are dropped when the port is open and the hook attached, with the files of the flags, and before anything is
-// served.
+// Privileges are dropped after the port is open and the hook is attached, and before anything
+// is served. The files of the flags stay accessible.
 func TestPrivilegesAreDropped(t *testing.T) {
 	folder := t.TempDir()
 	trailFile := filepath.Join(folder, "trail")
@@ -74,7 +74,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 	}
 }
 
-// freeAddress returns an address that nobody listens on.
+// freeAddress returns an address without a listener.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -103,7 +103,7 @@ func TestPrivilegesAreKept(t *testing.T) {
 	}
 }
 
-// A file that only a privilege let the exporter read is found before it is needed.
+// A file that the exporter can only read with privileges is an error at the start.
 func TestAnUnreadableWebConfig(t *testing.T) {
 	folder := t.TempDir()
 	config := write(t, filepath.Join(folder, "web.yml"), "basic_auth_users: {}\n")

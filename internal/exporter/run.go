@@ -122,8 +122,8 @@ type exporter struct {
 	isServing bool  // the start has succeeded
 }
 
-// close releases everything in the reverse order of the start. It detaches the hooks that a failed
-// start has attached; after a successful start it keeps those that are pinned.
+// close releases everything in the reverse order of the start. It detaches the hooks that a
+// failed start has attached; after a successful start it keeps those that are pinned.
 func (e *exporter) close() error {
 	var errs []error
 	switch {
@@ -166,8 +166,8 @@ func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Pri
 	return newHandler(set, e.options, e.process.Handlers, e.logger)
 }
 
-// serve serves the metrics, and reads events and windows, until the context is canceled or a part
-// fails.
+// serve serves the metrics, and reads events and windows, until the context is canceled or a
+// part fails.
 func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *collector.Covert) error {
 	e.logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
 	e.isServing = true
@@ -206,7 +206,8 @@ func (e *exporter) openTrail() (err error) {
 	return nil
 }
 
-// reopenTrail reopens the trail on each SIGHUP, after which a rotated file is no longer written.
+// reopenTrail reopens the trail on each SIGHUP, after which a rotated file is no longer
+// written.
 func (e *exporter) reopenTrail(ctx context.Context) error {
 	for {
 		select {
@@ -225,8 +226,8 @@ func (e *exporter) reopenTrail(ctx context.Context) error {
 	}
 }
 
-// newRecorder returns a function that calls write and logs the first failure after a success, and
-// the first success after a failure. Without a trail it does nothing.
+// newRecorder returns a function that calls write and logs the first failure after a success,
+// and the first success after a failure. Without a trail it does nothing.
 func newRecorder(records *trail.Trail, logger *slog.Logger) func(write func() error) {
 	if records == nil {
 		return func(func() error) {}

@@ -25,7 +25,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// TestBadInput has one line for whatever is wrong, before an audit is opened.
+// An invalid flag or file is a one-line error before an audit is opened.
 func TestBadInput(t *testing.T) {
 	dir := t.TempDir()
 	unknownKey := write(t, filepath.Join(dir, "unknown.yml"), "tls_config: {}\n")
@@ -226,7 +226,7 @@ func TestCovertWindows(t *testing.T) {
 	}
 }
 
-// TestFullTrail loses records, says so once, and goes on.
+// Lost records are logged once, and the exporter continues.
 func TestFullTrail(t *testing.T) {
 	e := start(t, "--trail.file=/dev/full")
 	event := &bpf.Event{Device: "eth0"}

@@ -141,9 +141,9 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// newServer returns a server that closes the connections of slow and silent clients. A connection
-// has one request at a time, in HTTP/2 as in HTTP/1, so that a limit on connections also limits
-// requests, including those whose password is still to be compared.
+// newServer returns a server that closes the connections of slow and silent clients. A
+// connection has one request at a time, in HTTP/2 as in HTTP/1, so that a limit on connections
+// also limits requests, including those whose password is still to be compared.
 func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -189,8 +189,8 @@ func newHandler(set *collector.Set, o *options, additional map[string]http.Handl
 	return mux, nil
 }
 
-// limitRequests refuses requests when n are in progress; 0 stands for no limit. An answer is sent
-// after its request has ended, so that a client that does not read blocks no other client.
+// limitRequests refuses requests when n are in progress; 0 stands for no limit. An answer is
+// sent after its request has ended, so that a client that does not read blocks no other client.
 func limitRequests(n int, next http.Handler) http.Handler {
 	if n == 0 {
 		return next

@@ -22,7 +22,7 @@ import (
 
 func TestPages(t *testing.T) {
 	e := start(t, "--no-collector.flows")
-	const unknown = ": there are packets, flags, timing, events, flows, program, covert, trail, privileges\n"
+	const unknown = ": use one of packets, flags, timing, events, flows, program, covert, trail, privileges\n"
 	tests := []struct {
 		path  string
 		code  int
@@ -132,7 +132,7 @@ func TestSeveralAddresses(t *testing.T) {
 	}
 }
 
-// TestShutdown has a scrape under way: it ends before the audit does.
+// A scrape in progress ends before the audit is closed.
 func TestShutdown(t *testing.T) {
 	e := start(t)
 	scraping, finish := make(chan struct{}), make(chan struct{})
@@ -167,7 +167,7 @@ func TestShutdown(t *testing.T) {
 	<-e.audit.closed
 }
 
-// TestShutdownCutsOff has a scrape that does not end, and neither holds up the end nor is an error.
+// A scrape that does not end neither blocks the shutdown nor causes an error.
 func TestShutdownCutsOff(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes as long as a shutdown may")
@@ -193,7 +193,7 @@ func TestShutdownCutsOff(t *testing.T) {
 	<-e.audit.closed
 }
 
-// TestSlowClient sends half a request: the connection is closed on it.
+// The server closes the connection of a client that sends half a request.
 func TestSlowClient(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes as long as a header may")
@@ -223,7 +223,7 @@ func TestLongHeader(t *testing.T) {
 	}
 }
 
-// TestMaxRequests counts filtered and whole scrapes together.
+// The limit counts filtered and complete scrapes together.
 func TestMaxRequests(t *testing.T) {
 	e := start(t, "--web.max-requests=2")
 	var scraping sync.WaitGroup
@@ -252,7 +252,7 @@ func TestMaxRequests(t *testing.T) {
 	scrapes.Wait()
 }
 
-// Clients that connect and say nothing do not keep others out; where there is no limit they are all let in.
+// Silent clients do not block other clients. Without a limit all of them stay connected.
 func TestMaxConnections(t *testing.T) {
 	for _, test := range []struct {
 		limit string
@@ -275,7 +275,7 @@ func TestMaxConnections(t *testing.T) {
 			http.DefaultClient.CloseIdleConnections()
 			open := 0
 			for _, conn := range silent {
-				// Those that are open answer.
+				// An open connection answers.
 				if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 					t.Fatal(err)
 				}
@@ -291,7 +291,7 @@ func TestMaxConnections(t *testing.T) {
 	}
 }
 
-// A client that asks and does not read gets its answer stored, and gives its place among the scrapes away.
+// A client that does not read its answer does not take a place among the parallel scrapes.
 func TestClientThatDoesNotRead(t *testing.T) {
 	handler := limitRequests(1, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Test", "kept")
@@ -315,7 +315,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	<-ended
 }
 
-// blockedWriter does not take the answer until it may go on.
+// blockedWriter blocks each write until goOn.
 type blockedWriter struct {
 	header          http.Header
 	status          int

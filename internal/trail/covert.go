@@ -11,14 +11,15 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
 )
 
-// WriteCovert appends the record of a window of deltas of which tests for covert timing channels alarmed. It has their names
-// in the field covert, which no other record has. An error means that the record is lost, and is counted.
+// WriteCovert appends a record of a window with an alarm. The field "covert", which no other
+// record has, names the tests for covert timing channels that alarmed. An error means that the
+// record is lost; the trail counts it.
 func (t *Trail) WriteCovert(window *bpf.Window, verdict *covert.Verdict) error {
 	return t.write(covertRecord(window, verdict))
 }
 
-// covertRecord returns the keys and values of a record: whose scores reached 1, the scores of all tests that could judge, and
-// whose packets the deltas were between.
+// covertRecord returns the keys and values of a record: the tests that alarmed, the scores of
+// all tests that could judge the window, and the endpoints of the flow.
 func covertRecord(window *bpf.Window, verdict *covert.Verdict) []any {
 	names := make([]string, len(verdict.Tests))
 	for i, test := range verdict.Tests {

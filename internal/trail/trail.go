@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package trail writes the audit trail: one logfmt record for each flagged packet, and for windows of deltas that look like a
-// covert timing channel.
+// Package trail writes the audit trail: one logfmt record for each event of a flagged packet,
+// and for windows of inter-arrival times that look like a covert timing channel.
 //
-// A record is appended with one write, so that lines are whole even when several processes append to a file, and nothing
-// waits in a buffer. What cannot be written is counted: a trail must know what it lost.
+// Each record is appended with a single write. So no record waits in a buffer, and lines stay
+// whole when several processes append to one file. The trail counts the records that could not
+// be written.
 package trail
 
 import (
@@ -38,7 +39,8 @@ type Trail struct {
 	torn bool       // the file ends within a line; guarded by mu
 }
 
-// Open opens the trail at path for appending, and creates it for its owner's eyes only. [Stdout] is standard output.
+// Open opens the trail at path for appending, and creates it with mode 0600. The path [Stdout]
+// is standard output.
 func Open(path string) (*Trail, error) {
 	file, err := open(path)
 	if err != nil {
@@ -50,7 +52,7 @@ func Open(path string) (*Trail, error) {
 	return t, nil
 }
 
-// open returns an error for a pipe without a reader, instead of waiting for one.
+// open does not wait for the reader of a pipe: a pipe without a reader is an error.
 func open(path string) (*os.File, error) {
 	if path == Stdout {
 		return os.Stdout, nil
@@ -58,8 +60,8 @@ func open(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600)
 }
 
-// Write appends the record of one flagged packet. An error means that the record is lost, and is counted; the trail
-// remains open.
+// Write appends the record of one flagged packet. An error means that the record is lost; the
+// trail counts it and remains open.
 func (t *Trail) Write(event *bpf.Event) error {
 	return t.write(record(event))
 }
@@ -79,8 +81,8 @@ func (t *Trail) Records() uint64 { return t.records.Load() }
 // WriteErrors returns the number of records lost.
 func (t *Trail) WriteErrors() uint64 { return t.writeErrors.Load() }
 
-// Reopen opens the file at the trail's path again, for after it was moved away. On an error the trail goes on in the file
-// that it has. Standard output stays as it is.
+// Reopen opens the path of the trail again, which a rotation has given to another file. After
+// an error the trail continues in the old file. Standard output stays open.
 func (t *Trail) Reopen() error {
 	file, err := open(t.path)
 	if err != nil {
@@ -92,12 +94,12 @@ func (t *Trail) Reopen() error {
 	return closeFile(t.file.Swap(file))
 }
 
-// Close closes the file, and does not wait for a write that hangs. What is written after it is lost.
+// Close closes the file. It does not wait for a blocked write. Later records are lost.
 func (t *Trail) Close() error {
 	return closeFile(t.file.Load())
 }
 
-// closeFile leaves standard output, which is not ours, open.
+// closeFile closes a file, except standard output, which belongs to the process.
 func closeFile(file *os.File) error {
 	if file == os.Stdout {
 		return nil
@@ -108,7 +110,8 @@ func closeFile(file *os.File) error {
 	return nil
 }
 
-// writer is a trail to the logger. After a write that a full device cut short, the next begins with the end of that line.
+// writer is the trail as the logger writes to it. If a full device has cut a record short, the
+// next write first ends that line.
 type writer struct {
 	trail *Trail
 }
@@ -127,11 +130,11 @@ func (w writer) Write(line []byte) (int, error) {
 	return n, err
 }
 
-// timeFormat is RFC 3339 with all nine digits, so that records line up and sort.
+// timeFormat is RFC 3339 with all nine digits, so that records align and sort.
 const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 
-// record returns the keys and values of one record: what was measured, the baseline that it was judged by, and whose
-// packet it was.
+// record returns the keys and values of one record: the measurement, the baseline that the
+// packet was scored against, and the endpoints of the flow.
 func record(event *bpf.Event) []any {
 	direction := "early"
 	if event.Late {
@@ -155,8 +158,8 @@ func record(event *bpf.Event) []any {
 	return append(keyvals, "length", event.LenBytes)
 }
 
-// endpoints returns the keys and values that say whose packets a record is about. A transport has its number where it has no
-// name here.
+// endpoints returns the keys and values of the endpoints of a flow. A transport protocol
+// without a name in this program is given by its number.
 func endpoints(source, destination netip.AddrPort, protocol bpf.Protocol, number uint8, vlan uint16) []any {
 	name := protocol.String()
 	if protocol == bpf.ProtocolOther {
@@ -175,7 +178,7 @@ func endpoints(source, destination netip.AddrPort, protocol bpf.Protocol, number
 	return keyvals
 }
 
-// decimal formats with three digits after the point.
+// decimal formats a number with three decimal places.
 func decimal(v float64) string {
 	return strconv.FormatFloat(v, 'f', 3, 64)
 }

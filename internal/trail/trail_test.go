@@ -19,7 +19,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 )
 
-// lateEvent came 5 ms after its predecessor where 1 ms with a standard deviation of 20 µs was usual.
+// lateEvent has a delta of 5 ms, and a baseline of 1 ms with a standard deviation of 20 µs.
 func lateEvent() *bpf.Event {
 	return &bpf.Event{
 		Flag: bpf.Flag{
@@ -143,7 +143,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestPipe has a trail that nobody reads: it must not keep the exporter from starting, nor from ending.
+// A pipe without a reader blocks neither the start nor the end of the exporter.
 func TestPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -192,7 +192,7 @@ func TestFullDevice(t *testing.T) {
 	}
 }
 
-// TestShortWrite lets a limit of the file's size cut a record short, as a full device does.
+// A limit of the file size cuts a record short, as a full device does.
 func TestShortWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trail")
 	trail := openTrail(t, path)
@@ -258,7 +258,7 @@ func TestReopen(t *testing.T) {
 		t.Errorf("%d records before and %d after the rotation, want 2 and 1", lines(rotated), lines(path))
 	}
 
-	// Without its directory the trail cannot be reopened, and goes on in the file that it has.
+	// Without its directory the trail cannot be reopened, and continues in the old file.
 	if err := os.Rename(dir, dir+".moved"); err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestStandardOutput(t *testing.T) {
 	}
 }
 
-// TestConcurrentWrites rotates while several goroutines write: no line may be torn, none may be missing.
+// A rotation while several goroutines write tears and loses no line.
 func TestConcurrentWrites(t *testing.T) {
 	const writers, each = 4, 500
 	dir := t.TempDir()

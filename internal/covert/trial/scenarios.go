@@ -10,7 +10,8 @@ import (
 
 const milliseconds = 1e6
 
-// cover is correlated traffic such as channels hide in: a median of 100 ms, two in three deltas within a factor of 1.8.
+// cover is correlated traffic in which channels hide: a median of 100 ms, two thirds of the
+// deltas within a factor of 1.8.
 func cover(rho float64) traffic.Kind { return traffic.LogAR1(100*milliseconds, 0.6, rho) }
 
 // Legitimate returns flows without a message.
@@ -30,13 +31,13 @@ func Legitimate() []Flows {
 	}
 }
 
-// Channel is a channel that one of the tests sees by itself.
+// Channel is a channel that a single test detects.
 type Channel struct {
 	Flows
 	By covert.Test
 }
 
-// Symbols returns channels that have few deltas, whatever the flow did before.
+// Symbols returns channels with few distinct deltas.
 func Symbols() []Channel {
 	return []Channel{
 		{Flows{"two symbols, jitter 1 %", cover(0.6), traffic.TwoSymbols(50*milliseconds, 100*milliseconds, 0.01)}, covert.Symbols},
@@ -46,7 +47,7 @@ func Symbols() []Channel {
 	}
 }
 
-// Disguised returns channels whose deltas are spread as those of a cover are, which is correlated.
+// Disguised returns channels whose deltas are distributed like those of a correlated cover.
 func Disguised() []Channel {
 	return []Channel{
 		{Flows{"replayed cover, ρ = 0.3", cover(0.3), traffic.ReplayedCover(cover(0.3), covert.WindowLength)}, covert.Autocorrelation},
@@ -59,7 +60,7 @@ func Disguised() []Channel {
 	}
 }
 
-// Faint returns channels at the edge of what the tests see.
+// Faint returns channels that the tests barely detect.
 func Faint() []Flows {
 	slow := traffic.LogAR1(200*milliseconds, 0.6, 0.9)
 	return []Flows{
@@ -70,7 +71,7 @@ func Faint() []Flows {
 	}
 }
 
-// Unseen returns channels that the tests cannot see.
+// Unseen returns channels that the tests do not detect.
 func Unseen() []Flows {
 	independent := traffic.Lognormal(100*milliseconds, 0.6)
 	return []Flows{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package trial finds out how often the tests for covert timing channels alarm, on traffic that is made up.
+// Package trial measures how often the tests for covert timing channels alarm on simulated traffic.
 package trial
 
 import (
@@ -14,27 +14,28 @@ import (
 )
 
 const (
-	// windowsOfFlow are the windows of a flow that are judged, each by the same past.
+	// windowsOfFlow is the number of judged windows of a flow. All are judged against the same
+	// past.
 	windowsOfFlow = 20
 	// TrainingWindows is the length of that past.
 	TrainingWindows = 16
 )
 
-// Flows is what the flows of a trial are like.
+// Flows describes the flows of a trial.
 type Flows struct {
 	Name  string
-	Cover traffic.Kind // before, which is the past that they are judged by; nil: they have none
-	Then  traffic.Kind // what is judged; nil: the cover goes on
+	Cover traffic.Kind // traffic of the past; nil for no past
+	Then  traffic.Kind // judged traffic; nil if the cover continues
 }
 
-// Rate is how many of some windows alarm.
+// Rate is a number of windows and the number of those with an alarm.
 type Rate struct{ Alarms, Windows int }
 
-// Share returns the share of the windows that alarm.
+// Share returns the fraction of windows with an alarm.
 func (r Rate) Share() float64 { return float64(r.Alarms) / float64(r.Windows) }
 
-// Interval returns the Clopper-Pearson interval of the rate for a confidence such as 0.95, as if the windows were
-// independent.
+// Interval returns the Clopper-Pearson interval of the rate for a confidence such as 0.95, as
+// if the windows were independent.
 func (r Rate) Interval(confidence float64) (low, high float64) {
 	tail := (1 - confidence) / 2
 	k, n := float64(r.Alarms), float64(r.Windows)
@@ -54,13 +55,14 @@ func (r Rate) String() string {
 	return fmt.Sprintf("%.4f (%.4f–%.4f)", r.Share(), low, high)
 }
 
-// Result says how often windows alarm.
+// Result has the alarms of a trial.
 type Result struct {
 	Combined Rate // of any test
 	ByTest   [covert.NumTests]Rate
 }
 
-// Run judges windows, at least so many, of flows whose random numbers come from the seed and the name of the flows.
+// Run judges at least the given number of windows. The seed and the name of the flows determine
+// the random numbers.
 func (f Flows) Run(windows int, seed uint64) Result {
 	var result Result
 	meter := covert.NewMeter()
