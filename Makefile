@@ -87,6 +87,11 @@ bench: $(BENCHSTAT) ## measure the BPF programs against their references, for do
 	$(BENCHSTAT) -confidence 0.9 .build/bench.txt
 	$(call give_back,.build)
 
+.PHONY: instructions
+instructions: ## count the instructions per packet, for docs/performance.md
+	@echo ">> counting instructions"
+	INSTRUCTIONS_REPORT="$(CURDIR)/docs/performance.md" $(GO) test -count=1 -run '^TestInstructions$$' ./bpf
+
 .PHONY: bench-compare
 bench-compare: $(BENCHSTAT) ## compare the BPF programs of two commits, BASE=v0.1.0 and HEAD=HEAD (needs root)
 	@echo ">> comparing benchmarks"

@@ -3,8 +3,8 @@
 
 //go:build ignore
 
-/* Generates frames: runs on live frames of BPF_PROG_TEST_RUN and sends each of them out of a device.
- * Can turn one frame into frames of many flows, and write times into their metadata.
+/* Generates frames: runs on live frames of BPF_PROG_TEST_RUN and sends each of them out of a
+ * device. Can turn one frame into frames of many flows, and write times into their metadata.
  */
 
 #include <linux/bpf.h>

@@ -140,18 +140,18 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n,
 /* The state for the next flagged packet of this CPU. */
 static __always_inline struct flag_state *next_flag(struct last_flag *last)
 {
-	/* Saves 12 for a flagged packet: clang would compute the address of an array element for each
-	 * of its members.
+	/* Saves 12 for a flagged packet: clang would compute the address of an array element for
+	 * each of its members.
 	 */
 	void *at = (void *)last + ((last->sequence + 1) & 1) * sizeof(last->states[0]);
 
 	return at + offsetof(struct last_flag, states);
 }
 
-/* A fast test that implies deviation² · (n − 1) < M2 · factor, for a factor of at most 16. It uses n
- * instead of n − 1, and a deviation that is rounded up by up to two units. With deviations below 2¹⁹
- * and n below 2²⁵ the left side fits into 64 bits. Bits of the right side above 64 are lost, which
- * makes it smaller.
+/* A fast test that implies deviation² · (n − 1) < M2 · factor, for a factor of at most 16. It
+ * uses n instead of n − 1, and a deviation that is rounded up by up to two units. With deviations
+ * below 2¹⁹ and n below 2²⁵ the left side fits into 64 bits. Bits of the right side above 64 are
+ * lost, which makes it smaller.
  */
 static __always_inline bool is_surely_inside(__u64 deviation_q16, __u64 n, __u64 m2_low,
 					     __u64 factor)
@@ -212,8 +212,9 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	return outcome & 7;
 }
 
-/* Judges a sample of at most 2³¹ units and adds it to the baseline if it is so near to the mean that
- * it is neither flagged nor clipped, as most are. Otherwise changes nothing and returns false.
+/* Judges a sample of at most 2³¹ units and adds it to the baseline if it is so near to the mean
+ * that it is neither flagged nor clipped, as most are. Otherwise changes nothing and returns
+ * false.
  */
 static __always_inline bool baseline_try_fast(struct baseline *baseline, __u64 sample)
 {
@@ -229,8 +230,8 @@ static __always_inline bool baseline_try_fast(struct baseline *baseline, __u64 s
 	return true;
 }
 
-/* Judges a sample that baseline_try_fast() left and adds it to the baseline. From min_samples on, the
- * added sample is at most four standard deviations from the mean.
+/* Judges a sample that baseline_try_fast() left and adds it to the baseline. From min_samples on,
+ * the added sample is at most four standard deviations from the mean.
  */
 static __always_inline enum outcome baseline_observe_slow(struct baseline *baseline, __u64 sample,
 							  __u64 delta_ns, struct last_flag *last)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* Decides which flagged packets are rare for their device, by the scores of earlier flagged packets.
- * Runs for flagged packets only. Equal to the bit to internal/timing/calibration.go.
+/* Decides which flagged packets are rare for their device, by the scores of earlier flagged
+ * packets. Runs for flagged packets only. Equal to the bit to internal/timing/calibration.go.
  */
 
 #ifndef XDP_AUDIT_CALIBRATION_H
@@ -18,9 +18,9 @@
 #define SCORE_BIN_SHIFT 12 /* 16 bins per octave */
 #define TWELFTH_Q16 5461   /* 1/12 in 2⁻¹⁶ */
 #define REFRESH_NS 1000000ULL
-/* One in SAMPLE_WEIGHT packets far below the tail is counted: those whose number times SAMPLE_STEP is
- * below SAMPLE_BELOW. The step is 2³² over the golden ratio, whose multiples are spread evenly and
- * have no period.
+/* One in SAMPLE_WEIGHT packets far below the tail is counted: those whose number times
+ * SAMPLE_STEP is below SAMPLE_BELOW. The step is 2³² over the golden ratio, whose multiples are
+ * spread evenly and have no period.
  */
 #define SAMPLE_WEIGHT 8
 #define SAMPLE_STEP 0x9e3779b1U
@@ -44,8 +44,8 @@ static __always_inline __u64 min_m2(__u64 n, __u64 mean_q16)
 	return (n - 1) * TWELFTH_Q16 >> 16;
 }
 
-/* A score t²·(1 + 1/n) = d²·(n − 1)/M2, as left / right · 2^base, relative to the score of the lowest
- * bin. The base is in 2⁻¹⁶ octaves.
+/* A score t²·(1 + 1/n) = d²·(n − 1)/M2, as left / right · 2^base, relative to the score of the
+ * lowest bin. The base is in 2⁻¹⁶ octaves.
  */
 struct score {
 	__u64 left;
@@ -123,8 +123,8 @@ static __always_inline void forget_scores(struct calibration *calibration, __u32
 	}
 }
 
-/* Moves the cut of a side to the lowest bin at which the tail is allowed. A global function, so that
- * the verifier follows it once and not once per path to it.
+/* Moves the cut of a side to the lowest bin at which the tail is allowed. A global function, so
+ * that the verifier follows it once and not once per path to it.
  */
 __noinline int settle_cut(struct calibration *calibration, __u32 side)
 {
@@ -192,11 +192,12 @@ __noinline int refresh_calibration(struct device_counters *counters, __u64 now_n
 	return 0;
 }
 
-/* Whether a flagged packet is rare: it and the packets with a score at least as high on its side are
- * not more than the allowed tail. While less than one packet is allowed, all packets are rare. A tail
- * that becomes too large loses its lowest bin at once, and more bins at the next refresh. Of the
- * packets far below the tail, one in eight is counted, with the weight of eight: in a storm of flags
- * they are the majority, and their logarithms would be the largest part of their cost.
+/* Whether a flagged packet is rare: it and the packets with a score at least as high on its side
+ * are not more than the allowed tail. While less than one packet is allowed, all packets are
+ * rare. A tail that becomes too large loses its lowest bin at once, and more bins at the next
+ * refresh. Of the packets far below the tail, one in eight is counted, with the weight of eight:
+ * in a storm of flags they are the majority, and their logarithms would be the largest part of
+ * their cost.
  */
 static __always_inline bool is_rare(struct device_counters *counters, __u64 now_ns,
 				    const struct flag_state *flag)

@@ -28,8 +28,8 @@ static __always_inline struct protocol_counters *cells_of(struct device_counters
 	return &counters->protocols[0][0] + cell;
 }
 
-/* The first delta on any CPU of the device becomes the reference on all of them. A delta of 0 becomes
- * 1, because 0 means that there is no reference.
+/* The first delta on any CPU of the device becomes the reference on all of them. A delta of 0
+ * becomes 1, because 0 means that there is no reference.
  */
 static __noinline __u64 choose_reference(struct device_counters *counters, __u64 delta_ns)
 {

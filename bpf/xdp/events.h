@@ -19,8 +19,8 @@
 #define ENOENT 2
 #define ENOSPC 28
 
-/* The generic cell rate algorithm: at most event_burst_ns / event_interval_ns events at once, and one
- * per event_interval_ns in the long run.
+/* The generic cell rate algorithm: at most event_burst_ns / event_interval_ns events at once, and
+ * one per event_interval_ns in the long run.
  */
 static __always_inline bool allowance_take(struct event_allowance *allowance, __u64 now_ns)
 {
@@ -61,8 +61,8 @@ static __noinline int send_event(struct xdp_md *ctx, const struct event_allowanc
 					     sizeof(*event)));
 }
 
-/* Sends a flag with the key of its flow, for which it parses the frame again. A function of its own,
- * because the event does not fit on the stack of its caller.
+/* Sends a flag with the key of its flow, for which it parses the frame again. A function of its
+ * own, because the event does not fit on the stack of its caller.
  */
 static __noinline int send_flag(struct xdp_md *ctx, const struct event_allowance *allowance,
 				const struct flag_state *flag)

@@ -58,8 +58,8 @@ static __always_inline void set_unlock(struct flow_set *set)
 	store_in_order(&set->lock, 0);
 }
 
-/* Sets the highest bit of each 16-bit lane that equals the mark. May set it in other lanes above the
- * first equal one.
+/* Sets the highest bit of each 16-bit lane that equals the mark. May set it in other lanes above
+ * the first equal one.
  */
 static __always_inline __u64 lanes_equal_to(__u64 lanes, __u64 mark)
 {
@@ -95,9 +95,9 @@ static __always_inline __u64 set_find(const struct flow_set *set, __u64 hash)
 	return FLOW_WAYS;
 }
 
-/* Returns the way for a new flow: the one with the oldest last packet, to within 8 ns. Free ways have
- * last packets at 0, and of several the preferred one is taken. Has no branches: the CPU could not
- * predict them.
+/* Returns the way for a new flow: the one with the oldest last packet, to within 8 ns. Free ways
+ * have last packets at 0, and of several the preferred one is taken. Has no branches: the CPU
+ * could not predict them.
  */
 static __always_inline __u32 set_find_victim(const struct flow_set *set, __u32 preferred)
 {
@@ -144,8 +144,8 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, __u64 way
 	return slot;
 }
 
-/* Inserts a new flow. A function of its own, because few packets get here. It parses the frame again,
- * so that other packets need not keep what the key is made of.
+/* Inserts a new flow. A function of its own, because few packets get here. It parses the frame
+ * again, so that other packets need not keep what the key is made of.
  */
 static __noinline void set_insert(struct xdp_md *ctx, struct flow_set *set, __u64 hash,
 				  __u64 now_ns, struct device_counters *counters)
@@ -231,9 +231,9 @@ static __always_inline enum outcome cold_outcome(enum outcome outcome)
 }
 
 /* Finds or inserts the packet's flow and judges the packet. Reads the clock as late as possible,
- * because the CPU waits there for all earlier instructions. A packet that baseline_try_fast() judges
- * calls no function after the clock, except for the first delta: across a call, values stay only in
- * four registers.
+ * because the CPU waits there for all earlier instructions. A packet that baseline_try_fast()
+ * judges calls no function after the clock, except for the first delta: across a call, values
+ * stay only in four registers.
  */
 static __always_inline enum outcome flow_observe(struct packet_state *state,
 						 const struct packet *packet)

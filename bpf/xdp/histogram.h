@@ -14,8 +14,8 @@
 
 #define HISTOGRAM_CELL_BITS 4
 
-/* The cell of a delta below 2³² ns. Has no branches: the CPU would mispredict them for deltas around
- * a boundary.
+/* The cell of a delta below 2³² ns. Has no branches: the CPU would mispredict them for deltas
+ * around a boundary.
  */
 static __always_inline __u32 histogram_cell(__u64 delta_ns)
 {
@@ -29,7 +29,7 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 	linear &= HISTOGRAM_LINEAR_CELLS - 1;
 	above = (histogram_cuts[linear] - delta_ns) >> 63; /* 1 if the delta is above the cut */
 	cell = 2 * linear;
-	/* Linux 6.1 knows the bounds of a sum. Clang would use OR, whose bounds 6.1 does not know. */
+	/* Clang would use OR in place of +. Linux 6.1 knows bounds of a sum only. */
 	VERIFIER_KNOWS(cell);
 	return cell + above;
 }

@@ -118,16 +118,16 @@ struct audit_config {
 	__u32 set_mask;	   /* number of sets of the flow table − 1 */
 	__u32 clock_source;
 	__u32 min_samples;
-	__u32 baseline_halved_at; /* number of samples at which a baseline is halved */
-	__u32 threshold2_mantissa; /* threshold² = mantissa · 2^exponent; 0: every packet is flagged */
+	__u32 baseline_halved_at;  /* number of samples at which a baseline is halved */
+	__u32 threshold2_mantissa; /* threshold² = mantissa · 2^exponent; 0: flag every packet */
 	__s32 threshold2_exponent;
-	/* If deviation² · (n − 1) < M2 << shortcut_shift, no test is needed. Negative: always test. */
+	/* deviation² · (n − 1) < M2 << shift needs no test. Negative: always test. */
 	__s32 shortcut_shift;
 	__u32 shortcut_factor; /* 1 << shortcut_shift, or 0 */
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */
 	__u32 modes;		  /* bits of enum judging_mode */
-	/* Largest share of the judged packets per side that may become events, in 2⁻³². 0: no limit. */
+	/* Upper bound on the fraction of judged packets reported per side, in 2⁻³². 0: no bound. */
 	__u32 tail_q32;
 	__u32 calibration_halved_at; /* number of judged packets at which a calibration is halved */
 	__s32 score_offset; /* score of the lowest bin of a calibration, in 2⁻¹⁶ octaves */
@@ -135,7 +135,7 @@ struct audit_config {
 	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
 
-/* The identity of a flow. Addresses and ports are in network order. An IPv4 address is in word 0. */
+/* The identity of a flow. Addresses and ports are in network order. IPv4 uses word 0. */
 struct flow_key {
 	__be32 source[4];
 	__be32 destination[4];

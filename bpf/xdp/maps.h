@@ -49,8 +49,8 @@ struct {
 	__type(value, struct flow_set);
 } flow_sets SEC(".maps");
 
-/* The cold part of the flow table. Key: set · FLOW_WAYS + way. Value: the flow in that slot. Writer:
- * the holder of the set's lock, when a flow is inserted.
+/* The cold part of the flow table. Key: set · FLOW_WAYS + way. Value: the flow in that slot.
+ * Writer: the holder of the set's lock, when a flow is inserted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

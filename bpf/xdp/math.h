@@ -26,7 +26,7 @@ static const __u8 debruijn_log2[64] = {
 	/* clang-format on */
 };
 
-/* ⌊log2 v⌋ for v > 0, by table: each branch of a binary search would double the verifier's paths. */
+/* ⌊log2 v⌋ for v > 0, by table: each branch of a search would double the verifier's paths. */
 static __always_inline __u32 log2_u64(__u64 v)
 {
 	v |= v >> 1;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* A parser for nearly all packets: TCP and UDP, over IPv4 without options or IPv6 without extension
- * headers, in one buffer, and not a fragment other than the first. For these its result equals that
- * of parse_frame(), and stays in registers. It leaves all other frames to the complete parser. Saves
- * about 80 instructions per packet.
+/* A parser for nearly all packets: TCP and UDP, over IPv4 without options or IPv6 without
+ * extension headers, in one buffer, and not a fragment other than the first. For these its result
+ * equals that of parse_frame(), and stays in registers. It leaves all other frames to the
+ * complete parser. Saves about 80 instructions per packet.
  */
 
 #ifndef XDP_AUDIT_PARSE_FAST_H

@@ -85,8 +85,8 @@ static __always_inline __u32 load_ports(const void *header)
 	return *(const __be32 *)header;
 }
 
-/* Reads the ports of a packet whose transport header and payload are the `len` bytes at `offset`, all
- * inside the frame. Returns 0, or -1 if the header is truncated or malformed.
+/* Reads the ports of a packet whose transport header and payload are the `len` bytes at `offset`,
+ * all inside the frame. Returns 0, or -1 if the header is truncated or malformed.
  */
 static __always_inline int parse_transport(const struct frame *frame, __u32 offset, __u32 len,
 					   enum family family, __u8 protocol, struct packet *packet)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* MODE_WATCH: records the deltas of some flows in order, for tests that need many of them. User space
- * chooses the flows. It finds busy flows in samples of packets, and watches a flow by writing the
- * number of a watch into the flow's set. All of this runs under the lock of the flow's set.
+/* MODE_WATCH: records the deltas of some flows in order, for tests that need many of them. User
+ * space chooses the flows. It finds busy flows in samples of packets, and watches a flow by
+ * writing the number of a watch into the flow's set. All of this runs under the lock of the
+ * flow's set.
  */
 
 #ifndef XDP_AUDIT_WATCH_H

@@ -3,9 +3,9 @@
 
 //go:build ignore
 
-/* Replays packets of one flow: writes the time of the next packet into the metadata of the frame and
- * tail-calls the program that audits the device, which is the shipped one, unchanged. Runs once per
- * packet in BPF_PROG_TEST_RUN.
+/* Replays packets of one flow: writes the time of the next packet into the metadata of the frame
+ * and tail-calls the program that audits the device, which is the shipped one, unchanged. Runs
+ * once per packet in BPF_PROG_TEST_RUN.
  */
 
 #include <linux/bpf.h>

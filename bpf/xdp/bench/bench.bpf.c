@@ -30,7 +30,9 @@ struct {
 	__type(value, __u64);
 } bench_times SEC(".maps");
 
-/* Key: number of a line. Value: a cache line. Writer: bench_floor_table. Has the size of flow_sets. */
+/* Key: number of a line. Value: a cache line. Writer: bench_floor_table. Has the size of
+ * flow_sets.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

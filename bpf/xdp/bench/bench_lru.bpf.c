@@ -9,8 +9,8 @@
 
 #include "../flow.h"
 
-/* Key: a flow. Value: its baseline. Writer: any CPU. When it is full, the kernel evicts a flow that was
- * not used recently.
+/* Key: a flow. Value: its baseline. Writer: any CPU. When it is full, the kernel evicts a flow
+ * that was not used recently.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

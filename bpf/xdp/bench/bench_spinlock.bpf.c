@@ -3,9 +3,9 @@
 
 //go:build ignore
 
-/* The audit with the same flow table under the kernel's spin lock, for comparison. Loads on Linux 6.9
- * and later, which allow a function call under the lock. Works only with the kernel's clock, which has
- * a time for every packet.
+/* The audit with the same flow table under the kernel's spin lock, for comparison. Loads on Linux
+ * 6.9 and later, which allow a function call under the lock. Works only with the kernel's clock,
+ * which has a time for every packet.
  */
 
 #include "../flow.h"
@@ -26,8 +26,8 @@ struct {
 	__type(value, struct locked_set);
 } bench_locked_sets SEC(".maps");
 
-/* slot_observe(), but leaves the delta in *delta_ns, to be counted without the lock: counting may call
- * a helper. Leaves a delta above the idle timeout where there is none to count.
+/* slot_observe(), but leaves the delta in *delta_ns, to be counted without the lock: counting may
+ * call a helper. Leaves a delta above the idle timeout where there is none to count.
  */
 static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64 now_ns,
 						   __u64 *delta_ns,
