@@ -199,8 +199,8 @@ fi
 members() {
 	local network=$1 internal=$2 expected found what
 	shift 2
-	what="$network is of $* alone"
-	if [[ $internal == true ]]; then what="$network is internal and of $* alone"; fi
+	what="$network has only $*"
+	if [[ $internal == true ]]; then what="$network is internal and has only $*"; fi
 	expected="$internal: $(printf '%s\n' "$@" | sort | tr '\n' ' ')"
 	found="$(docker network inspect -f '{{.Internal}}' "${project}_$network" 2>&1): $(docker ps -q --filter "network=${project}_$network" |
 		xargs -r docker inspect -f '{{or (index .Config.Labels "com.docker.compose.service") .Name}}' | sort | tr '\n' ' ')"

@@ -199,10 +199,10 @@ func fleetReport(classic, native seriesCount) string {
 		name            string
 		classic, native int
 	}{
-		{"for each device", classic.device, native.device},
-		{"of the audit, whatever the devices", classic.shared, native.shared},
+		{"per device", classic.device, native.device},
+		{"per exporter, independent of the devices", classic.shared, native.shared},
 		{"`go_*`, `process_*`, `promhttp_*` (none with `--web.disable-exporter-metrics`)", classic.exporter, native.exporter},
-		{"that Prometheus adds to a target", classic.added, native.added},
+		{"added by Prometheus per target", classic.added, native.added},
 		{"**one device**", classic.total(1), native.total(1)},
 		{"**two devices**", classic.total(2), native.total(2)},
 		{"**four devices**", classic.total(4), native.total(4)},

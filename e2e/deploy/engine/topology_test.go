@@ -326,8 +326,8 @@ func (e *engine) testBroken(t *testing.T) {
 			"docker stop " + prometheus + " " + apache + " " + db, "docker start " + db + " " + apache + " " + prometheus,
 			slices.Concat([]string{
 				"prometheus is healthy", "apache is healthy", "db is healthy", "Prometheus ready", "target up",
-				"gateway TLS for drupal.enclave", "web_net is internal and of enclave apache alone",
-				"app_net is internal and of apache drupal alone", "db_net is internal and of drupal db alone",
+				"gateway TLS for drupal.enclave", "web_net is internal and has only enclave apache",
+				"app_net is internal and has only apache drupal", "db_net is internal and has only drupal db",
 				"Drupal reaches the database", "the enclave's namespace does not reach the database", "Apache does not reach the database",
 			}, series, toApache),
 			"See docker compose logs prometheus.",
@@ -348,7 +348,7 @@ func (e *engine) testBroken(t *testing.T) {
 			"docker network disconnect xdp-audit_db_net enclave_agent && docker network disconnect xdp-audit_db_net " + apache +
 				" && docker network disconnect xdp-audit_app_net enclave_agent && docker network disconnect xdp-audit_edge " + db,
 			[]string{
-				"edge is of enclave alone", "app_net is internal and of apache drupal alone", "db_net is internal and of drupal db alone",
+				"edge has only enclave", "app_net is internal and has only apache drupal", "db_net is internal and has only drupal db",
 				"the enclave's namespace does not reach the database", "Apache does not reach the database",
 			},
 			"disconnect every other container from the network",
