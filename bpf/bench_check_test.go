@@ -5,13 +5,13 @@ package bpf
 
 import "fmt"
 
-// tally is what the audit counted.
+// tally is a part of the audit's counters.
 type tally struct {
 	packets    uint64
 	inserts    uint64
 	evictions  uint64
-	limited    uint64 // events that the rate limit held back
-	suppressed uint64 // events of flags that are not rare
+	limited    uint64 // events that the rate limit suppressed
+	suppressed uint64 // events of flags that are not rare for the device
 	outcomes   [NumOutcomes]uint64
 }
 
@@ -58,37 +58,38 @@ func (t tally) flagged() uint64 {
 	return t.outcomes[OutcomeFlaggedEarly] + t.outcomes[OutcomeFlaggedLate]
 }
 
-// expectation says what an audit must have counted in the warm-up and after it to have done the work that is measured.
+// expectation checks the tallies of the warm-up and of the measured packets. It returns an error if
+// the audit did not do the work that the workload is named after.
 type expectation func(warm, measured tally, config Config) error
 
-// isKnown expects that the warm-up brought so many flows, and that after it every packet was scored. A flow pauses when
-// the machine stands still for longer than the idle timeout.
+// isKnown expects that many flows in the warm-up, and that every packet is scored afterwards. It
+// accepts idle gaps, which occur if the machine stalls for longer than the idle timeout.
 func isKnown(flows uint64) expectation {
 	return func(warm, measured tally, _ Config) error {
 		scored := measured.outcomes[OutcomeJudged] + measured.flagged()
 		switch {
 		case warm.inserts != flows || warm.evictions != 0 || measured.inserts != 0:
-			return fmt.Errorf("not %d flows that keep their slots", flows)
+			return fmt.Errorf("want %d flows, all of which keep their slots", flows)
 		case !isAlmostAll(scored, measured) || scored+measured.outcomes[OutcomeIdleGap] != measured.packets:
-			return fmt.Errorf("not every packet was scored")
+			return fmt.Errorf("some packets were not scored")
 		}
 		return nil
 	}
 }
 
-// isOverfull expects a table that is in use almost everywhere, and in which some flows keep their slots while others lose
-// them to each other: as many flows as slots do not spread over the sets evenly.
+// isOverfull expects a table in which most slots are used, and in which some flows keep their slots
+// while others evict each other: the flows are not distributed evenly over the sets.
 func isOverfull(warm, measured tally, config Config) error {
-	const spread = 0.8 // of the slots are in use at least, since some sets get few flows
+	const minUsed = 0.8 // of the slots: some sets get few flows
 	used := warm.plus(measured).inserts - warm.plus(measured).evictions
 	known := measured.packets - measured.outcomes[OutcomeNewFlow]
 	switch {
-	case float64(used) < spread*float64(config.Slots()):
+	case float64(used) < minUsed*float64(config.Slots()):
 		return fmt.Errorf("only %d slots are in use", used)
 	case measured.outcomes[OutcomeNewFlow] != measured.inserts:
-		return fmt.Errorf("not every new flow got a slot")
+		return fmt.Errorf("some new flows got no slot")
 	case measured.inserts == 0 || known < measured.packets/4:
-		return fmt.Errorf("not some flows that keep their slots and some that do not")
+		return fmt.Errorf("all flows keep their slots, or none do")
 	}
 	return nil
 }
@@ -96,12 +97,12 @@ func isOverfull(warm, measured tally, config Config) error {
 // isNew expects that every packet is the first of a flow.
 func isNew(_, measured tally, _ Config) error {
 	if measured.outcomes[OutcomeNewFlow] != measured.packets || measured.inserts != measured.packets {
-		return fmt.Errorf("not every packet was a new flow")
+		return fmt.Errorf("some packets were not the first of a flow")
 	}
 	return nil
 }
 
-// isSuppressed expects that every packet is flagged, and almost none is rare.
+// isSuppressed expects that every packet is flagged and almost none is rare.
 func isSuppressed(warm, measured tally, _ Config) error {
 	if err := isFlagged(warm, measured); err != nil {
 		return err
@@ -112,20 +113,21 @@ func isSuppressed(warm, measured tally, _ Config) error {
 	return nil
 }
 
-// isLimited expects that every packet is flagged, and almost none becomes an event because of the rate limit.
+// isLimited expects that every packet is flagged and that the rate limit suppresses almost all
+// events.
 func isLimited(warm, measured tally, _ Config) error {
 	if err := isFlagged(warm, measured); err != nil {
 		return err
 	}
 	if !isAlmostAll(measured.limited, measured) {
-		return fmt.Errorf("the rate limit held back few events")
+		return fmt.Errorf("the rate limit suppressed few events")
 	}
 	return nil
 }
 
 func isFlagged(warm, measured tally) error {
 	if warm.inserts != 1 || measured.flagged()+measured.outcomes[OutcomeIdleGap] != measured.packets {
-		return fmt.Errorf("not every packet of one flow was flagged")
+		return fmt.Errorf("some packets were not flagged, or there was more than one flow")
 	}
 	return nil
 }

@@ -15,17 +15,17 @@ import (
 
 const (
 	progNull       = "null"        // returns XDP_PASS
-	progFloor      = "floor"       // reads the clock and stores it
-	progFloorTable = "floor_table" // and changes a random line of an array of the flow table's size
+	progFloor      = "floor"       // reads the clock and stores the time
+	progFloorTable = "floor_table" // as floor, and changes a random line of a large array
 	progAudit      = "audit"
 )
 
-// otherTable is a flow table that the audit could have had.
+// otherTable is an alternative to the audit's flow table, for comparison.
 type otherTable struct {
 	name      string
 	load      func() (*ebpf.CollectionSpec, error)
 	flowsMap  string
-	isPerFlow bool // has an entry for each flow, not for each set
+	isPerFlow bool // one entry per flow, not per set
 	kernel    uint32
 }
 
@@ -34,20 +34,20 @@ var (
 	spinLock = otherTable{name: "spin_lock", load: loadBenchSpinlock, flowsMap: benchSpinlockMapBenchLockedSets, kernel: 6<<16 | 9<<8}
 )
 
-// measurement is a workload on its way through the programs. They take turns, so that a machine that speeds up or slows
-// down does so for all of them.
+// measurement runs a workload through several programs. The programs take turns, so that changes of
+// the machine's speed affect all of them.
 type measurement struct {
 	workload
 	audit    *Audit
-	names    []string // of the programs, in their turn
+	names    []string // of the programs, in order
 	programs map[string]*ebpf.Program
-	costs    map[string][]int // by program: ns a packet in each round
-	warm     map[string]tally // by program: what the warm-up counted
-	counted  map[string]tally // by program: what all rounds counted
-	bytes    int              // of the measured flow table
+	costs    map[string][]int // by program: ns per packet in each round
+	warm     map[string]tally // by program: tally of the warm-up
+	counted  map[string]tally // by program: tally of all rounds
+	bytes    int              // size of the measured flow table
 }
 
-// newMeasurement loads the programs, and pins the test to one CPU.
+// newMeasurement loads the programs and pins the test to one CPU.
 func newMeasurement(t testing.TB, w workload, config Config) *measurement {
 	t.Helper()
 	if w.table != nil {
@@ -81,7 +81,7 @@ func (o *otherTable) needKernel(t testing.TB) {
 	}
 }
 
-// reference returns the program that an audit under this workload cannot be cheaper than.
+// reference returns the name of the program whose cost is a lower bound for an audit.
 func (w workload) reference() string {
 	if w.flows == 1 {
 		return progFloor
@@ -149,8 +149,8 @@ func (m *measurement) loadOther(t testing.TB, table *otherTable) {
 	}
 }
 
-// load loads some programs of an object, with the maps of the audit. names gives the program in the object for each that
-// is wanted.
+// load loads programs of an object, with the maps of the audit. The keys of names are the names in
+// the measurement, the values those in the object.
 func (m *measurement) load(t testing.TB, spec *ebpf.CollectionSpec, names map[string]string) *ebpf.Collection {
 	t.Helper()
 	if err := m.audit.maps.configure(spec, m.audit.config, 0); err != nil {
@@ -180,7 +180,7 @@ func setVariable(t testing.TB, spec *ebpf.CollectionSpec, name string, value uin
 	}
 }
 
-// sourceOffset returns where the last word of the source address is in a frame without tags.
+// sourceOffset returns the offset of the last word of the source address in a frame without tags.
 func sourceOffset(frame []byte) uint32 {
 	const ethernetBytes, inIPv4, inIPv6 = 14, 12, 20
 	if frame[ethernetBytes]>>4 == 6 {
@@ -189,11 +189,11 @@ func sourceOffset(frame []byte) uint32 {
 	return ethernetBytes + inIPv4
 }
 
-// tableBytes returns the bytes of the flow table's hot part.
+// tableBytes returns the size of the flow table's hot part in bytes.
 func tableBytes(c Config) int { return int(c.sets()) * int(unsafe.Sizeof(programFlowSet{})) }
 
-// warmUp sends so many packets through an audit that each flow has the samples that it is judged by, and at least that many
-// through every program.
+// warmUp sends at least that many packets through every program, and through an audit enough for
+// each flow to be judged.
 func (m *measurement) warmUp(t testing.TB, packets int) {
 	t.Helper()
 	for _, name := range m.names {
@@ -208,8 +208,8 @@ func (m *measurement) warmUp(t testing.TB, packets int) {
 	}
 }
 
-// round gives each program its turn. Before that of an audit, each flow gets a packet: its silence since the last turn is
-// none of the traffic's.
+// round runs each program once. Before an audit, each flow gets one more packet, because its
+// silence during the other turns is not part of the traffic.
 func (m *measurement) round(t testing.TB, packets int) {
 	t.Helper()
 	for _, name := range m.names {
@@ -224,7 +224,8 @@ func (m *measurement) round(t testing.TB, packets int) {
 
 func (m *measurement) isAudit(name string) bool { return name != progNull && name != m.reference() }
 
-// turn sends packets through a program, and returns what one of them cost in nanoseconds and what was counted meanwhile.
+// turn sends packets through a program. It returns the cost of a packet in nanoseconds and the
+// tally of the turn.
 func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) {
 	t.Helper()
 	before := tallyOf(m.audit)
@@ -242,7 +243,7 @@ func (m *measurement) turn(t testing.TB, name string, packets int) (int, tally) 
 	return int(cost.Nanoseconds()), counted
 }
 
-// verify fails the test unless what was measured is what the workload is named after.
+// verify fails the test if the workload was not what its name says.
 func (m *measurement) verify(t testing.TB) {
 	t.Helper()
 	if got, want := m.audit.WatchCounts().Flows, int(min(m.flows, m.audit.config.Watches)); got != want {
@@ -273,8 +274,8 @@ func (m *measurement) report(b *testing.B) {
 	b.ReportMetric(measured/audit, "x-audit")
 }
 
-// median returns the median of costs that the kernel cut to whole nanoseconds, as if those that were cut to the same one
-// lay evenly in it.
+// median returns the median of costs that the kernel truncated to whole nanoseconds. It treats
+// equal costs as spread evenly over their nanosecond.
 func median(costs []int) float64 {
 	sorted := slices.Sorted(slices.Values(costs))
 	middle := sorted[len(sorted)/2]

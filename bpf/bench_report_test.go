@@ -19,12 +19,12 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
-// result is what all measurements of a workload found.
+// result holds all measurements of a workload.
 type result struct {
 	workload
-	costs   map[string][]int // by program: ns a packet in each round
+	costs   map[string][]int // by program: ns per packet in each round
 	counted tally            // by the measured program
-	bytes   int              // of its flow table
+	bytes   int              // size of its flow table
 }
 
 func newResult(w workload) *result { return &result{workload: w, costs: map[string][]int{}} }
@@ -39,12 +39,12 @@ func (r *result) merge(m *measurement) {
 
 func (r *result) rounds() int { return len(r.costs[r.reference()]) }
 
-// ratio returns how many times the cost of another program the measured one has.
+// ratio returns the cost of the measured program divided by that of another one.
 func (r *result) ratio(to string) float64 { return median(r.costs[r.measured()]) / median(r.costs[to]) }
 
-// ratios returns the least and the greatest ratio to the reference in a round.
-func (r *result) ratios() (least, greatest float64) {
-	const half = 0.5 // of the nanosecond that the kernel cut off
+// ratios returns the smallest and the largest ratio to the reference in a round.
+func (r *result) ratios() (smallest, largest float64) {
+	const half = 0.5 // mean of what the kernel truncated
 	var all []float64
 	for i, cost := range r.costs[r.measured()] {
 		all = append(all, (float64(cost)+half)/(float64(r.costs[r.reference()][i])+half))
@@ -52,7 +52,7 @@ func (r *result) ratios() (least, greatest float64) {
 	return slices.Min(all), slices.Max(all)
 }
 
-// verdict says which budget is met.
+// verdict names the stricter budget that is met.
 func (r *result) verdict() string {
 	switch ratio := r.ratio(r.reference()); {
 	case r.must == 0:
@@ -65,7 +65,7 @@ func (r *result) verdict() string {
 	return "**no**"
 }
 
-// share returns n as a percentage of the packets; nothing for none.
+// share returns n as a percentage of the packets, or an empty string for 0.
 func (r *result) share(n uint64) string {
 	if n == 0 {
 		return ""
@@ -79,12 +79,12 @@ type report struct {
 	results []*result
 }
 
-// isComplete reports whether nothing was left out.
+// isComplete reports whether all workloads were measured.
 func (r *report) isComplete() bool {
 	return r.size.translated > 0 && !slices.ContainsFunc(r.results, func(r *result) bool { return r.rounds() == 0 })
 }
 
-// writeTo puts the report into a Markdown file, in the place of the one before.
+// writeTo replaces the report in a Markdown file.
 func (r *report) writeTo(path string) error {
 	machine, err := thisMachine()
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *report) markdown(machine machine) string {
 	return b.String()
 }
 
-// leastRounds returns the rounds that every workload had.
+// leastRounds returns the smallest number of rounds of a workload.
 func (r *report) leastRounds() int {
 	return slices.MinFunc(r.results, func(a, b *result) int { return cmp.Compare(a.rounds(), b.rounds()) }).rounds()
 }
@@ -119,10 +119,10 @@ func (r *report) writeBudgets(b *strings.Builder) {
 		if r.table != nil {
 			continue
 		}
-		least, greatest := r.ratios()
+		smallest, largest := r.ratios()
 		fmt.Fprintf(b, "| %s | %.1f | %s %.1f | %.1f | **%.2f** | %.2f–%.2f | %s | %s | %s | %s | %s | %s |\n", r.title,
 			median(r.costs[progNull]), r.reference(), median(r.costs[r.reference()]), median(r.costs[progAudit]),
-			r.ratio(r.reference()), least, greatest, r.share(r.counted.inserts), r.share(r.counted.flagged()), mebibytes(r.bytes),
+			r.ratio(r.reference()), smallest, largest, r.share(r.counted.inserts), r.share(r.counted.flagged()), mebibytes(r.bytes),
 			factor(r.must), factor(r.goal), r.verdict())
 	}
 }
@@ -134,14 +134,15 @@ func (r *report) writeOthers(b *strings.Builder) {
 		if r.table == nil {
 			continue
 		}
-		least, greatest := r.ratios()
+		smallest, largest := r.ratios()
 		fmt.Fprintf(b, "| %s | %s | %s %.1f | %.1f | %.1f | %.2f | %.2f–%.2f | **%.2f** | %s |\n", r.table.name, r.title,
 			r.reference(), median(r.costs[r.reference()]), median(r.costs[progAudit]), median(r.costs[r.measured()]),
-			r.ratio(r.reference()), least, greatest, r.ratio(progAudit), mebibytes(r.bytes))
+			r.ratio(r.reference()), smallest, largest, r.ratio(progAudit), mebibytes(r.bytes))
 	}
 }
 
-// writeNoise writes one sentence on how much the references vary, which do the same for every packet of every round.
+// writeNoise writes one sentence on the variation of the references, which do the same work for
+// every packet.
 func (r *report) writeNoise(b *strings.Builder) {
 	costs := map[string][]int{}
 	for _, r := range r.results {
@@ -167,11 +168,11 @@ func factor(f float64) string {
 	return fmt.Sprintf("%.2f", f)
 }
 
-// machine says what was measured on.
+// machine describes the machine of a measurement.
 type machine struct {
 	cpu      string
 	cores    int
-	kernel   string // its version without the suffix, which may name who built it
+	kernel   string // version without the suffix, which may name the builder
 	jit      string
 	goNumber string
 }
@@ -184,7 +185,7 @@ func thisMachine() (machine, error) {
 	m := machine{cpu: runtime.GOARCH, cores: runtime.NumCPU(), jit: "off", goNumber: strings.TrimPrefix(runtime.Version(), "go")}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
-		return m, fmt.Errorf("asking for the kernel's version: %w", err)
+		return m, fmt.Errorf("reading the kernel's version: %w", err)
 	}
 	m.kernel = regexp.MustCompile(`^[0-9.]*[0-9]`).FindString(unix.ByteSliceToString(name.Release[:]))
 	cpus, err := os.ReadFile("/proc/cpuinfo")
@@ -194,7 +195,7 @@ func thisMachine() (machine, error) {
 	if model := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(cpus); model != nil {
 		m.cpu = string(model[1])
 	}
-	// Without the file the kernel has no other choice than the JIT.
+	// A kernel without this file always uses the JIT.
 	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err != nil || jit[0] != '0' {
 		m.jit = "on"
 	}

@@ -13,21 +13,22 @@ import (
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem bench_spinlock -output-suffix _test benchSpinlock xdp/bench/bench_spinlock.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 const (
-	benchRounds = 15 // at least
-	// Of one turn. Whatever their number, the kernel spends some 20 ms beside, on a dispatcher that it patches before and after.
+	minBenchRounds = 15
+	// benchPackets is the number of packets per turn. Each turn costs the kernel about 20 ms
+	// more, because it patches a dispatcher before and after it.
 	benchPackets = 100_000
-	allFlows     = 1 << 31 // more than there are packets
+	allFlows     = 1 << 31 // more flows than packets
 )
 
-// workload is a kind of traffic that the audit is measured under.
+// workload is a kind of traffic.
 type workload struct {
-	name   string // of the benchmark: results of different revisions are compared by it
-	title  string // in the report
+	name   string // of the benchmark; the key for comparing revisions
+	title  string // row in the report
 	frame  []byte
 	change func(*Config)
-	flows  uint32      // in turn
-	table  *otherTable // measured beside the audit; nil: none
-	must   float64     // the cost may be so many times the reference's; 0: no budget
+	flows  uint32      // number of flows, which take turns
+	table  *otherTable // measured in addition to the audit; nil: none
+	must   float64     // largest ratio of the cost to the reference's; 0: no budget
 	goal   float64
 	check  expectation
 }
@@ -74,8 +75,8 @@ func (w workload) config() Config {
 	return config
 }
 
-// BenchmarkProgram measures what a packet costs; an op is a packet. With BENCH_REPORT=FILE it writes what it found into
-// that file, if it measured everything.
+// BenchmarkProgram measures the cost of a packet; an op is a packet. With BENCH_REPORT=FILE it
+// writes the results into that file, if it measured all workloads.
 func BenchmarkProgram(b *testing.B) {
 	r := report{date: time.Now().UTC()}
 	b.Run("load", func(b *testing.B) { r.size = benchmarkLoad(b) })
@@ -89,7 +90,7 @@ func BenchmarkProgram(b *testing.B) {
 		return
 	}
 	if !r.isComplete() {
-		b.Logf("%s is left as it is: not everything was measured", path)
+		b.Logf("not writing %s: some workloads were not measured", path)
 		return
 	}
 	if err := r.writeTo(path); err != nil {
@@ -97,7 +98,7 @@ func BenchmarkProgram(b *testing.B) {
 	}
 }
 
-// add measures the workload and adds what it found. -count says how often that is.
+// add measures the workload once more and adds the result. -count sets the number of calls.
 func (r *result) add(b *testing.B) {
 	m := newMeasurement(b, r.workload, r.config())
 	m.warmUp(b, benchPackets)
@@ -106,7 +107,7 @@ func (r *result) add(b *testing.B) {
 		m.round(b, benchPackets)
 		rounds++
 	}
-	for ; rounds < benchRounds; rounds++ {
+	for ; rounds < minBenchRounds; rounds++ {
 		m.round(b, benchPackets)
 	}
 	m.verify(b)
@@ -114,7 +115,7 @@ func (r *result) add(b *testing.B) {
 	r.merge(m)
 }
 
-// The workloads are what they are named after, which no timing shows.
+// Each workload is what its name says.
 func TestWorkloads(t *testing.T) {
 	const packets = 10_000
 	for _, w := range workloads() {
@@ -122,7 +123,7 @@ func TestWorkloads(t *testing.T) {
 			config := w.config()
 			config.MinSamples = 2
 			if config.Calibrate != 0 {
-				config.Calibrate = 2e-3 // is learnt in the warm-up
+				config.Calibrate = 2e-3 // learned during the warm-up
 			}
 			m := newMeasurement(t, w, config)
 			m.warmUp(t, packets)
@@ -133,15 +134,15 @@ func TestWorkloads(t *testing.T) {
 	}
 }
 
-// programSize is what the verifier and the compiler make of the program.
+// programSize is the size of the loaded program.
 type programSize struct {
-	verified   uint32 // instructions, those of every path
+	verified   uint32 // instructions that the verifier followed, over all paths
 	translated int    // instructions
-	jited      uint32 // bytes; 0 without a compiler
+	jited      uint32 // bytes of machine code; 0 without the JIT
 	tag        string // the kernel's digest of the instructions
 }
 
-// benchmarkLoad measures how long it takes to load the program; an op is one program.
+// benchmarkLoad measures the time to load the program; an op is one program.
 func benchmarkLoad(b *testing.B) programSize {
 	audit := loadTest(b, workload{}.config())
 	d := audit.devices.listed[0]
