@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 
@@ -53,8 +54,11 @@ func TestHookStateWithoutPrivilege(t *testing.T) {
 		}
 		defer audit.Close()
 		d := audit.devices.listed[0]
-		attached := d.link
-		d.link = kernelLink{secretLink{attached.(kernelLink).Link}}
+		attached, ok := d.link.(kernelLink)
+		if !ok {
+			return fmt.Errorf("the hook is a %T", d.link)
+		}
+		d.link = kernelLink{secretLink{attached.Link}}
 		if !audit.Hooks()[0].Up {
 			t.Error("the hook is up, but reported as down")
 		}
