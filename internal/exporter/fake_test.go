@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -207,4 +208,18 @@ func write(t *testing.T, path, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// expectError expects an error with every phrase in one line of text.
+func expectError(t *testing.T, err error, phrases ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("no error, want one with %q", phrases)
+		return
+	}
+	for _, phrase := range phrases {
+		if line := OneLine(err); !strings.Contains(line, phrase) || strings.Contains(line, "\n") {
+			t.Errorf("got error %q, want %q in one line", line, phrase)
+		}
+	}
 }

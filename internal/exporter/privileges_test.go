@@ -56,9 +56,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 			}
 			args := append([]string{"--audit.device=eth0", "--web.listen-address=" + address}, test.args...)
 			err := run(context.Background(), args, io.Discard, io.Discard, open, drop)
-			if want := "far enough: use --privileges.keep to continue with all privileges"; err == nil || err.Error() != want {
-				t.Errorf("got %v, want %s", err, want)
-			}
+			expectError(t, err, "far enough", "--privileges.keep")
 			select {
 			case <-fake.closed:
 			default:
