@@ -179,12 +179,14 @@ func (s *deviceSet) renamed(d *device) {
 	})
 }
 
-// hookLost removes the hook of a device on which it does not run any more.
+// hookLost removes the hook of a device on which it does not run any more. Readers may use the link
+// until the device has none, so that is first.
 func (s *deviceSet) hookLost(d *device) {
-	if err := s.dropLink(d.link, d.ifindex); err != nil {
+	l := d.link
+	s.write(func() { d.link, d.mode = nil, "" })
+	if err := s.dropLink(l, d.ifindex); err != nil {
 		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
-	s.write(func() { d.link, d.mode = nil, "" })
 }
 
 // vanished notes that no network device has the name of the device any more.

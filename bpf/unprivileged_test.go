@@ -58,7 +58,7 @@ func TestHookStateWithoutPrivilege(t *testing.T) {
 		if !ok {
 			return fmt.Errorf("the hook is a %T", d.link)
 		}
-		d.link = kernelLink{secretLink{attached.Link}}
+		d.link = kernelLink{secretLink(attached)}
 		if !audit.Hooks()[0].Up {
 			t.Error("the hook is up, but reported as down")
 		}
