@@ -2,9 +2,8 @@
 // Copyright The XDP Audit Exporter Authors
 
 // Command checktext checks the wording of text files, the width of comments in Go and C, and the
-// length of Go and C files. Its arguments are the files to check; it skips files of other kinds. It
-// prints one line for each finding, as file:line: message, and ends with exit code 1 if there is
-// one.
+// length of Go and C files. Its arguments are the files to check. It prints one line for each
+// finding, as file:line: message, and exits with code 1 if there is one.
 package main
 
 import (
@@ -50,7 +49,7 @@ func check(path string, content []byte) []finding {
 		return nil
 	}
 	var found []finding
-	if hasProse(path) {
+	if hasOwnWords(path) {
 		found = checkWords(string(content))
 	}
 	if isCode {

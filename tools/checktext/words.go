@@ -55,15 +55,11 @@ func (r rule) isAllowed(text string, start int) bool {
 	return at != nil && at[0] == 0
 }
 
-// hasProse reports whether the wording of a file of that name is checked. The rules quote the words
-// that they forbid, so this program is left out.
-func hasProse(path string) bool {
-	if strings.Contains(filepath.ToSlash(path), "tools/checktext/") {
-		return false
-	}
-	base := filepath.Base(path)
-	return slices.Contains([]string{".go", ".c", ".h", ".md", ".yml", ".yaml", ".sh"}, filepath.Ext(path)) ||
-		strings.HasPrefix(base, "Makefile") || strings.HasPrefix(base, "Dockerfile")
+// hasOwnWords reports whether the authors chose the wording of a file. They did not choose that of
+// licences. The rules quote the words that they forbid, so this program is left out.
+func hasOwnWords(path string) bool {
+	return !strings.Contains(filepath.ToSlash(path), "tools/checktext/") &&
+		!strings.HasPrefix(filepath.Base(path), "LICENSE")
 }
 
 // lineStart is what begins a line of a comment, a quotation or a list.
