@@ -89,7 +89,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 		"Network device to audit, by name or as a glob. Repeatable; a value may hold several, separated by commas.").
 		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
 	app.Flag("audit.follow",
-		"Attach to devices that appear or are recreated later. If given, do not require a device at the start. "+
+		"Attach to devices that appear or are recreated later. If given, the exporter also starts without any device. "+
 			"Enabled by default if --audit.device has a glob.").
 		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
 	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
@@ -107,8 +107,8 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	addFlag(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
 		"Number of samples that a baseline needs before packets are scored.", &c.MinSamples, wholeNumber)
 	addFlag(app, "audit.baseline", "XDP_AUDIT_BASELINE",
-		"Baseline that packets are scored against: that of the flow, or of the device "+
-			"(one per CPU, merged at the scrape).", &c.Baseline, text)
+		"Baseline that packets are scored against: flow, or device (one per CPU, merged at the scrape).",
+		&c.Baseline, text)
 	app.Flag("audit.baseline-file",
 		"File with saved baselines of devices. If the file exists, packets are scored against these baselines and do "+
 			"not change them; otherwise the exporter learns baselines and writes the file. "+
