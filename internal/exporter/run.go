@@ -142,13 +142,17 @@ func (e *exporter) close() error {
 }
 
 // attach loads the programs and attaches them to the devices.
-func (e *exporter) attach() (err error) {
+func (e *exporter) attach() error {
 	open := e.process.open
 	if open == nil {
 		open = func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
 	}
-	e.audit, err = open(e.options.audit, e.logger)
-	return err
+	attached, err := open(e.options.audit, e.logger)
+	if err != nil {
+		return err // attached may be a nil *bpf.Audit, which is not a nil audit
+	}
+	e.audit = attached
+	return nil
 }
 
 // newHandler returns the handler of all paths over the collectors of the flags.

@@ -114,7 +114,7 @@ func TestFailureToOpen(t *testing.T) {
 	address := free.Addr().String()
 	free.Close()
 	failure := errors.New("device eth0 does not exist")
-	open := func(bpf.Config, *slog.Logger) (audit, error) { return nil, failure }
+	open := func(bpf.Config, *slog.Logger) (audit, error) { return (*fakeAudit)(nil), failure }
 	var stderr bytes.Buffer
 	err = run(context.Background(), []string{"--audit.device=eth0", "--web.listen-address=" + address}, io.Discard, &stderr, open, dropNothing)
 	if !errors.Is(err, failure) || OneLine(err) != failure.Error() {
