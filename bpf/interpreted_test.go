@@ -11,8 +11,6 @@ import (
 	"slices"
 	"testing"
 	"unsafe"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
 )
 
 // interpretedProgram is the audit's program in the interpreter, next to the model of what it should
@@ -58,11 +56,10 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int) *interp
 		t.Fatal(err)
 	}
 	m.cpu = interpretedCPU
-	hashKeys := flowtable.Keys(values.HashKeys)
 	return &interpretedProgram{
 		interpreter: m, config: config, firstBuffer: firstBuffer,
 		model: &framesModel{
-			tableModel: newTableModel(config), keys: &hashKeys, owner: values.Owner, sets: uint64(config.sets()), readable: firstBuffer,
+			tableModel: newTableModel(config), keys: &values.HashKeys, owner: values.Owner, sets: uint64(config.sets()), readable: firstBuffer,
 		},
 	}
 }

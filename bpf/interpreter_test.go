@@ -77,8 +77,12 @@ func newInterpreter(spec *ebpf.CollectionSpec, program string) (*interpreter, er
 		}
 		valueSize := (mapSpec.ValueSize + 7) &^ 7
 		values := make([]byte, valueSize*mapSpec.MaxEntries)
-		if len(mapSpec.Contents) > 0 {
-			copy(values, mapSpec.Contents[0].Value.([]byte))
+		for _, element := range mapSpec.Contents {
+			content, ok := element.Value.([]byte)
+			if !ok {
+				return nil, fmt.Errorf("%s has a %T, want bytes", name, element.Value)
+			}
+			copy(values, content)
 		}
 		for _, variable := range spec.Variables {
 			if variable.SectionName == name {

@@ -110,7 +110,7 @@ static __always_inline struct deviation deviation_of(const struct baseline *base
 	__s64 difference = (sample << MEAN_SHIFT) - baseline->mean_q16;
 	struct deviation deviation = { .sign = sign_of(difference) };
 
-	KEEP_IN_REGISTER(deviation.sign); /* 5: clang would derive it from the difference again */
+	KEEP_IN_REGISTER(deviation.sign); /* 2: clang would derive it from the difference again */
 	deviation.q16 = with_sign(difference, deviation.sign);
 	return deviation;
 }

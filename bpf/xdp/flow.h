@@ -140,7 +140,7 @@ static __always_inline struct flow_slot *slot_at(struct flow_set *set, __u64 way
 {
 	struct flow_slot *slot = &set->slots[way];
 
-	KEEP_IN_REGISTER(slot); /* 16: clang would compute the address at each access */
+	KEEP_IN_REGISTER(slot); /* 14: clang would compute the address at each access */
 	return slot;
 }
 
@@ -226,7 +226,7 @@ static __always_inline enum outcome slot_observe(struct packet_state *state, str
 /* An outcome on an unlikely path. */
 static __always_inline enum outcome cold_outcome(enum outcome outcome)
 {
-	KEEP_BRANCH(); /* 6: clang would set the outcome before the condition, for all packets */
+	KEEP_BRANCH(); /* 5: clang would set the outcome before the condition, for all packets */
 	return outcome;
 }
 
