@@ -60,7 +60,7 @@ check-root:
 # The tests of the main module come last, so that their result closes the output. Packages run one
 # at a time, because some put load on the machine and measure its effect.
 .PHONY: test
-test: check-root deps style style-c check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (needs root)
+test: check-root deps style style-c check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (root)
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo ">> running tests with the race detector"; \
 		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \
@@ -79,7 +79,7 @@ test: check-root deps style style-c check_license yamllint shellcheck lint unuse
 	@REQUIRE_BPF=1 $(GO) test -count=1 -p 1 $(TEST_FLAGS) ./...
 
 .PHONY: bench
-bench: $(BENCHSTAT) ## measure the BPF programs against their references, for docs/performance.md (needs root)
+bench: $(BENCHSTAT) ## measure the BPF programs against their references, for docs/performance.md (root)
 	@echo ">> running benchmarks"
 	@mkdir -p .build
 	REQUIRE_BPF=1 BENCH_REPORT="$(CURDIR)/docs/performance.md" $(GO) test -run '^$$' -bench '$(BENCH)' \
@@ -93,38 +93,38 @@ instructions: ## count the instructions per packet, for docs/performance.md
 	INSTRUCTIONS_REPORT="$(CURDIR)/docs/performance.md" $(GO) test -count=1 -run '^TestInstructions$$' ./bpf
 
 .PHONY: bench-compare
-bench-compare: $(BENCHSTAT) ## compare the BPF programs of two commits, BASE=v0.1.0 and HEAD=HEAD (needs root)
+bench-compare: $(BENCHSTAT) ## compare the BPF programs of two commits, BASE=v0.1.0 and HEAD=HEAD (root)
 	@echo ">> comparing benchmarks"
 	@GO="$(GO)" BENCH="$(BENCH)" BENCH_COUNT="$(BENCH_COUNT)" BENCH_TIME="$(BENCH_TIME)" \
 		scripts/bench-compare.sh "$(BASE)" "$(or $(HEAD),HEAD)"
 	$(call give_back,.build)
 
 .PHONY: bench-live
-bench-live: check-root ## measure the audit of a device under real frames, for docs/performance.md (needs root)
+bench-live: check-root ## measure the audit of a device under real frames, for docs/performance.md (root)
 	@echo ">> measuring on a live device"
 	REQUIRE_BPF=1 LIVE_ROUNDS=$(LIVE_ROUNDS) LIVE_REPORT="$(CURDIR)/docs/performance.md" \
 		$(GO) test -v -count=1 -timeout 1h -run '^TestLiveDevice$$' ./e2e
 
 # The documents contain the figures of the default seed, so another seed does not write them.
 .PHONY: evaluate
-evaluate: check-root ## send generated traffic through the BPF program, for docs/statistics.md; SEED=2 prints only (needs root)
+evaluate: check-root ## measure with generated traffic, for docs/statistics.md; SEED=2 only prints (root)
 	@echo ">> evaluating"
 	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..)
 	$(call give_back,docs)
 
 .PHONY: soak
-soak: check-root ## load the exporter for SOAK=10m and check that its resource usage does not grow (needs root)
+soak: check-root ## load the exporter for SOAK=10m and check that it does not grow (root)
 	@echo ">> soaking for $(SOAK)"
 	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
 
 .PHONY: fuzz
-fuzz: check-root ## send FRAMES=10000000 random frames and FUZZTIME=100000x inputs for each parser (needs root)
+fuzz: check-root ## test with FRAMES=10000000 random frames and FUZZTIME=100000x parser inputs (root)
 	@echo ">> sending $(FRAMES) random frames"
 	REQUIRE_BPF=1 FRAMES=$(FRAMES) $(GO) test -v -count=1 -timeout 0 -run '^TestRandomFramesEqualModel$$' ./bpf
 	@GO="$(GO)" scripts/fuzz.sh "$(FUZZTIME)"
 
 .PHONY: demo
-demo: build ## show the exporter at work in network namespaces of its own (needs root)
+demo: build ## show the exporter at work in network namespaces of its own (root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
 
@@ -155,30 +155,30 @@ kubernetes-rules: ## generate the PrometheusRule of deploy/kubernetes from deplo
 	$(call give_back,deploy/kubernetes/base)
 
 .PHONY: fleet-figures
-fleet-figures: check-root ## count the series of the exporter, for docs/fleet.md (needs root)
+fleet-figures: check-root ## count the series of the exporter, for docs/fleet.md (root)
 	@echo ">> counting series"
 	REQUIRE_BPF=1 FLEET_REPORT="$(CURDIR)/docs/fleet.md" $(GO) test -count=1 -run '^TestCardinality$$' ./e2e
 
 .PHONY: test-deploy
-test-deploy: check-root deps ## test the topology of deploy/ on a Docker engine of its own (needs root)
+test-deploy: check-root deps ## test the topology of deploy/ on a Docker engine of its own (root)
 	@echo ">> testing the topology"
 	@TEST_DEPLOY=1 REQUIRE_BPF=1 $(GO) -C e2e/deploy test -v -count=1 -timeout 45m ./engine
 
 # Kernel packages come from the mirror in apt's sources and are kept in .build/kernels. Each guest
 # uses one CPU.
 .PHONY: test-kernels
-test-kernels: check-root deps ## test inside virtual machines with the kernels KERNELS="6.1 6.12" (needs root)
+test-kernels: check-root deps ## test inside virtual machines with the kernels KERNELS="6.1 6.12" (root)
 	@echo ">> testing inside other kernels"
 	@TEST_KERNELS=1 KERNELS="$(KERNELS)" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^(TestInsideKernels|TestFailingGuestsAreNoticed)$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: kernel-table
-kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md (needs root)
+kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md (root)
 	@echo ">> writing the table of kernels"
 	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs/kernels.md" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: faults
-faults: check-root ## kill the exporter at random moments, FAULTS=1000 times without and with pins (needs root)
+faults: check-root ## kill the exporter FAULTS=1000 times, without and with pins (root)
 	@echo ">> killing the exporter at random moments"
 	REQUIRE_BPF=1 FAULTS=$(or $(FAULTS),1000) $(GO) test -v -count=1 -timeout 0 -run '^TestFaults' ./e2e
