@@ -76,8 +76,8 @@ type Config struct {
 	Follow    bool // let Audit.Follow attach devices that appear later
 	AllowNone bool // let Open succeed when it can attach no device
 
-	// MaxDevices is the maximum number of devices at a time if Follow or PinPath is set. It is at
-	// least the number of Devices.
+	// MaxDevices is the maximum number of devices at a time if Follow or PinPath is set. If
+	// Devices has more names, their number is the maximum.
 	MaxDevices uint32
 
 	// PinPath is a directory in a bpf file system. Maps and hooks that are pinned there outlive

@@ -280,8 +280,8 @@ type DeviceSlots struct {
 	Refused int // devices that match a glob and got no slot
 
 	// GoneFlows is the number of flows that vanished devices inserted into the flow table, less
-	// the number that they evicted. With it, the inserts less the evictions of all devices add
-	// up to the used slots.
+	// the number that they evicted. GoneFlows plus the inserts of the other devices, less their
+	// evictions, is the number of used slots.
 	GoneFlows int64
 }
 
