@@ -6,7 +6,7 @@
 include Makefile.common
 
 # The race detector runs the tests of packages that use goroutines and do not need the kernel.
-RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/trail ./internal/timing/... ./internal/traffic/... ./internal/covert
+RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/trail ./internal/covert
 
 # Limits are for a test that hangs: a machine that does much else takes three times as long.
 TEST_FLAGS  ?= -timeout 40m
@@ -57,26 +57,59 @@ check-config: ## check the example configuration and the rules with promtool
 check-root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "test: the tests load BPF programs: run as root" >&2; exit 1; }
 
-# The tests of the main module come last, so that their result closes the output. Packages run one
-# at a time, because some put load on the machine and measure its effect.
+# The steps of test, in this order.
+CHECKS := deps style style-c check_license yamllint shellcheck check-text lint unused check-generate \
+	check-config check-dashboards tarball
+TESTS  := test-race test-fuzz test-tools test-manifests test-kernels test-deploy test-evaluate \
+	test-packages
+
+# The last step stands apart, so that its result closes the output.
 .PHONY: test
-test: check-root deps style style-c check_license yamllint shellcheck lint unused check-generate check-config check-dashboards build tarball ## run every check and every test, including the kernel tests (root)
+test: check-root ## run every check and every test, including the kernel tests (root)
+	@scripts/timed.sh $(MAKE) $(CHECKS) $(TESTS)
+	@$(MAKE) test-load
+
+.PHONY: test-race
+test-race: ## run the tests of goroutines with the race detector
 	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ] && command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo ">> running tests with the race detector"; \
 		$(GO) test -race -count=1 $(TEST_FLAGS) $(RACE_PACKAGES); \
 	else \
 		echo ">> no C compiler: skipping the race detector"; \
 	fi
+
+.PHONY: test-fuzz
+test-fuzz: ## fuzz each parser briefly
 	@GO="$(GO)" scripts/fuzz.sh 20000x
+
+.PHONY: test-tools
+test-tools: ## run the tests of the module of tools
+	@echo ">> running the tests of tools"
 	@$(GO) -C tools test -count=1 ./...
+
+.PHONY: test-manifests
+test-manifests: ## run the tests of compose files and of Kubernetes manifests
 	@echo ">> running the tests of compose files and manifests"
 	@REQUIRE_BPF=1 $(GO) -C e2e/deploy test -count=1 $(TEST_FLAGS) ./...
-	@$(MAKE) test-kernels
-	@$(MAKE) test-deploy
+
+.PHONY: test-evaluate
+test-evaluate: ## run the tests of tools/evaluate
 	@echo ">> running the tests of tools/evaluate"
 	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
-	@echo ">> running all tests"
-	@REQUIRE_BPF=1 $(GO) test -count=1 -p 1 $(TEST_FLAGS) ./...
+
+# These packages put load on the machine and measure its effect, so they run one at a time and
+# nothing runs with them.
+LOADING := bpf|e2e
+
+.PHONY: test-packages
+test-packages: ## run the tests of all packages except those of test-load, in parallel
+	@echo ">> running the tests of packages"
+	@REQUIRE_BPF=1 $(GO) test -count=1 $(TEST_FLAGS) $$($(GO) list ./... | grep -vE '/($(LOADING))$$')
+
+.PHONY: test-load
+test-load: check-root ## run the tests that put load on the machine, one package at a time (root)
+	@echo ">> running the tests that put load on the machine"
+	@REQUIRE_BPF=1 $(GO) test -count=1 -p 1 $(TEST_FLAGS) $$($(GO) list ./... | grep -E '/($(LOADING))$$')
 
 .PHONY: bench
 bench: $(BENCHSTAT) ## measure the BPF programs against their references, for docs/performance.md (root)
