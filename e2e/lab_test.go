@@ -310,9 +310,16 @@ func (p *process) logged(parts ...string) (lines int) {
 	return lines
 }
 
-// expectLog expects exactly one line of the log that contains every part.
+// expectLog expects exactly one line of the log that contains every part. It waits for the line,
+// because a busy machine copies the output of a process later than it answers the next request.
 func (p *process) expectLog(parts ...string) {
 	p.lab.t.Helper()
+	_ = p.lab.tryPoll(func() error {
+		if p.logged(parts...) == 0 {
+			return fmt.Errorf("no line contains %q", parts)
+		}
+		return nil
+	})
 	if lines := p.logged(parts...); lines != 1 {
 		p.lab.t.Errorf("%d lines of the log contain %q, want 1:\n%s", lines, parts, &p.stderr)
 	}
