@@ -51,7 +51,8 @@ func (a *attacker) dial() (net.Conn, error) {
 	return conn, err
 }
 
-// over calls f again and again in a number of goroutines, until the attack ends. Its errors are the attacker's concern.
+// over calls f again and again in a number of goroutines, until the attack ends. Its errors are
+// the attacker's concern.
 func (a *attacker) over(n int, f func() error) {
 	var running sync.WaitGroup
 	for range n {
@@ -205,8 +206,8 @@ var attacks = []struct {
 	}},
 }
 
-// Whatever somebody does who reaches the port, who is entitled to is answered in time, the audit goes on exactly, and
-// descriptors and memory come back.
+// Whatever somebody does who reaches the port, who is entitled to is answered in time, the audit
+// goes on exactly, and descriptors and memory come back.
 func TestAttacksOnThePort(t *testing.T) {
 	for _, attack := range attacks {
 		t.Run(attack.name, func(t *testing.T) {
@@ -287,7 +288,8 @@ func TestAttacksOnThePort(t *testing.T) {
 	}
 }
 
-// honest returns a client that connects anew for each request, and has what it takes to be answered.
+// honest returns a client that connects anew for each request, and has what it takes to be
+// answered.
 func (s secured) honest(t *testing.T, l *lab) *http.Client {
 	t.Helper()
 	transport := &http.Transport{DialContext: l.audited.Namespace.Dial, DisableKeepAlives: true}
@@ -300,7 +302,8 @@ func (s secured) honest(t *testing.T, l *lab) *http.Client {
 	return client
 }
 
-// askForCertificates makes the configuration one that wants a client's certificate, which its own is.
+// askForCertificates makes the configuration one that wants a client's certificate, which its own
+// is.
 func (s secured) askForCertificates(t *testing.T) {
 	t.Helper()
 	config, err := os.ReadFile(s.config)

@@ -33,8 +33,8 @@ func (c seriesCount) total(devices int) int {
 // addedByPrometheus is the number of series that a server stores for each target of its own accord.
 const addedByPrometheus = 5
 
-// countSeries counts what a server stores of a page. A native histogram is one series, a classic one a series for each bucket
-// and two more.
+// countSeries counts what a server stores of a page. A native histogram is one series, a classic
+// one a series for each bucket and two more.
 func countSeries(families map[string]*dto.MetricFamily, device string, isNative bool) seriesCount {
 	c := seriesCount{added: addedByPrometheus}
 	for name, family := range families {
@@ -65,8 +65,8 @@ func countSeries(families map[string]*dto.MetricFamily, device string, isNative 
 	return c
 }
 
-// What docs/fleet.md says of the number of series is what the exporter has, and what Prometheus stores. FLEET_REPORT=path
-// writes the figures anew.
+// What docs/fleet.md says of the number of series is what the exporter has, and what Prometheus
+// stores. FLEET_REPORT=path writes the figures anew.
 func TestCardinality(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")
@@ -176,7 +176,8 @@ func (l *lab) stored(t *testing.T, server string, flags []string) int {
 		if p.hasEnded() {
 			t.Fatalf("Prometheus ended: %s", &p.stderr)
 		}
-		// Whole scrapes only: up is written last, and the first scrape is not counted by promhttp_* yet.
+		// Whole scrapes only: up is written last, and the first scrape is not counted by
+		// promhttp_* yet.
 		if _, err = l.query(client, `min_over_time(up{job="xdp_audit"}[1m]) == 1 and count_over_time(up{job="xdp_audit"}[1m]) > 2`); err != nil {
 			return err
 		}

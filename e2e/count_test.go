@@ -49,9 +49,10 @@ func TestUDPIsCountedExactly(t *testing.T) {
 	}
 }
 
-// A connection decides by itself into how many segments it cuts its data, and when it acknowledges. How many frames arrived
-// is therefore asked of the driver: the receive statistics of a veth are counted by its NAPI poll, one for each frame that it
-// hands to XDP. In native mode there are no merged frames on it, since the kernel turns segmentation offload off at the peer.
+// A connection decides by itself into how many segments it cuts its data, and when it
+// acknowledges. How many frames arrived is therefore asked of the driver: the receive statistics
+// of a veth are counted by its NAPI poll, one for each frame that it hands to XDP. In native mode
+// there are no merged frames on it, since the kernel turns segmentation offload off at the peer.
 func TestTCPIsCountedExactly(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)

@@ -41,8 +41,9 @@ func (f *timedFlow) send(t *testing.T, l *lab, packets int) {
 	}
 }
 
-// Two flows at injected times, of which one is a channel of two symbols: its windows alarm from the first on, and those of
-// the other do not. When that one becomes a channel that repeats its own deltas, its past gives it away.
+// Two flows at injected times, of which one is a channel of two symbols: its windows alarm from
+// the first on, and those of the other do not. When that one becomes a channel that repeats its
+// own deltas, its past gives it away.
 func TestCovertChannelsAlarm(t *testing.T) {
 	cover := timings.LogAR1(1e6, 0.6, 0.9)
 	legitimate, channel := newTimedFlow(1001, cover), newTimedFlow(1002, timings.TwoSymbols(1e6, 2e6, 0.02))

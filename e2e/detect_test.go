@@ -21,9 +21,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// Steady packets, some of which are sent late together with all that follow, so that a late packet does not make its
-// successor early. When the machine is busy it sends others late as well, which are flagged with the same right: what the
-// test demands is that planted packets are found, and that the records tell the truth.
+// Steady packets, some of which are sent late together with all that follow, so that a late
+// packet does not make its successor early. When the machine is busy it sends others late as
+// well, which are flagged with the same right: what the test demands is that planted packets are
+// found, and that the records tell the truth.
 func TestLatePacketsAreFlagged(t *testing.T) {
 	const (
 		packets  = 4000
@@ -91,7 +92,8 @@ func TestLatePacketsAreFlagged(t *testing.T) {
 		t.Error("no planted packet was flagged")
 	}
 
-	// Records of two CPUs are written as their rings are read, which is not the order of their times.
+	// Records of two CPUs are written as their rings are read, which is not the order of their
+	// times.
 	last := slices.MaxFunc(records, func(a, b record) int { return strings.Compare(a["time"], b["time"]) })
 	for metric, want := range map[string]float64{
 		"last_tscore":        math.Abs(last.number(t, "tscore")),
@@ -178,8 +180,8 @@ func (r record) check(t *testing.T, f *flow) {
 	}
 }
 
-// packet returns the index of the packet that a record is about: the one that was sent at its time. It is −1 if there is
-// none, because the machine handled it only after it was sent.
+// packet returns the index of the packet that a record is about: the one that was sent at its
+// time. It is −1 if there is none, because the machine handled it only after it was sent.
 func (r record) packet(begins, ends []time.Time) int {
 	at, err := time.Parse(time.RFC3339Nano, r["time"])
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faults returns how often the exporter is killed in a test: as FAULTS says, or else as often as there is time for.
+// faults returns how often the exporter is killed in a test: as FAULTS says, or else as often as
+// there is time for.
 func faults(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("FAULTS")
@@ -77,8 +78,9 @@ func (e *exporter) killAfter(random *rand.Rand, limit time.Duration) {
 	e.wait()
 }
 
-// keepReceiving lets a device receive in the same way with a program as without. Otherwise a veth pair throws away what is in
-// its ring when native XDP is taken off it, whoever does that: a packet or two in some hundred times under load.
+// keepReceiving lets a device receive in the same way with a program as without. Otherwise a veth
+// pair throws away what is in its ring when native XDP is taken off it, whoever does that: a
+// packet or two in some hundred times under load.
 func (l *lab) keepReceiving(device string) {
 	l.t.Helper()
 	value := struct{ command, data uint32 }{unix.ETHTOOL_SGRO, 1}
@@ -104,7 +106,8 @@ func (l *lab) keepReceiving(device string) {
 	}
 }
 
-// Killed at any moment, an exporter without pins leaves nothing attached. Every packet arrives meanwhile.
+// Killed at any moment, an exporter without pins leaves nothing attached. Every packet arrives
+// meanwhile.
 func TestFaults(t *testing.T) {
 	l := newLab(t)
 	l.keepReceiving(device)
@@ -128,7 +131,8 @@ func TestFaults(t *testing.T) {
 	l.startExporter(args...).expectStopped()
 }
 
-// Killed at any moment, an exporter with pins leaves an audit that goes on, and that the next one takes over.
+// Killed at any moment, an exporter with pins leaves an audit that goes on, and that the next one
+// takes over.
 func TestFaultsWithPins(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -169,7 +173,8 @@ func TestFaultsWithPins(t *testing.T) {
 	l.unpin(folder)
 }
 
-// Killed at any moment of a change of the layout, an exporter leaves a hook, and pins that the next one takes over or replaces.
+// Killed at any moment of a change of the layout, an exporter leaves a hook, and pins that the
+// next one takes over or replaces.
 func TestFaultsInChangesOfTheLayout(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)

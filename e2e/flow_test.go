@@ -24,9 +24,9 @@ import (
 
 // pair is a veth pair from the sender's namespace to the audited one.
 //
-// A test that compares packets sent with packets counted asks the driver how many arrived, never a UDP server: a frame is
-// lost when the queue of the pair is full, and a datagram when the buffer of its socket is, on a busy machine and through no
-// fault of the audit.
+// A test that compares packets sent with packets counted asks the driver how many arrived, never
+// a UDP server: a frame is lost when the queue of the pair is full, and a datagram when the
+// buffer of its socket is, on a busy machine and through no fault of the audit.
 type pair struct {
 	lab             *lab
 	audited, sender netlab.End
@@ -67,8 +67,9 @@ func (f frames) minus(before frames) frames {
 // all returns the frames that have an end.
 func (f frames) all() uint64 { return f.received + f.dropped }
 
-// frames asks the sender's end, which keeps its name: what veth says it has transmitted is what its peer has received. The
-// file is read without the lock of the network configuration, which an exporter holds for long while it attaches.
+// frames asks the sender's end, which keeps its name: what veth says it has transmitted is what
+// its peer has received. The file is read without the lock of the network configuration, which an
+// exporter holds for long while it attaches.
 func (p *pair) frames() frames {
 	p.lab.t.Helper()
 	f, err := p.tryFrames()
@@ -89,7 +90,8 @@ func (p *pair) tryFrames() (f frames, err error) {
 		if string(bytes.TrimSpace(name)) != p.sender.Device {
 			continue
 		}
-		// Bytes, packets, errors, dropped and four more of what was received, then the same of what was transmitted.
+		// Bytes, packets, errors, dropped and four more of what was received, then the same of
+		// what was transmitted.
 		fields := bytes.Fields(values)
 		if len(fields) != 16 {
 			return f, fmt.Errorf("%d statistics of %s, want 16: %s", len(fields), p.sender.Device, line)
@@ -102,7 +104,8 @@ func (p *pair) tryFrames() (f frames, err error) {
 	return f, fmt.Errorf("no device %s in\n%s", p.sender.Device, text[:n])
 }
 
-// settled returns the frames since an earlier time, of which there were so many, once all of them are received or dropped.
+// settled returns the frames since an earlier time, of which there were so many, once all of them
+// are received or dropped.
 func (p *pair) settled(before frames, sent uint64) (now frames) {
 	p.lab.t.Helper()
 	p.lab.poll(func() error {
@@ -120,7 +123,8 @@ func (p *pair) expectCounted(s scrape, sent uint64) {
 	p.expectPackets(s, p.settled(frames{}, sent))
 }
 
-// expectPackets expects that an audit which saw all frames of a pair has counted those that the driver received.
+// expectPackets expects that an audit which saw all frames of a pair has counted those that the
+// driver received.
 func (p *pair) expectPackets(s scrape, now frames) {
 	p.lab.t.Helper()
 	if got := s.sum("packets_total", "device="+p.audited.Device); got != float64(now.received) {
@@ -206,8 +210,8 @@ func (f *flow) receive() {
 	}
 }
 
-// send writes packets. It waits for the driver after every few, so that the queue of the pair does not overflow unless others
-// fill it.
+// send writes packets. It waits for the driver after every few, so that the queue of the pair
+// does not overflow unless others fill it.
 func (f *flow) send(packets int) error {
 	const atATime = 32
 	payload := make([]byte, f.payload)
@@ -237,7 +241,8 @@ func (f *flow) send(packets int) error {
 	return nil
 }
 
-// ends returns how many frames of the pair have an end. Those of a flow within a namespace have one once they are written.
+// ends returns how many frames of the pair have an end. Those of a flow within a namespace have
+// one once they are written.
 func (f *flow) ends() (uint64, error) {
 	if f.pair == nil {
 		return f.written.Load(), nil
@@ -256,8 +261,9 @@ func await(ready func() error) error {
 	}
 }
 
-// checkArrival returns an error unless the packets that the driver received went on to the server unchanged, or found the
-// buffer of its socket full. Frames of the pair that were dropped may be this flow's or another's.
+// checkArrival returns an error unless the packets that the driver received went on to the server
+// unchanged, or found the buffer of its socket full. Frames of the pair that were dropped may be
+// this flow's or another's.
 func (f *flow) checkArrival() error {
 	return await(func() error {
 		dropped := uint64(0)
@@ -301,7 +307,8 @@ func (f *flow) overflowed() (packets uint64, err error) {
 	return uint64(values[drops]), err
 }
 
-// send sends packets until the driver has received so many more. Nothing else may be sent over the pair meanwhile.
+// send sends packets until the driver has received so many more. Nothing else may be sent over
+// the pair meanwhile.
 func (l *lab) send(f *flow, packets int) {
 	l.t.Helper()
 	for packets > 0 {
@@ -347,8 +354,8 @@ func (s *stream) halt() {
 	s.running.Wait()
 }
 
-// end returns what the driver knows of all frames of the pair, once those of the stream are received or dropped. It is an
-// error if there was none, and if one did not go on to the server.
+// end returns what the driver knows of all frames of the pair, once those of the stream are
+// received or dropped. It is an error if there was none, and if one did not go on to the server.
 func (s *stream) end() (frames, error) {
 	s.halt()
 	if s.err != nil {

@@ -94,7 +94,8 @@ func (e *exporter) expectPackets(device string, want float64) {
 	}
 }
 
-// A device that matches a glob is attached when it appears, its series end when it vanishes, and go on when it is back.
+// A device that matches a glob is attached when it appears, its series end when it vanishes, and
+// go on when it is back.
 func TestAGlobIsFollowed(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited*")
@@ -135,7 +136,8 @@ func TestANameIsFollowed(t *testing.T) {
 		l.send(l.newFlow(second.IPv4.Addr()), 100)
 		e.expectPackets("audited1", float64(100*(round+1)))
 		l.delete("audited1")
-		// The hook is down as soon as the kernel says so, and the series end at the exporter's next look at the devices.
+		// The hook is down as soon as the kernel says so, and the series end at the exporter's
+		// next look at the devices.
 		e.await(func(s scrape) error {
 			for name := range s {
 				if got := s.series(name, "device=audited1"); len(got) != 0 && name != "hook_up" {
@@ -148,7 +150,8 @@ func TestANameIsFollowed(t *testing.T) {
 	e.expectStopped()
 }
 
-// Under its new name a device is another one. The hook stays on it, so that no packet goes uncounted meanwhile.
+// Under its new name a device is another one. The hook stays on it, so that no packet goes
+// uncounted meanwhile.
 func TestARenamedDevice(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited*")
@@ -434,7 +437,8 @@ func (l *lab) sendSized(payload, packets int) {
 	}
 }
 
-// restoreNeighbours tells both ends the other's hardware address again, which a device forgets when it is set down.
+// restoreNeighbours tells both ends the other's hardware address again, which a device forgets
+// when it is set down.
 func (l *lab) restoreNeighbours() {
 	l.t.Helper()
 	ends := []netlab.End{l.audited, l.sender}
@@ -469,8 +473,8 @@ func TestARefusalGivesTheReason(t *testing.T) {
 	}
 }
 
-// A device that was refused from the start is attached soon after what was in the way is gone: another's program, or one on
-// the bridge that it was a port of.
+// A device that was refused from the start is attached soon after what was in the way is gone:
+// another's program, or one on the bridge that it was a port of.
 func TestRefusedDevicesAreAttachedWhenTheyCanBe(t *testing.T) {
 	l := newBridgeLab(t)
 	l.connect("audited1", "sender1", 1)
@@ -490,7 +494,8 @@ func TestRefusedDevicesAreAttachedWhenTheyCanBe(t *testing.T) {
 	e.endWith(syscall.SIGTERM)
 }
 
-// Followed and pinned: what vanishes while no exporter runs is let go by the next, and what appears is attached.
+// Followed and pinned: what vanishes while no exporter runs is let go by the next, and what
+// appears is attached.
 func TestFollowingAcrossARestart(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)

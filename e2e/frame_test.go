@@ -14,8 +14,8 @@ import (
 // generatedFrame is a UDP frame of 60 bytes from port 1000 to port 53.
 func generatedFrame() []byte { return makeFrame(unix.IPPROTO_UDP, 53) }
 
-// makeFrame returns a frame of 60 bytes with 26 bytes of UDP, TCP or SCTP from port 1000 on. No device has its hardware
-// address, so that the network stack drops it when it comes to IP.
+// makeFrame returns a frame of 60 bytes with 26 bytes of UDP, TCP or SCTP from port 1000 on. No
+// device has its hardware address, so that the network stack drops it when it comes to IP.
 func makeFrame(protocol byte, destinationPort uint16) []byte {
 	frame := make([]byte, 60)
 	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00})

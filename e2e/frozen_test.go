@@ -13,15 +13,17 @@ import (
 	"time"
 )
 
-// The exporter learns, saves when it ends, and audits against what it saved after a restart, at injected times: a drift so slow
-// that a baseline which is taught follows it flags ever more packets against one that is not.
+// The exporter learns, saves when it ends, and audits against what it saved after a restart, at
+// injected times: a drift so slow that a baseline which is taught follows it flags ever more
+// packets against one that is not.
 func TestSlowDriftAgainstASavedBaseline(t *testing.T) {
 	const (
 		packets   = 300_000
 		deviation = 20e3 // ns
 		drift     = 10 * deviation
 	)
-	// schedule returns times with deltas of 1 ms and more, which grow by the drift from the first to the last.
+	// schedule returns times with deltas of 1 ms and more, which grow by the drift from the first
+	// to the last.
 	schedule := func(drift float64) []uint64 {
 		random := rand.New(rand.NewPCG(7, 8))
 		times := make([]uint64, packets)

@@ -21,11 +21,12 @@ import (
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem generator -output-suffix _test generator generator.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
-// generator sends frames out of a device from inside the kernel, at rates that no socket reaches and at times that it
-// makes up. A receiver with native XDP on the other end of the pair has to be there first.
+// generator sends frames out of a device from inside the kernel, at rates that no socket reaches
+// and at times that it makes up. A receiver with native XDP on the other end of the pair has to
+// be there first.
 //
-// All frames go out from one CPU, and after each batch the receiver handles them there: they stay in order, and none finds
-// its queue full.
+// All frames go out from one CPU, and after each batch the receiver handles them there: they stay
+// in order, and none finds its queue full.
 type generator struct {
 	from       netlab.End
 	objects    generatorObjects
@@ -114,7 +115,8 @@ func newGenerator(t testing.TB, from netlab.End, options generatorOptions) *gene
 	return g
 }
 
-// send sends a frame at least n times: an interruption makes it begin again. Frames for which there is no time are not sent.
+// send sends a frame at least n times: an interruption makes it begin again. Frames for which
+// there is no time are not sent.
 func (g *generator) send(frame []byte, n int) error {
 	return g.from.Namespace.Do(func() error {
 		return onCPU(g.cpu, func() error {
@@ -145,7 +147,8 @@ func (g *generator) sent() (n uint64, err error) {
 	return n, g.objects.Sent.Get(&n)
 }
 
-// rate returns the frames a second since the last restart. It leaves out what the kernel takes to begin and to end.
+// rate returns the frames a second since the last restart. It leaves out what the kernel takes to
+// begin and to end.
 func (g *generator) rate() (float64, error) {
 	var number, first, last uint64
 	err := errors.Join(g.objects.Number.Get(&number), g.objects.FirstNs.Get(&first), g.objects.LastNs.Get(&last))
@@ -159,7 +162,8 @@ func (g *generator) rate() (float64, error) {
 	return float64(timed) / time.Duration(last-first).Seconds(), nil
 }
 
-// lastCPU returns the last CPU that this process may run on: many machines handle most interrupts on the first.
+// lastCPU returns the last CPU that this process may run on: many machines handle most interrupts
+// on the first.
 func lastCPU() (int, error) {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
@@ -190,7 +194,8 @@ func onCPU(cpu int, f func() error) error {
 	return errors.Join(err, unix.SchedSetaffinity(0, &before))
 }
 
-// inRealtime calls f on a thread that no ordinary one interrupts. The calling goroutine has to be locked to it.
+// inRealtime calls f on a thread that no ordinary one interrupts. The calling goroutine has to be
+// locked to it.
 func inRealtime(f func() error) error {
 	// Where real-time scheduling is not allowed, sending is only less steady.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)

@@ -183,7 +183,8 @@ func mayBeEmpty() map[string]string {
 	return map[string]string{"Program, per run": runtime, "Program, cores": runtime}
 }
 
-// shortened replaces the windows of rules and dashboards by some that a test can wait for, in the same order.
+// shortened replaces the windows of rules and dashboards by some that a test can wait for, in the
+// same order.
 func shortened(t *testing.T, text string) string {
 	t.Helper()
 	windows := map[string]string{
@@ -209,7 +210,8 @@ func replaceAll(t *testing.T, text, before, after string) string {
 	return strings.ReplaceAll(text, before, after)
 }
 
-// startShortened starts a Prometheus with the configuration and the rules of deploy, at intervals that a test can wait for.
+// startShortened starts a Prometheus with the configuration and the rules of deploy, at intervals
+// that a test can wait for.
 func (l *lab) startShortened(server string) *process {
 	l.t.Helper()
 	folder := l.t.TempDir()
@@ -235,8 +237,8 @@ func (l *lab) startShortened(server string) *process {
 	})
 }
 
-// keepSending sends a packet a millisecond until the test ends, every fiftieth of them late, and now and then one of a new
-// flow.
+// keepSending sends a packet a millisecond until the test ends, every fiftieth of them late, and
+// now and then one of a new flow.
 func (l *lab) keepSending(to netip.Addr) {
 	l.t.Helper()
 	f := l.newFlow(to)
@@ -342,8 +344,9 @@ func substituted(t *testing.T, expr, instance, device string) string {
 	return strings.NewReplacer("$__rate_interval", "3s", "$instance", instance, "$device", device).Replace(shortened(t, expr))
 }
 
-// Every query of every dashboard is asked of a Prometheus that scrapes the exporter under traffic, with the rules of
-// deploy. Where a panel should show something, it does, and its legends name labels that are there.
+// Every query of every dashboard is asked of a Prometheus that scrapes the exporter under
+// traffic, with the rules of deploy. Where a panel should show something, it does, and its
+// legends name labels that are there.
 func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")

@@ -51,7 +51,8 @@ func buildBefore(t *testing.T) string {
 }
 
 // Another version over the pins of one either continues, so that packets received are packets
-// counted, or says in one line that it begins again. It continues if the maps of both mean the same.
+// counted, or says in one line that it begins again. It continues if the maps of both mean the
+// same.
 func TestHandOverBetweenVersions(t *testing.T) {
 	older := buildBefore(t)
 	for _, versions := range []struct{ description, first, second string }{

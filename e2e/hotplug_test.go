@@ -14,9 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A CPU is taken away from the whole machine for a second, and given back, while packets arrive: none is lost or counted
-// twice, and scrapes go on. Its events find a ring again if the exporter may open one, and if not, the log says that they are
-// lost. Only with CPU_HOTPLUG=1, as it is felt by whatever else runs.
+// A CPU is taken away from the whole machine for a second, and given back, while packets arrive:
+// none is lost or counted twice, and scrapes go on. Its events find a ring again if the exporter
+// may open one, and if not, the log says that they are lost. Only with CPU_HOTPLUG=1, as it is
+// felt by whatever else runs.
 func TestACPUGoesAndComesBack(t *testing.T) {
 	if os.Getenv("CPU_HOTPLUG") != "1" {
 		t.Skip("CPU_HOTPLUG=1 takes a CPU away from the machine for a second, again and again")

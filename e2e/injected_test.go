@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// The built exporter on a device in native mode, where every frame brings its time with it: what the network and the
-// scheduler do to the frames cannot disturb the figures. On steady traffic, delays of eight standard deviations are found,
-// and hardly anything else.
+// The built exporter on a device in native mode, where every frame brings its time with it: what
+// the network and the scheduler do to the frames cannot disturb the figures. On steady traffic,
+// delays of eight standard deviations are found, and hardly anything else.
 func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 	const (
 		packets   = 200_000

@@ -79,7 +79,8 @@ func (l *lab) connect(audited, sender string, index byte) (a, s netlab.End) {
 	return a, s
 }
 
-// attached returns the devices of the audited namespace that hold an XDP program, with the mode that the kernel tells.
+// attached returns the devices of the audited namespace that hold an XDP program, with the mode
+// that the kernel tells.
 func (l *lab) attached() map[string]uint32 {
 	l.t.Helper()
 	links, err := l.audited.Namespace.Links()
@@ -148,7 +149,8 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// start starts a command, which is killed at the end of the test if it still runs. Each edit changes it before.
+// start starts a command, which is killed at the end of the test if it still runs. Each edit
+// changes it before.
 func (l *lab) start(path string, args []string, edits ...func(*exec.Cmd)) *process {
 	l.t.Helper()
 	p := &process{lab: l, cmd: exec.Command(path, args...), ended: make(chan struct{})}

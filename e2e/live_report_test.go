@@ -68,9 +68,9 @@ func (c *liveCase) String() string {
 	return fmt.Sprintf("%.2f", median(c.rates)/1e6)
 }
 
-// compare returns what each round says: which part of null's rate the audit reached, in rising order, and the nanoseconds
-// that it added to a frame. The two are measured one after the other, so that what disturbs the machine for longer disturbs
-// both.
+// compare returns what each round says: which part of null's rate the audit reached, in rising
+// order, and the nanoseconds that it added to a frame. The two are measured one after the other,
+// so that what disturbs the machine for longer disturbs both.
 func compare(null, audit *liveCase) (ratios, added []float64) {
 	for i := range audit.rates {
 		ratios = append(ratios, audit.rates[i]/null.rates[i])
@@ -124,7 +124,8 @@ func (r liveReport) writeTo(path string) error {
 	return document.Update(path, "live", r.text(machine, time.Now()))
 }
 
-// thisMachine says what was measured on. The suffix of the kernel's version is left out, because it may name who built it.
+// thisMachine says what was measured on. The suffix of the kernel's version is left out, because
+// it may name who built it.
 func thisMachine() (string, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {

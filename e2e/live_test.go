@@ -57,10 +57,11 @@ type liveCase struct {
 	sent, dropped uint64
 }
 
-// TestLiveDevice measures how many frames a second a busy device passes to the stack or drops, with the audit and without.
-// One core does all, so that the other is left to the rest of the machine: it makes the frames and, after each batch,
-// handles them. Each round measures all cases in turn, and every frame has to be counted. LIVE_ROUNDS is the number of rounds.
-// The report takes the place of the one before in the file that LIVE_REPORT names.
+// TestLiveDevice measures how many frames a second a busy device passes to the stack or drops,
+// with the audit and without. One core does all, so that the other is left to the rest of the
+// machine: it makes the frames and, after each batch, handles them. Each round measures all cases
+// in turn, and every frame has to be counted. LIVE_ROUNDS is the number of rounds. The report
+// takes the place of the one before in the file that LIVE_REPORT names.
 func TestLiveDevice(t *testing.T) {
 	if os.Getenv("LIVE_ROUNDS") == "" {
 		t.Skip("LIVE_ROUNDS is not set: make bench-live sets it")
@@ -85,7 +86,8 @@ func TestLiveDevice(t *testing.T) {
 	}
 }
 
-// newLiveCases makes a device for each subject and verdict, with all of them attached at the same time.
+// newLiveCases makes a device for each subject and verdict, with all of them attached at the same
+// time.
 func (l *lab) newLiveCases() (cases []*liveCase) {
 	l.t.Helper()
 	targets := l.newTargets(5, generatorOptions{drop: true})
@@ -182,8 +184,9 @@ func (l *lab) attach(p *target, program *ebpf.Program) {
 	}
 }
 
-// loadDroppingAudit loads the exporter's program a second time, with the maps of the running one, its configuration among
-// them, and with XDP_DROP as its verdict. Both programs count for the same device.
+// loadDroppingAudit loads the exporter's program a second time, with the maps of the running one,
+// its configuration among them, and with XDP_DROP as its verdict. Both programs count for the
+// same device.
 func (e *exporter) loadDroppingAudit() *ebpf.Program {
 	const path, name = "../bpf/xdp_audit_bpfel.o", "xdp_audit"
 	t := e.lab.t
@@ -249,7 +252,8 @@ func mapsOf(id ebpf.ProgramID) (map[string]*ebpf.Map, error) {
 	return maps, nil
 }
 
-// replaceVerdict changes what a program returns at its only end. The functions that it calls follow it.
+// replaceVerdict changes what a program returns at its only end. The functions that it calls
+// follow it.
 func replaceVerdict(program *ebpf.ProgramSpec, from, to int64) error {
 	found := 0
 	for i := 1; i < len(program.Instructions) && program.Instructions[i].Symbol() == ""; i++ {
@@ -269,8 +273,8 @@ func replaceVerdict(program *ebpf.ProgramSpec, from, to int64) error {
 	return nil
 }
 
-// enableGRO lets a device without a program take redirected frames, as one with a program does: it turns on the driver's
-// NAPI.
+// enableGRO lets a device without a program take redirected frames, as one with a program does:
+// it turns on the driver's NAPI.
 func (p *target) enableGRO() {
 	p.lab.t.Helper()
 	value := struct{ command, data uint32 }{unix.ETHTOOL_SGRO, 1}

@@ -97,7 +97,8 @@ func (e *exporter) startCrowd(clients int, interval time.Duration) *crowd {
 	return c
 }
 
-// scrapeUnderLoad scrapes once, and checks what holds at any time. It is told the packets that the scrape before it saw.
+// scrapeUnderLoad scrapes once, and checks what holds at any time. It is told the packets that
+// the scrape before it saw.
 func (e *exporter) scrapeUnderLoad(last *float64) (time.Duration, error) {
 	begin := time.Now()
 	status, page, err := e.ask("/metrics")
@@ -175,7 +176,8 @@ func (p *process) usage() (u usage) {
 			u.peakBytes = kibibytes << 10
 		}
 	}
-	// proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name in parentheses, in USER_HZ.
+	// proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name in
+	// parentheses, in USER_HZ.
 	const userHZ = 100
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	for _, field := range fields[11:13] {

@@ -23,8 +23,8 @@ var binaries struct {
 	folder, exporter, demo string
 }
 
-// binariesVariable names a folder to take the programs from, for a machine without a compiler. Those that are not there yet
-// are built into it, and stay.
+// binariesVariable names a folder to take the programs from, for a machine without a compiler.
+// Those that are not there yet are built into it, and stay.
 const binariesVariable = "E2E_BINARIES"
 
 // variant is the exporter as something else than a plain go build makes it.

@@ -30,7 +30,8 @@ const (
 	clientInterval = 100 * time.Millisecond
 )
 
-// Packets of ever new flows on four devices, as many as one core makes, while twenty clients scrape.
+// Packets of ever new flows on four devices, as many as one core makes, while twenty clients
+// scrape.
 func TestFloodOfNewFlows(t *testing.T) {
 	const (
 		duration = 3 * time.Second
@@ -82,9 +83,10 @@ func TestFloodOfNewFlows(t *testing.T) {
 	e.expectStopped()
 }
 
-// Nearly every packet is flagged. A baseline cannot be far off for long, so that flows come, are flagged until they have
-// got used to their new pace, and go: three packets a microsecond apart, and then one a second. The model tells how many
-// of them are flagged, exactly, because nothing else has a hand in their times.
+// Nearly every packet is flagged. A baseline cannot be far off for long, so that flows come, are
+// flagged until they have got used to their new pace, and go: three packets a microsecond apart,
+// and then one a second. The model tells how many of them are flagged, exactly, because nothing
+// else has a hand in their times.
 func TestStormOfFlags(t *testing.T) {
 	const (
 		flows    = 2048 // at a time
@@ -146,7 +148,8 @@ func TestStormOfFlags(t *testing.T) {
 	e.expectStopped()
 }
 
-// endLoad ends a crowd, checks what the exporter used in the meantime, and returns a scrape at rest.
+// endLoad ends a crowd, checks what the exporter used in the meantime, and returns a scrape at
+// rest.
 func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	t := e.lab.t
 	t.Helper()
@@ -172,7 +175,8 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	return s
 }
 
-// expectCheapScrapes counts what scrapes at rest take: system calls and allocations, which are the same on every machine.
+// expectCheapScrapes counts what scrapes at rest take: system calls and allocations, which are
+// the same on every machine.
 func (e *exporter) expectCheapScrapes() {
 	const scrapes = 51
 	t := e.lab.t

@@ -19,8 +19,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// host is a systemd that runs in namespaces of its own, on an overlay of this machine's files, with the audited namespace's
-// network.
+// host is a systemd that runs in namespaces of its own, on an overlay of this machine's files,
+// with the audited namespace's network.
 type host struct {
 	*lab
 	init *process
@@ -35,7 +35,8 @@ func (l *lab) boot() *host {
 	}
 	cgroup := l.newCgroup()
 	h := &host{lab: l}
-	// The shell moves itself before the namespace of control groups is made, of which its group is the root then.
+	// The shell moves itself before the namespace of control groups is made, of which its group
+	// is the root then.
 	h.init = l.start("/bin/sh", []string{"-c", `echo $$ >"$1/cgroup.procs" &&
 		exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child=KILL testdata/boot.sh "$2"`, "sh", cgroup, l.t.TempDir()})
 	l.poll(func() error {
@@ -84,7 +85,8 @@ func (l *lab) newCgroup() string {
 	return ""
 }
 
-// removeCgroup removes a control group whose processes have ended, which the kernel may take a moment to notice.
+// removeCgroup removes a control group whose processes have ended, which the kernel may take a
+// moment to notice.
 func removeCgroup(folder string) error {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -163,7 +165,8 @@ func TestPackages(t *testing.T) {
 	t.Run("the rpm", func(t *testing.T) { testRPMPackage(t, rpm) })
 }
 
-// documented runs the only commands of docs/fleet.md that have a word in them, on the host and as root.
+// documented runs the only commands of docs/fleet.md that have a word in them, on the host and as
+// root.
 func (h *host) documented(word string) {
 	h.t.Helper()
 	text, err := os.ReadFile("../docs/fleet.md")
@@ -202,8 +205,8 @@ func (h *host) copyIn(deb string) {
 	}
 }
 
-// testDebianPackage installs the deb with dpkg. It audits a device as the unit confines it, has its trail rotated, is
-// upgraded, removed and purged.
+// testDebianPackage installs the deb with dpkg. It audits a device as the unit confines it, has
+// its trail rotated, is upgraded, removed and purged.
 func testDebianPackage(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -296,7 +299,8 @@ func testDebianPackage(t *testing.T, deb string) {
 	}
 }
 
-// expectConfined expects that the process of the unit holds what it needs and no more, and returns its number.
+// expectConfined expects that the process of the unit holds what it needs and no more, and
+// returns its number.
 func (h *host) expectConfined() (pid string) {
 	h.t.Helper()
 	pid = strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", unit))
@@ -313,8 +317,8 @@ func (h *host) expectConfined() (pid string) {
 	return pid
 }
 
-// testUnitNeedsWhatItKeeps takes from the unit what it may do, one after the other: it fails, and says why. So its
-// restrictions are in force, and none of what they leave is too much.
+// testUnitNeedsWhatItKeeps takes from the unit what it may do, one after the other: it fails, and
+// says why. So its restrictions are in force, and none of what they leave is too much.
 func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -353,7 +357,8 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	}
 }
 
-// testSysAdmin gives the unit what a kernel with a high kernel.perf_event_paranoid asks for: it holds nothing once it serves.
+// testSysAdmin gives the unit what a kernel with a high kernel.perf_event_paranoid asks for: it
+// holds nothing once it serves.
 func testSysAdmin(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -380,8 +385,9 @@ func testSysAdmin(t *testing.T, deb string) {
 	h.run("systemctl", "stop", unit)
 }
 
-// testPins has the unit keep maps and hooks as docs/fleet.md says. Each packet sent is a packet counted, whatever becomes of
-// the process and of the package meanwhile, and in the end nothing is left.
+// testPins has the unit keep maps and hooks as docs/fleet.md says. Each packet sent is a packet
+// counted, whatever becomes of the process and of the package meanwhile, and in the end nothing
+// is left.
 func testPins(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()

@@ -20,8 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountBPF gives the audited namespace a view of the files of its own, with a bpf file system in it, and returns a folder
-// there to pin in. Both end with the test. In the end nothing is to be pinned in it.
+// mountBPF gives the audited namespace a view of the files of its own, with a bpf file system in
+// it, and returns a folder there to pin in. Both end with the test. In the end nothing is to be
+// pinned in it.
 func (l *lab) mountBPF(flags uintptr) string {
 	l.t.Helper()
 	root := l.t.TempDir()
@@ -84,7 +85,8 @@ func (e *exporter) endWith(signal syscall.Signal) {
 // flagMuch makes some percent of all packets flagged, and events of all of them.
 var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000", "--audit.calibrate=0"}
 
-// Packets sent are packets counted, over 100 processes of which every other is killed; 5 if tests are to be short.
+// Packets sent are packets counted, over 100 processes of which every other is killed; 5 if tests
+// are to be short.
 func TestRestartsLoseNothing(t *testing.T) {
 	restarts := 100
 	if testing.Short() {
@@ -138,7 +140,8 @@ func TestRestartsLoseNothing(t *testing.T) {
 	l.unpin(folder)
 }
 
-// expectNoFall expects that no counter of the audit is lower in a later scrape; those of the process begin anew.
+// expectNoFall expects that no counter of the audit is lower in a later scrape; those of the
+// process begin anew.
 func (s scrape) expectNoFall(t *testing.T, later scrape) {
 	t.Helper()
 	for _, name := range []string{

@@ -55,7 +55,8 @@ func (p *process) threads() (statuses []map[string]string, err error) {
 	return statuses, nil
 }
 
-// expectThreads expects of every thread of the process that the named lines of its status are as given.
+// expectThreads expects of every thread of the process that the named lines of its status are as
+// given.
 func (p *process) expectThreads(want map[string]string) {
 	p.lab.t.Helper()
 	statuses, err := p.threads()
@@ -74,8 +75,9 @@ func (p *process) expectThreads(want map[string]string) {
 	}
 }
 
-// expectHeldOpen expects that the process has files open. What Landlock grants of /proc is lost when the kernel, short of
-// memory, forgets an inode that nobody holds: process_* would cease without a word.
+// expectHeldOpen expects that the process has files open. What Landlock grants of /proc is lost
+// when the kernel, short of memory, forgets an inode that nobody holds: process_* would cease
+// without a word.
 func (p *process) expectHeldOpen(paths ...string) {
 	p.lab.t.Helper()
 	descriptors := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
@@ -106,8 +108,8 @@ func nothing() map[string]string {
 	}
 }
 
-// Everything works that has to work without privilege: packets are counted, events arrive and are written, the state of the
-// hook is known, and SIGTERM detaches.
+// Everything works that has to work without privilege: packets are counted, events arrive and are
+// written, the state of the hook is known, and SIGTERM detaches.
 func TestNoPrivilegeAfterStart(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -166,7 +168,8 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 	}
 }
 
-// What an attacker inside the process would try is refused, and would not be if privileges were kept.
+// What an attacker inside the process would try is refused, and would not be if privileges were
+// kept.
 func TestAttacksFromInside(t *testing.T) {
 	l := newLab(t)
 	abi := needLandlock(t)
@@ -259,7 +262,8 @@ func TestNoProbesInTheExporter(t *testing.T) {
 	e.expectStopped()
 }
 
-// A certificate and a configuration that others are put in place of, by a rename as every tool does it, are followed.
+// A certificate and a configuration that others are put in place of, by a rename as every tool
+// does it, are followed.
 func TestWebConfigIsReplaced(t *testing.T) {
 	l := newLab(t)
 	needLandlock(t)
@@ -299,7 +303,8 @@ func TestWebConfigIsReplaced(t *testing.T) {
 	e.expectStopped()
 }
 
-// Files that only root's capabilities let it read are missed when the exporter starts, and not at the first scrape.
+// Files that only root's capabilities let it read are missed when the exporter starts, and not at
+// the first scrape.
 func TestFilesOfOthersAreMissedAtOnce(t *testing.T) {
 	const nobody = 65534
 	l := newLab(t)

@@ -49,7 +49,8 @@ func TestPromtoolFindsNothingToSay(t *testing.T) {
 
 const prometheusAddress = "127.0.0.1:9090"
 
-// A Prometheus server with the configuration of deploy scrapes over TLS, with a user, and answers questions on steady traffic of a packet a millisecond.
+// A Prometheus server with the configuration of deploy scrapes over TLS, with a user, and answers
+// questions on steady traffic of a packet a millisecond.
 func TestPrometheus(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")

@@ -22,7 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is wrong ends in one line that names the value and what would help, with exit code 1 and nothing attached.
+// What is wrong ends in one line that names the value and what would help, with exit code 1 and
+// nothing attached.
 func TestRefusals(t *testing.T) {
 	audit := "--audit.device=" + device
 	for _, test := range []struct {
@@ -77,7 +78,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// expectRefusal expects that the exporter ends with exit code 1 and one line on standard error that contains every part.
+// expectRefusal expects that the exporter ends with exit code 1 and one line on standard error
+// that contains every part.
 func (p *process) expectRefusal(parts ...string) {
 	p.lab.t.Helper()
 	if code := p.wait(); code != 1 {
@@ -109,8 +111,8 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 	}
 }
 
-// A port of a bridge that holds a program is refused by the kernel, though it holds none itself. It takes one if it comes
-// before the bridge.
+// A port of a bridge that holds a program is refused by the kernel, though it holds none itself.
+// It takes one if it comes before the bridge.
 func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 	for _, mode := range []string{"drv", "skb", "auto"} {
 		t.Run(mode, func(t *testing.T) {
@@ -156,7 +158,8 @@ func newBridgeLab(t *testing.T) *lab {
 	return l
 }
 
-// occupy attaches a program that passes all packets to a device of the audited namespace until the end of the test.
+// occupy attaches a program that passes all packets to a device of the audited namespace until
+// the end of the test.
 func (l *lab) occupy(device string, mode link.XDPAttachFlags) (*ebpf.Program, link.Link) {
 	l.t.Helper()
 	const xdpPass = 2
@@ -217,8 +220,8 @@ func TestMissingPrivilegeIsRefused(t *testing.T) {
 	}
 }
 
-// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN. They are dropped as well; the
-// bounding set cannot be.
+// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN. They are
+// dropped as well; the bounding set cannot be.
 func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	const nobody = 65534
 	l := newLab(t)
@@ -243,7 +246,8 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	e.expectStopped()
 }
 
-// A kernel that cannot run the program is named, whatever else would be wrong with it. It takes such a kernel.
+// A kernel that cannot run the program is named, whatever else would be wrong with it. It takes
+// such a kernel.
 func TestAnOldKernelIsRefused(t *testing.T) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -274,10 +278,12 @@ func TestAnOldKernelIsRefused(t *testing.T) {
 	}
 }
 
-// ownKernelVariable says that the kernel is there for these tests alone, so that its settings may be changed.
+// ownKernelVariable says that the kernel is there for these tests alone, so that its settings may
+// be changed.
 const ownKernelVariable = "E2E_OWN_KERNEL"
 
-// Debian's kernels have a setting at which CAP_PERFMON does not suffice for rings, and it is their default.
+// Debian's kernels have a setting at which CAP_PERFMON does not suffice for rings, and it is
+// their default.
 func TestParanoidKernelsNameTheSetting(t *testing.T) {
 	if os.Getenv(ownKernelVariable) != "1" {
 		t.Skipf("%s is not 1: the setting would be that of the whole machine", ownKernelVariable)

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountTmpfs gives the audited namespace a view of the files of its own, with a file system of so many bytes in it.
+// mountTmpfs gives the audited namespace a view of the files of its own, with a file system of so
+// many bytes in it.
 func (l *lab) mountTmpfs(size int) string {
 	l.t.Helper()
 	root := l.t.TempDir()
@@ -33,8 +34,8 @@ func (l *lab) mountTmpfs(size int) string {
 	return root
 }
 
-// On a full disk the audit goes on, every record that is lost is counted, and none is torn: when there is room again, the
-// trail goes on as well.
+// On a full disk the audit goes on, every record that is lost is counted, and none is torn: when
+// there is room again, the trail goes on as well.
 func TestAFullDiskUnderTheTrail(t *testing.T) {
 	const diskBytes, ballastBytes = 256 << 10, 192 << 10
 	l := newLab(t)
@@ -96,8 +97,8 @@ func TestAFullDiskUnderTheTrail(t *testing.T) {
 	e.expectStopped()
 }
 
-// memoryGroup makes a control group for the memory of a process, of either version, and returns the file that a process
-// joins it by.
+// memoryGroup makes a control group for the memory of a process, of either version, and returns
+// the file that a process joins it by.
 func memoryGroup(t *testing.T, limitBytes int) (join string) {
 	t.Helper()
 	var errs []error

@@ -44,7 +44,8 @@ func parsePage(page string) (scrape, error) {
 	return s, nil
 }
 
-// sum adds up the series of a metric that have the given labels, each as name=value. It is 0 if there are none.
+// sum adds up the series of a metric that have the given labels, each as name=value. It is 0 if
+// there are none.
 func (s scrape) sum(name string, labels ...string) float64 {
 	var sum float64
 	for _, m := range s.series(name, labels...) {
@@ -86,7 +87,8 @@ func (s scrape) label(t *testing.T, name, label string, labels ...string) string
 	return ""
 }
 
-// checkIdentities returns an error unless the sums agree that agree in every scrape, also under traffic.
+// checkIdentities returns an error unless the sums agree that agree in every scrape, also under
+// traffic.
 func (s scrape) checkIdentities() error {
 	if packets, outcomes := s.sum("packets_total"), s.sum("outcomes_total"); packets != outcomes {
 		return fmt.Errorf("%v packets, but %v outcomes", packets, outcomes)
@@ -100,7 +102,8 @@ func (s scrape) checkIdentities() error {
 	return nil
 }
 
-// checkAtRest returns an error unless the sums agree too that agree when no packet is under way and the rings are drained.
+// checkAtRest returns an error unless the sums agree too that agree when no packet is under way
+// and the rings are drained.
 func (s scrape) checkAtRest() error {
 	if err := s.checkIdentities(); err != nil {
 		return err
@@ -114,7 +117,8 @@ func (s scrape) checkAtRest() error {
 	return nil
 }
 
-// atRest returns the scrape of an exporter that nobody sends to any more, once it has read its events.
+// atRest returns the scrape of an exporter that nobody sends to any more, once it has read its
+// events.
 func (e *exporter) atRest() (s scrape) {
 	e.lab.t.Helper()
 	e.lab.poll(func() error {

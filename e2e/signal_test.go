@@ -48,7 +48,8 @@ func TestKillLeavesNothing(t *testing.T) {
 	l.expectNothingAttached()
 }
 
-// Nobody reads the trail, so that a write to it waits for ever. The exporter ends all the same, and detaches.
+// Nobody reads the trail, so that a write to it waits for ever. The exporter ends all the same,
+// and detaches.
 func TestAWriteThatHangsDoesNotKeepTheExporter(t *testing.T) {
 	const pipeBytes, recordBytes = 4096, 64 // no record is shorter
 	for _, test := range []struct {
@@ -117,7 +118,8 @@ func TestHangupReopensTheTrail(t *testing.T) {
 		"--audit.event-rate=1000000", "--audit.calibrate=0", "--trail.file="+path)
 	f := l.newFlow(l.audited.IPv4.Addr())
 
-	// awaitRecords sends until the exporter has written records beyond the n that there are, and returns how many.
+	// awaitRecords sends until the exporter has written records beyond the n that there are, and
+	// returns how many.
 	awaitRecords := func(n float64) float64 {
 		var records float64
 		l.poll(func() error {

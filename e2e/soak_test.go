@@ -18,8 +18,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// What is watched in a soak, and by how much the straight line through the second half of it may rise. The memory limits are
-// above what garbage collection makes of a minute; over ten minutes they show a leak of a kilobyte a scrape.
+// What is watched in a soak, and by how much the straight line through the second half of it may
+// rise. The memory limits are above what garbage collection makes of a minute; over ten minutes
+// they show a leak of a kilobyte a scrape.
 var soakLimits = []struct {
 	name, metric string
 	perUnit      float64 // of the metric
@@ -38,8 +39,8 @@ const (
 	soakFlood = time.Second
 )
 
-// TestSoak watches the exporter for as long as SOAK says, under mixed traffic that is flooded now and then, while clients
-// scrape.
+// TestSoak watches the exporter for as long as SOAK says, under mixed traffic that is flooded now
+// and then, while clients scrape.
 func TestSoak(t *testing.T) {
 	if os.Getenv("SOAK") == "" {
 		t.Skip("SOAK is not set: make soak sets it")
@@ -96,8 +97,8 @@ func TestSoak(t *testing.T) {
 	e.expectStopped()
 }
 
-// lineThrough returns by how much the straight line that is nearest to values at equal distances rises from the first to
-// the last, and their mean.
+// lineThrough returns by how much the straight line that is nearest to values at equal distances
+// rises from the first to the last, and their mean.
 func lineThrough(values []float64) (rise, mean float64) {
 	n := float64(len(values))
 	for _, v := range values {

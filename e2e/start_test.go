@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// lastRefusals are reasons for which a start fails that are not found before the hooks are attached, with a part of what is
-// said then.
+// lastRefusals are reasons for which a start fails that are not found before the hooks are
+// attached, with a part of what is said then.
 var lastRefusals = []struct {
 	description, want string
 	args              func(t *testing.T) []string
@@ -46,7 +46,8 @@ func giveAway(t *testing.T, path string) {
 	}
 }
 
-// expectFailure expects that a start fails with exit code 1, and that the last line of its log contains every part.
+// expectFailure expects that a start fails with exit code 1, and that the last line of its log
+// contains every part.
 func (p *process) expectFailure(parts ...string) {
 	p.lab.t.Helper()
 	if code := p.wait(); code != 1 {
@@ -61,7 +62,8 @@ func (p *process) expectFailure(parts ...string) {
 	}
 }
 
-// expectNothingPinned expects that nothing is in a folder, if there is one: who may not read others may not remove it.
+// expectNothingPinned expects that nothing is in a folder, if there is one: who may not read
+// others may not remove it.
 func (l *lab) expectNothingPinned(folder string) {
 	l.t.Helper()
 	if names, _ := l.pinned(folder); len(names) > 0 {
@@ -87,8 +89,8 @@ func (l *lab) pinAudit(folder string, f *flow, args ...string) *pinnedAudit {
 	return &pinnedAudit{l, folder, f, args, pins}
 }
 
-// expectKept expects that a start which failed has left the hooks, and that of the packets before it and 200 after it so many
-// are counted.
+// expectKept expects that a start which failed has left the hooks, and that of the packets before
+// it and 200 after it so many are counted.
 func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
 	p.t.Helper()
 	if modes := p.attached(); !maps.Equal(modes, hooks) {
@@ -104,7 +106,8 @@ func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
 	p.unpin(p.folder)
 }
 
-// expectSamePins expects that as many and the same names are pinned as before the start which failed.
+// expectSamePins expects that as many and the same names are pinned as before the start which
+// failed.
 func (p *pinnedAudit) expectSamePins() {
 	p.t.Helper()
 	if after, _ := p.pinned(p.folder); !slices.Equal(after, p.pins) {
@@ -159,8 +162,8 @@ func TestAStartThatFailsDetachesWhatItCannotUnpin(t *testing.T) {
 	l.unpin(folder)
 }
 
-// A start that fails over a pinned audit leaves that as it was, on devices that it would not have audited as well, and takes
-// off what it added.
+// A start that fails over a pinned audit leaves that as it was, on devices that it would not have
+// audited as well, and takes off what it added.
 func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	for _, refusal := range lastRefusals {
 		t.Run(refusal.description, func(t *testing.T) {
@@ -179,7 +182,8 @@ func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	}
 }
 
-// A start with another layout that fails leaves maps, hook and counters of the pinned audit, whenever it fails.
+// A start with another layout that fails leaves maps, hook and counters of the pinned audit,
+// whenever it fails.
 func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -216,7 +220,8 @@ func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
-// A device that does not exist takes no place from one that is audited, where there is room for one.
+// A device that does not exist takes no place from one that is audited, where there is room for
+// one.
 func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -226,7 +231,8 @@ func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
-// The hook that was there goes on if a start with another layout fails when it has replaced the maps.
+// The hook that was there goes on if a start with another layout fails when it has replaced the
+// maps.
 func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -241,8 +247,9 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 200) // those since the maps were replaced
 }
 
-// A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can be put back only with
-// CAP_SYS_ADMIN; otherwise that of the start takes its place, whose maps end with it if the layout is another.
+// A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can
+// be put back only with CAP_SYS_ADMIN; otherwise that of the start takes its place, whose maps
+// end with it if the layout is another.
 func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 	const withoutAdmin = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
 	for _, test := range []struct {

@@ -19,7 +19,8 @@ type systemCalls struct {
 	bpf uint64 // bpf(2)
 }
 
-// countSystemCalls counts the system calls of a process from now on. The function that it returns tells how many they were.
+// countSystemCalls counts the system calls of a process from now on. The function that it returns
+// tells how many they were.
 func countSystemCalls(t *testing.T, p *process) (calls func() systemCalls) {
 	t.Helper()
 	var namespace unix.Stat_t

@@ -12,8 +12,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// Deltas that spread by factors, at injected times: the built exporter flags exactly those that the model flags. On the
-// linear scale that is dozens of times what it is by their logarithms; those that were planted stand out on both.
+// Deltas that spread by factors, at injected times: the built exporter flags exactly those that
+// the model flags. On the linear scale that is dozens of times what it is by their logarithms;
+// those that were planted stand out on both.
 func TestFlagOfTheDomain(t *testing.T) {
 	const (
 		packets = 100_000
@@ -104,8 +105,9 @@ func (r record) checkScore(t *testing.T, domain timing.Domain) {
 	}
 }
 
-// Flows that are too short for a baseline of their own, at injected times: with a baseline of the device the built exporter
-// flags exactly the packets that the model flags, and tells what the model knows. All of them come in on one CPU.
+// Flows that are too short for a baseline of their own, at injected times: with a baseline of the
+// device the built exporter flags exactly the packets that the model flags, and tells what the
+// model knows. All of them come in on one CPU.
 func TestFlagOfTheBaseline(t *testing.T) {
 	const (
 		flows     = 1024

@@ -87,7 +87,8 @@ func TestPaths(t *testing.T) {
 	e.expectStopped()
 }
 
-// A connection that begins a request and does not go on is cut, and does not keep others from being answered meanwhile.
+// A connection that begins a request and does not go on is cut, and does not keep others from
+// being answered meanwhile.
 func TestASlowClientIsCut(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
@@ -162,7 +163,8 @@ func secure(t *testing.T) secured {
 	return s
 }
 
-// clientTLS returns what a client that is trusted has: the certificate of the server is its own, too.
+// clientTLS returns what a client that is trusted has: the certificate of the server is its own,
+// too.
 func (s secured) clientTLS(t *testing.T) *tls.Config {
 	t.Helper()
 	certificate, err := tls.LoadX509KeyPair(s.certificate, filepath.Join(filepath.Dir(s.certificate), "tls.key"))

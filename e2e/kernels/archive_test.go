@@ -19,8 +19,9 @@ import (
 	"time"
 )
 
-// archive gets kernels from Debian's packages. Its apt has lists, sources and a cache of its own, and takes from this
-// machine's the mirror, the keys and the way through a proxy. Nothing is installed.
+// archive gets kernels from Debian's packages. Its apt has lists, sources and a cache of its own,
+// and takes from this machine's the mirror, the keys and the way through a proxy. Nothing is
+// installed.
 type archive struct {
 	folder string
 	stale  error // why the lists could not be brought up to date
@@ -32,7 +33,8 @@ var suites = map[string][]string{
 	"debian":          {"trixie-backports"},
 }
 
-// listsAge is how old the lists may be. With every security update the newest kernel of a series has another name.
+// listsAge is how old the lists may be. With every security update the newest kernel of a series
+// has another name.
 const listsAge = 24 * time.Hour
 
 // image is a kernel, and the modules of it that the tests need.
@@ -45,7 +47,8 @@ type image struct {
 // modules are what is loaded in a guest, in this order.
 var modules = []string{"veth"}
 
-// openArchive brings the lists up to date if they are old. Without a network an archive has those kernels that it had before.
+// openArchive brings the lists up to date if they are old. Without a network an archive has those
+// kernels that it had before.
 func openArchive(ctx context.Context, folder string) (*archive, error) {
 	a := &archive{folder: folder}
 	for _, sub := range []string{"lists/partial", "cache/archives/partial", "sources", "images"} {
@@ -77,7 +80,8 @@ APT::Update::Post-Invoke-Success "";
 func (a *archive) stamp() string { return filepath.Join(a.folder, "updated") }
 
 func (a *archive) update(ctx context.Context) error {
-	// With no lists apt knows its sources all the same, and says where it would get their lists from.
+	// With no lists apt knows its sources all the same, and says where it would get their lists
+	// from.
 	none, err := os.MkdirTemp(a.folder, "none-")
 	if err != nil {
 		return err
@@ -102,7 +106,8 @@ func (a *archive) update(ctx context.Context) error {
 	return os.WriteFile(a.stamp(), nil, 0o600)
 }
 
-// sourcesOf returns the lines of a list of sources on the mirrors in the output of apt-get --print-uris update.
+// sourcesOf returns the lines of a list of sources on the mirrors in the output of apt-get
+// --print-uris update.
 func sourcesOf(uris string) (string, error) {
 	var lines []string
 	for path, names := range suites {
@@ -137,7 +142,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return stdout.String(), nil
 }
 
-// kernel returns the newest kernel of a series, such as 6.1, or the newest that was unpacked before if there are no lists.
+// kernel returns the newest kernel of a series, such as 6.1, or the newest that was unpacked
+// before if there are no lists.
 func (a *archive) kernel(ctx context.Context, series string) (image, error) {
 	names, err := a.apt(ctx, "apt-cache", "pkgnames", "linux-image-"+series+".")
 	if err != nil {
@@ -165,7 +171,8 @@ func (a *archive) kernel(ctx context.Context, series string) (image, error) {
 	return image{}, fmt.Errorf("no package has a kernel %s", series)
 }
 
-// newest returns the ABI name of the newest cloud kernel of a series among packages, empty if there is none.
+// newest returns the ABI name of the newest cloud kernel of a series among packages, empty if
+// there is none.
 func newest(packages []string, series string) string {
 	const flavour = "-cloud-amd64"
 	pattern := regexp.MustCompile(`^linux-image-(` + regexp.QuoteMeta(series) + `\.[0-9][0-9a-z.+-]*)` + flavour + `$`)

@@ -52,8 +52,8 @@ func buildPrograms(t *testing.T) programs {
 
 func (p programs) path(name string) string { return filepath.Join(p.folder, name) }
 
-// boot runs groups of tests inside a kernel. It returns what they wrote, and what the kernel did; the error says only whether
-// there was a machine to run on.
+// boot runs groups of tests inside a kernel. It returns what they wrote, and what the kernel did;
+// the error says only whether there was a machine to run on.
 func boot(ctx context.Context, i image, p programs, groups []group) (report, console string, err error) {
 	folder, err := os.MkdirTemp("", "xdp-audit-guest-")
 	if err != nil {
@@ -66,9 +66,9 @@ func boot(ctx context.Context, i image, p programs, groups []group) (report, con
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	// Emulated, so that every machine can do it. Its two CPUs take turns on one thread: with a thread for each, Debian 12's
-	// QEMU sometimes runs a breakpoint that the kernel has already taken back, while it swaps the program of a hook, and the
-	// kernel panics with "int3".
+	// Emulated, so that every machine can do it. Its two CPUs take turns on one thread: with a
+	// thread for each, Debian 12's QEMU sometimes runs a breakpoint that the kernel has already
+	// taken back, while it swaps the program of a hook, and the kernel panics with "int3".
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+reportPath,
 		"-kernel", i.kernel, "-initrd", initramfs, "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package kernels runs tests of the BPF program and of the built exporter inside other kernels than this machine's, which it
-// boots in an emulator.
+// Package kernels runs tests of the BPF program and of the built exporter inside other kernels
+// than this machine's, which it boots in an emulator.
 package kernels
 
 import (
@@ -37,8 +37,9 @@ const (
 	e2eTests = "e2e.test"
 )
 
-// supported is what a kernel has to do that runs the exporter. An emulated machine takes its time, so that only what may
-// depend on the kernel is there, and nothing that asks when a packet comes or sends more than it waits for.
+// supported is what a kernel has to do that runs the exporter. An emulated machine takes its
+// time, so that only what may depend on the kernel is there, and nothing that asks when a packet
+// comes or sends more than it waits for.
 var supported = []group{
 	{"load", bpfTests, []string{"TestKernelHasCompareAndSwap", "TestProgramIsBelowTheLimitOfTheVerifier"}},
 	{"attach", e2eTests, []string{
@@ -63,8 +64,8 @@ var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice"}}}
 // refused is what a kernel has to do that cannot.
 var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
 
-// choose returns the kernels of a list with spaces or commas in between, all of them if it is empty. What is asked for by
-// its name is required.
+// choose returns the kernels of a list with spaces or commas in between, all of them if it is
+// empty. What is asked for by its name is required.
 func choose(list string) (chosen []kernel, err error) {
 	names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 	if len(names) == 0 {
@@ -82,7 +83,8 @@ func choose(list string) (chosen []kernel, err error) {
 	return chosen, nil
 }
 
-// needKernels skips a test that boots kernels unless it is asked for: it takes minutes, and packages from the network.
+// needKernels skips a test that boots kernels unless it is asked for: it takes minutes, and
+// packages from the network.
 func needKernels(t *testing.T) {
 	t.Helper()
 	if os.Getenv("TEST_KERNELS") != "1" {
@@ -100,8 +102,9 @@ func cacheFolder(t *testing.T) string {
 	return folder
 }
 
-// TestInsideKernels runs the groups of each kernel in it. KERNELS chooses among the kernels. The table of the document is
-// written if KERNEL_REPORT names that, and is otherwise expected to say what was found.
+// TestInsideKernels runs the groups of each kernel in it. KERNELS chooses among the kernels. The
+// table of the document is written if KERNEL_REPORT names that, and is otherwise expected to say
+// what was found.
 func TestInsideKernels(t *testing.T) {
 	needKernels(t)
 	chosen, err := choose(os.Getenv("KERNELS"))
@@ -179,7 +182,8 @@ func testInside(t *testing.T, k kernel, i image, p programs) *column {
 	return &column{k, r}
 }
 
-// A guest that is not as it should be is noticed: one that panics, one in which a test fails, and one without its programs.
+// A guest that is not as it should be is noticed: one that panics, one in which a test fails, and
+// one without its programs.
 func TestFailingGuestsAreNoticed(t *testing.T) {
 	needKernels(t)
 	const series = "6.1"

@@ -38,9 +38,9 @@ var (
 	landlockLine    = regexp.MustCompile(`^\s+\S+\.go:\d+: Landlock is version (\d+)$`)
 )
 
-// parse reads the report of a guest that was to run groups. A group has failed unless it ended with status 0 and every one
-// of its tests passed: a skipped test has not, nor has one that is not there any more. A guest that did not come to its end
-// has failed, too.
+// parse reads the report of a guest that was to run groups. A group has failed unless it ended
+// with status 0 and every one of its tests passed: a skipped test has not, nor has one that is
+// not there any more. A guest that did not come to its end has failed, too.
 func parse(report string, groups []group) *results {
 	r := &results{passed: map[string]bool{}, instructions: map[string]int{}}
 	statuses, written := map[string]string{}, map[string]*strings.Builder{}

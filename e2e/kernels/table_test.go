@@ -90,7 +90,8 @@ const (
 	notThere       = "–"
 )
 
-// rows returns the table row by row, each with its title in front. The first are those that [features] names.
+// rows returns the table row by row, each with its title in front. The first are those that
+// [features] names.
 func (t table) rows() (fixed, varying [][]string) {
 	row := func(title string, cell func(column) string) []string {
 		cells := []string{title}
@@ -147,8 +148,8 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// differences says where a document has a feature of a kernel otherwise than it was found. Releases and numbers of
-// instructions change without anybody's doing, and may.
+// differences says where a document has a feature of a kernel otherwise than it was found.
+// Releases and numbers of instructions change without anybody's doing, and may.
 func (t table) differences(document string) (differences []string) {
 	var head []string
 	written := map[string][]string{} // cells, by the title of their row

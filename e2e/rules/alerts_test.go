@@ -84,8 +84,9 @@ func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
 	return promtool(t, "test", "rules", filepath.Join(folder, "e2e", "rules", "alerts.yml"))
 }
 
-// Of every alert there are cases in which it fires and cases in which it does not: one that always fires fails them, and so
-// does one that never fires, and one that does not wait where it should.
+// Of every alert there are cases in which it fires and cases in which it does not: one that
+// always fires fails them, and so does one that never fires, and one that does not wait where it
+// should.
 func TestTheCasesTellEveryAlert(t *testing.T) {
 	if output, err := testAlerts(t, readRules(t, alertingRules)); err != nil {
 		t.Fatalf("the alerts as they are: %v:\n%s", err, output)

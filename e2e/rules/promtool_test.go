@@ -116,7 +116,8 @@ func (c ruleCase) runEvery(t *testing.T, interval string) (output string, err er
 	return promtool(t, "test", "rules", filepath.Join(folder, "cases.yml"))
 }
 
-// expect adds the expectation that a series is within a relative error of a value. The series is a name with labels.
+// expect adds the expectation that a series is within a relative error of a value. The series is
+// a name with labels.
 func (c *ruleCase) expect(minute int, series string, want, tolerance float64) {
 	labels := series[strings.IndexByte(series, '{'):]
 	c.Expressions = append(c.Expressions, ruleExpr{

@@ -16,8 +16,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// simulated is a device whose deltas are made up. Its counters are those of the kernel, exported by the collector itself,
-// and scraped once a minute.
+// simulated is a device whose deltas are made up. Its counters are those of the kernel, exported
+// by the collector itself, and scraped once a minute.
 type simulated struct {
 	t        *testing.T
 	instance string
@@ -107,8 +107,9 @@ func (s *simulated) addTo(c *ruleCase) {
 	}
 }
 
-// window returns the deltas of a window of so many minutes, as the rules see it at a minute: scrapes are stored in full
-// minutes, and a window ends at the last one that is half a minute old.
+// window returns the deltas of a window of so many minutes, as the rules see it at a minute:
+// scrapes are stored in full minutes, and a window ends at the last one that is half a minute
+// old.
 func (s *simulated) window(at, minutes int) (deltas []float64) {
 	for _, minute := range s.deltas[at-minutes : at] {
 		deltas = append(deltas, minute...)

@@ -63,7 +63,8 @@ func (want comparison) expect(c *ruleCase, at int, series func(string) string, w
 	c.expect(at, series("delta_seconds:effect"+windows), want.effect, 1e-6)
 }
 
-// exporterScore is Welch's t from the baselines that the exporter itself would keep of both windows, fixed-point and clipped.
+// exporterScore is Welch's t from the baselines that the exporter itself would keep of both
+// windows, fixed-point and clipped.
 func exporterScore(now, before []float64) float64 {
 	baseline := func(deltas []float64) (s timing.State) {
 		params := timing.Params{Threshold: 4, MinSamples: 100, Window: timing.MaxWindow}
@@ -81,7 +82,8 @@ func normal(seed uint64, mean, deviation float64) func() float64 {
 	return func() float64 { return mean + deviation*random.NormFloat64() }
 }
 
-// After a year at a thousand packets a second the counters are a hundred thousand times what a window adds to them.
+// After a year at a thousand packets a second the counters are a hundred thousand times what a
+// window adds to them.
 func TestStatisticsAfterAYear(t *testing.T) {
 	const (
 		minutes   = 70
@@ -199,7 +201,8 @@ func TestScoreOfAnHour(t *testing.T) {
 	}
 }
 
-// Devices with means and references of their own, all of which are late by the same in the last five minutes.
+// Devices with means and references of their own, all of which are late by the same in the last
+// five minutes.
 func TestFleet(t *testing.T) {
 	const last, perMinute = 69, 600
 	var c ruleCase

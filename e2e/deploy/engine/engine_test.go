@@ -81,7 +81,8 @@ func startEngine(t *testing.T) *engine {
 	return e
 }
 
-// provideCompose makes `docker compose` of Debian's docker-compose, where the client has none of its own.
+// provideCompose makes `docker compose` of Debian's docker-compose, where the client has none of
+// its own.
 func (e *engine) provideCompose(t *testing.T) {
 	t.Helper()
 	if output, err := e.run("docker", "compose", "version"); err == nil {
@@ -150,7 +151,8 @@ func (e *engine) poll(t *testing.T, check func() error) {
 	}
 }
 
-// copyTree copies what a clone has: nothing that was built, and no settings and certificates of this machine's.
+// copyTree copies what a clone has: nothing that was built, and no settings and certificates of
+// this machine's.
 func copyTree(from fs.FS, to string) error {
 	left := map[string]bool{
 		".git": true, ".bin": true, ".build": true, ".release": true, ".tarballs": true, "xdp_audit_exporter": true,

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// makeImages makes what cannot be pulled: stand-ins for the images of docker-compose.yml, and one for the image that the
-// Dockerfile builds the exporter in, with this machine's compiler.
+// makeImages makes what cannot be pulled: stand-ins for the images of docker-compose.yml, and one
+// for the image that the Dockerfile builds the exporter in, with this machine's compiler.
 func (e *engine) makeImages(t *testing.T) {
 	t.Helper()
 	began := time.Now()
@@ -56,8 +56,9 @@ var (
 	onOldEngines = []string{"SYS_ADMIN", "NET_ADMIN"}
 )
 
-// replaceUnknownCapabilities gives the auditor what an engine has that does not know its capabilities, and returns what it
-// has then. docker-compose 1.29 adds the lists of two files up, so this cannot be an override.
+// replaceUnknownCapabilities gives the auditor what an engine has that does not know its
+// capabilities, and returns what it has then. docker-compose 1.29 adds the lists of two files up,
+// so this cannot be an override.
 func (e *engine) replaceUnknownCapabilities(t *testing.T) []string {
 	t.Helper()
 	if _, err := e.run("docker", "create", "--cap-add=BPF", "--name=probe", "standin-base", "true"); err == nil {

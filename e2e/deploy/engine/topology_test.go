@@ -19,7 +19,8 @@ import (
 
 var secrets = []string{"ENCLAVE_ENROLMENT_KEY", "DRUPAL_DB_PASSWORD", "MARIADB_ROOT_PASSWORD", "GRAFANA_ADMIN_PASSWORD"}
 
-// TestTopology is one long test, because the topology takes a minute to start. It does what README.md says, word for word.
+// TestTopology is one long test, because the topology takes a minute to start. It does what
+// README.md says, word for word.
 func TestTopology(t *testing.T) {
 	if os.Getenv("TEST_DEPLOY") != "1" {
 		t.Skip("make test-deploy starts the topology, which takes root and a Docker engine")
@@ -119,7 +120,8 @@ func (e *engine) container(t *testing.T, service string) string {
 	return id
 }
 
-// testPrivileges expects that the engine gave the auditor what the file says, and that it gave it up.
+// testPrivileges expects that the engine gave the auditor what the file says, and that it gave it
+// up.
 func (e *engine) testPrivileges(t *testing.T, capabilities []string) {
 	var containers []struct {
 		Config     struct{ User string }
@@ -197,13 +199,15 @@ func (e *engine) testTraffic(t *testing.T) {
 			t.Fatalf("the page is %q, and does not begin with %q, and end with %q from the database", page, asked, want)
 		}
 	}
-	// A TLS connection takes at least a SYN, an ACK, a greeting, a Finished with the request, and a FIN.
+	// A TLS connection takes at least a SYN, an ACK, a greeting, a Finished with the request, and
+	// a FIN.
 	if after := e.packets(t); after < before+5*requests {
 		t.Errorf("%d requests from outside added %v packets, fewer than 5 each", requests, after-before)
 	}
 }
 
-// connect tries to connect from a network namespace, which nsenter or ip enters, and says whether it could.
+// connect tries to connect from a network namespace, which nsenter or ip enters, and says whether
+// it could.
 func (e *engine) connect(enter []string, address string, port int) (isOpen bool, err error) {
 	script := fmt.Sprintf("if timeout 3 bash -c ': <>/dev/tcp/%s/%d' 2>/dev/null; then echo open; else echo closed; fi", address, port)
 	answer, err := e.run(append(slices.Clone(enter), "bash", "-c", script)...)
@@ -297,8 +301,8 @@ func (e *engine) testIsolation(t *testing.T) {
 // failedStep is a line of verify.sh, and the line after it with the remedy.
 var failedStep = regexp.MustCompile(`(?m)^FAIL  ([^:]+): .+\n      (\S.*)$`)
 
-// testBroken breaks one thing after another, and sees verify.sh tell: these steps and no others fail, with a remedy.
-// Each state is one that lasts, and verify.sh is asked until it is reached.
+// testBroken breaks one thing after another, and sees verify.sh tell: these steps and no others
+// fail, with a remedy. Each state is one that lasts, and verify.sh is asked until it is reached.
 func (e *engine) testBroken(t *testing.T) {
 	gateway, apache := e.container(t, "gateway"), e.container(t, "apache")
 	prometheus, db := e.container(t, "prometheus"), e.container(t, "db")

@@ -57,7 +57,8 @@ func containerOf(t *testing.T, objects []runtime.Object) *core.Container {
 	return &find[*apps.DaemonSet](t, objects).Spec.Template.Spec.Containers[0]
 }
 
-// expectElsewhereEqual expects that objects differ in nothing any more from what a folder renders without components.
+// expectElsewhereEqual expects that objects differ in nothing any more from what a folder renders
+// without components.
 func expectElsewhereEqual(t *testing.T, folder string, objects []runtime.Object) {
 	t.Helper()
 	for i, plain := range render(t, folder) {
@@ -111,7 +112,8 @@ func packets(client *http.Client, url string) (sum float64, err error) {
 	return sum, nil
 }
 
-// Pod after pod with the pins of a node, confined as the manifest says: packets that none of them saw are counted.
+// Pod after pod with the pins of a node, confined as the manifest says: packets that none of them
+// saw are counted.
 func TestPinsInAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package kubernetes tests the manifests of deploy/kubernetes: that they render, that the API knows every field, and that the
-// exporter runs with what they leave it.
+// Package kubernetes tests the manifests of deploy/kubernetes: that they render, that the API
+// knows every field, and that the exporter runs with what they leave it.
 package kubernetes
 
 import (
@@ -54,7 +54,8 @@ func newScheme(t *testing.T) *runtime.Scheme {
 	return scheme
 }
 
-// decode returns the only object of a document, and an error for a kind or a field that the API does not know.
+// decode returns the only object of a document, and an error for a kind or a field that the API
+// does not know.
 func decode(scheme *runtime.Scheme, document []byte) (runtime.Object, error) {
 	serializer := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
 	object, _, err := serializer.Decode(document, nil, nil)
@@ -328,7 +329,8 @@ const ruleHeader = `---
 # The rules are explained there.
 `
 
-// The PrometheusRule holds the rules that a Prometheus server without the operator reads from files.
+// The PrometheusRule holds the rules that a Prometheus server without the operator reads from
+// files.
 func TestRulesAreThoseOfTheFiles(t *testing.T) {
 	files, err := filepath.Glob("../../../deploy/rules/*.yml")
 	if err != nil {

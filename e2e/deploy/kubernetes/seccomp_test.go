@@ -32,8 +32,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// asContainer in the environment makes the test binary what a container's runtime is: it gives up what the JSON in it does
-// not name, and becomes the program of its arguments.
+// asContainer in the environment makes the test binary what a container's runtime is: it gives up
+// what the JSON in it does not name, and becomes the program of its arguments.
 const asContainer = "XDP_AUDIT_TEST_CONTAINER"
 
 // confinement is what a container may do.
@@ -149,8 +149,9 @@ func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
 	return policy, nil
 }
 
-// The exporter runs as the manifest says: with its arguments and environment, as uid 0 with no capability but those that it
-// adds, without new privileges, and under the profile that containerd makes of these capabilities.
+// The exporter runs as the manifest says: with its arguments and environment, as uid 0 with no
+// capability but those that it adds, without new privileges, and under the profile that
+// containerd makes of these capabilities.
 func TestRunsAsAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)
@@ -257,7 +258,8 @@ func awaitAnswer(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer, client *http.Cl
 	})
 }
 
-// newNode returns a network namespace with an eth0, the one at the other end of it, and a client in the first.
+// newNode returns a network namespace with an eth0, the one at the other end of it, and a client
+// in the first.
 func newNode(t *testing.T) (node, peer *netlab.Namespace, client *http.Client) {
 	t.Helper()
 	var ends [2]netlab.End

@@ -55,7 +55,8 @@ volumes:
 			if !slices.Equal(container.Args, web) {
 				t.Errorf("the arguments are %v, want %v", container.Args, web)
 			}
-			// The probes ask with the arguments of what they ask, and no more often than without TLS.
+			// The probes ask with the arguments of what they ask, and no more often than without
+			// TLS.
 			probe := append([]string{"/xdp_audit_exporter", "--healthcheck"}, web...)
 			for _, p := range []struct{ got, plain *core.Probe }{
 				{container.StartupProbe, plain.StartupProbe}, {container.LivenessProbe, plain.LivenessProbe}, {container.ReadinessProbe, plain.ReadinessProbe},
@@ -187,8 +188,8 @@ func mountSecret(path string) error {
 	)
 }
 
-// writeSecret puts files in the place of those that are there, as the kubelet does: in a folder of their own, to which a
-// link is swapped.
+// writeSecret puts files in the place of those that are there, as the kubelet does: in a folder
+// of their own, to which a link is swapped.
 func writeSecret(path string, files map[string][]byte) error {
 	data := filepath.Join(path, "..data")
 	before, _ := os.Readlink(data) // there is none at first
@@ -217,7 +218,8 @@ func writeSecret(path string, files map[string][]byte) error {
 	)
 }
 
-// The pod serves over TLS and to users only, its probes succeed, and Prometheus gets what it asks for as the PodMonitor says.
+// The pod serves over TLS and to users only, its probes succeed, and Prometheus gets what it asks
+// for as the PodMonitor says.
 func TestTLSInAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)
