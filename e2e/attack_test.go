@@ -28,18 +28,18 @@ import (
 
 const (
 	attackTime = 4 * time.Second
-	openPort   = "192.0.2.1:9400" // on which others than this host reach the exporter
+	openPort   = "192.0.2.1:9400" // the address of the exporter on the network
 
-	// scrapeTimeout is that of Prometheus, by default.
+	// scrapeTimeout is the default scrape timeout of Prometheus.
 	scrapeTimeout = 10 * time.Second
 )
 
-// attacker is somebody on the network that reaches the exporter.
+// attacker is a host on the network that can reach the exporter.
 type attacker struct {
 	lab  *lab
 	ctx  context.Context
 	stop func()        // ends the attack
-	done atomic.Uint64 // whatever the attack does over and over
+	done atomic.Uint64 // repetitions of the attack
 }
 
 // dial connects, and ends the connection with the attack.
@@ -51,8 +51,7 @@ func (a *attacker) dial() (net.Conn, error) {
 	return conn, err
 }
 
-// over calls f again and again in a number of goroutines, until the attack ends. Its errors are
-// the attacker's concern.
+// over calls f repeatedly in n goroutines until the attack ends. Errors of f are ignored.
 func (a *attacker) over(n int, f func() error) {
 	var running sync.WaitGroup
 	for range n {
@@ -62,7 +61,7 @@ func (a *attacker) over(n int, f func() error) {
 					a.done.Add(1)
 					continue
 				}
-				select { // refused: a little later
+				select { // refused: try again a little later
 				case <-a.ctx.Done():
 				case <-time.After(time.Millisecond):
 				}
@@ -72,7 +71,7 @@ func (a *attacker) over(n int, f func() error) {
 	running.Wait()
 }
 
-// say sends a text over a new connection, and reads until that ends.
+// say sends a text over a new connection, and reads until the connection is closed.
 func (a *attacker) say(text string) error {
 	conn, err := a.dial()
 	if err != nil {
@@ -86,7 +85,7 @@ func (a *attacker) say(text string) error {
 	return err
 }
 
-// secret asks over TLS with a password and, if it is not nil, a certificate.
+// secret sends a request over TLS with a password and, if it is not nil, a certificate.
 func (a *attacker) secret(password string, certificate *tls.Certificate) error {
 	conn, err := a.dial()
 	if err != nil {
@@ -109,11 +108,11 @@ func (a *attacker) secret(password string, certificate *tls.Certificate) error {
 	return err
 }
 
-// attacks are what somebody may do who reaches the port.
+// attacks are what an attacker with access to the port may do.
 var attacks = []struct {
 	name    string
 	secured bool
-	isLong  bool // it ends by itself
+	isLong  bool // ends by itself
 	run     func(t *testing.T, a *attacker)
 }{
 	{"a header byte by byte", false, false, func(_ *testing.T, a *attacker) {
@@ -206,8 +205,8 @@ var attacks = []struct {
 	}},
 }
 
-// Whatever somebody does who reaches the port, who is entitled to is answered in time, the audit
-// goes on exactly, and descriptors and memory come back.
+// During an attack on the port, authorized clients are answered in time and the audit stays
+// exact. After it, descriptors and memory are released.
 func TestAttacksOnThePort(t *testing.T) {
 	for _, attack := range attacks {
 		t.Run(attack.name, func(t *testing.T) {
@@ -267,7 +266,7 @@ func TestAttacksOnThePort(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			// Connections may still be closing, and fill the queue of the pair now and then.
+			// Connections may still be closing: the counts agree once they have ended.
 			udp := 0.0
 			l.poll(func() error {
 				s := e.atRest()
@@ -288,8 +287,7 @@ func TestAttacksOnThePort(t *testing.T) {
 	}
 }
 
-// honest returns a client that connects anew for each request, and has what it takes to be
-// answered.
+// honest returns a client with valid credentials that opens a new connection for each request.
 func (s secured) honest(t *testing.T, l *lab) *http.Client {
 	t.Helper()
 	transport := &http.Transport{DialContext: l.audited.Namespace.Dial, DisableKeepAlives: true}
@@ -302,8 +300,8 @@ func (s secured) honest(t *testing.T, l *lab) *http.Client {
 	return client
 }
 
-// askForCertificates makes the configuration one that wants a client's certificate, which its own
-// is.
+// askForCertificates makes the configuration require a client certificate. The certificate of
+// the server is accepted.
 func (s secured) askForCertificates(t *testing.T) {
 	t.Helper()
 	config, err := os.ReadFile(s.config)
@@ -317,7 +315,7 @@ func (s secured) askForCertificates(t *testing.T) {
 	}
 }
 
-// strangersCertificate returns a certificate that nobody trusts, and that is no longer valid.
+// strangersCertificate returns an expired certificate of an unknown issuer.
 func strangersCertificate(t *testing.T) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -18,23 +18,23 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
-// seriesCount is how many series a server stores of a target, by what they are about.
+// seriesCount is the number of series that a server stores for a target, by subject.
 type seriesCount struct {
-	device   int // those of one device
-	shared   int // those of the audit that are of no device
+	device   int // of one device
+	shared   int // of the audit, without a device
 	exporter int // go_*, process_* and promhttp_*
-	added    int // those that the server adds: up and four of the scrape
+	added    int // by the server: up and four about the scrape
 }
 
 func (c seriesCount) total(devices int) int {
 	return c.shared + c.exporter + c.added + devices*c.device
 }
 
-// addedByPrometheus is the number of series that a server stores for each target of its own accord.
+// addedByPrometheus is the number of series that a server adds for each target.
 const addedByPrometheus = 5
 
-// countSeries counts what a server stores of a page. A native histogram is one series, a classic
-// one a series for each bucket and two more.
+// countSeries counts the series that a server stores of a page. A native histogram is one
+// series; a classic one is a series per bucket and two more.
 func countSeries(families map[string]*dto.MetricFamily, device string, isNative bool) seriesCount {
 	c := seriesCount{added: addedByPrometheus}
 	for name, family := range families {
@@ -65,8 +65,8 @@ func countSeries(families map[string]*dto.MetricFamily, device string, isNative 
 	return c
 }
 
-// What docs/fleet.md says of the number of series is what the exporter has, and what Prometheus
-// stores. FLEET_REPORT=path writes the figures anew.
+// The number of series in docs/fleet.md is the number that the exporter has and that Prometheus
+// stores. FLEET_REPORT=path writes the figures.
 func TestCardinality(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")
@@ -80,7 +80,8 @@ func TestCardinality(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// parsePage takes the namespace off, by which the audit's own are told from the rest.
+	// parsePage removes the namespace, which distinguishes the audit's own series from the
+	// others.
 	whole := map[string]*dto.MetricFamily{}
 	for _, family := range text {
 		whole[family.GetName()] = family
@@ -128,7 +129,7 @@ func TestCardinality(t *testing.T) {
 	e.expectStopped()
 }
 
-// scrapeProtobuf asks as a server does that takes native histograms.
+// scrapeProtobuf scrapes like a server that accepts native histograms.
 func (e *exporter) scrapeProtobuf() map[string]*dto.MetricFamily {
 	e.lab.t.Helper()
 	request, err := http.NewRequestWithContext(e.lab.ctx, http.MethodGet, e.scheme+"://"+address+"/metrics", nil)
@@ -156,7 +157,7 @@ func (e *exporter) scrapeProtobuf() map[string]*dto.MetricFamily {
 	}
 }
 
-// stored returns how many series a Prometheus server stores of the exporter.
+// stored returns the number of series that a Prometheus server stores of the exporter.
 func (l *lab) stored(t *testing.T, server string, flags []string) int {
 	t.Helper()
 	folder := t.TempDir()
@@ -176,8 +177,8 @@ func (l *lab) stored(t *testing.T, server string, flags []string) int {
 		if p.hasEnded() {
 			t.Fatalf("Prometheus ended: %s", &p.stderr)
 		}
-		// Whole scrapes only: up is written last, and the first scrape is not counted by
-		// promhttp_* yet.
+		// Wait for complete scrapes: up is written last, and promhttp_* does not count the first
+		// scrape.
 		if _, err = l.query(client, `min_over_time(up{job="xdp_audit"}[1m]) == 1 and count_over_time(up{job="xdp_audit"}[1m]) > 2`); err != nil {
 			return err
 		}
@@ -219,7 +220,7 @@ func fleetReport(classic, native seriesCount) string {
 	return b.String()
 }
 
-// Prometheus takes the configurations that docs/fleet.md shows.
+// Prometheus accepts the configurations in docs/fleet.md.
 func TestFleetConfigurations(t *testing.T) {
 	promtool := findTool(t, "promtool")
 	text, err := os.ReadFile("../docs/fleet.md")

@@ -49,10 +49,10 @@ func TestUDPIsCountedExactly(t *testing.T) {
 	}
 }
 
-// A connection decides by itself into how many segments it cuts its data, and when it
-// acknowledges. How many frames arrived is therefore asked of the driver: the receive statistics
-// of a veth are counted by its NAPI poll, one for each frame that it hands to XDP. In native mode
-// there are no merged frames on it, since the kernel turns segmentation offload off at the peer.
+// The kernel decides into how many segments it cuts the data of a connection, and when it
+// acknowledges them. So the number of frames comes from the driver: veth counts each frame that
+// its NAPI poll hands to XDP. In native mode no frames are merged, because the kernel turns off
+// segmentation offload at the peer.
 func TestTCPIsCountedExactly(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
@@ -118,7 +118,7 @@ func transfer(l *lab, size int64) error {
 	return errors.Join(err, <-received, conn.Close())
 }
 
-// zeros is an endless file of zeros.
+// zeros is an endless stream of zeros.
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) {
@@ -126,7 +126,8 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Several flows on both CPUs, some of them flagged, and a scrape after the other.
+// The sums agree in every scrape while several flows, some of whose packets are flagged, run on
+// both CPUs.
 func TestSumsAgreeUnderTraffic(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device="+device, "--audit.min-samples=10", "--audit.threshold=2")

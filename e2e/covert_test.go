@@ -15,7 +15,7 @@ import (
 	timings "github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
-// timedFlow sends frames of a flow at times that it makes up.
+// timedFlow sends frames of a flow at injected times.
 type timedFlow struct {
 	frame  []byte
 	port   string // of the destination
@@ -41,9 +41,9 @@ func (f *timedFlow) send(t *testing.T, l *lab, packets int) {
 	}
 }
 
-// Two flows at injected times, of which one is a channel of two symbols: its windows alarm from
-// the first on, and those of the other do not. When that one becomes a channel that repeats its
-// own deltas, its past gives it away.
+// Two flows have injected times. One is a channel of two symbols: its windows raise alarms from
+// the first on, and those of the other flow do not. Later the other flow repeats its own deltas,
+// and is found by its past.
 func TestCovertChannelsAlarm(t *testing.T) {
 	cover := timings.LogAR1(1e6, 0.6, 0.9)
 	legitimate, channel := newTimedFlow(1001, cover), newTimedFlow(1002, timings.TwoSymbols(1e6, 2e6, 0.02))
@@ -99,7 +99,7 @@ func TestCovertChannelsAlarm(t *testing.T) {
 	}
 
 	legitimate.source = timings.ReplayedCover(cover, covert.WindowLength)(timings.Rand(2, "replayed"))
-	s = sendWindows(2, legitimate) // the first begins with deltas of the cover
+	s = sendWindows(2, legitimate) // the first window begins with deltas of the cover
 	for _, test := range []covert.Test{covert.Information, covert.Autocorrelation} {
 		if score := s.sum("covert_score", "test="+test.String()); score < 1 {
 			t.Errorf("the score of the replayed cover by %v is %v", test, score)
@@ -107,7 +107,7 @@ func TestCovertChannelsAlarm(t *testing.T) {
 	}
 	e.expectStopped()
 
-	alarms := map[string]string{} // by destination port, those of the first record
+	alarms := map[string]string{} // tests of the first record, by destination port
 	for _, r := range readTrail(t, path) {
 		tests, isCovert := r["covert"]
 		if !isCovert {

@@ -21,10 +21,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// Steady packets, some of which are sent late together with all that follow, so that a late
-// packet does not make its successor early. When the machine is busy it sends others late as
-// well, which are flagged with the same right: what the test demands is that planted packets are
-// found, and that the records tell the truth.
+// Packets are sent steadily, and some of them late together with all that follow, so that a late
+// packet does not make the next one early. A busy machine delays other packets as well, which
+// are rightly flagged. So the test requires that planted packets are found, and that the records
+// are correct.
 func TestLatePacketsAreFlagged(t *testing.T) {
 	const (
 		packets  = 4000
@@ -92,8 +92,7 @@ func TestLatePacketsAreFlagged(t *testing.T) {
 		t.Error("no planted packet was flagged")
 	}
 
-	// Records of two CPUs are written as their rings are read, which is not the order of their
-	// times.
+	// Records are written in the order in which the rings of the CPUs are read, not by time.
 	last := slices.MaxFunc(records, func(a, b record) int { return strings.Compare(a["time"], b["time"]) })
 	for metric, want := range map[string]float64{
 		"last_tscore":        math.Abs(last.number(t, "tscore")),
@@ -117,7 +116,7 @@ func TestLatePacketsAreFlagged(t *testing.T) {
 	e.expectStopped()
 }
 
-// record is a line of the trail by key.
+// record is a line of the trail, by key.
 type record map[string]string
 
 func readTrail(t *testing.T, path string) (records []record) {
@@ -168,7 +167,7 @@ func (r record) check(t *testing.T, f *flow) {
 			t.Errorf("a record has %s=%s, want %s", key, r[key], pattern)
 		}
 	}
-	// The t-score is that of the other fields.
+	// The t-score follows from the other fields.
 	n, deviation := r.number(t, "n"), r.number(t, "delta_ns")-r.number(t, "mean_ns")
 	want := deviation / (r.number(t, "stddev_ns") * math.Sqrt(1+1/n))
 	got := r.number(t, "tscore")
@@ -180,14 +179,14 @@ func (r record) check(t *testing.T, f *flow) {
 	}
 }
 
-// packet returns the index of the packet that a record is about: the one that was sent at its
-// time. It is −1 if there is none, because the machine handled it only after it was sent.
+// packet returns the index of the packet that was sent at the time of the record, or −1 if the
+// machine handled the packet only later.
 func (r record) packet(begins, ends []time.Time) int {
 	at, err := time.Parse(time.RFC3339Nano, r["time"])
 	if err != nil {
 		return -1
 	}
-	const slack = 200 * time.Microsecond // both times are of the same clock, which may be adjusted in between
+	const slack = 200 * time.Microsecond // for adjustments of the clock
 	for i := range begins {
 		if !at.Before(begins[i].Add(-slack)) && !at.After(ends[i].Add(slack)) {
 			return i

@@ -18,7 +18,7 @@ import (
 	"testing"
 )
 
-// The example of an exporter of one's own is a module of its own.
+// The example of another exporter that embeds the audit has its own module.
 func TestTheAuditCanBeEmbedded(t *testing.T) {
 	l := newLab(t)
 	binary := filepath.Join(t.TempDir(), "embed")
@@ -35,7 +35,7 @@ func TestTheAuditCanBeEmbedded(t *testing.T) {
 	e.expectStopped()
 }
 
-// startDemo returns the demonstration, to be started. It makes a network of its own.
+// startDemo returns the command of the demo, which creates its own network.
 func startDemo(t *testing.T, environment ...string) (cmd *exec.Cmd, stdout, stderr *output) {
 	t.Helper()
 	if err := cannotRun(); err != nil {
@@ -51,10 +51,10 @@ func startDemo(t *testing.T, environment ...string) (cmd *exec.Cmd, stdout, stde
 	return cmd, stdout, stderr
 }
 
-// demoSummary finds how many packets the demo has sent, sent late and seen flagged.
+// demoSummary matches the numbers of packets sent, sent late and flagged.
 var demoSummary = regexp.MustCompile(`(\d+) packets\b.*\b(\d+)\b.* late\b.*\b(\d+)\b.* flagged`)
 
-// Ctrl-C is for the demo: it ends the exporter when every flag has been reported.
+// On Ctrl-C the demo stops the exporter after every flag has been reported.
 func TestDemo(t *testing.T) {
 	cmd, stdout, stderr := startDemo(t, "DEMO_LISTEN=127.0.0.1:0")
 	awaitDemo(t, cmd, stdout)
@@ -113,7 +113,7 @@ func TestDemoLeavesNothingWhenItIsKilled(t *testing.T) {
 	})
 }
 
-// awaitDemo starts the demo, waits until the exporter answers, and returns where.
+// awaitDemo starts the demo, waits until the exporter answers, and returns its URL.
 func awaitDemo(t *testing.T, cmd *exec.Cmd, stdout *output) (url string) {
 	t.Helper()
 	if err := cmd.Start(); err != nil {

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faults returns how often the exporter is killed in a test: as FAULTS says, or else as often as
-// there is time for.
+// faults returns the number of kills in a test: FAULTS, or a number for which there is time in
+// CI.
 func faults(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("FAULTS")
@@ -32,13 +32,13 @@ func faults(t *testing.T) int {
 	return n
 }
 
-// moment is when an exporter is killed.
+// moment is a phase in the life of an exporter at which it is killed.
 type moment struct {
 	name string
 	kill func(e *exporter, random *rand.Rand)
 }
 
-// moments are those of the life of an exporter. None of the delays decides what is expected.
+// The results must not depend on any of these delays.
 var moments = []moment{
 	{"start", func(e *exporter, random *rand.Rand) {
 		e.killAfter(random, 300*time.Millisecond)
@@ -51,7 +51,7 @@ var moments = []moment{
 		e.awaitReady("/-/ready")
 		var scrapes sync.WaitGroup
 		for range 4 {
-			scrapes.Go(func() { _, _, _ = e.ask("/metrics") }) // it may be cut off
+			scrapes.Go(func() { _, _, _ = e.ask("/metrics") }) // may be cut off
 		}
 		e.killAfter(random, 5*time.Millisecond)
 		scrapes.Wait()
@@ -67,7 +67,7 @@ func serving(args []string) []string {
 	return append([]string{"--web.listen-address=" + address}, args...)
 }
 
-// killAfter kills the exporter after a random time, unless it ends before.
+// killAfter kills the exporter after a random time, unless it ends before that.
 func (e *exporter) killAfter(random *rand.Rand, limit time.Duration) {
 	e.lab.t.Helper()
 	select {
@@ -78,9 +78,9 @@ func (e *exporter) killAfter(random *rand.Rand, limit time.Duration) {
 	e.wait()
 }
 
-// keepReceiving lets a device receive in the same way with a program as without. Otherwise a veth
-// pair throws away what is in its ring when native XDP is taken off it, whoever does that: a
-// packet or two in some hundred times under load.
+// keepReceiving keeps NAPI enabled on a device without an XDP program. Otherwise a veth pair
+// discards the frames in its queue when native XDP is detached: one or two frames in some
+// hundred detachments under load.
 func (l *lab) keepReceiving(device string) {
 	l.t.Helper()
 	value := struct{ command, data uint32 }{unix.ETHTOOL_SGRO, 1}
@@ -106,8 +106,8 @@ func (l *lab) keepReceiving(device string) {
 	}
 }
 
-// Killed at any moment, an exporter without pins leaves nothing attached. Every packet arrives
-// meanwhile.
+// An exporter without pins that is killed at any moment leaves nothing attached, and every
+// packet passes.
 func TestFaults(t *testing.T) {
 	l := newLab(t)
 	l.keepReceiving(device)
@@ -131,8 +131,8 @@ func TestFaults(t *testing.T) {
 	l.startExporter(args...).expectStopped()
 }
 
-// Killed at any moment, an exporter with pins leaves an audit that goes on, and that the next one
-// takes over.
+// An exporter with pins that is killed at any moment leaves an audit that continues, and that
+// the next exporter takes over.
 func TestFaultsWithPins(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -140,7 +140,7 @@ func TestFaultsWithPins(t *testing.T) {
 	args := append([]string{"--audit.device=" + device, "--bpf.pin-path=" + folder}, flagMuch...)
 	counts := map[string]int{}
 
-	// Before there is an audit to go on, the first start is cut short again and again.
+	// Interrupt the first start repeatedly, before there is an audit that could continue.
 	for range faults(t)/3 + 1 {
 		counts["first start"]++
 		moments[0].kill(l.launch(binaries.exporter, serving(args)), random)
@@ -173,8 +173,8 @@ func TestFaultsWithPins(t *testing.T) {
 	l.unpin(folder)
 }
 
-// Killed at any moment of a change of the layout, an exporter leaves a hook, and pins that the
-// next one takes over or replaces.
+// An exporter that is killed while it changes the layout leaves a hook, and pins that the next
+// exporter takes over or replaces.
 func TestFaultsInChangesOfTheLayout(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)

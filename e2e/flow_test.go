@@ -24,9 +24,9 @@ import (
 
 // pair is a veth pair from the sender's namespace to the audited one.
 //
-// A test that compares packets sent with packets counted asks the driver how many arrived, never
-// a UDP server: a frame is lost when the queue of the pair is full, and a datagram when the
-// buffer of its socket is, on a busy machine and through no fault of the audit.
+// A test that compares packets sent with packets counted takes the number sent from the driver,
+// never from a UDP server. On a busy machine a frame is lost when the queue of the pair is full,
+// and a datagram when the buffer of its socket is full. Neither is a fault of the audit.
 type pair struct {
 	lab             *lab
 	audited, sender netlab.End
@@ -34,7 +34,7 @@ type pair struct {
 	devices *os.File // /proc/net/dev of the sender's namespace
 }
 
-// newPair remembers a pair for the flows to the addresses of its audited end.
+// newPair registers a pair for flows to the addresses of its audited end.
 func (l *lab) newPair(audited, sender netlab.End) {
 	l.t.Helper()
 	p := &pair{lab: l, audited: audited, sender: sender}
@@ -54,7 +54,7 @@ func (l *lab) newPair(audited, sender netlab.End) {
 // pair returns the pair of the lab's own audited device.
 func (l *lab) pair() *pair { return l.pairs[l.audited.IPv4.Addr()] }
 
-// frames is what the driver of a pair knows of the frames that were sent to the audited device.
+// frames counts the frames that were sent to the audited device.
 type frames struct {
 	received uint64 // by the audited device, which hands them to XDP
 	dropped  uint64 // because the queue of the audited device was full
@@ -64,12 +64,12 @@ func (f frames) minus(before frames) frames {
 	return frames{f.received - before.received, f.dropped - before.dropped}
 }
 
-// all returns the frames that have an end.
+// all returns the number of frames that were received or dropped.
 func (f frames) all() uint64 { return f.received + f.dropped }
 
-// frames asks the sender's end, which keeps its name: what veth says it has transmitted is what
-// its peer has received. The file is read without the lock of the network configuration, which an
-// exporter holds for long while it attaches.
+// frames reads the statistics of the sender's end, whose name does not change: the frames that
+// veth has transmitted are those that its peer has received. Reading the file does not need the
+// RTNL lock, which an exporter holds for long while it attaches.
 func (p *pair) frames() frames {
 	p.lab.t.Helper()
 	f, err := p.tryFrames()
@@ -90,8 +90,8 @@ func (p *pair) tryFrames() (f frames, err error) {
 		if string(bytes.TrimSpace(name)) != p.sender.Device {
 			continue
 		}
-		// Bytes, packets, errors, dropped and four more of what was received, then the same of
-		// what was transmitted.
+		// Eight columns for received frames (bytes, packets, errors, dropped, …), then the same
+		// for transmitted ones.
 		fields := bytes.Fields(values)
 		if len(fields) != 16 {
 			return f, fmt.Errorf("%d statistics of %s, want 16: %s", len(fields), p.sender.Device, line)
@@ -104,8 +104,7 @@ func (p *pair) tryFrames() (f frames, err error) {
 	return f, fmt.Errorf("no device %s in\n%s", p.sender.Device, text[:n])
 }
 
-// settled returns the frames since an earlier time, of which there were so many, once all of them
-// are received or dropped.
+// settled waits until each of the frames sent since before is received or dropped.
 func (p *pair) settled(before frames, sent uint64) (now frames) {
 	p.lab.t.Helper()
 	p.lab.poll(func() error {
@@ -117,13 +116,13 @@ func (p *pair) settled(before frames, sent uint64) (now frames) {
 	return now
 }
 
-// expectCounted expects that every frame that was sent was either dropped by the driver or counted.
+// expectCounted expects that every frame was either dropped by the driver or counted.
 func (p *pair) expectCounted(s scrape, sent uint64) {
 	p.lab.t.Helper()
 	p.expectPackets(s, p.settled(frames{}, sent))
 }
 
-// expectPackets expects that an audit which saw all frames of a pair has counted those that the
+// expectPackets expects an audit that saw all frames of a pair to have counted those that the
 // driver received.
 func (p *pair) expectPackets(s scrape, now frames) {
 	p.lab.t.Helper()
@@ -142,8 +141,8 @@ type flow struct {
 	payload int    // bytes of each packet
 
 	written atomic.Uint64 // packets
-	arrived atomic.Uint64 // packets that the server got
-	changed atomic.Uint64 // those of another size
+	arrived atomic.Uint64 // packets that the server received
+	changed atomic.Uint64 // packets that arrived with another size
 }
 
 const payloadBytes = 100
@@ -178,7 +177,7 @@ func (l *lab) newLocalFlow() *flow {
 	return f
 }
 
-// listen opens the server of a flow, which receives until the end of the test.
+// listen opens the server of a flow. It receives until the end of the test.
 func (l *lab) listen(f *flow, at netip.Addr) {
 	l.t.Helper()
 	err := l.audited.Namespace.Do(func() (err error) {
@@ -210,8 +209,8 @@ func (f *flow) receive() {
 	}
 }
 
-// send writes packets. It waits for the driver after every few, so that the queue of the pair
-// does not overflow unless others fill it.
+// send writes packets. After every few it waits for the driver, so that the queue of the pair
+// does not overflow unless other senders fill it.
 func (f *flow) send(packets int) error {
 	const atATime = 32
 	payload := make([]byte, f.payload)
@@ -241,8 +240,8 @@ func (f *flow) send(packets int) error {
 	return nil
 }
 
-// ends returns how many frames of the pair have an end. Those of a flow within a namespace have
-// one once they are written.
+// ends returns how many frames of the pair were received or dropped. A flow within a namespace
+// has no queue: its packets are received when they are written.
 func (f *flow) ends() (uint64, error) {
 	if f.pair == nil {
 		return f.written.Load(), nil
@@ -251,7 +250,7 @@ func (f *flow) ends() (uint64, error) {
 	return now.all(), err
 }
 
-// await is Poll for what takes microseconds.
+// await is netlab.Poll for conditions that take microseconds.
 func await(ready func() error) error {
 	for begin := time.Now(); ; time.Sleep(20 * time.Microsecond) {
 		err := ready()
@@ -261,9 +260,9 @@ func await(ready func() error) error {
 	}
 }
 
-// checkArrival returns an error unless the packets that the driver received went on to the server
-// unchanged, or found the buffer of its socket full. Frames of the pair that were dropped may be
-// this flow's or another's.
+// checkArrival returns an error unless every packet that the driver received reached the server
+// unchanged or found the buffer of its socket full. The driver counts dropped frames for the
+// whole pair, so a dropped frame may belong to another flow.
 func (f *flow) checkArrival() error {
 	return await(func() error {
 		dropped := uint64(0)
@@ -287,7 +286,7 @@ func (f *flow) checkArrival() error {
 	})
 }
 
-// overflowed returns how many packets found the buffer of the server full.
+// overflowed returns the number of packets that found the buffer of the server full.
 func (f *flow) overflowed() (packets uint64, err error) {
 	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h
 	var values [drops + 1]uint32
@@ -307,8 +306,8 @@ func (f *flow) overflowed() (packets uint64, err error) {
 	return uint64(values[drops]), err
 }
 
-// send sends packets until the driver has received so many more. Nothing else may be sent over
-// the pair meanwhile.
+// send sends packets until the driver has received the given number. The pair must have no other
+// traffic meanwhile.
 func (l *lab) send(f *flow, packets int) {
 	l.t.Helper()
 	for packets > 0 {
@@ -329,7 +328,7 @@ func (l *lab) send(f *flow, packets int) {
 	}
 }
 
-// stream sends without pause until it is ended.
+// stream sends without pause until it is stopped.
 type stream struct {
 	flow    *flow
 	stop    atomic.Bool
@@ -354,8 +353,8 @@ func (s *stream) halt() {
 	s.running.Wait()
 }
 
-// end returns what the driver knows of all frames of the pair, once those of the stream are
-// received or dropped. It is an error if there was none, and if one did not go on to the server.
+// end stops the stream and returns the frames of the pair so far. It returns an error if no
+// packet was sent, or if a packet did not reach the server.
 func (s *stream) end() (frames, error) {
 	s.halt()
 	if s.err != nil {

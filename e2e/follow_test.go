@@ -39,7 +39,7 @@ func (l *lab) delete(name string) {
 	l.change(name, netlink.LinkDel)
 }
 
-// awaitAttached waits until exactly those devices hold a program.
+// awaitAttached waits until exactly these devices hold a program.
 func (l *lab) awaitAttached(names ...string) {
 	l.t.Helper()
 	l.poll(func() error {
@@ -86,7 +86,7 @@ func hasNoSeries(device string) func(scrape) error {
 	}
 }
 
-// expectPackets expects that a device has counted so many.
+// expectPackets expects the number of packets counted on a device.
 func (e *exporter) expectPackets(device string, want float64) {
 	e.lab.t.Helper()
 	if got := e.atRest().sum("packets_total", "device="+device); got != want {
@@ -94,8 +94,8 @@ func (e *exporter) expectPackets(device string, want float64) {
 	}
 }
 
-// A device that matches a glob is attached when it appears, its series end when it vanishes, and
-// go on when it is back.
+// A device that matches a glob is attached when it appears. Its series end when it disappears,
+// and continue when it comes back.
 func TestAGlobIsFollowed(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited*")
@@ -122,7 +122,7 @@ func TestAGlobIsFollowed(t *testing.T) {
 	e.expectStopped()
 }
 
-// A device that is named keeps its hook_up while it is away.
+// A device that is named keeps its hook_up series while it does not exist.
 func TestANameIsFollowed(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited1", "--audit.follow")
@@ -136,8 +136,8 @@ func TestANameIsFollowed(t *testing.T) {
 		l.send(l.newFlow(second.IPv4.Addr()), 100)
 		e.expectPackets("audited1", float64(100*(round+1)))
 		l.delete("audited1")
-		// The hook is down as soon as the kernel says so, and the series end at the exporter's
-		// next look at the devices.
+		// hook_up is 0 as soon as the device is deleted. The series end when the exporter next
+		// lists the devices.
 		e.await(func(s scrape) error {
 			for name := range s {
 				if got := s.series(name, "device=audited1"); len(got) != 0 && name != "hook_up" {
@@ -150,8 +150,8 @@ func TestANameIsFollowed(t *testing.T) {
 	e.expectStopped()
 }
 
-// Under its new name a device is another one. The hook stays on it, so that no packet goes
-// uncounted meanwhile.
+// A renamed device counts as another device. The hook stays attached, so that no packet is
+// missed.
 func TestARenamedDevice(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited*")
@@ -197,7 +197,8 @@ func TestARenamedDevice(t *testing.T) {
 	e.expectStopped()
 }
 
-// There is room for so many devices. Who has vanished makes room, and leaves no count to the next.
+// The number of devices is limited. A device that disappears makes room, and the next one starts
+// its counters at zero.
 func TestRoomForDevices(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=audited*", "--audit.max-devices=2", "--audit.min-samples=10", "--audit.threshold=2")
@@ -246,14 +247,15 @@ func TestAbsentDevicesMayCome(t *testing.T) {
 	e := l.startExporter("--audit.device=nothing*", "--audit.follow")
 	e.expectLog("level=ERROR", "nothing*")
 	l.change(device, func(link netlink.Link) error {
-		// Before 6.2 a device that is up keeps its name.
+		// Before Linux 6.2, a device that is up cannot be renamed.
 		return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, "nothing0"), netlink.LinkSetUp(link))
 	})
 	l.awaitAttached("nothing0")
 	e.expectStopped()
 }
 
-// Neither descriptors nor memory grow over a thousand devices, which keep their counters.
+// Neither descriptors nor memory grow while a thousand devices come and go. Their counters are
+// kept.
 func TestDevicesMadeAnew(t *testing.T) {
 	const rounds, devices, warm, group = 50, 20, 5, 1
 	l := newLab(t)
@@ -306,7 +308,7 @@ func TestDevicesMadeAnew(t *testing.T) {
 	e.expectStopped()
 }
 
-// deleteGroup deletes all devices of a group, for which the kernel waits once and not for each.
+// deleteGroup deletes all devices of a group in one request, so that the kernel waits only once.
 func deleteGroup(group uint32) error {
 	request := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -315,7 +317,7 @@ func deleteGroup(group uint32) error {
 	return err
 }
 
-// resources are what a process takes.
+// resources is the usage of a process.
 type resources struct {
 	descriptors, residentKiB int
 	goroutines               float64
@@ -341,7 +343,7 @@ func (e *exporter) resources() (r resources) {
 	return r
 }
 
-// The hook stays on a device whose state and size of frames change, jumbo frames included.
+// The hook stays attached while the state and the MTU of a device change.
 func TestStateAndMTUChange(t *testing.T) {
 	for _, mode := range []string{"drv", "skb"} {
 		t.Run(mode, func(t *testing.T) {
@@ -397,7 +399,7 @@ func TestJumboFrames(t *testing.T) {
 	e.expectStopped()
 }
 
-// resize gives both ends of the pair an MTU, and waits until they are up.
+// resize sets the MTU of both ends of the pair, and waits until they are up.
 func (l *lab) resize(mtu int) {
 	l.t.Helper()
 	for _, end := range []netlab.End{l.audited, l.sender} {
@@ -423,13 +425,13 @@ func (l *lab) resize(mtu int) {
 	}
 }
 
-// sendSized sends packets of a size.
+// sendSized sends packets with a payload of the given size.
 func (l *lab) sendSized(payload, packets int) {
 	l.t.Helper()
 	l.restoreNeighbours()
 	f := l.newFlow(l.audited.IPv4.Addr())
 	f.payload = payload
-	for range packets { // one by one: a few of the largest fill the buffer of a socket
+	for range packets { // a few large packets fill the buffer of a socket
 		l.send(f, 1)
 	}
 	if f.arrived.Load() == 0 {
@@ -437,7 +439,7 @@ func (l *lab) sendSized(payload, packets int) {
 	}
 }
 
-// restoreNeighbours tells both ends the other's hardware address again, which a device forgets
+// restoreNeighbours gives each end the hardware address of the other again. A device forgets it
 // when it is set down.
 func (l *lab) restoreNeighbours() {
 	l.t.Helper()
@@ -463,7 +465,7 @@ func (l *lab) restoreNeighbours() {
 	}
 }
 
-// What the driver says against a program is passed on.
+// The reason for which the driver refuses a program is in the message.
 func TestARefusalGivesTheReason(t *testing.T) {
 	l := newLab(t)
 	args := []string{"--audit.device=lo", "--web.listen-address=" + address}
@@ -473,8 +475,8 @@ func TestARefusalGivesTheReason(t *testing.T) {
 	}
 }
 
-// A device that was refused from the start is attached soon after what was in the way is gone:
-// another's program, or one on the bridge that it was a port of.
+// A device that was refused at the start is attached soon after the obstacle is removed: another
+// program on the device, or one on the bridge above it.
 func TestRefusedDevicesAreAttachedWhenTheyCanBe(t *testing.T) {
 	l := newBridgeLab(t)
 	l.connect("audited1", "sender1", 1)
@@ -494,8 +496,8 @@ func TestRefusedDevicesAreAttachedWhenTheyCanBe(t *testing.T) {
 	e.endWith(syscall.SIGTERM)
 }
 
-// Followed and pinned: what vanishes while no exporter runs is let go by the next, and what
-// appears is attached.
+// Devices are followed across a restart with pins: the next exporter releases those that have
+// disappeared, and attaches those that have appeared.
 func TestFollowingAcrossARestart(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)

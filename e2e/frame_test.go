@@ -14,8 +14,8 @@ import (
 // generatedFrame is a UDP frame of 60 bytes from port 1000 to port 53.
 func generatedFrame() []byte { return makeFrame(unix.IPPROTO_UDP, 53) }
 
-// makeFrame returns a frame of 60 bytes with 26 bytes of UDP, TCP or SCTP from port 1000 on. No
-// device has its hardware address, so that the network stack drops it when it comes to IP.
+// makeFrame returns a frame of 60 bytes with 26 bytes of UDP, TCP or SCTP from port 1000. No
+// device has its hardware address, so the IP layer drops it.
 func makeFrame(protocol byte, destinationPort uint16) []byte {
 	frame := make([]byte, 60)
 	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00})
@@ -28,12 +28,12 @@ func makeFrame(protocol byte, destinationPort uint16) []byte {
 	case unix.IPPROTO_UDP:
 		binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)))
 	case unix.IPPROTO_TCP:
-		transport[12] = 5 << 4 // words of its header
+		transport[12] = 5 << 4 // header length in words
 	}
 	return frame
 }
 
-// internetChecksum is RFC 1071's.
+// internetChecksum is the checksum of RFC 1071.
 func internetChecksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 0; b = b[2:] {
@@ -44,7 +44,7 @@ func internetChecksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// What the generator makes of a frame is as valid as the frame.
+// The frames that the generator derives are as valid as the frame that it was given.
 func TestGeneratedFramesAreValid(t *testing.T) {
 	for description, options := range map[string]generatorOptions{
 		"the same again": {}, "flows that take turns": {flows: 8}, "random flows": {random: true},
@@ -66,7 +66,7 @@ func TestGeneratedFramesAreValid(t *testing.T) {
 					t.Fatalf("verdict %d on % x", verdict, out)
 				}
 				flows[string(ip[12:])+string(udp[:4])] = true
-				copy(frame, out) // as the kernel does, which makes one frame out of the other
+				copy(frame, out) // as the kernel does: each frame is derived from the last
 			}
 			want := map[bool]int{true: 64, false: int(max(options.flows, 1))}[options.random]
 			if len(flows) != want {

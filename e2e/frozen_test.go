@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-// The exporter learns, saves when it ends, and audits against what it saved after a restart, at
-// injected times: a drift so slow that a baseline which is taught follows it flags ever more
-// packets against one that is not.
+// The exporter learns a baseline, saves it when it ends, and audits against the saved baseline
+// after a restart. Times are injected. A slow drift is flagged more and more against the saved
+// baseline, and is not flagged against a baseline that keeps learning.
 func TestSlowDriftAgainstASavedBaseline(t *testing.T) {
 	const (
 		packets   = 300_000
 		deviation = 20e3 // ns
 		drift     = 10 * deviation
 	)
-	// schedule returns times with deltas of 1 ms and more, which grow by the drift from the first
-	// to the last.
+	// schedule returns times with deltas of about 1 ms that grow by the drift from the first to
+	// the last.
 	schedule := func(drift float64) []uint64 {
 		random := rand.New(rand.NewPCG(7, 8))
 		times := make([]uint64, packets)
@@ -38,7 +38,7 @@ func TestSlowDriftAgainstASavedBaseline(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// flagged sends a schedule to an exporter and returns the share of the packets that it flags.
+	// flagged sends a schedule to an exporter and returns the fraction of packets that it flags.
 	flagged := func(times []uint64, args ...string) (float64, scrape) {
 		t.Helper()
 		e := l.startExporter(append([]string{"--audit.device=" + device, "--audit.clock=metadata", "--audit.calibrate=1e-3"}, args...)...)
@@ -92,7 +92,7 @@ func TestSlowDriftAgainstASavedBaseline(t *testing.T) {
 			usual, taught, frozen)
 	}
 
-	// What was damaged is refused before anything is attached.
+	// A damaged file is refused before anything is attached.
 	if err := os.WriteFile(path, before[:len(before)/2], 0o600); err != nil {
 		t.Fatal(err)
 	}

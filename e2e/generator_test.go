@@ -22,11 +22,10 @@ import (
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem generator -output-suffix _test generator generator.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 // generator sends frames out of a device from inside the kernel, at rates that no socket reaches
-// and at times that it makes up. A receiver with native XDP on the other end of the pair has to
-// be there first.
+// and at injected times. The other end of the pair must already have a native XDP program.
 //
-// All frames go out from one CPU, and after each batch the receiver handles them there: they stay
-// in order, and none finds its queue full.
+// All frames leave on one CPU, and after each batch the receiver handles them on that CPU. So
+// they stay in order, and the queue does not overflow.
 type generator struct {
 	from       netlab.End
 	objects    generatorObjects
@@ -34,16 +33,17 @@ type generator struct {
 	isRealtime bool
 }
 
-// generatorOptions say what becomes of the one frame that a generator is given to send many times.
+// generatorOptions say how a generator varies the frame that it sends.
 type generatorOptions struct {
-	flows    uint32   // source addresses that take turns: a power of two up to 2²⁴; 0 and 1 leave the frame's own
-	random   bool     // addresses and ports are random, for each frame anew
-	times    []uint64 // nanoseconds, put in front of the frames as metadata: each is that of a frame of every flow
-	drop     bool     // the frames are made, and not sent
-	realtime bool     // no other thread gets the CPU meanwhile, as if a device had interrupted it
+	flows    uint32   // source addresses in turn: a power of two ≤ 2²⁴; ≤ 1 for the frame's own
+	random   bool     // random addresses and ports for each frame
+	times    []uint64 // ns, as metadata before the frame: each for one frame of every flow
+	drop     bool     // make the frames, but do not send them
+	realtime bool     // no other thread gets the CPU, as during an interrupt
 }
 
-// xdpContext is the kernel's struct xdp_md as BPF_PROG_TEST_RUN takes it: offsets into the data.
+// xdpContext is struct xdp_md of the kernel as BPF_PROG_TEST_RUN takes it, with offsets into the
+// data.
 type xdpContext struct {
 	Data, DataEnd, DataMeta                     uint32
 	IngressIfindex, RxQueueIndex, EgressIfindex uint32
@@ -52,7 +52,7 @@ type xdpContext struct {
 const (
 	metadataBytes = 8
 	liveFrames    = 1 << 1 // BPF_F_TEST_XDP_LIVE_FRAMES
-	liveBatch     = 64     // frames that are sent before the receiver runs: its queue holds 256
+	liveBatch     = 64     // frames before the receiver runs; its queue holds 256
 
 	generatorClockEvery = 1024 // CLOCK_EVERY of generator.bpf.c
 )
@@ -115,8 +115,8 @@ func newGenerator(t testing.TB, from netlab.End, options generatorOptions) *gene
 	return g
 }
 
-// send sends a frame at least n times: an interruption makes it begin again. Frames for which
-// there is no time are not sent.
+// send sends a frame at least n times: an interrupted run starts again. Frames without an
+// injected time are not sent.
 func (g *generator) send(frame []byte, n int) error {
 	return g.from.Namespace.Do(func() error {
 		return onCPU(g.cpu, func() error {
@@ -137,18 +137,18 @@ func (g *generator) run(frame []byte, n int) error {
 	return err
 }
 
-// restart makes the next frame the first again, with offset added to all times.
+// restart starts the times again from the first, with offset added to all of them.
 func (g *generator) restart(offset uint64) error {
 	return errors.Join(g.objects.BaseNs.Set(offset), g.objects.Number.Set(uint64(0)))
 }
 
-// sent returns the frames that were sent so far, including those that the device dropped.
+// sent returns the number of frames sent so far, including those that the device dropped.
 func (g *generator) sent() (n uint64, err error) {
 	return n, g.objects.Sent.Get(&n)
 }
 
-// rate returns the frames a second since the last restart. It leaves out what the kernel takes to
-// begin and to end.
+// rate returns the frames per second since the last restart, without the time that the kernel
+// takes to start and to stop.
 func (g *generator) rate() (float64, error) {
 	var number, first, last uint64
 	err := errors.Join(g.objects.Number.Get(&number), g.objects.FirstNs.Get(&first), g.objects.LastNs.Get(&last))
@@ -162,7 +162,7 @@ func (g *generator) rate() (float64, error) {
 	return float64(timed) / time.Duration(last-first).Seconds(), nil
 }
 
-// lastCPU returns the last CPU that this process may run on: many machines handle most interrupts
+// lastCPU returns the last CPU that this process may use. Many machines handle most interrupts
 // on the first.
 func lastCPU() (int, error) {
 	var allowed unix.CPUSet
@@ -178,7 +178,7 @@ func lastCPU() (int, error) {
 	return last, nil
 }
 
-// onCPU calls f on a thread that stays on a CPU until f returns.
+// onCPU calls f on a thread that is bound to a CPU.
 func onCPU(cpu int, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -194,10 +194,10 @@ func onCPU(cpu int, f func() error) error {
 	return errors.Join(err, unix.SchedSetaffinity(0, &before))
 }
 
-// inRealtime calls f on a thread that no ordinary one interrupts. The calling goroutine has to be
-// locked to it.
+// inRealtime calls f with real-time priority. The calling goroutine must be locked to its
+// thread.
 func inRealtime(f func() error) error {
-	// Where real-time scheduling is not allowed, sending is only less steady.
+	// Without permission for real-time scheduling, sending is only less steady.
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
 	err := f()
 	return errors.Join(err, unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0))

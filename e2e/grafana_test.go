@@ -24,7 +24,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// grafanaDashboard is a dashboard as far as the tests read it.
+// grafanaDashboard is a dashboard, with the fields that the tests read.
 type grafanaDashboard struct {
 	UID, Title, Description string
 	Panels                  []grafanaPanel
@@ -81,7 +81,7 @@ var (
 	labelValues      = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
 )
 
-// What Grafana would show wrongly, or not at all.
+// Errors that would make Grafana show a panel wrongly, or not at all.
 func TestDashboardsAreSound(t *testing.T) {
 	uids := map[string]string{}
 	for file, d := range readDashboards(t) {
@@ -123,7 +123,7 @@ func TestDashboardsAreSound(t *testing.T) {
 	}
 }
 
-// checkPlace expects that a panel is on the grid of 24 columns, where no other is.
+// checkPlace expects a panel to be on the grid of 24 columns without overlapping another.
 func (p grafanaPanel) checkPlace(t *testing.T, cells map[[2]int]string) {
 	t.Helper()
 	g := p.GridPos
@@ -141,7 +141,7 @@ func (p grafanaPanel) checkPlace(t *testing.T, cells map[[2]int]string) {
 	}
 }
 
-// check expects that a panel says what it shows, and asks a data source for it.
+// check expects a panel to have a description and a query.
 func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
 	t.Helper()
 	if p.Description == "" || p.FieldConfig.Defaults.Unit == "" {
@@ -159,7 +159,7 @@ func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
 	}
 	refs := map[string]bool{}
 	for _, q := range p.Targets {
-		// Also of a panel that may be empty. Recorded series have a colon in their names.
+		// This includes panels that may be empty. Recorded series have a colon in their names.
 		for _, name := range grafanaMetric.FindAllStringSubmatch(q.Expr, -1) {
 			if !strings.Contains(string(documented), "| `"+name[1]+"` |") {
 				t.Errorf("%q asks for xdp_audit_%s, which docs/metrics.md does not know", p.Title, name[1])
@@ -177,14 +177,14 @@ func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
 	}
 }
 
-// mayBeEmpty are the panels that need something which is not the test's to change.
+// mayBeEmpty are the panels whose data depends on settings that the test must not change.
 func mayBeEmpty() map[string]string {
 	const runtime = "the kernel accounts for run time only while kernel.bpf_stats_enabled is 1, a setting of the whole host"
 	return map[string]string{"Program, per run": runtime, "Program, cores": runtime}
 }
 
-// shortened replaces the windows of rules and dashboards by some that a test can wait for, in the
-// same order.
+// shortened replaces the windows of rules and dashboards by short ones in the same order, so
+// that the test need not wait for long.
 func shortened(t *testing.T, text string) string {
 	t.Helper()
 	windows := map[string]string{
@@ -201,7 +201,7 @@ func shortened(t *testing.T, text string) string {
 	})
 }
 
-// replaceAll replaces what must be there.
+// replaceAll replaces text that must occur.
 func replaceAll(t *testing.T, text, before, after string) string {
 	t.Helper()
 	if !strings.Contains(text, before) {
@@ -210,8 +210,8 @@ func replaceAll(t *testing.T, text, before, after string) string {
 	return strings.ReplaceAll(text, before, after)
 }
 
-// startShortened starts a Prometheus with the configuration and the rules of deploy, at intervals
-// that a test can wait for.
+// startShortened starts a Prometheus with the configuration and the rules of deploy, at short
+// intervals.
 func (l *lab) startShortened(server string) *process {
 	l.t.Helper()
 	folder := l.t.TempDir()
@@ -237,8 +237,8 @@ func (l *lab) startShortened(server string) *process {
 	})
 }
 
-// keepSending sends a packet a millisecond until the test ends, every fiftieth of them late, and
-// now and then one of a new flow.
+// keepSending sends a packet per millisecond until the test ends. Every fiftieth packet is late,
+// and from time to time one belongs to a new flow.
 func (l *lab) keepSending(to netip.Addr) {
 	l.t.Helper()
 	f := l.newFlow(to)
@@ -278,7 +278,7 @@ func (l *lab) sendOnce(to string) error {
 	return errors.Join(err, conn.Close())
 }
 
-// answer is what Prometheus returns of a query.
+// answer is the response of Prometheus to a query.
 type answer struct {
 	Status, Error string
 	Data          struct{ Result []answerSeries }
@@ -292,7 +292,7 @@ type answerSeries struct {
 	Histograms [][]any
 }
 
-// hasValue reports whether a series has a number or a histogram anywhere.
+// hasValue reports whether any series has a number or a histogram.
 func (s answerSeries) hasValue() bool {
 	for _, v := range append(s.Values, s.Value) {
 		if len(v) < 2 {
@@ -306,7 +306,7 @@ func (s answerSeries) hasValue() bool {
 	return len(s.Histogram) > 0 || len(s.Histograms) > 0
 }
 
-// ask asks the API of Prometheus.
+// ask sends a request to the API of Prometheus.
 func (l *lab) ask(client *http.Client, path string, values url.Values, answer any) error {
 	target := "http://" + prometheusAddress + "/api/v1/" + path + "?" + values.Encode()
 	request, err := http.NewRequestWithContext(l.ctx, http.MethodGet, target, nil)
@@ -320,7 +320,7 @@ func (l *lab) ask(client *http.Client, path string, values url.Values, answer an
 	return json.Unmarshal([]byte(body), answer)
 }
 
-// evaluate runs a query now, or over the last seconds.
+// evaluate runs a query at the present time, or over the last seconds.
 func (l *lab) evaluate(client *http.Client, expr string, isRange bool) (series []answerSeries, err error) {
 	var a answer
 	if isRange {
@@ -338,15 +338,15 @@ func (l *lab) evaluate(client *http.Client, expr string, isRange bool) (series [
 	return a.Data.Result, err
 }
 
-// substituted returns a query with the values that Grafana would put into it.
+// substituted returns a query with the values that Grafana substitutes.
 func substituted(t *testing.T, expr, instance, device string) string {
 	t.Helper()
 	return strings.NewReplacer("$__rate_interval", "3s", "$instance", instance, "$device", device).Replace(shortened(t, expr))
 }
 
-// Every query of every dashboard is asked of a Prometheus that scrapes the exporter under
-// traffic, with the rules of deploy. Where a panel should show something, it does, and its
-// legends name labels that are there.
+// Every query of every dashboard is sent to a Prometheus that scrapes the exporter under
+// traffic, with the rules of deploy. Panels that should have data have data, and their legends
+// use labels that exist.
 func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")
@@ -357,7 +357,7 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	p := l.startShortened(server)
 	client := l.client()
 
-	// The statistics with the longest windows are the last to appear.
+	// The statistics with the longest windows appear last.
 	ctx, cancel := context.WithTimeout(l.ctx, 3*patience)
 	defer cancel()
 	if err := netlab.Poll(ctx, func() error {
@@ -428,7 +428,7 @@ func (l *lab) checkTarget(t *testing.T, client *http.Client, q grafanaTarget, in
 	var series []answerSeries
 	err := l.tryPoll(func() (err error) {
 		if series, err = l.evaluate(client, expr, q.Range); err != nil {
-			t.Fatal(err) // a query that is refused now will always be
+			t.Fatal(err) // a refused query stays refused
 		}
 		for _, s := range series {
 			if s.hasValue() {
@@ -458,7 +458,7 @@ func (l *lab) checkTarget(t *testing.T, client *http.Client, q grafanaTarget, in
 	}
 }
 
-// checkRules expects that every rule was evaluated without an error.
+// checkRules expects every rule to be evaluated without an error.
 func (l *lab) checkRules(client *http.Client) {
 	l.t.Helper()
 	var rules struct {
@@ -485,7 +485,7 @@ func (l *lab) checkRules(client *http.Client) {
 	}
 }
 
-// checkRecipes expects that Prometheus takes every query of the documents.
+// checkRecipes expects Prometheus to accept every query of the documents.
 func (l *lab) checkRecipes(client *http.Client) {
 	l.t.Helper()
 	for _, file := range []string{"../README.md", "../docs/metrics.md"} {

@@ -13,10 +13,11 @@ import (
 	"testing"
 )
 
-// before is the last commit before the sources were rearranged, as a version that users run.
+// before is the last commit before the sources were rearranged. It stands for the version that
+// users run.
 const before = "b9b112fe4b191a47c4e75f49bd8862390443de92"
 
-// buildBefore returns the exporter of the commit before, built from the history of this repository.
+// buildBefore returns the exporter of that commit, built from the history of this repository.
 func buildBefore(t *testing.T) string {
 	t.Helper()
 	if err := cannotRun(); err != nil {
@@ -27,7 +28,7 @@ func buildBefore(t *testing.T) string {
 		return binary
 	}
 	git := func(args ...string) *exec.Cmd {
-		// Root may build in a repository of another user.
+		// Root may run the test in a repository of another user.
 		return exec.CommandContext(t.Context(), "git", append([]string{"-C", "..", "-c", "safe.directory=*"}, args...)...)
 	}
 	if output, err := git("cat-file", "-e", before+"^{commit}").CombinedOutput(); err != nil {
@@ -43,16 +44,16 @@ func buildBefore(t *testing.T) string {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
 		}
 	}
-	// Without the path of the sources in it, the build cache has the packages the next time.
+	// Without the path of the sources in the objects, the build cache serves the next run.
 	if err := build(binary, sources, variant{arguments: []string{"-trimpath", "-buildvcs=false"}}); err != nil {
 		t.Fatal(err)
 	}
 	return binary
 }
 
-// Another version over the pins of one either continues, so that packets received are packets
-// counted, or says in one line that it begins again. It continues if the maps of both mean the
-// same.
+// Another version that starts with the pins of one either continues, so that packets received
+// are packets counted, or says in one line that it begins again. It continues if the maps have
+// the same layout.
 func TestHandOverBetweenVersions(t *testing.T) {
 	older := buildBefore(t)
 	for _, versions := range []struct{ description, first, second string }{
@@ -121,7 +122,7 @@ func testHandOver(t *testing.T, first, second string, signal syscall.Signal) {
 		t.Errorf("it neither continued nor said that it begins again:\n%s", &e.stderr)
 	}
 
-	// Packets that arrive while no exporter runs are counted from then on in either case.
+	// In either case, packets that arrive while no exporter runs are counted from then on.
 	e.endWith(signal)
 	l.send(f, 300)
 	e = start(second)

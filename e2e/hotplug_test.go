@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A CPU is taken away from the whole machine for a second, and given back, while packets arrive:
-// none is lost or counted twice, and scrapes go on. Its events find a ring again if the exporter
-// may open one, and if not, the log says that they are lost. Only with CPU_HOTPLUG=1, as it is
-// felt by whatever else runs.
+// One CPU of the machine goes offline for a second while packets arrive. No packet is lost or
+// counted twice, and scrapes continue. If the exporter may open rings, it opens a new one for
+// that CPU; otherwise the log says that its events are lost. The test affects the whole machine,
+// so it needs CPU_HOTPLUG=1.
 func TestACPUGoesAndComesBack(t *testing.T) {
 	if os.Getenv("CPU_HOTPLUG") != "1" {
 		t.Skip("CPU_HOTPLUG=1 takes a CPU away from the machine for a second, again and again")
@@ -110,14 +110,15 @@ func TestACPUGoesAndComesBack(t *testing.T) {
 	}
 }
 
-// withoutCPU calls during while a CPU is offline, and skips the test if the kernel takes none away.
+// withoutCPU calls during while a CPU is offline. It skips the test if the kernel cannot take
+// the CPU offline.
 func (l *lab) withoutCPU(cpu int, during func()) {
 	l.t.Helper()
 	file := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/online", cpu)
 	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
 		skip(l.t, fmt.Errorf("the kernel takes no CPU away: %w", err))
 	}
-	defer func() { // whatever happens
+	defer func() { // also when the test fails
 		if err := os.WriteFile(file, []byte("1"), 0); err != nil {
 			l.t.Error(err)
 		}
@@ -125,11 +126,11 @@ func (l *lab) withoutCPU(cpu int, during func()) {
 	during()
 }
 
-// sendOn is send on a CPU: a veth pair receives where it is sent.
+// sendOn is send on a CPU: a veth pair receives on the CPU that sends.
 func (f *flow) sendOn(cpu, packets int) error {
 	failed := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		var set unix.CPUSet
 		set.Set(cpu)
 		err := unix.SchedSetaffinity(0, &set)

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// The built exporter on a device in native mode, where every frame brings its time with it: what
-// the network and the scheduler do to the frames cannot disturb the figures. On steady traffic,
-// delays of eight standard deviations are found, and hardly anything else.
+// The exporter runs on a device in native mode, and every frame carries its time, so that the
+// network and the scheduler cannot disturb the figures. On steady traffic, delays of eight
+// standard deviations are found, and hardly anything else.
 func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 	const (
 		packets   = 200_000
@@ -26,7 +26,7 @@ func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 	for i := range times {
 		delta := 1e6 + deviation*random.NormFloat64()
 		if isPlanted(i) {
-			delta += delay // and so is all that follows
+			delta += delay // of all packets that follow, too
 		}
 		deltas[i] = uint64(math.Round(delta))
 		times[i] = 1e12
@@ -58,7 +58,7 @@ func TestPlantedDelaysAreFlaggedOnInjectedTime(t *testing.T) {
 			planted++
 		}
 	}
-	// A record tells the delta of its packet, and records come in the order of the packets.
+	// A record has the delta of its packet, and records are in the order of the packets.
 	next := 1
 	for _, r := range readTrail(t, path) {
 		for next < packets && strconv.FormatUint(deltas[next], 10) != r["delta_ns"] {

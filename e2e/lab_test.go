@@ -24,11 +24,11 @@ const (
 	device  = "audited0" // on which the exporter is attached
 	address = "127.0.0.1:9400"
 
-	// patience bounds whatever is waited for.
+	// patience is the longest time to wait for anything.
 	patience = 20 * time.Second
 )
 
-// lab is a network of two namespaces. The exporter runs in one, the other sends to it.
+// lab is a network of two namespaces. The exporter runs in one, and the other sends to it.
 type lab struct {
 	t       *testing.T
 	ctx     context.Context
@@ -37,7 +37,7 @@ type lab struct {
 	pairs   map[netip.Addr]*pair // by the addresses of their audited ends
 }
 
-// newLab makes a network for one test, and expects that in the end nothing is attached in it.
+// newLab makes a network for one test. At the end of the test no program may be attached in it.
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	if err := cannotRun(); err != nil {
@@ -61,7 +61,7 @@ func (l *lab) newNamespace() *netlab.Namespace {
 	return namespace
 }
 
-// connect joins the namespaces by a veth pair, the index-th.
+// connect joins the namespaces by a veth pair with the given index.
 func (l *lab) connect(audited, sender string, index byte) (a, s netlab.End) {
 	l.t.Helper()
 	end := func(namespace *netlab.Namespace, device string, host byte) netlab.End {
@@ -80,7 +80,7 @@ func (l *lab) connect(audited, sender string, index byte) (a, s netlab.End) {
 }
 
 // attached returns the devices of the audited namespace that hold an XDP program, with the mode
-// that the kernel tells.
+// that the kernel reports.
 func (l *lab) attached() map[string]uint32 {
 	l.t.Helper()
 	links, err := l.audited.Namespace.Links()
@@ -96,7 +96,7 @@ func (l *lab) attached() map[string]uint32 {
 	return modes
 }
 
-// The modes that the kernel tells: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
+// The modes that the kernel reports: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
 const (
 	attachedDriver  = 1
 	attachedGeneric = 2
@@ -109,7 +109,7 @@ func (l *lab) expectNothingAttached() {
 	}
 }
 
-// poll waits until ready returns nil, and fails the test if that takes too long.
+// poll waits until ready returns nil, and fails the test after patience.
 func (l *lab) poll(ready func() error) {
 	l.t.Helper()
 	if err := l.tryPoll(ready); err != nil {
@@ -131,7 +131,7 @@ type process struct {
 	ended          chan struct{}
 }
 
-// output collects what a process writes while it runs.
+// output collects the output of a process while it runs.
 type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -149,8 +149,8 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// start starts a command, which is killed at the end of the test if it still runs. Each edit
-// changes it before.
+// start starts a command, which is killed at the end of the test if it still runs. The edits are
+// applied before the start.
 func (l *lab) start(path string, args []string, edits ...func(*exec.Cmd)) *process {
 	l.t.Helper()
 	p := &process{lab: l, cmd: exec.Command(path, args...), ended: make(chan struct{})}
@@ -164,7 +164,7 @@ func (l *lab) start(path string, args []string, edits ...func(*exec.Cmd)) *proce
 	}
 	go func() {
 		defer close(p.ended)
-		_ = p.cmd.Wait() // cmd.ProcessState tells
+		_ = p.cmd.Wait() // see cmd.ProcessState
 	}()
 	l.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
@@ -186,7 +186,7 @@ func (p *process) hasEnded() bool {
 	}
 }
 
-// wait returns the exit code of the process, −1 if a signal ended it.
+// wait returns the exit code of the process, or −1 if a signal ended it.
 func (p *process) wait() int {
 	p.lab.t.Helper()
 	select {
@@ -205,7 +205,7 @@ func (p *process) signal(signal syscall.Signal) {
 	}
 }
 
-// expectStopped sends SIGTERM, and expects that the process ends in order and detaches.
+// expectStopped sends SIGTERM, and expects the process to detach and to exit with code 0.
 func (p *process) expectStopped() {
 	p.lab.t.Helper()
 	p.signal(syscall.SIGTERM)
@@ -215,7 +215,7 @@ func (p *process) expectStopped() {
 	p.lab.expectNothingAttached()
 }
 
-// exporter is a running exporter, and the client that asks it.
+// exporter is a running exporter with a client for it.
 type exporter struct {
 	*process
 	client *http.Client
@@ -236,7 +236,7 @@ func (l *lab) launch(path string, args []string, edits ...func(*exec.Cmd)) *expo
 	return &exporter{l.start(path, args, edits...), l.client(), "http"}
 }
 
-// client returns a client of HTTP in the audited namespace.
+// client returns an HTTP client in the audited namespace.
 func (l *lab) client() *http.Client {
 	transport := &http.Transport{DialContext: l.audited.Namespace.Dial}
 	l.t.Cleanup(transport.CloseIdleConnections)
@@ -275,7 +275,7 @@ func do(client *http.Client, request *http.Request) (status int, body string, er
 	return response.StatusCode, string(content), err
 }
 
-// get asks for a path and expects a status.
+// get requests a path and expects a status.
 func (e *exporter) get(path string, want int) string {
 	e.lab.t.Helper()
 	status, body, err := e.ask(path)
@@ -293,12 +293,12 @@ const (
 	takenOver    = "taken over"
 	mapsReplaced = "replac"
 
-	// The kernel's own words.
+	// Messages of the kernel.
 	kernelRefusesNative = "Underlying driver does not support XDP in native mode"
 	kernelRefusesLower  = "Cannot attach when an upper device already has a program"
 )
 
-// logged counts the lines of the log that contain every part, in upper or lower case.
+// logged counts the lines of the log that contain every part, ignoring case.
 func (p *process) logged(parts ...string) (lines int) {
 	for line := range strings.Lines(p.stderr.String()) {
 		contains := true
@@ -312,8 +312,7 @@ func (p *process) logged(parts ...string) (lines int) {
 	return lines
 }
 
-// expectLog expects exactly one line of the log that contains every part. It waits for the line,
-// because a busy machine copies the output of a process later than it answers the next request.
+// expectLog expects that exactly one line of the log contains every part.
 func (p *process) expectLog(parts ...string) {
 	p.lab.t.Helper()
 	_ = p.lab.tryPoll(func() error {

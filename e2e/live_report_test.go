@@ -18,7 +18,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
-// liveTargets is the least part of null's rate that the audit shall reach, by verdict and flows.
+// liveTargets is the minimum fraction of the rate of null, by verdict and flows.
 var liveTargets = map[[2]string]float64{{"PASS", "1"}: 0.85, {"PASS", "8,192"}: 0.65}
 
 type liveReport struct {
@@ -35,7 +35,7 @@ func (r liveReport) find(verdict, flows string, subject liveSubject) *liveCase {
 	return r.cases[i]
 }
 
-// table returns medians, in millions of frames a second.
+// table returns medians, in millions of frames per second.
 func (r liveReport) table() string {
 	var b strings.Builder
 	b.WriteString("| verdict | flows | generator alone | no program | null | audit | audit ÷ null | middle half | audit adds | target | met |\n")
@@ -60,7 +60,7 @@ func (r liveReport) table() string {
 	return b.String()
 }
 
-// String returns the median rate, in millions a second.
+// String returns the median rate, in millions per second.
 func (c *liveCase) String() string {
 	if c == nil {
 		return ""
@@ -68,9 +68,9 @@ func (c *liveCase) String() string {
 	return fmt.Sprintf("%.2f", median(c.rates)/1e6)
 }
 
-// compare returns what each round says: which part of null's rate the audit reached, in rising
-// order, and the nanoseconds that it added to a frame. The two are measured one after the other,
-// so that what disturbs the machine for longer disturbs both.
+// compare returns for each round, in rising order, the fraction of the rate of null that the
+// audit reached, and the nanoseconds that it added per frame. Both are measured one after the
+// other, so that a lasting disturbance affects both.
 func compare(null, audit *liveCase) (ratios, added []float64) {
 	for i := range audit.rates {
 		ratios = append(ratios, audit.rates[i]/null.rates[i])
@@ -115,7 +115,7 @@ Null and audit are measured one after the other in each round, and the ratio is 
 of the rounds' ratios.
 `
 
-// writeTo puts the report into a Markdown file, in the place of the one before.
+// writeTo replaces the report in a Markdown file.
 func (r liveReport) writeTo(path string) error {
 	machine, err := thisMachine()
 	if err != nil {
@@ -124,8 +124,8 @@ func (r liveReport) writeTo(path string) error {
 	return document.Update(path, "live", r.text(machine, time.Now()))
 }
 
-// thisMachine says what was measured on. The suffix of the kernel's version is left out, because
-// it may name who built it.
+// thisMachine describes the machine. It omits the suffix of the kernel's version, which may name
+// the person who built it.
 func thisMachine() (string, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {

@@ -18,13 +18,13 @@ import (
 	"time"
 )
 
-// target is a pair with a generator on its far side.
+// target is a pair with a generator on the sender's end.
 type target struct {
 	*pair
 	generator *generator
 }
 
-// newTargets returns n pairs with a generator each, the first of them the lab's own.
+// newTargets returns n pairs with a generator each. The first is the lab's own pair.
 func (l *lab) newTargets(n int, options generatorOptions) (targets []*target) {
 	l.t.Helper()
 	for i := range n {
@@ -45,7 +45,7 @@ func auditFlags(targets []*target) (flags []string) {
 	return flags
 }
 
-// send sends a frame n times, and returns how many frames that were in the end.
+// send sends a frame n times or more, and returns the number of frames sent.
 func (p *target) send(frame []byte, n int) (sent uint64) {
 	p.lab.t.Helper()
 	before, err := p.generator.sent()
@@ -59,7 +59,7 @@ func (p *target) send(frame []byte, n int) (sent uint64) {
 	return after - before
 }
 
-// crowd is a number of clients that scrape an exporter all the time, and check what they get.
+// crowd is a number of clients that scrape an exporter and check the results.
 type crowd struct {
 	stop    func()
 	running sync.WaitGroup
@@ -69,7 +69,7 @@ type crowd struct {
 	errs      []error
 }
 
-// startCrowd lets clients scrape once per interval each.
+// startCrowd starts clients that scrape once per interval each.
 func (e *exporter) startCrowd(clients int, interval time.Duration) *crowd {
 	ctx, stop := context.WithCancel(e.lab.ctx)
 	c := &crowd{stop: stop}
@@ -97,8 +97,8 @@ func (e *exporter) startCrowd(clients int, interval time.Duration) *crowd {
 	return c
 }
 
-// scrapeUnderLoad scrapes once, and checks what holds at any time. It is told the packets that
-// the scrape before it saw.
+// scrapeUnderLoad scrapes once, and checks the conditions that hold at any time. last is the
+// number of packets in the scrape before, and is updated.
 func (e *exporter) scrapeUnderLoad(last *float64) (time.Duration, error) {
 	begin := time.Now()
 	status, page, err := e.ask("/metrics")
@@ -130,7 +130,7 @@ func (c *crowd) add(duration time.Duration, err error) {
 	}
 }
 
-// end ends the crowd, and fails the test if a scrape was wrong or took longer than limit.
+// end stops the crowd. It fails the test if a scrape was wrong or took longer than limit.
 func (c *crowd) end(t *testing.T, limit time.Duration) (scrapes int) {
 	t.Helper()
 	c.stop()
@@ -150,14 +150,14 @@ func (c *crowd) end(t *testing.T, limit time.Duration) (scrapes int) {
 	return len(c.durations)
 }
 
-// usage is what a process has of the machine.
+// usage is the resource usage of a process.
 type usage struct {
 	peakBytes   uint64 // of resident memory, so far
 	cpu         time.Duration
 	descriptors int
 }
 
-// usage asks /proc.
+// usage reads /proc.
 func (p *process) usage() (u usage) {
 	p.lab.t.Helper()
 	folder := filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid))
@@ -176,7 +176,7 @@ func (p *process) usage() (u usage) {
 			u.peakBytes = kibibytes << 10
 		}
 	}
-	// proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name in
+	// In proc_pid_stat(5), utime and stime are the 12th and 13th fields after the name in
 	// parentheses, in USER_HZ.
 	const userHZ = 100
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])

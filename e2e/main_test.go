@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package e2e tests the built exporter from outside, on network namespaces with real packets.
+// Package e2e tests the built exporter from outside, in network namespaces with real packets.
 package e2e
 
 import (
@@ -18,16 +18,17 @@ import (
 	"github.com/cilium/ebpf/features"
 )
 
-// binaries are the programs under test, built once. Their folder is readable by every user.
+// binaries are the programs under test, which are built once. Every user can read their
+// directory.
 var binaries struct {
 	folder, exporter, demo string
 }
 
-// binariesVariable names a folder to take the programs from, for a machine without a compiler.
-// Those that are not there yet are built into it, and stay.
+// binariesVariable names a directory with the programs, for a machine without a compiler.
+// Missing programs are built into it and kept.
 const binariesVariable = "E2E_BINARIES"
 
-// variant is the exporter as something else than a plain go build makes it.
+// variant is a build of a program other than a plain go build.
 type variant struct {
 	name        string   // of its file
 	source      string   // folder of its main package
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	if cannotRun() != nil {
-		return m.Run() // every test says so
+		return m.Run() // every test gives the reason
 	}
 	binaries.folder = os.Getenv(binariesVariable)
 	if binaries.folder == "" {
@@ -80,7 +81,7 @@ func (v variant) path(t *testing.T) string {
 	return path
 }
 
-// buildOnce builds a program that is not there yet.
+// buildOnce builds a program unless it exists.
 func buildOnce(binary, folder string, v variant) error {
 	if _, err := os.Stat(binary); err == nil {
 		return nil
@@ -88,7 +89,7 @@ func buildOnce(binary, folder string, v variant) error {
 	return build(binary, folder, v)
 }
 
-// build compiles the program in a folder, which may be in a module of its own.
+// build compiles the program in a directory, which may belong to another module.
 func build(binary, folder string, v variant) error {
 	cmd := exec.Command("go", slices.Concat([]string{"build", "-o", binary}, v.arguments, []string{"."})...)
 	cmd.Dir = folder
@@ -116,7 +117,7 @@ func fail(err error) int {
 	return 1
 }
 
-// cannotRun is why the tests cannot run here, or nil.
+// cannotRun returns the reason for which the tests cannot run here, or nil.
 func cannotRun() error {
 	if os.Geteuid() != 0 {
 		return errors.New("only root may make network namespaces and load BPF programs")
@@ -127,7 +128,7 @@ func cannotRun() error {
 	return nil
 }
 
-// skip skips a test for something that is missing here; REQUIRE_BPF=1 turns that into a failure.
+// skip skips a test for a missing requirement. REQUIRE_BPF=1 turns the skip into a failure.
 func skip(t *testing.T, reason error) {
 	t.Helper()
 	if os.Getenv("REQUIRE_BPF") == "1" {

@@ -16,7 +16,7 @@ import (
 func TestModes(t *testing.T) {
 	for _, test := range []struct {
 		description, flag, device string
-		mode                      string // that it gets
+		mode                      string // in which it is attached
 		attached                  uint32
 		warnings                  int
 	}{
@@ -64,7 +64,7 @@ func TestADeviceThatDoesNotExistIsDown(t *testing.T) {
 	e.expectStopped()
 }
 
-// The exporter goes on without a device that is taken away, says so, and ends in order.
+// The exporter continues without a device that is deleted, reports that, and ends in order.
 func TestADeviceThatVanishesIsDown(t *testing.T) {
 	l := newLab(t)
 	second, _ := l.connect("audited1", "sender1", 1)

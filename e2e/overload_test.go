@@ -13,14 +13,14 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// What the exporter may take under any load, with 65,536 slots and 4 devices.
+// Limits for the exporter under any load, with 65,536 slots and 4 devices.
 const (
 	overloadDevices = 4
 	maxResident     = 40 << 20
-	maxScrape       = 10 * time.Second // the scrape_timeout of Prometheus unless it is set
+	maxScrape       = 10 * time.Second // the default scrape_timeout of Prometheus
 	maxCPUPerScrape = 20 * time.Millisecond
 
-	// Of a scrape of four devices, at rest.
+	// Limits for one scrape of four devices, at rest.
 	maxBPFCalls       = 2 + 2*overloadDevices
 	maxSystemCalls    = 400
 	maxAllocations    = 10_000
@@ -30,8 +30,8 @@ const (
 	clientInterval = 100 * time.Millisecond
 )
 
-// Packets of ever new flows on four devices, as many as one core makes, while twenty clients
-// scrape.
+// Every packet belongs to a new flow. Four devices receive as many as one core can send, while
+// twenty clients scrape.
 func TestFloodOfNewFlows(t *testing.T) {
 	const (
 		duration = 3 * time.Second
@@ -83,16 +83,15 @@ func TestFloodOfNewFlows(t *testing.T) {
 	e.expectStopped()
 }
 
-// Nearly every packet is flagged. A baseline cannot be far off for long, so that flows come, are
-// flagged until they have got used to their new pace, and go: three packets a microsecond apart,
-// and then one a second. The model tells how many of them are flagged, exactly, because nothing
-// else has a hand in their times.
+// Nearly every packet is flagged. A baseline adapts quickly, so flows begin, are flagged until
+// their baseline has adapted, and end: three packets a microsecond apart, and then one per
+// second. Times are injected, so the model gives the exact number of flagged packets.
 func TestStormOfFlags(t *testing.T) {
 	const (
 		flows    = 2048 // at a time
 		rounds   = 102  // packets of each
 		storms   = 20
-		interval = uint64(time.Second) // the longest that is no pause
+		interval = uint64(time.Second) // the longest delta that does not count as a pause
 	)
 	params := timing.Params{Threshold: 4, MinSamples: 2, Window: 8192}
 	times, flagged := make([]uint64, rounds), 0
@@ -117,7 +116,7 @@ func TestStormOfFlags(t *testing.T) {
 	sent := map[*target]uint64{}
 	for storm := range storms {
 		p := targets[storm%len(targets)]
-		// Later than all before it, so that the flows of the storms before make room.
+		// Later than all earlier packets, so that the flows of earlier storms are evicted.
 		if err := p.generator.restart(uint64(storm+1) * rounds * interval); err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +147,7 @@ func TestStormOfFlags(t *testing.T) {
 	e.expectStopped()
 }
 
-// endLoad ends a crowd, checks what the exporter used in the meantime, and returns a scrape at
+// endLoad stops a crowd, checks the resource usage of the exporter, and returns a scrape at
 // rest.
 func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	t := e.lab.t
@@ -175,7 +174,7 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	return s
 }
 
-// expectCheapScrapes counts what scrapes at rest take: system calls and allocations, which are
+// expectCheapScrapes limits the system calls and the allocations of scrapes at rest, which are
 // the same on every machine.
 func (e *exporter) expectCheapScrapes() {
 	const scrapes = 51

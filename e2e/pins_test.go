@@ -20,9 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountBPF gives the audited namespace a view of the files of its own, with a bpf file system in
-// it, and returns a folder there to pin in. Both end with the test. In the end nothing is to be
-// pinned in it.
+// mountBPF gives the audited namespace a mount namespace with a bpf file system, and returns a
+// directory in it for pins. Both end with the test.
 func (l *lab) mountBPF(flags uintptr) string {
 	l.t.Helper()
 	root := l.t.TempDir()
@@ -39,7 +38,7 @@ func (l *lab) mountBPF(flags uintptr) string {
 	return filepath.Join(root, "pins")
 }
 
-// pinned returns the names of what is pinned in a folder, and whether there is one.
+// pinned returns the names of the pins in a directory, and whether it exists.
 func (l *lab) pinned(folder string) (names []string, exists bool) {
 	l.t.Helper()
 	err := l.audited.Namespace.Do(func() error {
@@ -55,7 +54,7 @@ func (l *lab) pinned(folder string) (names []string, exists bool) {
 	return names, err == nil
 }
 
-// unpin removes what is pinned, and expects that nothing is left.
+// unpin removes the pins of a directory, and expects that nothing is left.
 func (l *lab) unpin(folder string) *process {
 	l.t.Helper()
 	p := l.start(binaries.exporter, []string{"--bpf.pin-path=" + folder, "--bpf.unpin"})
@@ -69,7 +68,7 @@ func (l *lab) unpin(folder string) *process {
 	return p
 }
 
-// endWith ends the exporter by a signal, SIGTERM in order, and waits for it.
+// endWith sends a signal to the exporter and waits. After SIGTERM it expects exit code 0.
 func (e *exporter) endWith(signal syscall.Signal) {
 	e.lab.t.Helper()
 	e.signal(signal)
@@ -82,11 +81,11 @@ func (e *exporter) endWith(signal syscall.Signal) {
 	}
 }
 
-// flagMuch makes some percent of all packets flagged, and events of all of them.
+// flagMuch makes the exporter flag some percent of all packets, with an event for each.
 var flagMuch = []string{"--audit.min-samples=10", "--audit.threshold=2", "--audit.event-rate=1000000", "--audit.calibrate=0"}
 
-// Packets sent are packets counted, over 100 processes of which every other is killed; 5 if tests
-// are to be short.
+// Packets received are packets counted, over 100 processes of which every other is killed; 5
+// with -short.
 func TestRestartsLoseNothing(t *testing.T) {
 	restarts := 100
 	if testing.Short() {
@@ -126,7 +125,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 	s := e.atRest()
 	last.expectNoFall(t, s)
 	l.pair().expectPackets(s, sent)
-	// Its baseline was never lost.
+	// The baseline was kept throughout.
 	if got := s.sum("outcomes_total", "outcome=new_flow"); got != 1 {
 		t.Errorf("%v flows were new, want 1", got)
 	}
@@ -140,8 +139,8 @@ func TestRestartsLoseNothing(t *testing.T) {
 	l.unpin(folder)
 }
 
-// expectNoFall expects that no counter of the audit is lower in a later scrape; those of the
-// process begin anew.
+// expectNoFall expects that no counter of the audit is lower in a later scrape. Counters of the
+// process start from zero.
 func (s scrape) expectNoFall(t *testing.T, later scrape) {
 	t.Helper()
 	for _, name := range []string{
@@ -160,7 +159,8 @@ func (s scrape) expectNoFall(t *testing.T, later scrape) {
 	}
 }
 
-// Another build, of the same layout, swaps the program: the hook is the same, the counters go on.
+// Another build with the same layout replaces the program. The hook stays, and the counters
+// continue.
 func TestUpgrade(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -172,7 +172,7 @@ func TestUpgrade(t *testing.T) {
 	e.endWith(syscall.SIGTERM)
 	l.send(f, 200)
 
-	// Less patient, and with another device that is not there.
+	// Another threshold, and another device that does not exist.
 	args = append(args, "--audit.threshold=7", "--audit.device=absent0", "--web.listen-address="+address)
 	e = l.launch(upgraded.path(t), args)
 	e.awaitReady("/-/ready")
@@ -190,11 +190,11 @@ func TestUpgrade(t *testing.T) {
 	l.unpin(folder)
 }
 
-// What does not fit is announced and replaced; the hook stays on the device meanwhile.
+// Pins with another layout are replaced with a warning. The hook stays on the device meanwhile.
 func TestOtherLayoutsAreReplaced(t *testing.T) {
 	for _, test := range []struct {
 		description string
-		change      func(l *lab, folder string) // of what is pinned
+		change      func(l *lab, folder string) // of the pins
 		args        []string                    // of the second start
 		announced   []string
 	}{
@@ -273,7 +273,7 @@ func remove(name string) func(l *lab, folder string) {
 	}
 }
 
-// A device that is no longer audited is let go, and the others go on.
+// A device that is no longer audited is detached, and the others continue.
 func TestDevicesOfARestart(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -345,7 +345,7 @@ func TestASecondExporterIsRefused(t *testing.T) {
 	l.unpin(folder)
 }
 
-// Nothing is attached and nothing pinned where pinning cannot work.
+// Where pinning cannot work, nothing is attached and nothing is pinned.
 func TestPinRefusals(t *testing.T) {
 	for _, test := range []struct {
 		description, path string
@@ -376,7 +376,7 @@ func TestPinRefusals(t *testing.T) {
 			l.start(binaries.exporter, append(args, "--web.listen-address="+address)).expectRefusal(test.want...)
 			names, _ := l.pinned(root)
 			for _, name := range names {
-				if !strings.HasSuffix(name, ".debug") { // the kernel's own
+				if !strings.HasSuffix(name, ".debug") { // created by the kernel
 					t.Errorf("%s is left", name)
 				}
 			}

@@ -20,7 +20,7 @@ import (
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
 
-// needLandlock returns the version of Landlock, and skips a test where the kernel has none.
+// needLandlock returns the ABI version of Landlock, or skips the test.
 func needLandlock(t *testing.T) (abi int) {
 	t.Helper()
 	abi, err := ll.LandlockGetABIVersion()
@@ -30,7 +30,7 @@ func needLandlock(t *testing.T) (abi int) {
 	return abi
 }
 
-// threads returns what the status of every thread of the process says, by the names of lines.
+// threads returns the status of every thread of the process, by the names of the lines.
 func (p *process) threads() (statuses []map[string]string, err error) {
 	tasks := fmt.Sprintf("/proc/%d/task", p.cmd.Process.Pid)
 	entries, err := os.ReadDir(tasks)
@@ -40,7 +40,7 @@ func (p *process) threads() (statuses []map[string]string, err error) {
 	for _, entry := range entries {
 		text, err := os.ReadFile(filepath.Join(tasks, entry.Name(), "status"))
 		if errors.Is(err, os.ErrNotExist) {
-			continue // it has ended
+			continue // the thread has ended
 		}
 		if err != nil {
 			return nil, err
@@ -55,8 +55,7 @@ func (p *process) threads() (statuses []map[string]string, err error) {
 	return statuses, nil
 }
 
-// expectThreads expects of every thread of the process that the named lines of its status are as
-// given.
+// expectThreads expects the named lines in the status of every thread.
 func (p *process) expectThreads(want map[string]string) {
 	p.lab.t.Helper()
 	statuses, err := p.threads()
@@ -75,9 +74,9 @@ func (p *process) expectThreads(want map[string]string) {
 	}
 }
 
-// expectHeldOpen expects that the process has files open. What Landlock grants of /proc is lost
-// when the kernel, short of memory, forgets an inode that nobody holds: process_* would cease
-// without a word.
+// expectHeldOpen expects the process to hold files open. Landlock grants access to inodes of
+// /proc. When memory is short, the kernel drops an inode that is not open, the grant is lost,
+// and the process_* metrics disappear without an error.
 func (p *process) expectHeldOpen(paths ...string) {
 	p.lab.t.Helper()
 	descriptors := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
@@ -100,7 +99,7 @@ func (p *process) expectHeldOpen(paths ...string) {
 
 const noCapability = "0000000000000000"
 
-// nothing is what the threads of an exporter hold that was started by root.
+// nothing is the state of the threads of an exporter that root started.
 func nothing() map[string]string {
 	return map[string]string{
 		"CapInh": noCapability, "CapPrm": noCapability, "CapEff": noCapability, "CapBnd": noCapability, "CapAmb": noCapability,
@@ -108,8 +107,8 @@ func nothing() map[string]string {
 	}
 }
 
-// Everything works that has to work without privilege: packets are counted, events arrive and are
-// written, the state of the hook is known, and SIGTERM detaches.
+// The exporter works without privileges: packets are counted, events are received and written,
+// the state of the hook is known, and SIGTERM detaches.
 func TestNoPrivilegeAfterStart(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -157,7 +156,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 				}
 			}
 			t.Logf("Landlock is version %v", s.sum("privileges_landlock_abi"))
-			e.expectThreads(nothing()) // those that came since included
+			e.expectThreads(nothing()) // threads started since then, too
 			e.expectHeldOpen(fmt.Sprintf("/proc/%d", e.cmd.Process.Pid), "/proc/stat", "/proc/sys/kernel/bpf_stats_enabled")
 			e.expectLog("level=INFO", `capabilities_kept=""`)
 			e.expectStopped()
@@ -168,8 +167,7 @@ func TestNoPrivilegeAfterStart(t *testing.T) {
 	}
 }
 
-// What an attacker inside the process would try is refused, and would not be if privileges were
-// kept.
+// Actions of an attacker inside the process are refused. With kept privileges they succeed.
 func TestAttacksFromInside(t *testing.T) {
 	l := newLab(t)
 	abi := needLandlock(t)
@@ -188,11 +186,11 @@ func TestAttacksFromInside(t *testing.T) {
 	const denied, notPermitted = "permission denied", "operation not permitted"
 	signals := 6
 	if errata, err := ll.LandlockGetErrata(); err != nil || errata&2 == 0 {
-		signals = abi + 1 // it cannot be used: threads of the process could not signal each other
+		signals = abi + 1 // not used: threads could not signal each other
 	}
 	attacks := []struct {
 		do, with, want string
-		abi            int // of Landlock, that refuses it first; 0 if something else does
+		abi            int // first Landlock ABI that refuses the action; 0 if capabilities do
 	}{
 		{"read", "/etc/shadow", "open /etc/shadow: " + denied, 1},
 		{"read", "/proc/" + self + "/environ", "open /proc/" + self + "/environ: " + denied, 1},
@@ -208,7 +206,7 @@ func TestAttacksFromInside(t *testing.T) {
 		{"become a user", "65534", notPermitted, 0},
 		{"connect", address, denied, 4},
 		{"bind", "127.0.0.1:0", denied, 4},
-		// What it needs, it can do.
+		// The exporter needs these.
 		{"read", config, "ok", 0},
 		{"create", filepath.Join(folder, "log", "new"), "ok", 0},
 	}
@@ -254,7 +252,7 @@ func TestAttacksFromInside(t *testing.T) {
 	}
 }
 
-// The paths of the tests are not in the exporter.
+// The exporter does not serve the paths of the attackable build.
 func TestNoProbesInTheExporter(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
@@ -262,8 +260,7 @@ func TestNoProbesInTheExporter(t *testing.T) {
 	e.expectStopped()
 }
 
-// A certificate and a configuration that others are put in place of, by a rename as every tool
-// does it, are followed.
+// Replacing the certificate and the configuration by a rename, as tools do, takes effect.
 func TestWebConfigIsReplaced(t *testing.T) {
 	l := newLab(t)
 	needLandlock(t)
@@ -303,8 +300,7 @@ func TestWebConfigIsReplaced(t *testing.T) {
 	e.expectStopped()
 }
 
-// Files that only root's capabilities let it read are missed when the exporter starts, and not at
-// the first scrape.
+// Files that only root can read are reported at the start, not at the first scrape.
 func TestFilesOfOthersAreMissedAtOnce(t *testing.T) {
 	const nobody = 65534
 	l := newLab(t)

@@ -49,8 +49,8 @@ func TestPromtoolFindsNothingToSay(t *testing.T) {
 
 const prometheusAddress = "127.0.0.1:9090"
 
-// A Prometheus server with the configuration of deploy scrapes over TLS, with a user, and answers
-// questions on steady traffic of a packet a millisecond.
+// A Prometheus server with the configuration of deploy scrapes over TLS as a user, and answers
+// queries about steady traffic of one packet per millisecond.
 func TestPrometheus(t *testing.T) {
 	l := newLab(t)
 	server := findTool(t, "prometheus")

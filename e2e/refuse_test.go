@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is wrong ends in one line that names the value and what would help, with exit code 1 and
-// nothing attached.
+// Invalid input ends with exit code 1 and one line that names the value and the remedy. Nothing
+// stays attached.
 func TestRefusals(t *testing.T) {
 	audit := "--audit.device=" + device
 	for _, test := range []struct {
@@ -78,8 +78,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// expectRefusal expects that the exporter ends with exit code 1 and one line on standard error
-// that contains every part.
+// expectRefusal expects exit code 1 and one line on standard error that contains every part.
 func (p *process) expectRefusal(parts ...string) {
 	p.lab.t.Helper()
 	if code := p.wait(); code != 1 {
@@ -111,8 +110,8 @@ func TestADeviceThatIsTakenIsRefused(t *testing.T) {
 	}
 }
 
-// A port of a bridge that holds a program is refused by the kernel, though it holds none itself.
-// It takes one if it comes before the bridge.
+// The kernel refuses a port of a bridge that holds a program. The port is accepted before the
+// bridge.
 func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 	for _, mode := range []string{"drv", "skb", "auto"} {
 		t.Run(mode, func(t *testing.T) {
@@ -158,7 +157,7 @@ func newBridgeLab(t *testing.T) *lab {
 	return l
 }
 
-// occupy attaches a program that passes all packets to a device of the audited namespace until
+// occupy attaches a program that passes all packets to a device of the audited namespace, until
 // the end of the test.
 func (l *lab) occupy(device string, mode link.XDPAttachFlags) (*ebpf.Program, link.Link) {
 	l.t.Helper()
@@ -220,8 +219,8 @@ func TestMissingPrivilegeIsRefused(t *testing.T) {
 	}
 }
 
-// The three capabilities that the refusal names are enough: no root, no CAP_SYS_ADMIN. They are
-// dropped as well; the bounding set cannot be.
+// The three capabilities that the error names are enough, without root and CAP_SYS_ADMIN. They
+// are dropped after the start. The bounding set cannot be dropped without CAP_SETPCAP.
 func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	const nobody = 65534
 	l := newLab(t)
@@ -246,8 +245,8 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	e.expectStopped()
 }
 
-// A kernel that cannot run the program is named, whatever else would be wrong with it. It takes
-// such a kernel.
+// On a kernel that cannot run the program, the error names the kernel before any other problem.
+// The test needs such a kernel.
 func TestAnOldKernelIsRefused(t *testing.T) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -278,12 +277,12 @@ func TestAnOldKernelIsRefused(t *testing.T) {
 	}
 }
 
-// ownKernelVariable says that the kernel is there for these tests alone, so that its settings may
-// be changed.
+// ownKernelVariable says that only these tests use the kernel, so that they may change its
+// settings.
 const ownKernelVariable = "E2E_OWN_KERNEL"
 
-// Debian's kernels have a setting at which CAP_PERFMON does not suffice for rings, and it is
-// their default.
+// Kernels of Debian have a setting, on by default, with which CAP_PERFMON is not enough for
+// rings.
 func TestParanoidKernelsNameTheSetting(t *testing.T) {
 	if os.Getenv(ownKernelVariable) != "1" {
 		t.Skipf("%s is not 1: the setting would be that of the whole machine", ownKernelVariable)
@@ -315,7 +314,7 @@ func TestParanoidKernelsNameTheSetting(t *testing.T) {
 	e := l.launch(binaries.exporter, args, with(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN))
 	e.awaitReady("/-/ready")
 	e.expectStopped()
-	l.startExporter("--audit.device=" + device).expectStopped() // root has it
+	l.startExporter("--audit.device=" + device).expectStopped() // root has CAP_SYS_ADMIN
 }
 
 func TestAnAddressInUseIsRefused(t *testing.T) {

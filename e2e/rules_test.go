@@ -17,8 +17,8 @@ import (
 	"gonum.org/v1/gonum/stat"
 )
 
-// The counters of the kernel, through the exporter and the recording rules, give the statistics
-// of the deltas that were sent, and the score of a late packet that the exporter tells itself.
+// The recording rules compute the statistics of the deltas that were sent, and the same score
+// for a late packet as the exporter.
 func TestRulesOnCountersOfTheKernel(t *testing.T) {
 	const deviation, start = 20e3, 1e12 // ns
 	random := rand.New(rand.NewPCG(7, 1))
@@ -56,7 +56,7 @@ func TestRulesOnCountersOfTheKernel(t *testing.T) {
 		return s
 	}
 
-	// What was scraped in the minutes from one on.
+	// The values scraped from minute one on.
 	minutes := map[int]scrape{0: send(first), 5: send(usual), 61: send(late), 66: send(shifted)}
 	const last = 70
 	input := []map[string]string{}
@@ -89,8 +89,8 @@ func TestRulesOnCountersOfTheKernel(t *testing.T) {
 		{fmt.Sprintf("abs(%svariance5m / %v - 1) < bool 1e-6", of, variance1*1e-18), last},
 		{fmt.Sprintf("abs(%svariance1h offset 5m / %v - 1) < bool 1e-6", of, variance2*1e-18), last},
 		{fmt.Sprintf("instance_device:xdp_audit_deltas:increase5m == bool %d", len(shifted)), last},
-		// The score of the late packet against the window before it, as the exporter has it: t =
-		// d / (s · √(1 + 1/n)).
+		// The score of the late packet against the window before it, as the exporter computes
+		// it: t = d / (s · √(1 + 1/n)).
 		{"abs((xdp_audit_last_delta_seconds - " + of + "mean1h offset 1m) / (" + of + "stddev1h offset 1m * " +
 			"sqrt(1 + 1 / (instance_device:xdp_audit_deltas:increase1h offset 1m))) / xdp_audit_last_tscore - 1) < bool 0.01", 62},
 	} {

@@ -16,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountTmpfs gives the audited namespace a view of the files of its own, with a file system of so
-// many bytes in it.
+// mountTmpfs gives the audited namespace a mount namespace with a tmpfs of the given size.
 func (l *lab) mountTmpfs(size int) string {
 	l.t.Helper()
 	root := l.t.TempDir()
@@ -34,8 +33,8 @@ func (l *lab) mountTmpfs(size int) string {
 	return root
 }
 
-// On a full disk the audit goes on, every record that is lost is counted, and none is torn: when
-// there is room again, the trail goes on as well.
+// On a full disk the audit continues, every lost record is counted, and no record is torn. When
+// there is space again, the trail continues.
 func TestAFullDiskUnderTheTrail(t *testing.T) {
 	const diskBytes, ballastBytes = 256 << 10, 192 << 10
 	l := newLab(t)
@@ -97,8 +96,8 @@ func TestAFullDiskUnderTheTrail(t *testing.T) {
 	e.expectStopped()
 }
 
-// memoryGroup makes a control group for the memory of a process, of either version, and returns
-// the file that a process joins it by.
+// memoryGroup makes a memory control group of either version, and returns the file through which
+// a process joins it.
 func memoryGroup(t *testing.T, limitBytes int) (join string) {
 	t.Helper()
 	var errs []error
@@ -110,7 +109,7 @@ func memoryGroup(t *testing.T, limitBytes int) (join string) {
 		limit := filepath.Join(group, version.limit)
 		err := os.Mkdir(group, 0o755)
 		if err == nil {
-			t.Cleanup(func() { // the process has ended, but the kernel may be a little behind
+			t.Cleanup(func() { // the kernel may still count the process that has ended
 				_ = os.Remove(group)
 			})
 			if err = os.WriteFile(limit, fmt.Append(nil, limitBytes), 0); err == nil {
@@ -123,7 +122,7 @@ func memoryGroup(t *testing.T, limitBytes int) (join string) {
 	return ""
 }
 
-// Where there is no memory for the maps, that is said in one line, and nothing is attached.
+// Without memory for the maps, one line says so, and nothing is attached.
 func TestNoMemoryForTheMaps(t *testing.T) {
 	const limitBytes = 64 << 20
 	join := memoryGroup(t, limitBytes)

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// scrape is one answer to a scrape, by metric name without our namespace.
+// scrape is the result of one scrape, by metric name without the namespace.
 type scrape map[string]*dto.MetricFamily
 
 func (e *exporter) scrape() scrape {
@@ -44,8 +44,8 @@ func parsePage(page string) (scrape, error) {
 	return s, nil
 }
 
-// sum adds up the series of a metric that have the given labels, each as name=value. It is 0 if
-// there are none.
+// sum returns the sum of the series of a metric that have the given labels, each as name=value;
+// 0 without any.
 func (s scrape) sum(name string, labels ...string) float64 {
 	var sum float64
 	for _, m := range s.series(name, labels...) {
@@ -71,7 +71,7 @@ func (s scrape) series(name string, labels ...string) (series []*dto.Metric) {
 	return series
 }
 
-// label returns the value of a label of the only series of a metric that has the given labels.
+// label returns the value of a label of the only series that has the given labels.
 func (s scrape) label(t *testing.T, name, label string, labels ...string) string {
 	t.Helper()
 	series := s.series(name, labels...)
@@ -87,7 +87,7 @@ func (s scrape) label(t *testing.T, name, label string, labels ...string) string
 	return ""
 }
 
-// checkIdentities returns an error unless the sums agree that agree in every scrape, also under
+// checkIdentities returns an error unless the sums agree that agree at every scrape, also under
 // traffic.
 func (s scrape) checkIdentities() error {
 	if packets, outcomes := s.sum("packets_total"), s.sum("outcomes_total"); packets != outcomes {
@@ -102,8 +102,8 @@ func (s scrape) checkIdentities() error {
 	return nil
 }
 
-// checkAtRest returns an error unless the sums agree too that agree when no packet is under way
-// and the rings are drained.
+// checkAtRest also checks the sums that agree when no packet is in flight and the rings are
+// drained.
 func (s scrape) checkAtRest() error {
 	if err := s.checkIdentities(); err != nil {
 		return err
@@ -117,8 +117,8 @@ func (s scrape) checkAtRest() error {
 	return nil
 }
 
-// atRest returns the scrape of an exporter that nobody sends to any more, once it has read its
-// events.
+// atRest waits until the exporter has read its events, and returns a scrape. There must be no
+// traffic.
 func (e *exporter) atRest() (s scrape) {
 	e.lab.t.Helper()
 	e.lab.poll(func() error {

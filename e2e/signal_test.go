@@ -36,7 +36,7 @@ func TestSignalsEndInOrder(t *testing.T) {
 	}
 }
 
-// A program is attached by a link that the kernel gives up with the last file descriptor.
+// The kernel detaches the program when the last file descriptor of its link is closed.
 func TestKillLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
@@ -48,10 +48,10 @@ func TestKillLeavesNothing(t *testing.T) {
 	l.expectNothingAttached()
 }
 
-// Nobody reads the trail, so that a write to it waits for ever. The exporter ends all the same,
-// and detaches.
+// A write to the trail hangs, because no process reads it. The exporter ends and detaches all
+// the same.
 func TestAWriteThatHangsDoesNotKeepTheExporter(t *testing.T) {
-	const pipeBytes, recordBytes = 4096, 64 // no record is shorter
+	const pipeBytes, recordBytes = 4096, 64 // the length of the shortest record
 	for _, test := range []struct {
 		description string
 		open        func(t *testing.T) (path string, stdout *os.File)
@@ -118,8 +118,8 @@ func TestHangupReopensTheTrail(t *testing.T) {
 		"--audit.event-rate=1000000", "--audit.calibrate=0", "--trail.file="+path)
 	f := l.newFlow(l.audited.IPv4.Addr())
 
-	// awaitRecords sends until the exporter has written records beyond the n that there are, and
-	// returns how many.
+	// awaitRecords sends until the exporter has written more than n records, and returns their
+	// number.
 	awaitRecords := func(n float64) float64 {
 		var records float64
 		l.poll(func() error {

@@ -18,9 +18,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// What is watched in a soak, and by how much the straight line through the second half of it may
-// rise. The memory limits are above what garbage collection makes of a minute; over ten minutes
-// they show a leak of a kilobyte a scrape.
+// The metrics that a soak watches, and the limit for the rise of the line through the second
+// half of their values. The memory limits exceed the variation by garbage collection within a
+// minute; over ten minutes they reveal a leak of a kilobyte per scrape.
 var soakLimits = []struct {
 	name, metric string
 	perUnit      float64 // of the metric
@@ -33,14 +33,14 @@ var soakLimits = []struct {
 	{"descriptors", "process_open_fds", 1, "", 1},
 }
 
-// soakCycle is a time of steady traffic with a flood at its end.
+// soakCycle is a period of steady traffic that ends with a flood.
 const (
 	soakCycle = 5 * time.Second
 	soakFlood = time.Second
 )
 
-// TestSoak watches the exporter for as long as SOAK says, under mixed traffic that is flooded now
-// and then, while clients scrape.
+// TestSoak watches the exporter for the duration SOAK, under mixed traffic with floods, while
+// clients scrape.
 func TestSoak(t *testing.T) {
 	if os.Getenv("SOAK") == "" {
 		t.Skip("SOAK is not set: make soak sets it")
@@ -97,8 +97,8 @@ func TestSoak(t *testing.T) {
 	e.expectStopped()
 }
 
-// lineThrough returns by how much the straight line that is nearest to values at equal distances
-// rises from the first to the last, and their mean.
+// lineThrough returns the rise of the least-squares line through equidistant values from the
+// first to the last, and the mean of the values.
 func lineThrough(values []float64) (rise, mean float64) {
 	n := float64(len(values))
 	for _, v := range values {
@@ -128,7 +128,7 @@ func TestLineThrough(t *testing.T) {
 	}
 }
 
-// traffic is what the sender's side sends until it is ended.
+// traffic is traffic from the sender's namespace.
 type traffic struct {
 	stop    func()
 	running sync.WaitGroup
@@ -136,7 +136,7 @@ type traffic struct {
 	err     error
 }
 
-// startTraffic starts UDP over IPv4 and IPv6, one TCP connection after another, and the floods.
+// startTraffic starts UDP over IPv4 and IPv6, successive TCP connections, and the floods.
 func (l *lab) startTraffic(flooded *target) *traffic {
 	l.t.Helper()
 	ctx, stop := context.WithCancel(l.ctx)
@@ -195,7 +195,7 @@ func (t *traffic) run(f func() error) {
 	})
 }
 
-// end ends the traffic and returns what went wrong with it.
+// end stops the traffic and returns its errors.
 func (t *traffic) end() error {
 	t.stop()
 	t.running.Wait()

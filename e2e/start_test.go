@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// lastRefusals are reasons for which a start fails that are not found before the hooks are
-// attached, with a part of what is said then.
+// lastRefusals are errors that are only found after the hooks are attached, with a part of their
+// message.
 var lastRefusals = []struct {
 	description, want string
 	args              func(t *testing.T) []string
@@ -37,7 +37,7 @@ var lastRefusals = []struct {
 	}},
 }
 
-// giveAway makes a file another user's.
+// giveAway changes the owner of a file.
 func giveAway(t *testing.T, path string) {
 	t.Helper()
 	const nobody = 65534
@@ -46,8 +46,7 @@ func giveAway(t *testing.T, path string) {
 	}
 }
 
-// expectFailure expects that a start fails with exit code 1, and that the last line of its log
-// contains every part.
+// expectFailure expects exit code 1, and that the last line of the log contains every part.
 func (p *process) expectFailure(parts ...string) {
 	p.lab.t.Helper()
 	if code := p.wait(); code != 1 {
@@ -62,8 +61,8 @@ func (p *process) expectFailure(parts ...string) {
 	}
 }
 
-// expectNothingPinned expects that nothing is in a folder, if there is one: who may not read
-// others may not remove it.
+// expectNothingPinned expects that a directory is empty or does not exist. Without permission to
+// read it, the exporter cannot remove it.
 func (l *lab) expectNothingPinned(folder string) {
 	l.t.Helper()
 	if names, _ := l.pinned(folder); len(names) > 0 {
@@ -71,12 +70,12 @@ func (l *lab) expectNothingPinned(folder string) {
 	}
 }
 
-// pinnedAudit is one of 300 packets that goes on while no exporter runs.
+// pinnedAudit is an audit with 300 packets that continues while no exporter runs.
 type pinnedAudit struct {
 	*lab
 	folder string
 	flow   *flow
-	args   []string // of the exporter that it is of
+	args   []string // of its exporter
 	pins   []string
 }
 
@@ -89,8 +88,8 @@ func (l *lab) pinAudit(folder string, f *flow, args ...string) *pinnedAudit {
 	return &pinnedAudit{l, folder, f, args, pins}
 }
 
-// expectKept expects that a start which failed has left the hooks, and that of the packets before
-// it and 200 after it so many are counted.
+// expectKept expects that a failed start has left the hooks. It sends 200 packets, starts the
+// exporter, and expects the number of packets counted.
 func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
 	p.t.Helper()
 	if modes := p.attached(); !maps.Equal(modes, hooks) {
@@ -106,8 +105,7 @@ func (p *pinnedAudit) expectKept(hooks map[string]uint32, packets float64) {
 	p.unpin(p.folder)
 }
 
-// expectSamePins expects that as many and the same names are pinned as before the start which
-// failed.
+// expectSamePins expects the same pins as before the failed start.
 func (p *pinnedAudit) expectSamePins() {
 	p.t.Helper()
 	if after, _ := p.pinned(p.folder); !slices.Equal(after, p.pins) {
@@ -115,7 +113,7 @@ func (p *pinnedAudit) expectSamePins() {
 	}
 }
 
-// A start that fails when its hooks are attached and pinned takes them off again.
+// A start that fails after its hooks are attached and pinned removes them.
 func TestAStartThatFailsLateLeavesNothing(t *testing.T) {
 	for _, refusal := range lastRefusals {
 		for _, test := range []struct {
@@ -141,7 +139,7 @@ func TestAStartThatFailsLateLeavesNothing(t *testing.T) {
 	}
 }
 
-// Where the folder of the pins is another user's, they stay, but the hook does not.
+// If the directory of the pins belongs to another user, the pins stay, but the hook is detached.
 func TestAStartThatFailsDetachesWhatItCannotUnpin(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -162,8 +160,8 @@ func TestAStartThatFailsDetachesWhatItCannotUnpin(t *testing.T) {
 	l.unpin(folder)
 }
 
-// A start that fails over a pinned audit leaves that as it was, on devices that it would not have
-// audited as well, and takes off what it added.
+// A failed start leaves a pinned audit unchanged, also on devices that it would not have
+// audited, and removes the hooks that it has added.
 func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	for _, refusal := range lastRefusals {
 		t.Run(refusal.description, func(t *testing.T) {
@@ -182,8 +180,8 @@ func TestAStartThatFailsLateKeepsThePinnedAudit(t *testing.T) {
 	}
 }
 
-// A start with another layout that fails leaves maps, hook and counters of the pinned audit,
-// whenever it fails.
+// A failed start with another layout leaves the maps, the hook and the counters of the pinned
+// audit.
 func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -208,7 +206,7 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	}
 }
 
-// A hook that was attached anew in another mode goes on as well.
+// A hook that was attached again in another mode continues.
 func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -220,8 +218,7 @@ func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
-// A device that does not exist takes no place from one that is audited, where there is room for
-// one.
+// A device that does not exist takes no index from an audited device, even if there is only one.
 func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -231,8 +228,8 @@ func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
-// The hook that was there goes on if a start with another layout fails when it has replaced the
-// maps.
+// If a start with another layout fails after it has replaced the maps, the existing hook
+// continues.
 func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -244,12 +241,12 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	p.args = append(p.args, "--audit.flows=1024")
 	failing := append(refusal.args(t), append(p.args, "--audit.device="+second.Device)...)
 	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
-	p.expectKept(map[string]uint32{device: attachedDriver}, 200) // those since the maps were replaced
+	p.expectKept(map[string]uint32{device: attachedDriver}, 200) // since the maps were replaced
 }
 
-// A mode that the device refuses leaves the pinned audit in the mode that it had. Its program can
-// be put back only with CAP_SYS_ADMIN; otherwise that of the start takes its place, whose maps
-// end with it if the layout is another.
+// If the device refuses the mode, the pinned audit continues in its mode. Putting its program
+// back needs CAP_SYS_ADMIN. Otherwise the program of the failed start stays, and with another
+// layout its maps end with the start.
 func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 	const withoutAdmin = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
 	for _, test := range []struct {
@@ -277,7 +274,7 @@ func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 	}
 }
 
-// An address that is taken is found before anything is attached or taken over.
+// An address in use is reported before anything is attached or taken over.
 func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)

@@ -13,14 +13,14 @@ import (
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-stem syscalls -output-suffix _test syscalls syscalls.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
-// systemCalls is how often a process has entered the kernel.
+// systemCalls are the system calls of a process.
 type systemCalls struct {
 	all uint64
 	bpf uint64 // bpf(2)
 }
 
-// countSystemCalls counts the system calls of a process from now on. The function that it returns
-// tells how many they were.
+// countSystemCalls counts the system calls of a process from now on. The returned function
+// returns their number so far.
 func countSystemCalls(t *testing.T, p *process) (calls func() systemCalls) {
 	t.Helper()
 	var namespace unix.Stat_t
