@@ -277,7 +277,7 @@ func TestAttacksOnThePort(t *testing.T) {
 				return nil
 			})
 			if written := traffic.flow.written.Load(); udp > float64(written) || udp < float64(written-sent.dropped) {
-				t.Errorf("%v packets of UDP were counted, want %d but for %d or less that the driver dropped", udp, written, sent.dropped)
+				t.Errorf("%v packets of UDP were counted, want %d, minus at most %d that the driver dropped", udp, written, sent.dropped)
 			}
 			t.Logf("%d times; %d scrapes took %v in the median and %v at most; memory %.1f MiB at most; %.1f s of CPU; %d packets",
 				a.done.Load(), len(took), median(took).Round(time.Microsecond), slowest.Round(time.Microsecond), mebibytes(during.peakBytes),

@@ -56,7 +56,7 @@ func TestUDPIsCountedExactly(t *testing.T) {
 func TestTCPIsCountedExactly(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
-	const segmentBytes = 1448 // of data in a full frame: 1500 bytes without 20 of IPv4 and 32 of TCP with timestamps
+	const segmentBytes = 1448 // in a full frame: 1500 minus 20 of IPv4 and 32 of TCP
 	if err := transfer(l, packets*segmentBytes); err != nil {
 		t.Fatal(err)
 	}

@@ -167,7 +167,7 @@ func TestFaultsWithPins(t *testing.T) {
 	if got := s.sum("outcomes_total", "outcome=new_flow"); got != 1 {
 		t.Errorf("%v flows were new, want 1", got)
 	}
-	t.Logf("%d packets were counted during kills at %v; %v events were left behind", sent.received, counts,
+	t.Logf("%d packets were counted during kills at %v; %v events had no reader", sent.received, counts,
 		s.sum("event_fates_total", "fate=reader_gap"))
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)

@@ -171,7 +171,7 @@ func (p grafanaPanel) check(t *testing.T, known map[string]bool) {
 		refs[q.RefID] = true
 		for _, reference := range grafanaReference.FindAllStringSubmatch(q.Expr, -1) {
 			if !known[reference[1]] {
-				t.Errorf("%q refers to %s, which is no variable", p.Title, reference[0])
+				t.Errorf("%q refers to %s, which is not a variable", p.Title, reference[0])
 			}
 		}
 	}

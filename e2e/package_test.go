@@ -19,15 +19,15 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// host is a systemd that runs in namespaces of its own, on an overlay of this machine's files,
-// with the audited namespace's network.
+// host is a systemd in namespaces of its own, on an overlay of this machine's files, with the
+// network of the audited namespace.
 type host struct {
 	*lab
 	init *process
-	pid  int // of its process 1, as seen from here
+	pid  int // of its process 1, in the namespace of the test
 }
 
-// boot starts a host. Nothing that it does to files is done to this machine's.
+// boot starts a host. Its changes to files do not affect this machine.
 func (l *lab) boot() *host {
 	l.t.Helper()
 	for _, name := range []string{"systemd-analyze", "unshare", "nsenter", "logrotate"} {
@@ -35,8 +35,8 @@ func (l *lab) boot() *host {
 	}
 	cgroup := l.newCgroup()
 	h := &host{lab: l}
-	// The shell moves itself before the namespace of control groups is made, of which its group
-	// is the root then.
+	// The shell joins the control group before the cgroup namespace is made, so that the group
+	// is the root of the namespace.
 	h.init = l.start("/bin/sh", []string{"-c", `echo $$ >"$1/cgroup.procs" &&
 		exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child=KILL testdata/boot.sh "$2"`, "sh", cgroup, l.t.TempDir()})
 	l.poll(func() error {
@@ -58,7 +58,7 @@ func (l *lab) boot() *host {
 	return h
 }
 
-// newCgroup makes a control group, which is removed with those in it.
+// newCgroup makes a control group, which is removed at the end of the test.
 func (l *lab) newCgroup() string {
 	l.t.Helper()
 	mounts, err := os.ReadFile("/proc/mounts")
@@ -72,7 +72,8 @@ func (l *lab) newCgroup() string {
 				l.t.Fatal(err)
 			}
 			l.t.Cleanup(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's has ended
+				// l.ctx has ended.
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
 				defer cancel()
 				if err := netlab.Poll(ctx, func() error { return removeCgroup(folder) }); err != nil {
 					l.t.Error(err)
@@ -85,8 +86,8 @@ func (l *lab) newCgroup() string {
 	return ""
 }
 
-// removeCgroup removes a control group whose processes have ended, which the kernel may take a
-// moment to notice.
+// removeCgroup removes a control group whose processes have ended. The kernel may notice the end
+// a moment later.
 func removeCgroup(folder string) error {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -119,10 +120,10 @@ func (h *host) run(name string, args ...string) string {
 	return output
 }
 
-// path returns where a file of the host is for this process.
+// path returns the path of a file of the host in the namespace of the test.
 func (h *host) path(name string) string { return fmt.Sprintf("/proc/%d/root%s", h.pid, name) }
 
-// files lists what may be left of a package.
+// files lists the directories in which a package may leave files.
 func (h *host) files() []string {
 	h.t.Helper()
 	return strings.Split(h.run("find", "/etc", "/usr/bin", "/usr/lib/sysusers.d", "/lib/systemd", "/usr/share/doc", "/var/log", "/var/lib"), "\n")
@@ -130,7 +131,7 @@ func (h *host) files() []string {
 
 const unit = "xdp_audit_exporter.service"
 
-// packages builds the deb and the rpm of the binary under test, and returns their paths.
+// packages builds a deb and an rpm of the binary under test, and returns their paths.
 func packages(t *testing.T) (deb, rpm string) {
 	t.Helper()
 	folder := t.TempDir()
@@ -165,8 +166,8 @@ func TestPackages(t *testing.T) {
 	t.Run("the rpm", func(t *testing.T) { testRPMPackage(t, rpm) })
 }
 
-// documented runs the only commands of docs/fleet.md that have a word in them, on the host and as
-// root.
+// documented runs the only block of commands in docs/fleet.md that contains a word, as root on
+// the host.
 func (h *host) documented(word string) {
 	h.t.Helper()
 	text, err := os.ReadFile("../docs/fleet.md")
@@ -193,7 +194,7 @@ func (h *host) configure(settings string) {
 	}
 }
 
-// copyIn makes a package known to the host as /package.deb.
+// copyIn copies a package to /package.deb of the host.
 func (h *host) copyIn(deb string) {
 	h.t.Helper()
 	content, err := os.ReadFile(deb)
@@ -205,8 +206,8 @@ func (h *host) copyIn(deb string) {
 	}
 }
 
-// testDebianPackage installs the deb with dpkg. It audits a device as the unit confines it, has
-// its trail rotated, is upgraded, removed and purged.
+// testDebianPackage installs the deb with dpkg, audits a device under the restrictions of the
+// unit, rotates the trail, and upgrades, removes and purges the package.
 func testDebianPackage(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -288,7 +289,7 @@ func testDebianPackage(t *testing.T, deb string) {
 		if slices.Contains(before, file) {
 			continue
 		}
-		// What dpkg, journald, logrotate and userdel write for themselves.
+		// Files that dpkg, journald, logrotate and userdel write.
 		switch filepath.Dir(file) {
 		case "/var/lib/dpkg", "/var/lib/logrotate", "/var/lib/systemd", "/etc":
 			if file != "/etc/systemd" && !strings.Contains(file, "xdp") {
@@ -299,8 +300,8 @@ func testDebianPackage(t *testing.T, deb string) {
 	}
 }
 
-// expectConfined expects that the process of the unit holds what it needs and no more, and
-// returns its number.
+// expectConfined expects the process of the unit to have the privileges that it needs and no
+// others. It returns the process id.
 func (h *host) expectConfined() (pid string) {
 	h.t.Helper()
 	pid = strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", unit))
@@ -317,8 +318,8 @@ func (h *host) expectConfined() (pid string) {
 	return pid
 }
 
-// testUnitNeedsWhatItKeeps takes from the unit what it may do, one after the other: it fails, and
-// says why. So its restrictions are in force, and none of what they leave is too much.
+// testUnitNeedsWhatItKeeps removes the permissions of the unit one by one. Each time it fails
+// with the reason. So the restrictions are effective, and every remaining permission is needed.
 func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -343,7 +344,7 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 				t.Fatal(err)
 			}
 			h.run("systemctl", "daemon-reload")
-			_, _ = h.try("systemctl", "start", unit) // it starts, or has ended already
+			_, _ = h.try("systemctl", "start", unit) // succeeds unless the unit has already ended
 			l.poll(func() error {
 				if state, _ := h.try("systemctl", "is-failed", unit); state != "failed\n" {
 					return fmt.Errorf("the unit is %s", state)
@@ -357,8 +358,8 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	}
 }
 
-// testSysAdmin gives the unit what a kernel with a high kernel.perf_event_paranoid asks for: it
-// holds nothing once it serves.
+// testSysAdmin adds CAP_SYS_ADMIN to the unit, as kernels with a high kernel.perf_event_paranoid
+// require. The exporter holds no capability once it serves.
 func testSysAdmin(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -385,9 +386,8 @@ func testSysAdmin(t *testing.T, deb string) {
 	h.run("systemctl", "stop", unit)
 }
 
-// testPins has the unit keep maps and hooks as docs/fleet.md says. Each packet sent is a packet
-// counted, whatever becomes of the process and of the package meanwhile, and in the end nothing
-// is left.
+// testPins pins maps and hooks as docs/fleet.md describes. Every packet received is counted,
+// across restarts of the process and upgrades of the package, and nothing is left in the end.
 func testPins(t *testing.T, deb string) {
 	l := newLab(t)
 	h := l.boot()
@@ -397,7 +397,7 @@ func testPins(t *testing.T, deb string) {
 	e := &exporter{h.init, l.client(), "http"}
 	settle := func() {
 		t.Helper()
-		h.run("systemctl", "reset-failed", unit) // forgets how often it was started
+		h.run("systemctl", "reset-failed", unit) // resets the limit of starts
 		e.awaitReady("/-/ready")
 	}
 	expectPackets := func(description string, want uint64) {
@@ -459,7 +459,7 @@ func testPins(t *testing.T, deb string) {
 	h.documented("--bpf.unpin")
 	l.expectNothingAttached()
 
-	// Devices that are followed are pinned by the unit itself, once it is confined.
+	// For devices that are followed, the confined process itself pins the hooks.
 	h.configure("XDP_INTERFACE=audited*\nARGS=--web.listen-address=" + address + "\n")
 	h.run("systemctl", "start", unit)
 	settle()
@@ -483,7 +483,8 @@ func testPins(t *testing.T, deb string) {
 	}
 }
 
-// testRPMPackage lets rpm read what is in the package: a database of rpm is not at hand.
+// testRPMPackage reads the package with rpm. It does not install the package, because there is
+// no rpm database.
 func testRPMPackage(t *testing.T, path string) {
 	rpm := findTool(t, "rpm")
 	version, err := os.ReadFile("../VERSION")

@@ -133,7 +133,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 	if gap == 0 {
 		t.Error("no event was left in the rings of those that were killed")
 	}
-	t.Logf("%d packets in %d restarts, %d of them kill -9; of %v flags %v were read, %v left behind and %v found no reader",
+	t.Logf("%d packets in %d restarts, %d of them kill -9; of %v flags %v were read, %v left in the rings and %v found no reader",
 		sent.received, restarts, killed, s.sum("leak_flags_total"), s.sum("events_total"), gap, s.sum("event_fates_total", "fate=no_reader"))
 	e.endWith(syscall.SIGTERM)
 	l.unpin(folder)
@@ -207,7 +207,7 @@ func TestOtherLayoutsAreReplaced(t *testing.T) {
 		{"a build whose maps mean something else", rewriteLayout("version=1", "version=0"), nil, []string{"version"}},
 		{"a build whose maps have other types", rewriteLayout("types=", "types=f"), nil, []string{"types"}},
 		{"a start that was cut short", remove("map_audit_layout"), nil, []string{"no layout"}},
-		{"a map that somebody removed", remove("map_flow_keys"), nil, []string{"flow_keys", "missing"}},
+		{"a map that was removed", remove("map_flow_keys"), nil, []string{"flow_keys", "missing"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)

@@ -205,7 +205,7 @@ func TestMissingPrivilegeIsRefused(t *testing.T) {
 	}{
 		{"no capability", nil, []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}},
 		{"only for the network", []uintptr{unix.CAP_NET_ADMIN}, []string{": CAP_BPF, CAP_PERFMON"}},
-		{"all but for the network", []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, []string{": CAP_NET_ADMIN"}},
+		{"all except the one for the network", []uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, []string{": CAP_NET_ADMIN"}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)

@@ -12,9 +12,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// Deltas that spread by factors, at injected times: the built exporter flags exactly those that
-// the model flags. On the linear scale that is dozens of times what it is by their logarithms;
-// those that were planted stand out on both.
+// Deltas vary by factors, and times are injected. The exporter flags exactly the deltas that the
+// model flags. The linear domain flags dozens of times as many as the log2 domain; both flag the
+// planted ones.
 func TestFlagOfTheDomain(t *testing.T) {
 	const (
 		packets = 100_000
@@ -37,7 +37,7 @@ func TestFlagOfTheDomain(t *testing.T) {
 		t.Run(string(domain), func(t *testing.T) {
 			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: domain}
 			var baseline timing.State
-			var want []uint64 // deltas flagged
+			var want []uint64 // flagged deltas
 			planted, found := 0, 0
 			for i, delta := range deltas[1:] {
 				isFlagged := params.Observe(&baseline, delta) > timing.Judged
@@ -89,7 +89,7 @@ func TestFlagOfTheDomain(t *testing.T) {
 	}
 }
 
-// checkScore computes the t-score of a record from its other fields.
+// checkScore compares the t-score of a record with the one that follows from its other fields.
 func (r record) checkScore(t *testing.T, domain timing.Domain) {
 	t.Helper()
 	deviation, spread, other := r.number(t, "delta_ns")-r.number(t, "mean_ns"), "stddev_ns", "stddev_octaves"
@@ -105,9 +105,9 @@ func (r record) checkScore(t *testing.T, domain timing.Domain) {
 	}
 }
 
-// Flows that are too short for a baseline of their own, at injected times: with a baseline of the
-// device the built exporter flags exactly the packets that the model flags, and tells what the
-// model knows. All of them come in on one CPU.
+// Flows are too short for a baseline of their own, and times are injected. With a baseline of
+// the device the exporter flags exactly the packets that the model flags, and exports the
+// baseline of the model. All packets arrive on one CPU.
 func TestFlagOfTheBaseline(t *testing.T) {
 	const (
 		flows     = 1024

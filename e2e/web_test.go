@@ -66,7 +66,7 @@ func TestPaths(t *testing.T) {
 	for _, test := range []struct {
 		description, path string
 		status            int
-		want              string // part of the answer
+		want              string // part of the body
 	}{
 		{"the landing page links to the metrics", "/", http.StatusOK, `href="/metrics"`},
 		{"it is healthy", "/-/healthy", http.StatusOK, "OK"},
@@ -87,8 +87,7 @@ func TestPaths(t *testing.T) {
 	e.expectStopped()
 }
 
-// A connection that begins a request and does not go on is cut, and does not keep others from
-// being answered meanwhile.
+// A connection with an incomplete request is closed, and does not delay other requests.
 func TestASlowClientIsCut(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=" + device)
@@ -115,14 +114,14 @@ const (
 	password = "correct horse battery staple"
 )
 
-// secured is the configuration of a web server with TLS and a user.
+// secured is a web configuration with TLS and a user.
 type secured struct {
 	certificate string // path
 	config      string // path
 	roots       *x509.CertPool
 }
 
-// secure makes a certificate for the lab's address and a configuration with it and a user.
+// secure makes a certificate for the address of the lab, and a configuration with it and a user.
 func secure(t *testing.T) secured {
 	t.Helper()
 	folder := t.TempDir()
@@ -163,8 +162,8 @@ func secure(t *testing.T) secured {
 	return s
 }
 
-// clientTLS returns what a client that is trusted has: the certificate of the server is its own,
-// too.
+// clientTLS returns the TLS configuration of a trusted client. The client's certificate is that
+// of the server.
 func (s secured) clientTLS(t *testing.T) *tls.Config {
 	t.Helper()
 	certificate, err := tls.LoadX509KeyPair(s.certificate, filepath.Join(filepath.Dir(s.certificate), "tls.key"))
@@ -189,7 +188,7 @@ func (l *lab) startSecured(s secured, args ...string) *exporter {
 	return e
 }
 
-// authorized adds the name and the password to requests.
+// authorized adds user and password to requests.
 type authorized struct{ http.RoundTripper }
 
 func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -262,7 +261,7 @@ func TestHealthcheckOfSomethingElse(t *testing.T) {
 	l.start(binaries.exporter, []string{"--healthcheck", "--web.listen-address=" + address}).expectRefusal(address, "404")
 }
 
-// Help and version are answered on standard output, with exit code 0, and need no privilege.
+// Help and version are printed to standard output with exit code 0, and need no privilege.
 func TestHelp(t *testing.T) {
 	l := newLab(t)
 	for flag, want := range map[string][]string{

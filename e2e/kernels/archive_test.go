@@ -19,36 +19,35 @@ import (
 	"time"
 )
 
-// archive gets kernels from Debian's packages. Its apt has lists, sources and a cache of its own,
-// and takes from this machine's the mirror, the keys and the way through a proxy. Nothing is
-// installed.
+// archive gets kernels from Debian packages. It uses lists, sources and a cache of its own for
+// apt, and the mirror, keys and proxy of this machine. It installs nothing.
 type archive struct {
 	folder string
-	stale  error // why the lists could not be brought up to date
+	stale  error // why the lists could not be updated
 }
 
-// suites are those that the kernels are in, by the last part of the mirror's path.
+// suites are the suites with kernels, by the last part of the mirror's path.
 var suites = map[string][]string{
 	"debian-security": {"bookworm-security", "bullseye-security"},
 	"debian":          {"trixie-backports"},
 }
 
-// listsAge is how old the lists may be. With every security update the newest kernel of a series
-// has another name.
+// listsAge is the maximum age of the lists. The newest kernel of a series has another name after
+// each security update.
 const listsAge = 24 * time.Hour
 
-// image is a kernel, and the modules of it that the tests need.
+// image is a kernel with the modules that the tests need.
 type image struct {
 	abi     string // such as 6.1.0-56-cloud-amd64
 	kernel  string
 	modules []string
 }
 
-// modules are what is loaded in a guest, in this order.
+// modules are loaded in a guest in this order.
 var modules = []string{"veth"}
 
-// openArchive brings the lists up to date if they are old. Without a network an archive has those
-// kernels that it had before.
+// openArchive updates the lists if they are old. Without a network an archive has the kernels
+// that it had before.
 func openArchive(ctx context.Context, folder string) (*archive, error) {
 	a := &archive{folder: folder}
 	for _, sub := range []string{"lists/partial", "cache/archives/partial", "sources", "images"} {
@@ -80,8 +79,7 @@ APT::Update::Post-Invoke-Success "";
 func (a *archive) stamp() string { return filepath.Join(a.folder, "updated") }
 
 func (a *archive) update(ctx context.Context) error {
-	// With no lists apt knows its sources all the same, and says where it would get their lists
-	// from.
+	// Without lists, apt still knows its sources, and prints the URIs of their lists.
 	none, err := os.MkdirTemp(a.folder, "none-")
 	if err != nil {
 		return err
@@ -98,7 +96,7 @@ func (a *archive) update(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(a.folder, "sources/kernels.list"), []byte(sources), 0o600); err != nil {
 		return err
 	}
-	// Not every suite has to be there: what is missing in the lists is missed later.
+	// Not every suite must exist: a missing kernel is reported later.
 	_, failed := a.apt(ctx, "apt-get", "-q", "update")
 	if failed != nil {
 		return failed
@@ -106,7 +104,7 @@ func (a *archive) update(ctx context.Context) error {
 	return os.WriteFile(a.stamp(), nil, 0o600)
 }
 
-// sourcesOf returns the lines of a list of sources on the mirrors in the output of apt-get
+// sourcesOf returns the lines of a sources.list, for the mirrors in the output of apt-get
 // --print-uris update.
 func sourcesOf(uris string) (string, error) {
 	var lines []string
@@ -123,7 +121,7 @@ func sourcesOf(uris string) (string, error) {
 	return strings.Join(lines, ""), nil
 }
 
-// apt runs a program of apt on the archive.
+// apt runs a program of apt with the configuration of the archive.
 func (a *archive) apt(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = filepath.Join(a.folder, "cache")
@@ -131,7 +129,7 @@ func (a *archive) apt(ctx context.Context, name string, args ...string) (string,
 	return output(cmd)
 }
 
-// output runs a command. The error has the last line that it wrote to standard error.
+// output runs a command. The error contains its last line on standard error.
 func output(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -142,8 +140,8 @@ func output(cmd *exec.Cmd) (string, error) {
 	return stdout.String(), nil
 }
 
-// kernel returns the newest kernel of a series, such as 6.1, or the newest that was unpacked
-// before if there are no lists.
+// kernel returns the newest kernel of a series, such as 6.1. Without lists it returns the newest
+// that was unpacked before.
 func (a *archive) kernel(ctx context.Context, series string) (image, error) {
 	names, err := a.apt(ctx, "apt-cache", "pkgnames", "linux-image-"+series+".")
 	if err != nil {
@@ -171,8 +169,7 @@ func (a *archive) kernel(ctx context.Context, series string) (image, error) {
 	return image{}, fmt.Errorf("no package has a kernel %s", series)
 }
 
-// newest returns the ABI name of the newest cloud kernel of a series among packages, empty if
-// there is none.
+// newest returns the ABI name of the newest cloud kernel of a series among packages, or "".
 func newest(packages []string, series string) string {
 	const flavour = "-cloud-amd64"
 	pattern := regexp.MustCompile(`^linux-image-(` + regexp.QuoteMeta(series) + `\.[0-9][0-9a-z.+-]*)` + flavour + `$`)
@@ -188,16 +185,16 @@ func newest(packages []string, series string) string {
 	return slices.MaxFunc(abis, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) }) + flavour
 }
 
-// numbers returns the numbers in a version, in their order.
+// numbers returns the numbers in a version, in order.
 func numbers(version string) (all []int) {
 	for _, digits := range regexp.MustCompile(`[0-9]+`).FindAllString(version, -1) {
-		n, _ := strconv.Atoi(digits) // too large a one is the largest
+		n, _ := strconv.Atoi(digits) // a number that is too large becomes the largest
 		all = append(all, n)
 	}
 	return all
 }
 
-// image returns the kernel of an ABI name. It fetches and unpacks it if it is not there yet.
+// image returns the kernel of an ABI name. It downloads and unpacks the kernel if necessary.
 func (a *archive) image(ctx context.Context, abi string) (image, error) {
 	folder := filepath.Join(a.folder, "images", abi)
 	i := image{abi: abi, kernel: filepath.Join(folder, "vmlinuz")}
@@ -225,13 +222,14 @@ func (a *archive) image(ctx context.Context, abi string) (image, error) {
 	return i, os.Rename(ready, folder)
 }
 
-// unpack downloads the packages of a kernel to a folder, and unpacks them into another.
+// unpack downloads the packages of a kernel to one directory and unpacks them into another.
 func (a *archive) unpack(ctx context.Context, abi, folder, root string) error {
 	depends, err := a.apt(ctx, "apt-cache", "depends", "--important", "linux-image-"+abi)
 	if err != nil {
 		return err
 	}
-	// Kernel and modules are packages of their own since 7.0; the first one is empty then.
+	// Since Linux 7.0, the kernel and its modules are in separate packages, and the first one is
+	// empty.
 	packages := []string{"linux-image-" + abi}
 	for _, match := range regexp.MustCompile(`(?m)^ *Depends: (linux-(?:binary|modules)-\S+)$`).FindAllStringSubmatch(depends, -1) {
 		packages = append(packages, match[1])
@@ -254,7 +252,7 @@ func (a *archive) unpack(ctx context.Context, abi, folder, root string) error {
 	return nil
 }
 
-// extract takes kernel and modules out of unpacked packages.
+// extract moves the kernel and its modules out of the unpacked packages.
 func extract(ctx context.Context, root, abi, to string) error {
 	kernel, err := findOne(root, "boot/vmlinuz-"+abi, "usr/lib/modules/"+abi+"/vmlinuz")
 	if err != nil {

@@ -25,13 +25,13 @@ var initScript []byte
 // bootTimeout bounds a guest from power-on to power-off.
 const bootTimeout = 8 * time.Minute
 
-// programs are what a guest runs, in a folder: the tests, and the exporters that they test.
+// programs is a directory with the programs of a guest: the tests, and the exporters under test.
 type programs struct{ folder string }
 
 // programFiles are their names.
 var programFiles = []string{bpfTests, e2eTests, "xdp_audit_exporter", "demo", "released", "attackable", "upgraded"}
 
-// buildPrograms builds them, without cgo, since a guest has no libraries.
+// buildPrograms builds the programs without cgo, because a guest has no libraries.
 func buildPrograms(t *testing.T) programs {
 	t.Helper()
 	p := programs{t.TempDir()}
@@ -52,8 +52,8 @@ func buildPrograms(t *testing.T) programs {
 
 func (p programs) path(name string) string { return filepath.Join(p.folder, name) }
 
-// boot runs groups of tests inside a kernel. It returns what they wrote, and what the kernel did;
-// the error says only whether there was a machine to run on.
+// boot runs groups of tests inside a kernel. It returns their report and the console of the
+// kernel. The error is not nil only if the machine could not run.
 func boot(ctx context.Context, i image, p programs, groups []group) (report, console string, err error) {
 	folder, err := os.MkdirTemp("", "xdp-audit-guest-")
 	if err != nil {
@@ -66,16 +66,17 @@ func boot(ctx context.Context, i image, p programs, groups []group) (report, con
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	// Emulated, so that every machine can do it. Its two CPUs take turns on one thread: with a
-	// thread for each, Debian 12's QEMU sometimes runs a breakpoint that the kernel has already
-	// taken back, while it swaps the program of a hook, and the kernel panics with "int3".
+	// The guest is emulated, so that every machine can run it. Its two CPUs share one thread.
+	// With a thread for each, QEMU of Debian 12 sometimes executes a breakpoint that the kernel
+	// has already removed, while the kernel swaps the program of a hook, and the kernel panics
+	// with "int3".
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+reportPath,
 		"-kernel", i.kernel, "-initrd", initramfs, "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr")
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the signal follows the thread
+	runtime.LockOSThread() // Pdeathsig follows the thread
 	err = cmd.Run()
 	runtime.UnlockOSThread()
 	if err != nil && ctx.Err() == nil {
@@ -92,7 +93,7 @@ func boot(ctx context.Context, i image, p programs, groups []group) (report, con
 	return clean(string(text)), clean(output.String()), nil
 }
 
-// writeInitramfs packs all that is in a guest.
+// writeInitramfs packs all files of a guest.
 func writeInitramfs(ctx context.Context, path string, i image, p programs, groups []group) error {
 	root := path + ".root"
 	for _, folder := range []string{"bin", "dev", "etc", "modules", "proc", "programs", "sys", "tmp"} {
@@ -111,7 +112,7 @@ func writeInitramfs(ctx context.Context, path string, i image, p programs, group
 		"init":       {string(initScript), 0o755},
 		"groups":     {lines.String(), 0o644},
 		"etc/passwd": {"root:x:0:0:root:/:/bin/sh\n", 0o644},
-		"etc/shadow": {"root:*:::::::\n", 0o600}, // to be refused
+		"etc/shadow": {"root:*:::::::\n", 0o600}, // the exporter must not read it
 	} {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(file.text), file.mode); err != nil {
 			return err

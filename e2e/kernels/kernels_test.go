@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package kernels runs tests of the BPF program and of the built exporter inside other kernels
-// than this machine's, which it boots in an emulator.
+// Package kernels runs tests of the BPF program and of the built exporter inside other kernels,
+// which it boots in an emulator.
 package kernels
 
 import (
@@ -17,10 +17,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
-// kernel is a series of kernels, of which the newest that Debian has is tested.
+// kernel is a series of kernels. The newest that Debian has is tested.
 type kernel struct {
 	series     string
-	isRequired bool // it has to be had
+	isRequired bool // the test fails if Debian does not have it
 	groups     []group
 }
 
@@ -37,9 +37,9 @@ const (
 	e2eTests = "e2e.test"
 )
 
-// supported is what a kernel has to do that runs the exporter. An emulated machine takes its
-// time, so that only what may depend on the kernel is there, and nothing that asks when a packet
-// comes or sends more than it waits for.
+// supported are the tests for a kernel that can run the exporter. Emulation is slow, so these
+// are only the tests that may depend on the kernel. None of them depends on the time at which a
+// packet arrives, or sends more than it waits for.
 var supported = []group{
 	{"load", bpfTests, []string{"TestKernelHasCompareAndSwap", "TestProgramIsBelowTheLimitOfTheVerifier"}},
 	{"attach", e2eTests, []string{
@@ -58,14 +58,14 @@ var supported = []group{
 	}},
 }
 
-// since62 is what takes Linux 6.2: before, a device that is up cannot be renamed.
+// since62 are the tests that need Linux 6.2. Before, a device that is up cannot be renamed.
 var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice"}}}
 
-// refused is what a kernel has to do that cannot.
+// refused are the tests for a kernel that cannot run the exporter.
 var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
 
-// choose returns the kernels of a list with spaces or commas in between, all of them if it is
-// empty. What is asked for by its name is required.
+// choose returns the kernels of a list separated by spaces or commas, or all of them if it is
+// empty. A kernel that is named is required.
 func choose(list string) (chosen []kernel, err error) {
 	names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 	if len(names) == 0 {
@@ -83,8 +83,8 @@ func choose(list string) (chosen []kernel, err error) {
 	return chosen, nil
 }
 
-// needKernels skips a test that boots kernels unless it is asked for: it takes minutes, and
-// packages from the network.
+// needKernels skips a test that boots kernels unless TEST_KERNELS is 1, because it takes minutes
+// and needs packages from the network.
 func needKernels(t *testing.T) {
 	t.Helper()
 	if os.Getenv("TEST_KERNELS") != "1" {
@@ -92,7 +92,7 @@ func needKernels(t *testing.T) {
 	}
 }
 
-// cacheFolder is where kernels are kept from one run to the next.
+// cacheFolder returns the directory that keeps kernels between runs.
 func cacheFolder(t *testing.T) string {
 	t.Helper()
 	folder, err := filepath.Abs("../../.build/kernels")
@@ -102,9 +102,9 @@ func cacheFolder(t *testing.T) string {
 	return folder
 }
 
-// TestInsideKernels runs the groups of each kernel in it. KERNELS chooses among the kernels. The
-// table of the document is written if KERNEL_REPORT names that, and is otherwise expected to say
-// what was found.
+// TestInsideKernels runs the groups of each kernel in it. KERNELS chooses the kernels. If
+// KERNEL_REPORT names a document, the test writes its table; otherwise the table in
+// docs/kernels.md must be correct.
 func TestInsideKernels(t *testing.T) {
 	needKernels(t)
 	chosen, err := choose(os.Getenv("KERNELS"))
@@ -159,11 +159,11 @@ func TestInsideKernels(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, difference := range table.differences(string(content)) {
-		t.Errorf("docs/kernels.md %s: make kernel-table writes it anew", difference)
+		t.Errorf("docs/kernels.md %s: run make kernel-table", difference)
 	}
 }
 
-// testInside boots a kernel and expects that its groups pass.
+// testInside boots a kernel and expects its groups to pass.
 func testInside(t *testing.T, k kernel, i image, p programs) *column {
 	t.Helper()
 	start := time.Now()
@@ -182,8 +182,8 @@ func testInside(t *testing.T, k kernel, i image, p programs) *column {
 	return &column{k, r}
 }
 
-// A guest that is not as it should be is noticed: one that panics, one in which a test fails, and
-// one without its programs.
+// A failing guest is noticed: one that panics, one in which a test fails, and one without its
+// programs.
 func TestFailingGuestsAreNoticed(t *testing.T) {
 	needKernels(t)
 	const series = "6.1"
@@ -202,7 +202,7 @@ func TestFailingGuestsAreNoticed(t *testing.T) {
 	if err := os.WriteFile(noKernel.kernel, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// Programs that do as a test binary does.
+	// Programs that behave like a test binary.
 	p := programs{folder}
 	for _, name := range programFiles {
 		script := "#!/bin/sh\necho '--- PASS: TestGood (0.00s)'\nexit 0\n"
@@ -219,7 +219,7 @@ func TestFailingGuestsAreNoticed(t *testing.T) {
 		image       image
 		groups      []group
 		failures    int
-		want        string // in one of them, or in the error
+		want        string // in a failure or in the error
 	}{
 		{"all is well", good, []group{goodGroup}, 0, ""},
 		{"a test fails", good, []group{goodGroup, badGroup}, 1, "--- FAIL: TestBad"},

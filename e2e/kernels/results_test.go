@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// group is a number of tests that a guest runs in one go.
+// group is a set of tests that a guest runs together.
 type group struct {
 	name    string
 	program string // the package's test binary
@@ -23,12 +23,12 @@ type group struct {
 // pattern matches exactly the tests of the group.
 func (g group) pattern() string { return "^(" + strings.Join(g.tests, "|") + ")$" }
 
-// results are what a guest reported.
+// results are the results that a guest reported.
 type results struct {
-	kernel       string // what uname says, such as 6.1.0-56-cloud-amd64 #1 SMP Debian 6.1.192-2 (2026-10-01)
+	kernel       string // output of uname -rv
 	passed       map[string]bool
-	failures     []string       // each with what the tests wrote
-	instructions map[string]int // that the verifier followed, by variant of the program
+	failures     []string       // each with the output of the tests
+	instructions map[string]int // verified instructions, by variant of the program
 	landlock     int
 }
 
@@ -38,9 +38,9 @@ var (
 	landlockLine    = regexp.MustCompile(`^\s+\S+\.go:\d+: Landlock is version (\d+)$`)
 )
 
-// parse reads the report of a guest that was to run groups. A group has failed unless it ended
-// with status 0 and every one of its tests passed: a skipped test has not, nor has one that is
-// not there any more. A guest that did not come to its end has failed, too.
+// parse reads the report of a guest. A group has passed if it ended with status 0 and every one
+// of its tests passed. A skipped or missing test is a failure, and so is a guest that did not
+// finish.
 func parse(report string, groups []group) *results {
 	r := &results{passed: map[string]bool{}, instructions: map[string]int{}}
 	statuses, written := map[string]string{}, map[string]*strings.Builder{}
@@ -84,7 +84,7 @@ func parse(report string, groups []group) *results {
 	return r
 }
 
-// read takes what there is to know from a line of a test's output.
+// read reads one line of the output of a test.
 func (r *results) read(line string) {
 	if match := passLine.FindStringSubmatch(line); match != nil {
 		r.passed[match[1]] = true
@@ -95,7 +95,7 @@ func (r *results) read(line string) {
 	}
 }
 
-// release returns the version of the kernel, without that of its packaging.
+// release returns the version of the kernel, without that of its package.
 func (r *results) release() string {
 	if match := regexp.MustCompile(`Debian ([0-9.]*[0-9])`).FindStringSubmatch(r.kernel); match != nil {
 		return match[1]

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// column is a kernel of the table, with what was found in it.
+// column is a kernel of the table, with its results.
 type column struct {
 	kernel
 	*results
@@ -25,7 +25,7 @@ func (c column) isRefused() bool {
 	return !slices.ContainsFunc(c.groups, func(g group) bool { return g.name == "load" })
 }
 
-// count returns how many tests passed, without the parts of tests.
+// count returns the number of tests that passed, without subtests.
 func (r *results) count() (n int) {
 	for name := range r.passed {
 		if !strings.Contains(name, "/") {
@@ -41,7 +41,7 @@ type feature struct {
 	cell  func(column) string
 }
 
-// shown is a feature that passed tests show.
+// shown returns a feature that is present if tests passed.
 func shown(title string, tests ...string) feature {
 	return feature{title, func(c column) string {
 		for _, name := range tests {
@@ -53,7 +53,7 @@ func shown(title string, tests ...string) feature {
 	}}
 }
 
-// landlock is a feature that Landlock has from a version on.
+// landlock returns a feature of a version of Landlock.
 func landlock(title string, version int) feature {
 	return feature{title, func(c column) string {
 		if c.landlock < version {
@@ -63,7 +63,7 @@ func landlock(title string, version int) feature {
 	}}
 }
 
-// features are the rows that only a change of the exporter changes, or one of the series.
+// features are the rows that change only with the exporter or with a series of kernels.
 var features = []feature{
 	shown("program loads", "TestProgramIsBelowTheLimitOfTheVerifier"),
 	shown("native mode on a veth", "TestModes/native_on_a_device_that_has_it"),
@@ -90,8 +90,8 @@ const (
 	notThere       = "–"
 )
 
-// rows returns the table row by row, each with its title in front. The first are those that
-// [features] names.
+// rows returns the rows of the table, each with its title first. The first rows are those of
+// [features].
 func (t table) rows() (fixed, varying [][]string) {
 	row := func(title string, cell func(column) string) []string {
 		cells := []string{title}
@@ -148,8 +148,8 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// differences says where a document has a feature of a kernel otherwise than it was found.
-// Releases and numbers of instructions change without anybody's doing, and may.
+// differences returns where a document differs in a feature of a kernel. Releases and numbers of
+// instructions may differ, because they change by themselves.
 func (t table) differences(document string) (differences []string) {
 	var head []string
 	written := map[string][]string{} // cells, by the title of their row

@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// ruleFile is a file of rules, as far as the tests read or change it.
+// ruleFile is a file of rules, with the fields that the tests read or change.
 type ruleFile struct {
 	Groups []struct {
 		Name     string
@@ -45,7 +45,7 @@ func readRules(t *testing.T, path string) (rules ruleFile) {
 	return rules
 }
 
-// all returns the rules, to be changed in place.
+// all returns pointers to the rules, so that they can be changed.
 func (f *ruleFile) all() (rules []*rule) {
 	for g := range f.Groups {
 		for r := range f.Groups[g].Rules {
@@ -63,7 +63,7 @@ func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The statistics of deltas take most of the time, and no alert is on them.
+	// No alert uses the statistics of deltas, which take most of the time.
 	recorded := readRules(t, recordingRules)
 	group := &recorded.Groups[0]
 	group.Rules = slices.DeleteFunc(group.Rules, func(r rule) bool { return strings.Contains(r.Record, "delta") })
@@ -75,7 +75,8 @@ func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
 	for name, text := range map[string][]byte{
 		alertingRules: changed, recordingRules: recording, "alerts.yml": cases,
 	} {
-		path := filepath.Join(folder, "e2e", "rules", name) // the cases name the rules relative to this folder
+		// The cases name the rules by relative paths.
+		path := filepath.Join(folder, "e2e", "rules", name)
 		err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600))
 		if err != nil {
 			t.Fatal(err)
@@ -84,9 +85,8 @@ func testAlerts(t *testing.T, rules ruleFile) (output string, err error) {
 	return promtool(t, "test", "rules", filepath.Join(folder, "e2e", "rules", "alerts.yml"))
 }
 
-// Of every alert there are cases in which it fires and cases in which it does not: one that
-// always fires fails them, and so does one that never fires, and one that does not wait where it
-// should.
+// For every alert there are cases in which it fires and cases in which it does not. An alert
+// that always fires, never fires, or does not wait fails them.
 func TestTheCasesTellEveryAlert(t *testing.T) {
 	if output, err := testAlerts(t, readRules(t, alertingRules)); err != nil {
 		t.Fatalf("the alerts as they are: %v:\n%s", err, output)
@@ -118,7 +118,7 @@ func TestTheCasesTellEveryAlert(t *testing.T) {
 	}
 }
 
-// Whoever is woken up finds what to do, in the alert and in docs/runbooks.md.
+// Every alert and docs/runbooks.md tell the person on call what to do.
 func TestAlertsAreExplained(t *testing.T) {
 	text, err := os.ReadFile("../../docs/runbooks.md")
 	if err != nil {
@@ -147,7 +147,7 @@ func TestAlertsAreExplained(t *testing.T) {
 	}
 }
 
-// A metric that is renamed would leave a rule that never has a value.
+// A rule for a metric that does not exist would never have a value.
 func TestRulesAskForMetricsThatExist(t *testing.T) {
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {

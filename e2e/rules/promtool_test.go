@@ -16,13 +16,14 @@ import (
 	"testing"
 )
 
-// The rules, as seen from this folder.
+// The rules, relative to this directory.
 const (
 	recordingRules = "../../deploy/rules/xdp_audit_recording.yml"
 	alertingRules  = "../../deploy/rules/xdp_audit_alerts.yml"
 )
 
-// promtool runs promtool, and returns what it said and whether it found anything wrong.
+// promtool runs promtool, and returns its output. The error is not nil if promtool found an
+// error.
 func promtool(t *testing.T, args ...string) (output string, err error) {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
@@ -40,7 +41,7 @@ func promtool(t *testing.T, args ...string) (output string, err error) {
 	return string(text), err
 }
 
-// The cases that are written by hand.
+// The cases in YAML files.
 func TestLiteralCases(t *testing.T) {
 	files, err := filepath.Glob("*.yml")
 	if err != nil || len(files) == 0 {
@@ -55,7 +56,7 @@ func TestLiteralCases(t *testing.T) {
 	}
 }
 
-// ruleTest is a file of promtool test rules. It is written as JSON, which is YAML too.
+// ruleTest is a test file for promtool test rules. It is written as JSON, which is valid YAML.
 type ruleTest struct {
 	RuleFiles          []string   `json:"rule_files"`
 	EvaluationInterval string     `json:"evaluation_interval"`
@@ -84,7 +85,7 @@ type ruleSample struct {
 	Value  float64 `json:"value"`
 }
 
-// run lets promtool check the case against the recording rules, evaluated once a minute.
+// run checks the case against the recording rules, evaluated once per minute.
 func (c ruleCase) run(t *testing.T) (output string, err error) {
 	t.Helper()
 	return c.runEvery(t, "1m")
@@ -116,8 +117,8 @@ func (c ruleCase) runEvery(t *testing.T, interval string) (output string, err er
 	return promtool(t, "test", "rules", filepath.Join(folder, "cases.yml"))
 }
 
-// expect adds the expectation that a series is within a relative error of a value. The series is
-// a name with labels.
+// expect adds the expectation that a series is within a relative error of a value. series is a
+// name with labels.
 func (c *ruleCase) expect(minute int, series string, want, tolerance float64) {
 	labels := series[strings.IndexByte(series, '{'):]
 	c.Expressions = append(c.Expressions, ruleExpr{

@@ -16,12 +16,12 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// simulated is a device whose deltas are made up. Its counters are those of the kernel, exported
-// by the collector itself, and scraped once a minute.
+// simulated is a device with made-up deltas. Its counters are counted like those in the kernel,
+// exported by the collector, and scraped once per minute.
 type simulated struct {
 	t        *testing.T
 	instance string
-	deltas   [][]float64 // ns, by the minute after which they were scraped
+	deltas   [][]float64 // ns, by the minute of the scrape
 	values   map[string][]string
 	counters bpf.Counters
 }
@@ -30,7 +30,7 @@ func newSimulated(t *testing.T, instance string) *simulated {
 	return &simulated{t: t, instance: instance, values: map[string][]string{}, counters: bpf.Counters{Device: "eth0"}}
 }
 
-// source is what the collector reads.
+// source is the input of the collector.
 type source struct {
 	collector.Source
 	counters []bpf.Counters
@@ -38,7 +38,7 @@ type source struct {
 
 func (s source) Counters() []bpf.Counters { return s.counters }
 
-// observe counts deltas as bpf/xdp/counters.h does, each so many times.
+// observe counts each delta the given number of times, as bpf/xdp/counters.h does.
 func (s *simulated) observe(times uint64, deltas ...float64) {
 	c := &s.counters
 	for _, delta := range deltas {
@@ -80,7 +80,7 @@ func (s *simulated) scrape(deltas []float64) {
 	}
 }
 
-// miss is a minute whose scrape fails, or stores a marker that the series ended.
+// miss is a minute whose scrape fails, or that stores the marker for an ended series.
 func (s *simulated) miss(marker string, deltas []float64) {
 	s.observe(1, deltas...)
 	s.deltas = append(s.deltas, deltas)
@@ -89,7 +89,7 @@ func (s *simulated) miss(marker string, deltas []float64) {
 	}
 }
 
-// restart begins the counters anew.
+// restart sets the counters to zero.
 func (s *simulated) restart() { s.counters = bpf.Counters{Device: "eth0"} }
 
 func (s *simulated) labels() string {
@@ -107,9 +107,8 @@ func (s *simulated) addTo(c *ruleCase) {
 	}
 }
 
-// window returns the deltas of a window of so many minutes, as the rules see it at a minute:
-// scrapes are stored in full minutes, and a window ends at the last one that is half a minute
-// old.
+// window returns the deltas of a window, as the rules see it at a minute: scrapes are stored at
+// full minutes, and a window ends at the last scrape that is half a minute old.
 func (s *simulated) window(at, minutes int) (deltas []float64) {
 	for _, minute := range s.deltas[at-minutes : at] {
 		deltas = append(deltas, minute...)
@@ -117,7 +116,7 @@ func (s *simulated) window(at, minutes int) (deltas []float64) {
 	return deltas
 }
 
-// rounded returns n values rounded to whole nanoseconds, none below 0.
+// rounded returns n values, rounded to whole nanoseconds and not negative.
 func rounded(n int, next func() float64) []float64 {
 	deltas := make([]float64, n)
 	for i := range deltas {

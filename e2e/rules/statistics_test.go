@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	exact   = 1e-6 // relative error that a windowed variance may have
+	exact   = 1e-6 // largest relative error of a windowed variance
 	seconds = 1e-9 // in a nanosecond
 )
 
@@ -27,7 +27,7 @@ func check(t *testing.T, c ruleCase) {
 	}
 }
 
-// moments returns mean and sample variance in seconds, computed by gonum from the deltas.
+// moments returns mean and sample variance of the deltas in seconds, computed by gonum.
 func moments(deltas []float64) (n, mean, variance float64) {
 	mean, variance = stat.MeanVariance(deltas, nil)
 	return float64(len(deltas)), mean * seconds, variance * seconds * seconds
@@ -43,10 +43,10 @@ func (s *simulated) expectMoments(c *ruleCase, at int, name string, minutes int)
 	c.expect(at, s.series("delta_seconds:cv"+name), math.Sqrt(variance)/mean, exact)
 }
 
-// comparison is a window against the longer one before it.
+// comparison is the comparison of a window with the longer one before it.
 type comparison struct{ difference, standardError, tscore, effect float64 }
 
-// compare is Welch's test and Cohen's d.
+// compare computes Welch's t and Cohen's d.
 func compare(now, before []float64) comparison {
 	n1, mean1, variance1 := moments(now)
 	n2, mean2, variance2 := moments(before)
@@ -63,8 +63,8 @@ func (want comparison) expect(c *ruleCase, at int, series func(string) string, w
 	c.expect(at, series("delta_seconds:effect"+windows), want.effect, 1e-6)
 }
 
-// exporterScore is Welch's t from the baselines that the exporter itself would keep of both
-// windows, fixed-point and clipped.
+// exporterScore is Welch's t from the fixed-point, clipped baselines that the exporter would
+// have of both windows.
 func exporterScore(now, before []float64) float64 {
 	baseline := func(deltas []float64) (s timing.State) {
 		params := timing.Params{Threshold: 4, MinSamples: 100, Window: timing.MaxWindow}
@@ -82,8 +82,8 @@ func normal(seed uint64, mean, deviation float64) func() float64 {
 	return func() float64 { return mean + deviation*random.NormFloat64() }
 }
 
-// After a year at a thousand packets a second the counters are a hundred thousand times what a
-// window adds to them.
+// After a year at a thousand packets per second, the counters are a hundred thousand times as
+// large as their increase in a window.
 func TestStatisticsAfterAYear(t *testing.T) {
 	const (
 		minutes   = 70
@@ -117,7 +117,7 @@ func TestStatisticsAfterAYear(t *testing.T) {
 	}
 }
 
-// first returns one value, and then those of next.
+// first returns a function that returns value once, and then the values of next.
 func first(value float64, next func() float64) func() float64 {
 	isFirst := true
 	return func() float64 {
@@ -129,7 +129,7 @@ func first(value float64, next func() float64) func() float64 {
 	}
 }
 
-// What promtool is asked can fail.
+// The checks by promtool can fail.
 func TestAWrongVarianceIsNoticed(t *testing.T) {
 	s := newSimulated(t, "a:9400")
 	next := normal(1, 1e6, 100)
@@ -146,7 +146,7 @@ func TestAWrongVarianceIsNoticed(t *testing.T) {
 	}
 }
 
-// Welch's t of the last window against the longer one before it.
+// The rules compute Welch's t of the last window against the longer one before it.
 func TestScoreOfAWindow(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -179,7 +179,7 @@ func TestScoreOfAWindow(t *testing.T) {
 	}
 }
 
-// The longer pair of windows, an hour against the day before.
+// The longer pair of windows: an hour against the day before.
 func TestScoreOfAnHour(t *testing.T) {
 	const last, perMinute = 25*60 + 5, 60
 	s := newSimulated(t, "a:9400")
@@ -201,7 +201,7 @@ func TestScoreOfAnHour(t *testing.T) {
 	}
 }
 
-// Devices with means and references of their own, all of which are late by the same in the last
+// Devices have different means and references, and all are late by the same time in the last
 // five minutes.
 func TestFleet(t *testing.T) {
 	const last, perMinute = 69, 600
@@ -251,7 +251,7 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// Two devices in the same window, as docs/metrics.md asks.
+// Two devices are compared in the same window, with the query in docs/metrics.md.
 func TestScoreOfTwoDevices(t *testing.T) {
 	var c ruleCase
 	c.Interval = "1m"
@@ -271,7 +271,7 @@ func TestScoreOfTwoDevices(t *testing.T) {
 	check(t, c)
 }
 
-// Where a window has no statistics, there is no value, and no wrong one.
+// A window without statistics has no value, rather than a wrong one.
 func TestWindowsWithoutStatistics(t *testing.T) {
 	const mean, variance, t5m = "delta_seconds:mean5m", "delta_seconds:variance5m", "delta_seconds:tscore5m_1h"
 	steady := normal(1, 1e6, 20e3)

@@ -21,7 +21,7 @@ import (
 
 var secrets = []string{"ENCLAVE_ENROLMENT_KEY", "DRUPAL_DB_PASSWORD", "MARIADB_ROOT_PASSWORD", "GRAFANA_ADMIN_PASSWORD"}
 
-// load reads the files with these variables, and the secrets that are not among them.
+// load reads the files with these variables and with a value for each other secret.
 func load(files []string, variables map[string]string) (*types.Project, error) {
 	var environment []string
 	for _, name := range secrets {
@@ -181,7 +181,7 @@ func TestWhoIsOnWhichNetwork(t *testing.T) {
 	}
 }
 
-// What listens in the enclave's namespace, beside the gateway, does so on its loopback.
+// The services in the enclave's namespace listen on its loopback, except for the gateway.
 func TestLoopback(t *testing.T) {
 	project := mustLoad(t, file)
 	for service, want := range map[string]string{"xdp-auditor": "--web.listen-address=127.0.0.1:9400", "prometheus": "--web.listen-address=127.0.0.1:9090"} {
@@ -239,7 +239,7 @@ func TestOverrides(t *testing.T) {
 			if auditor.Privileged != test.isPrivileged || !slices.Equal(auditor.CapAdd, test.capabilities) || !slices.Equal(mounts, test.mounts) {
 				t.Errorf("privileged %v, cap_add %v, mounts %v", auditor.Privileged, auditor.CapAdd, mounts)
 			}
-			// Nothing else of the topology differs.
+			// The rest of the topology is the same.
 			plain := mustLoad(t, file)
 			a, b := plain.Services["xdp-auditor"], auditor
 			a.Privileged, a.CapAdd, a.Volumes = b.Privileged, b.CapAdd, b.Volumes

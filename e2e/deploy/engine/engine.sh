@@ -4,8 +4,8 @@
 #
 # engine.sh FOLDER is the first process of namespaces of its own (processes, mounts,
 # network), and runs a Docker engine with all its state in FOLDER. It ends when its
-# standard input does, so that nothing outlives the test, however that ends. Beside the
-# engine is the namespace "outside", from where the engine's host is 192.0.2.1.
+# standard input does, so that nothing outlives the test. Next to the engine is the
+# namespace "outside", in which the address of the engine is 192.0.2.1.
 set -euo pipefail
 
 mount --make-rprivate /

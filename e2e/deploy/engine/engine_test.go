@@ -24,20 +24,20 @@ import (
 
 const patience = 10 * time.Minute
 
-// This folder, and the file of the stand-ins in it, as seen from deploy/.
+// This directory and the file of the stand-ins, relative to deploy/.
 const (
 	engineFolder = "../e2e/deploy/engine"
 	standInFile  = engineFolder + "/docker-compose.standin.yml"
 )
 
-// engine is a Docker engine in namespaces of its own, with a copy of the project to run on it.
+// engine is a Docker engine in namespaces of its own, with a copy of the project.
 type engine struct {
 	folder, project, deploy string
-	init                    int // process of its namespaces
+	init                    int // first process in its namespaces
 	environment             []string
 }
 
-// startEngine starts an engine that ends with the test, and leaves nothing.
+// startEngine starts an engine, which ends with the test and leaves nothing.
 func startEngine(t *testing.T) *engine {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "xdp-audit-deploy-")
@@ -81,8 +81,8 @@ func startEngine(t *testing.T) *engine {
 	return e
 }
 
-// provideCompose makes `docker compose` of Debian's docker-compose, where the client has none of
-// its own.
+// provideCompose makes `docker compose` work with Debian's docker-compose if the client has no
+// compose plugin.
 func (e *engine) provideCompose(t *testing.T) {
 	t.Helper()
 	if output, err := e.run("docker", "compose", "version"); err == nil {
@@ -100,7 +100,7 @@ func (e *engine) provideCompose(t *testing.T) {
 	t.Logf("the engine is driven by docker-compose %s", e.must(t, "docker", "compose", "version", "--short"))
 }
 
-// removeCgroups removes the empty groups of that name in every hierarchy.
+// removeCgroups removes the empty control groups of that name in every hierarchy.
 func removeCgroups(name string) error {
 	var failures error
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
@@ -113,9 +113,9 @@ func removeCgroups(name string) error {
 	return failures
 }
 
-// run runs a command in the copy of deploy/, in the network of the engine's host.
+// run runs a command in the copy of deploy/, in the network of the engine.
 func (e *engine) run(command ...string) (string, error) {
-	// nsenter's own --wd would be a folder of the mounts that it leaves.
+	// nsenter --wd would open the directory in the mount namespace that it leaves.
 	enter := []string{"--target", strconv.Itoa(e.init), "--mount", "--net", "--", "env", "--chdir=" + e.deploy}
 	cmd := exec.Command("nsenter", append(enter, command...)...) //nolint:gosec // the test's own commands
 	cmd.Env = e.environment
@@ -126,7 +126,7 @@ func (e *engine) run(command ...string) (string, error) {
 	return string(output), err
 }
 
-// must is run, with success.
+// must is run for a command that must succeed.
 func (e *engine) must(t *testing.T, command ...string) string {
 	t.Helper()
 	output, err := e.run(command...)
@@ -136,7 +136,7 @@ func (e *engine) must(t *testing.T, command ...string) string {
 	return output
 }
 
-// shell runs lines as a user's shell does, which ends with the first that fails.
+// shell runs lines in a shell, which stops at the first that fails.
 func (e *engine) shell(t *testing.T, lines string) string {
 	t.Helper()
 	return e.must(t, "bash", "-euo", "pipefail", "-c", lines)
@@ -151,8 +151,8 @@ func (e *engine) poll(t *testing.T, check func() error) {
 	}
 }
 
-// copyTree copies what a clone has: nothing that was built, and no settings and certificates of
-// this machine's.
+// copyTree copies the files of a clone, without build results and without the settings and
+// certificates of this machine.
 func copyTree(from fs.FS, to string) error {
 	left := map[string]bool{
 		".git": true, ".bin": true, ".build": true, ".release": true, ".tarballs": true, "xdp_audit_exporter": true,

@@ -12,10 +12,10 @@ import (
 	"testing"
 )
 
-// guide is deploy/README.md: the commands of each section that are for a shell.
+// guide has the shell commands of deploy/README.md, by section.
 type guide map[string]string
 
-// What to do when enclave was started anew.
+// restartOfOthers is the command to run after a restart of the enclave.
 const restartOfOthers = "docker compose restart xdp-auditor prometheus grafana gateway"
 
 var (
@@ -39,7 +39,7 @@ func readGuide(t *testing.T) guide {
 			g[title[1]] += found[1]
 		}
 	}
-	// None may be left out of the test.
+	// The test must cover every section.
 	want := []string{"By hand", "Certificate", "Prerequisites", "Remove", "Settings", "Start", "Verify"}
 	if sections := slices.Sorted(maps.Keys(g)); !slices.Equal(sections, want) {
 		t.Fatalf("README.md has commands in the sections %q, want %q", sections, want)
@@ -50,7 +50,7 @@ func readGuide(t *testing.T) guide {
 	return g
 }
 
-// What needs neither root nor an engine.
+// The guide can be checked without root and without an engine.
 func TestGuideIsWhole(t *testing.T) { readGuide(t) }
 
 // block returns the commands of a section.
@@ -63,7 +63,7 @@ func (g guide) block(t *testing.T, section string) string {
 	return commands
 }
 
-// run runs the commands of a section in the copy of deploy/, and returns what they say.
+// run runs the commands of a section in the copy of deploy/, and returns their output.
 func (g guide) run(t *testing.T, e *engine, section string) string {
 	t.Helper()
 	return e.shell(t, g.block(t, section))

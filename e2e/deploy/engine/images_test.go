@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// makeImages makes what cannot be pulled: stand-ins for the images of docker-compose.yml, and one
-// for the image that the Dockerfile builds the exporter in, with this machine's compiler.
+// makeImages builds the images that cannot be pulled: stand-ins for those of docker-compose.yml,
+// and one for the builder image of the Dockerfile, with the Go of this machine.
 func (e *engine) makeImages(t *testing.T) {
 	t.Helper()
 	began := time.Now()
@@ -50,15 +50,15 @@ func (e *engine) read(t *testing.T, name string) string {
 	return string(content)
 }
 
-// capabilities of the auditor as the engine names them.
+// Capabilities of the auditor, as the engine names them.
 var (
 	asConfigured = []string{"BPF", "PERFMON", "NET_ADMIN"}
 	onOldEngines = []string{"SYS_ADMIN", "NET_ADMIN"}
 )
 
-// replaceUnknownCapabilities gives the auditor what an engine has that does not know its
-// capabilities, and returns what it has then. docker-compose 1.29 adds the lists of two files up,
-// so this cannot be an override.
+// replaceUnknownCapabilities replaces capabilities that the engine does not know, and returns
+// those that the auditor has then. An override file cannot do this, because docker-compose 1.29
+// adds up the lists of two files.
 func (e *engine) replaceUnknownCapabilities(t *testing.T) []string {
 	t.Helper()
 	if _, err := e.run("docker", "create", "--cap-add=BPF", "--name=probe", "standin-base", "true"); err == nil {

@@ -19,8 +19,8 @@ import (
 
 var secrets = []string{"ENCLAVE_ENROLMENT_KEY", "DRUPAL_DB_PASSWORD", "MARIADB_ROOT_PASSWORD", "GRAFANA_ADMIN_PASSWORD"}
 
-// TestTopology is one long test, because the topology takes a minute to start. It does what
-// README.md says, word for word.
+// TestTopology is one long test, because the topology takes a minute to start. It runs the
+// commands of README.md literally.
 func TestTopology(t *testing.T) {
 	if os.Getenv("TEST_DEPLOY") != "1" {
 		t.Skip("make test-deploy starts the topology, which takes root and a Docker engine")
@@ -61,7 +61,7 @@ func TestTopology(t *testing.T) {
 	t.Logf("all of it took %v", time.Since(began).Round(time.Second))
 }
 
-// expectOnlyImagesReplaced expects that the stand-ins change images, and nothing of the topology.
+// expectOnlyImagesReplaced expects that the stand-ins change only the images of the topology.
 func (e *engine) expectOnlyImagesReplaced(t *testing.T) {
 	t.Helper()
 	line := regexp.MustCompile(`^(---|#.*|services:|  \w+:|    image: standin-\w+|)$`)
@@ -72,7 +72,7 @@ func (e *engine) expectOnlyImagesReplaced(t *testing.T) {
 	}
 }
 
-// testSecrets leaves out one secret after the other: compose stops, names it, and has made nothing.
+// testSecrets omits each secret in turn: compose stops, names the secret, and creates nothing.
 func (e *engine) testSecrets(t *testing.T) {
 	for _, name := range secrets {
 		for description, script := range map[string]string{
@@ -93,7 +93,7 @@ func (e *engine) testSecrets(t *testing.T) {
 	}
 }
 
-// testByHand runs what a user would type, and expects what README.md says of it.
+// testByHand runs the commands for a user, and expects the results that README.md describes.
 func testByHand(t *testing.T, e *engine, guide guide) {
 	for _, c := range []struct{ command, want string }{
 		{"docker exec enclave_agent ip link show", "prog/xdp id "},
@@ -110,7 +110,7 @@ func testByHand(t *testing.T, e *engine, guide guide) {
 	guide.run(t, e, "By hand")
 }
 
-// container returns the id of a service's container.
+// container returns the id of the container of a service.
 func (e *engine) container(t *testing.T, service string) string {
 	t.Helper()
 	id := strings.TrimSpace(e.must(t, "docker", "ps", "--quiet", "--no-trunc", "--filter=label=com.docker.compose.service="+service))
@@ -120,8 +120,8 @@ func (e *engine) container(t *testing.T, service string) string {
 	return id
 }
 
-// testPrivileges expects that the engine gave the auditor what the file says, and that it gave it
-// up.
+// testPrivileges expects the auditor to have got the privileges in the file, and to have dropped
+// them.
 func (e *engine) testPrivileges(t *testing.T, capabilities []string) {
 	var containers []struct {
 		Config     struct{ User string }
@@ -161,11 +161,11 @@ func (e *engine) testPrivileges(t *testing.T, capabilities []string) {
 }
 
 const (
-	outside       = "192.0.2.2" // a host beside the engine's
+	outside       = "192.0.2.2" // a host next to the engine
 	engineAddress = "192.0.2.1"
 )
 
-// outside fetches from the gateway as a host beside the engine's does.
+// outside sends a request to the gateway from a host next to the engine.
 func (e *engine) outside(t *testing.T, name, path string) string {
 	t.Helper()
 	return e.must(t, "ip", "netns", "exec", "outside", "curl", "-sS", "--fail", "--max-time", "10", "--cacert", "certs/tls.crt",
@@ -174,7 +174,7 @@ func (e *engine) outside(t *testing.T, name, path string) string {
 
 var packetsLine = regexp.MustCompile(`(?m)^xdp_audit_packets_total\{device="eth0",family="ipv4",protocol="tcp"\} (\S+)$`)
 
-// packets reads the auditor's count of TCP packets as a user would.
+// packets returns the auditor's count of TCP packets, by the command for users.
 func (e *engine) packets(t *testing.T) float64 {
 	t.Helper()
 	metrics := e.must(t, "docker", "exec", "enclave_agent", "wget", "-qO-", "http://localhost:9400/metrics")
@@ -199,15 +199,15 @@ func (e *engine) testTraffic(t *testing.T) {
 			t.Fatalf("the page is %q, and does not begin with %q, and end with %q from the database", page, asked, want)
 		}
 	}
-	// A TLS connection takes at least a SYN, an ACK, a greeting, a Finished with the request, and
-	// a FIN.
+	// A TLS connection has at least a SYN, an ACK, a ClientHello, a Finished with the request,
+	// and a FIN.
 	if after := e.packets(t); after < before+5*requests {
 		t.Errorf("%d requests from outside added %v packets, fewer than 5 each", requests, after-before)
 	}
 }
 
-// connect tries to connect from a network namespace, which nsenter or ip enters, and says whether
-// it could.
+// connect tries to connect from a network namespace, which nsenter or ip enters, and reports
+// whether it could.
 func (e *engine) connect(enter []string, address string, port int) (isOpen bool, err error) {
 	script := fmt.Sprintf("if timeout 3 bash -c ': <>/dev/tcp/%s/%d' 2>/dev/null; then echo open; else echo closed; fi", address, port)
 	answer, err := e.run(append(slices.Clone(enter), "bash", "-c", script)...)
@@ -236,7 +236,7 @@ func (e *engine) address(t *testing.T, container, network string) string {
 
 func (e *engine) testIsolation(t *testing.T) {
 	apache, drupal, db := e.container(t, "apache"), e.container(t, "drupal"), e.container(t, "db")
-	// Neighbours of the enclave on each of its networks, beside those of the topology.
+	// Additional neighbours of the enclave on each of its networks.
 	e.must(t, "docker", "run", "--detach", "--name=onedge", "--network=xdp-audit_edge", "standin-base", "sleep", "600")
 	e.must(t, "docker", "run", "--detach", "--name=onweb", "--network=xdp-audit_web_net", "standin-base", "sleep", "600")
 	defer e.must(t, "docker", "rm", "--force", "onedge", "onweb")
@@ -286,7 +286,7 @@ func (e *engine) testIsolation(t *testing.T) {
 			attempt{name + " is closed to the database", fromDB, onEdge, port, false},
 			attempt{name + " is not there from outside", fromOutside, engineAddress, port, false})
 	}
-	// All at once: what is dropped on the way takes until the timeout.
+	// All at once, because a dropped attempt takes until the timeout.
 	var all sync.WaitGroup
 	for _, a := range attempts {
 		all.Go(func() {
@@ -298,11 +298,11 @@ func (e *engine) testIsolation(t *testing.T) {
 	all.Wait()
 }
 
-// failedStep is a line of verify.sh, and the line after it with the remedy.
+// failedStep matches a failed step of verify.sh and the next line with the remedy.
 var failedStep = regexp.MustCompile(`(?m)^FAIL  ([^:]+): .+\n      (\S.*)$`)
 
-// testBroken breaks one thing after another, and sees verify.sh tell: these steps and no others
-// fail, with a remedy. Each state is one that lasts, and verify.sh is asked until it is reached.
+// testBroken breaks one part after another. verify.sh reports exactly the steps that fail, with
+// a remedy. Each fault lasts, so verify.sh is repeated until it reports the fault.
 func (e *engine) testBroken(t *testing.T) {
 	gateway, apache := e.container(t, "gateway"), e.container(t, "apache")
 	prometheus, db := e.container(t, "prometheus"), e.container(t, "db")
@@ -312,14 +312,14 @@ func (e *engine) testBroken(t *testing.T) {
 	for _, c := range []struct {
 		sentence, breaks, mends string
 		failing                 []string
-		remedy                  string // of the first
+		remedy                  string // of the first failed step
 	}{
 		{
 			"a stopped auditor, and its port taken on every address",
 			"docker stop xdp-auditor && docker run -d --name=leak --network=container:enclave_agent standin-prometheus " +
 				"--config.file=/etc/prometheus/prometheus.yml --storage.tsdb.path=/tmp/leak --web.listen-address=0.0.0.0:9400",
 			"docker rm -f leak && docker start xdp-auditor",
-			// The next scrape finds a target that is up, and none of the series.
+			// The next scrape succeeds, but has none of the series.
 			slices.Concat([]string{
 				"xdp-auditor is healthy", "hook attached on eth0", "metrics path", "hook reported as up", "port 9400 is closed to Apache",
 			}, series),
@@ -358,7 +358,7 @@ func (e *engine) testBroken(t *testing.T) {
 			"disconnect every other container from the network",
 		},
 		{
-			"an enclave that was started anew, without the others",
+			"an enclave that was restarted without the other services",
 			"docker restart enclave_agent", restartOfOthers,
 			slices.Concat([]string{
 				"hook attached on eth0", "metrics path", "hook reported as up", "Prometheus ready", "target up",
@@ -369,7 +369,7 @@ func (e *engine) testBroken(t *testing.T) {
 	} {
 		t.Run(c.sentence, func(t *testing.T) {
 			e.shell(t, c.breaks)
-			// What fails here must not fail what follows.
+			// A failure here must not make later cases fail.
 			defer e.shell(t, c.mends)
 			slices.Sort(c.failing[1:])
 			e.poll(t, func() error {
@@ -403,7 +403,7 @@ func (e *engine) testBroken(t *testing.T) {
 	e.poll(t, func() error { _, err := e.run("./verify.sh"); return err })
 }
 
-// testDown expects that nothing is left, the program in the kernel included.
+// testDown expects that nothing is left, including the program in the kernel.
 func (e *engine) testDown(t *testing.T, guide guide) {
 	program := regexp.MustCompile(`program_id=(\d+)`).FindAllStringSubmatch(e.must(t, "docker", "logs", "xdp-auditor"), -1)
 	if program == nil {

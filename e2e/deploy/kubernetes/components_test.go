@@ -28,7 +28,7 @@ import (
 
 const pins = "pins"
 
-// overlay renders a folder with components, as an overlay beside it that has nothing else.
+// overlay renders a directory with components, in an overlay with no other content.
 func overlay(t *testing.T, folder string, components ...string) []runtime.Object {
 	t.Helper()
 	memory := filesys.MakeFsInMemory()
@@ -57,8 +57,8 @@ func containerOf(t *testing.T, objects []runtime.Object) *core.Container {
 	return &find[*apps.DaemonSet](t, objects).Spec.Template.Spec.Containers[0]
 }
 
-// expectElsewhereEqual expects that objects differ in nothing any more from what a folder renders
-// without components.
+// expectElsewhereEqual expects that objects are equal to those of a directory without
+// components.
 func expectElsewhereEqual(t *testing.T, folder string, objects []runtime.Object) {
 	t.Helper()
 	for i, plain := range render(t, folder) {
@@ -96,7 +96,7 @@ volumes:
 
 var packetsLine = regexp.MustCompile(`(?m)^xdp_audit_packets_total\{.*\} (\S+)$`)
 
-// packets returns how many packets an exporter has counted.
+// packets returns the number of packets that an exporter has counted.
 func packets(client *http.Client, url string) (sum float64, err error) {
 	page, err := get(client, url+"/metrics")
 	if err != nil {
@@ -112,8 +112,8 @@ func packets(client *http.Client, url string) (sum float64, err error) {
 	return sum, nil
 }
 
-// Pod after pod with the pins of a node, confined as the manifest says: packets that none of them
-// saw are counted.
+// Pods run one after another with the pins of a node, confined as in the manifest. Packets that
+// arrive while no pod runs are counted.
 func TestPinsInAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)
@@ -124,7 +124,8 @@ func TestPinsInAContainer(t *testing.T) {
 		return firstError(
 			func() error { return unix.Unshare(unix.CLONE_NEWNS) },
 			func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
-			// What the node mounts, the kubelet makes and the container's runtime mounts.
+			// The node mounts the file system, the kubelet makes the directory, and the
+			// container runtime mounts it into the container.
 			func() error { return unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700") },
 			func() error { return os.MkdirAll(volume.HostPath.Path, 0o755) }, //nolint:gosec // as the kubelet does
 			func() error { return unix.Mount("tmpfs", "/run", "tmpfs", 0, "") },
@@ -137,7 +138,7 @@ func TestPinsInAContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var server net.PacketConn // has the packets arrive, and reads none
+	var server net.PacketConn // only keeps the port open
 	err = node.Do(func() (err error) {
 		server, err = net.ListenPacket("udp", "192.0.2.1:0")
 		return err
@@ -154,7 +155,7 @@ func TestPinsInAContainer(t *testing.T) {
 	const burst = 100
 	send := func() {
 		t.Helper()
-		for range burst { // fewer than the queue of the device holds
+		for range burst { // fits into the queue of the device
 			if _, err := sender.Write(make([]byte, 100)); err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +171,7 @@ func TestPinsInAContainer(t *testing.T) {
 		cmd, log := startContainer(t, node, capabilitiesOf(container), environment, append([]string{binary}, container.Args...))
 		awaitAnswer(t, cmd, log, client, url+container.ReadinessProbe.HTTPGet.Path)
 		send()
-		err := netlab.Poll(deadline(t), func() error { // those included that came while there was no pod
+		err := netlab.Poll(deadline(t), func() error {
 			got, err := packets(client, url)
 			if err != nil {
 				return err
@@ -197,7 +198,7 @@ func TestPinsInAContainer(t *testing.T) {
 		}
 		send()
 	}
-	// As docs/fleet.md ends the audit of a node.
+	// The command with which docs/fleet.md ends the audit of a node.
 	if err := node.Do(func() error { return os.RemoveAll(volume.HostPath.Path) }); err != nil {
 		t.Error(err)
 	}
@@ -213,7 +214,7 @@ func TestPinsInAContainer(t *testing.T) {
 	}
 }
 
-// firstError takes steps until one fails.
+// firstError runs steps until one fails.
 func firstError(steps ...func() error) error {
 	for _, step := range steps {
 		if err := step(); err != nil {

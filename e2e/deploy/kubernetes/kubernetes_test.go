@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package kubernetes tests the manifests of deploy/kubernetes: that they render, that the API
-// knows every field, and that the exporter runs with what they leave it.
+// Package kubernetes tests the manifests of deploy/kubernetes: they render, the API knows every
+// field, and the exporter runs with the privileges that they grant.
 package kubernetes
 
 import (
@@ -54,8 +54,8 @@ func newScheme(t *testing.T) *runtime.Scheme {
 	return scheme
 }
 
-// decode returns the only object of a document, and an error for a kind or a field that the API
-// does not know.
+// decode returns the only object of a document, or an error if the API does not know its kind or
+// a field.
 func decode(scheme *runtime.Scheme, document []byte) (runtime.Object, error) {
 	serializer := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
 	object, _, err := serializer.Decode(document, nil, nil)
@@ -83,7 +83,7 @@ func decodeAll(t *testing.T, stream []byte) (objects []runtime.Object) {
 	}
 }
 
-// render returns what `kubectl apply -k` of a folder applies.
+// render returns the objects that `kubectl apply -k` of a directory applies.
 func render(t *testing.T, folder string) []runtime.Object {
 	t.Helper()
 	return renderIn(t, filesys.MakeFsOnDisk(), filepath.Join(manifests, folder))
@@ -158,7 +158,7 @@ func TestWhatIsApplied(t *testing.T) {
 	}
 }
 
-// Kustomize drops no field, but it would merge one into another.
+// The files are decoded one by one, because kustomize could merge an unknown field into another.
 func TestEveryFileIsKnownToTheAPI(t *testing.T) {
 	files, err := filepath.Glob(manifests + "/base/*.yaml")
 	if err != nil {
@@ -257,7 +257,7 @@ func marshal(t *testing.T, object any) string {
 	return string(text)
 }
 
-// What names something in another document names what is there.
+// References to other documents name objects that exist.
 func TestReferences(t *testing.T) {
 	for _, test := range []struct {
 		folder, namespace string
@@ -329,7 +329,7 @@ const ruleHeader = `---
 # The rules are explained there.
 `
 
-// The PrometheusRule holds the rules that a Prometheus server without the operator reads from
+// The PrometheusRule contains the rules that a Prometheus server without the operator reads from
 // files.
 func TestRulesAreThoseOfTheFiles(t *testing.T) {
 	files, err := filepath.Glob("../../../deploy/rules/*.yml")

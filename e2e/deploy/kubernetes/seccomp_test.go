@@ -32,17 +32,18 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
-// asContainer in the environment makes the test binary what a container's runtime is: it gives up
-// what the JSON in it does not name, and becomes the program of its arguments.
+// asContainer is an environment variable with which the test binary acts as a container runtime:
+// it drops the privileges that the JSON in the variable does not name, and executes its
+// arguments.
 const asContainer = "XDP_AUDIT_TEST_CONTAINER"
 
-// confinement is what a container may do.
+// confinement is the privileges of a container.
 type confinement struct {
 	Capabilities []string // as Linux names them
 	Seccomp      *specs.LinuxSeccomp
 }
 
-// numbers of the capabilities in question.
+// Numbers of the capabilities in question.
 var capabilityNumbers = map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_BPF": unix.CAP_BPF}
 
 func TestMain(m *testing.M) {
@@ -55,7 +56,7 @@ func TestMain(m *testing.M) {
 
 // becomeContainer returns only if something fails.
 func becomeContainer(text string, args []string) error {
-	runtime.LockOSThread() // capabilities are the thread's that calls exec
+	runtime.LockOSThread() // exec uses the capabilities of the thread
 	var c confinement
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return err
@@ -89,7 +90,7 @@ func becomeContainer(text string, args []string) error {
 	return syscall.Exec(args[0], args, os.Environ())
 }
 
-// toPolicy translates a profile of the OCI for this machine's system calls.
+// toPolicy translates an OCI profile for the system calls of this machine.
 func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
 	policy := filter.Policy{DefaultAction: filter.ActionErrno}
 	if profile.DefaultAction != specs.ActErrno {
@@ -131,7 +132,7 @@ func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
 		}
 		for _, name := range entry.Names {
 			if _, ok := here.SyscallNames[name]; !ok {
-				continue // of another architecture, or newer than the table: refused, as by an older libseccomp
+				continue // unknown here: refused, as an older libseccomp does
 			}
 			if conditions == nil {
 				unconditional[name] = true
@@ -149,9 +150,9 @@ func toPolicy(profile *specs.LinuxSeccomp) (filter.Policy, error) {
 	return policy, nil
 }
 
-// The exporter runs as the manifest says: with its arguments and environment, as uid 0 with no
-// capability but those that it adds, without new privileges, and under the profile that
-// containerd makes of these capabilities.
+// The exporter runs as in the manifest: with its arguments and environment, as uid 0 with only
+// the added capabilities, without new privileges, and under the profile that containerd
+// generates for these capabilities.
 func TestRunsAsAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)
@@ -221,7 +222,7 @@ func needRoot(t *testing.T) {
 	t.Skip("only root may make network namespaces")
 }
 
-// buildExporter returns the path of the exporter as the image has it.
+// buildExporter builds the exporter as in the image, and returns its path.
 func buildExporter(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
@@ -258,8 +259,8 @@ func awaitAnswer(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer, client *http.Cl
 	})
 }
 
-// newNode returns a network namespace with an eth0, the one at the other end of it, and a client
-// in the first.
+// newNode returns a network namespace with eth0, the namespace at its other end, and a client in
+// the first.
 func newNode(t *testing.T) (node, peer *netlab.Namespace, client *http.Client) {
 	t.Helper()
 	var ends [2]netlab.End
@@ -279,7 +280,7 @@ func newNode(t *testing.T) (node, peer *netlab.Namespace, client *http.Client) {
 	return ends[0].Namespace, ends[1].Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
 }
 
-// startContainer starts a command confined to capabilities and their default profile.
+// startContainer starts a command with only these capabilities, under their default profile.
 func startContainer(t *testing.T, node *netlab.Namespace, capabilities []string, environment map[string]string, args []string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capabilities}}}

@@ -55,8 +55,7 @@ volumes:
 			if !slices.Equal(container.Args, web) {
 				t.Errorf("the arguments are %v, want %v", container.Args, web)
 			}
-			// The probes ask with the arguments of what they ask, and no more often than without
-			// TLS.
+			// The probes use the arguments of the exporter, and are as frequent as without TLS.
 			probe := append([]string{"/xdp_audit_exporter", "--healthcheck"}, web...)
 			for _, p := range []struct{ got, plain *core.Probe }{
 				{container.StartupProbe, plain.StartupProbe}, {container.LivenessProbe, plain.LivenessProbe}, {container.ReadinessProbe, plain.ReadinessProbe},
@@ -93,7 +92,7 @@ tlsConfig:
 	}
 }
 
-// Each component leaves what the other adds, in either order.
+// The components can be combined in either order.
 func TestComponentsTogether(t *testing.T) {
 	for _, folder := range []string{base, pool} {
 		one, other := overlay(t, folder, pins, tls), overlay(t, folder, tls, pins)
@@ -112,7 +111,8 @@ func TestComponentsTogether(t *testing.T) {
 	}
 }
 
-// What the manifests take from Secrets is what the commands of docs/fleet.md put into them.
+// The keys that the manifests read from Secrets are those that the commands in docs/fleet.md
+// write.
 func TestSecretsAreThoseOfTheDocument(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/fleet.md")
 	if err != nil {
@@ -148,7 +148,7 @@ func TestSecretsAreThoseOfTheDocument(t *testing.T) {
 	}
 }
 
-// makeCertificate returns a certificate that signs itself, and its key, in PEM.
+// makeCertificate returns a self-signed certificate and its key in PEM.
 func makeCertificate(t *testing.T, name string) (certificate, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -171,14 +171,15 @@ func makeCertificate(t *testing.T, name string) (certificate, key []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: rawKey})
 }
 
-// trusting returns a client's configuration as an endpoint of a PodMonitor says.
+// trusting returns the TLS configuration of a client as an endpoint of a PodMonitor describes
+// it.
 func trusting(certificate []byte, endpoint monitoring.PodMetricsEndpoint) *cryptotls.Config {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(certificate)
 	return &cryptotls.Config{RootCAs: roots, ServerName: *endpoint.TLSConfig.ServerName}
 }
 
-// mountSecret makes a place for a Secret, in a view of the files that is the node's own.
+// mountSecret makes a mount point for a Secret in a mount namespace of the node.
 func mountSecret(path string) error {
 	return firstError(
 		func() error { return unix.Unshare(unix.CLONE_NEWNS) },
@@ -188,11 +189,11 @@ func mountSecret(path string) error {
 	)
 }
 
-// writeSecret puts files in the place of those that are there, as the kubelet does: in a folder
-// of their own, to which a link is swapped.
+// writeSecret replaces the files of a Secret as the kubelet does: it writes them to a new
+// directory and swaps a symbolic link.
 func writeSecret(path string, files map[string][]byte) error {
 	data := filepath.Join(path, "..data")
-	before, _ := os.Readlink(data) // there is none at first
+	before, _ := os.Readlink(data) // empty at first
 	now, err := os.MkdirTemp(path, "..")
 	for name, content := range files {
 		if err == nil {
@@ -218,8 +219,8 @@ func writeSecret(path string, files map[string][]byte) error {
 	)
 }
 
-// The pod serves over TLS and to users only, its probes succeed, and Prometheus gets what it asks
-// for as the PodMonitor says.
+// The pod serves over TLS and only to users, its probes succeed, and Prometheus can scrape as
+// the PodMonitor describes.
 func TestTLSInAContainer(t *testing.T) {
 	needRoot(t)
 	binary := buildExporter(t)

@@ -5,7 +5,7 @@
 #
 # The first process of a guest: runs the groups of tests in /groups, each a line of name,
 # program and pattern, and powers off. The report goes to the second serial port, and the
-# first is the kernel's. Lines that begin with @ are for whoever reads the report.
+# first is the kernel's. Lines that begin with @ are for the parser of the report.
 
 export PATH=/bin HOME=/ TMPDIR=/tmp E2E_BINARIES=/programs E2E_OWN_KERNEL=1 REQUIRE_BPF=1 CPU_HOTPLUG=1
 

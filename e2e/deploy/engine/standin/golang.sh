@@ -3,7 +3,7 @@
 # Copyright The XDP Audit Exporter Authors
 #
 # golang.sh FOLDER writes to FOLDER/golang the context of golang.Dockerfile: what an image
-# needs beside a shell to build the exporter without a network, which is this machine's Go
+# needs in addition to a shell to build the exporter without a network, which is this machine's Go
 # and the modules of the exporter.
 set -euo pipefail
 
