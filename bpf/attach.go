@@ -71,7 +71,7 @@ func (s *deviceSet) replaceProgram(d *device, on netdev.Device, modes []Mode) bo
 		return false
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
-	var err error
+	err := errors.New("the hook is in another mode")
 	for _, mode := range modes {
 		if attachedModes[mode] != on.XDP {
 			continue
