@@ -144,7 +144,7 @@ func TestDemoRefusals(t *testing.T) {
 		{"a duration that is none", "DEMO_SECONDS=soon", "DEMO_SECONDS=soon", 0},
 		{"an address that is none", "DEMO_LISTEN=nowhere", "DEMO_LISTEN=nowhere", 0},
 		{"an address that is taken", "DEMO_LISTEN=" + taken.Addr().String(), taken.Addr().String(), 0},
-		{"not root", "DEMO_SECONDS=5", "only root", 65534},
+		{"not root", "DEMO_SECONDS=5", "requires root", 65534},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			cmd, stdout, stderr := startDemo(t, test.setting)
