@@ -254,7 +254,7 @@ func TestAbsentDevicesMayCome(t *testing.T) {
 
 // Neither descriptors nor memory grow while a thousand devices come and go. Their counters are
 // kept.
-func TestDevicesMadeAnew(t *testing.T) {
+func TestDevicesComeAndGo(t *testing.T) {
 	const rounds, devices, warm, group = 50, 20, 5, 1
 	l := newLab(t)
 	e := l.startExporter("--audit.device=again*", "--audit.follow", fmt.Sprintf("--audit.max-devices=%d", devices))

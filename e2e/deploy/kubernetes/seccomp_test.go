@@ -51,7 +51,20 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, becomeContainer(text, os.Args[1:]))
 		os.Exit(125)
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+// binaries is the directory of the programs that the tests build.
+var binaries string
+
+func run(m *testing.M) int {
+	var err error
+	if binaries, err = os.MkdirTemp("", "xdp-audit-kubernetes-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(binaries) }()
+	return m.Run()
 }
 
 // becomeContainer returns only if something fails.
@@ -222,10 +235,13 @@ func needRoot(t *testing.T) {
 	t.Skip("only root may make network namespaces")
 }
 
-// buildExporter builds the exporter as in the image, and returns its path.
+// buildExporter builds the exporter as in the image, once, and returns its path.
 func buildExporter(t *testing.T) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "xdp_audit_exporter")
+	binary := filepath.Join(binaries, "xdp_audit_exporter")
+	if _, err := os.Stat(binary); err == nil {
+		return binary
+	}
 	build := exec.Command("go", "build", "-o", binary, ".")
 	build.Dir, build.Env = "../../..", append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
