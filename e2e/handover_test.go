@@ -44,8 +44,7 @@ func buildBefore(t *testing.T) string {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
 		}
 	}
-	// Without the path of the sources in the objects, the build cache serves the next run.
-	if err := build(binary, sources, variant{arguments: []string{"-trimpath", "-buildvcs=false"}}); err != nil {
+	if err := build(binary, sources, variant{arguments: []string{"-buildvcs=false"}}); err != nil {
 		t.Fatal(err)
 	}
 	return binary
