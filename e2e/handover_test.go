@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// before is the last commit before the sources were rearranged. It stands for the version that
+// versionBefore is the last commit before the sources were rearranged. It stands for the version that
 // users run.
-const before = "b9b112fe4b191a47c4e75f49bd8862390443de92"
+const versionBefore = "b9b112fe4b191a47c4e75f49bd8862390443de92"
 
 // buildBefore returns the exporter of that commit, built from the history of this repository.
 func buildBefore(t *testing.T) string {
@@ -31,14 +31,14 @@ func buildBefore(t *testing.T) string {
 		// Root may run the test in a repository of another user.
 		return exec.CommandContext(t.Context(), "git", append([]string{"-C", "..", "-c", "safe.directory=*"}, args...)...)
 	}
-	if output, err := git("cat-file", "-e", before+"^{commit}").CombinedOutput(); err != nil {
+	if output, err := git("cat-file", "-e", versionBefore+"^{commit}").CombinedOutput(); err != nil {
 		skip(t, fmt.Errorf("commit %s is not in the history (%w: %s): "+
-			"use a git clone, and complete a shallow one with git fetch --unshallow", before, err, strings.TrimSpace(string(output))))
+			"use a git clone, and complete a shallow one with git fetch --unshallow", versionBefore, err, strings.TrimSpace(string(output))))
 	}
 	sources := t.TempDir()
 	archive := filepath.Join(sources, "archive.tar")
 	for _, cmd := range []*exec.Cmd{
-		git("archive", "--output="+archive, before), exec.CommandContext(t.Context(), "tar", "-xf", archive, "-C", sources),
+		git("archive", "--output="+archive, versionBefore), exec.CommandContext(t.Context(), "tar", "-xf", archive, "-C", sources),
 	} {
 		if output, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
