@@ -29,7 +29,7 @@ static __always_inline __u32 histogram_cell(__u64 delta_ns)
 	linear &= HISTOGRAM_LINEAR_CELLS - 1;
 	above = (histogram_cuts[linear] - delta_ns) >> 63; /* 1 if the delta is above the cut */
 	cell = 2 * linear;
-	/* Clang would use OR in place of +. Linux 6.1 knows bounds of a sum only. */
+	/* Clang would use OR instead of +, after which Linux 6.1 knows no bounds. */
 	VERIFIER_KNOWS(cell);
 	return cell + above;
 }
