@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// versionBefore is the last commit before the sources were rearranged. It stands for the version that
-// users run.
+// versionBefore is the last commit before the sources were rearranged. It stands for the
+// version that users run.
 const versionBefore = "b9b112fe4b191a47c4e75f49bd8862390443de92"
 
 // buildBefore returns the exporter of that commit, built from the history of this repository.
