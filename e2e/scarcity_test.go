@@ -101,18 +101,25 @@ func TestAFullDiskUnderTheTrail(t *testing.T) {
 func memoryGroup(t *testing.T, limitBytes int) (join string) {
 	t.Helper()
 	var errs []error
-	for _, version := range []struct{ root, limit string }{
-		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
-		{"/sys/fs/cgroup", "memory.max"},
+	// While the kernel tries to create a map that is too large, the group is at its limit. With
+	// version 1, a thread that needs a page meanwhile waits instead of being killed.
+	for _, version := range []struct {
+		root  string
+		files map[string]int
+	}{
+		{"/sys/fs/cgroup/memory", map[string]int{"memory.limit_in_bytes": limitBytes, "memory.oom_control": 1}},
+		{"/sys/fs/cgroup", map[string]int{"memory.max": limitBytes}},
 	} {
 		group := filepath.Join(version.root, fmt.Sprintf("xdp-audit-e2e-%d", os.Getpid()))
-		limit := filepath.Join(group, version.limit)
 		err := os.Mkdir(group, 0o755)
 		if err == nil {
 			t.Cleanup(func() { // the kernel may still count the process that has ended
 				_ = os.Remove(group)
 			})
-			if err = os.WriteFile(limit, fmt.Append(nil, limitBytes), 0); err == nil {
+			for file, value := range version.files {
+				err = errors.Join(err, os.WriteFile(filepath.Join(group, file), fmt.Append(nil, value), 0))
+			}
+			if err == nil {
 				return filepath.Join(group, "cgroup.procs")
 			}
 		}
