@@ -48,7 +48,7 @@ func packetKinds() []packetKind {
 			outcome: []Outcome{OutcomeFlaggedEarly, OutcomeFlaggedLate}, budget: 460},
 		{name: "new flow", frame: udpFrame(), deltaNs: 1e6, isNew: true, outcome: []Outcome{OutcomeNewFlow}, budget: 360},
 		{name: "not IP (ARP)", frame: ethernet(etherARP, make([]byte, 46)), deltaNs: 1e6,
-			outcome: []Outcome{OutcomeUnparsed}, budget: 100},
+			outcome: []Outcome{OutcomeUnparsed}, budget: 60},
 	}
 }
 

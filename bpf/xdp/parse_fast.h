@@ -79,7 +79,12 @@ static __always_inline int parse_fast_ipv6(const struct frame *frame, __u32 offs
 	return parse_fast_transport(frame, ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
 }
 
-/* Returns 0, or -1 if the packet needs the complete parser. */
+/* The result of parse_fast() for a frame that is complete up to its ethertype, which is not IP. */
+#define NOT_IP 1
+
+/* Returns 0, NOT_IP, or -1 if the packet needs the complete parser. The complete parser would find
+ * the same of a frame that is not IP, in 41 more instructions.
+ */
 static __always_inline int parse_fast(const struct frame *frame, struct packet *packet)
 {
 	const struct ethhdr *eth = frame_at(frame, 0);
@@ -101,9 +106,9 @@ static __always_inline int parse_fast(const struct frame *frame, struct packet *
 	packet->kind = vlan_id << 16;
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_fast_ipv4(frame, offset, packet);
-	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return parse_fast_ipv6(frame, offset, packet);
-	return -1;
+	if (unlikely(ethertype != bpf_htons(ETH_P_IPV6)))
+		return NOT_IP;
+	return parse_fast_ipv6(frame, offset, packet);
 }
 
 /* Parses a frame that parse_fast() left. Returns 0 or -1, as parse_frame() does. */

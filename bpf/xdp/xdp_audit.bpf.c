@@ -53,12 +53,20 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	enum outcome outcome;
 	struct packet_state state; /* not zeroed: few packets need all members */
 	struct packet packet;
+	int error;
 
 	if (unlikely(!counters))
 		return XDP_PASS;
 	state.ctx = ctx;
 	state.counters = counters;
-	if (unlikely(parse_fast(&frame, &packet))) {
+	error = parse_fast(&frame, &packet);
+	if (unlikely(error)) {
+		if (error == NOT_IP) {
+			packet.cell = protocol_cell(FAMILY_OTHER, PROTOCOL_OTHER);
+			count_without_flow(&state, &packet, len_of_buffers(state.ctx),
+					   OUTCOME_UNPARSED);
+			return XDP_PASS;
+		}
 		if (parse_slow(state.ctx, &packet)) {
 			count_without_flow(&state, &packet, packet.len_bytes, OUTCOME_UNPARSED);
 			return XDP_PASS;
