@@ -12,7 +12,7 @@ import (
 var (
 	baselineSamplesDesc = newDesc("baseline_samples", "Number of samples in the baseline of the device; halved at twice the window.", "device")
 	baselineMeanDesc    = newDesc("baseline_mean_seconds",
-		"Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.", "device")
+		"Mean inter-arrival time in the baseline of the device in seconds (geometric mean with --audit.domain=log2); 0 without samples.", "device")
 	baselineStddevDesc = newDesc("baseline_stddev_seconds",
 		"Standard deviation of the inter-arrival times in the baseline of the device in seconds; 0 below two samples.", "device")
 	baselineOctavesDesc = newDesc("baseline_stddev_octaves",

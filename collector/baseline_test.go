@@ -30,7 +30,7 @@ func TestBaselineOfADevice(t *testing.T) {
 # HELP xdp_audit_baseline_frozen Whether packets of the device are scored against a saved baseline, which does not change.
 # TYPE xdp_audit_baseline_frozen gauge
 xdp_audit_baseline_frozen{device="eth0"} 0
-# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.
+# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds (geometric mean with --audit.domain=log2); 0 without samples.
 # TYPE xdp_audit_baseline_mean_seconds gauge
 xdp_audit_baseline_mean_seconds{device="eth0"} 0
 # HELP xdp_audit_baseline_samples Number of samples in the baseline of the device; halved at twice the window.
@@ -45,7 +45,7 @@ xdp_audit_baseline_stddev_seconds{device="eth0"} 0
 # HELP xdp_audit_baseline_frozen Whether packets of the device are scored against a saved baseline, which does not change.
 # TYPE xdp_audit_baseline_frozen gauge
 xdp_audit_baseline_frozen{device="eth0"} 0
-# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.
+# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds (geometric mean with --audit.domain=log2); 0 without samples.
 # TYPE xdp_audit_baseline_mean_seconds gauge
 xdp_audit_baseline_mean_seconds{device="eth0"} 0.001
 # HELP xdp_audit_baseline_samples Number of samples in the baseline of the device; halved at twice the window.
@@ -60,7 +60,7 @@ xdp_audit_baseline_stddev_seconds{device="eth0"} 2e-05
 # HELP xdp_audit_baseline_frozen Whether packets of the device are scored against a saved baseline, which does not change.
 # TYPE xdp_audit_baseline_frozen gauge
 xdp_audit_baseline_frozen{device="eth0"} 0
-# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.
+# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds (geometric mean with --audit.domain=log2); 0 without samples.
 # TYPE xdp_audit_baseline_mean_seconds gauge
 xdp_audit_baseline_mean_seconds{device="eth0"} 0.001048576
 # HELP xdp_audit_baseline_samples Number of samples in the baseline of the device; halved at twice the window.
@@ -76,7 +76,7 @@ xdp_audit_baseline_stddev_octaves{device="eth0"} 0.5
 # HELP xdp_audit_baseline_frozen Whether packets of the device are scored against a saved baseline, which does not change.
 # TYPE xdp_audit_baseline_frozen gauge
 xdp_audit_baseline_frozen{device="eth0"} 1
-# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds, geometric in the domain log2; 0 without any.
+# HELP xdp_audit_baseline_mean_seconds Mean inter-arrival time in the baseline of the device in seconds (geometric mean with --audit.domain=log2); 0 without samples.
 # TYPE xdp_audit_baseline_mean_seconds gauge
 xdp_audit_baseline_mean_seconds{device="eth0"} 0.001
 # HELP xdp_audit_baseline_samples Number of samples in the baseline of the device; halved at twice the window.

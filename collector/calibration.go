@@ -16,7 +16,7 @@ var (
 	calibrationLearningDesc = newDesc("calibration_learning_cpus",
 		"Number of CPUs with too few scored packets of the device for a calibration; every flag on them may become an event.", "device")
 	calibrationScoreDesc = newDesc("calibration_event_tscore",
-		"Absolute t-score from which packets become events, on the CPU with the highest; +Inf if no score is rare enough.", "device", "direction")
+		"Smallest absolute t-score of an event, on the CPU where it is largest; +Inf if no score is rare enough.", "device", "direction")
 )
 
 // sendCalibration sends the calibration of a device, and nothing without one.

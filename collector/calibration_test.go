@@ -21,7 +21,7 @@ func TestCalibration(t *testing.T) {
 		counters("eth1", func(*bpf.Counters) {}), // is not calibrated
 	}}
 	err := testutil.GatherAndCompare(gatherer(t, registered{t, newEventsCollector(source)}), strings.NewReader(`
-# HELP xdp_audit_calibration_event_tscore Absolute t-score from which packets become events, on the CPU with the highest; +Inf if no score is rare enough.
+# HELP xdp_audit_calibration_event_tscore Smallest absolute t-score of an event, on the CPU where it is largest; +Inf if no score is rare enough.
 # TYPE xdp_audit_calibration_event_tscore gauge
 xdp_audit_calibration_event_tscore{device="eth0",direction="early"} +Inf
 xdp_audit_calibration_event_tscore{device="eth0",direction="late"} 9.5

@@ -14,7 +14,7 @@ import (
 
 var (
 	covertScoreDesc = newDesc("covert_score",
-		"Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 and more is an alarm, 0 without any.",
+		"Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 or more is an alarm; 0 without such a flow.",
 		"device", "test")
 	covertAlarmingDesc = newDesc("covert_alarming_flows",
 		"Number of flows with an alarm in each of their last four windows, the last one within ten minutes.", "device")
@@ -37,7 +37,7 @@ type (
 	CovertVerdict = covert.Verdict
 	// CovertTest is a test for covert timing channels.
 	CovertTest = covert.Test
-	// CovertScores are the scores of a window by test: 1 and more is an alarm, NaN is a test
+	// CovertScores are the scores of a window by test: 1 or more is an alarm, NaN is a test
 	// that cannot judge the window.
 	CovertScores = covert.Scores
 	// CovertReport is the state of one device.

@@ -93,7 +93,7 @@ xdp_audit_covert_windows_total{device="eth1"} 0
 xdp_audit_covert_alarming_flows{device="eth0"} %d
 xdp_audit_covert_alarming_flows{device="eth1"} 0
 `
-	const scores = `# HELP xdp_audit_covert_score Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 and more is an alarm, 0 without any.
+	const scores = `# HELP xdp_audit_covert_score Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 or more is an alarm; 0 without such a flow.
 # TYPE xdp_audit_covert_score gauge
 xdp_audit_covert_score{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_score{device="eth0",test="entropy"} 0

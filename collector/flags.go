@@ -14,11 +14,11 @@ import (
 
 var (
 	leakFlagsDesc     = newDesc("leak_flags_total", "Total number of packets whose absolute t-score reached the threshold.", "device", "direction")
-	lastScoreDesc     = newDesc("last_tscore", "Absolute t-score of the last flagged packet; 0 without any.", "device")
-	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet in seconds; 0 without any.", "device")
-	lastPacketDesc    = newDesc("last_packet_bytes", "Frame length of the last flagged packet in bytes; 0 without any.", "device")
+	lastScoreDesc     = newDesc("last_tscore", "Absolute t-score of the last flagged packet; 0 before the first flagged packet.", "device")
+	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.", "device")
+	lastPacketDesc    = newDesc("last_packet_bytes", "Frame length of the last flagged packet in bytes; 0 before the first flagged packet.", "device")
 	lastTimestampDesc = newDesc("last_flag_timestamp_seconds",
-		"Unix time of the last flagged packet in seconds, with millisecond resolution; 0 without any.", "device")
+		"Unix time of the last flagged packet in seconds, with millisecond resolution; 0 before the first flagged packet.", "device")
 )
 
 type flagsSource interface {

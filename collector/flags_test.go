@@ -26,19 +26,19 @@ func TestFlags(t *testing.T) {
 	}}
 	wallTime := func(f bpf.Flag) time.Time { return time.Unix(1_800_000_000, int64(f.KtimeNs)) }
 	expect(t, newFlagsCollector(source, wallTime), `
-# HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet in seconds; 0 without any.
+# HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.
 # TYPE xdp_audit_last_delta_seconds gauge
 xdp_audit_last_delta_seconds{device="eth0"} 9e-07
 xdp_audit_last_delta_seconds{device="eth1"} 0
-# HELP xdp_audit_last_flag_timestamp_seconds Unix time of the last flagged packet in seconds, with millisecond resolution; 0 without any.
+# HELP xdp_audit_last_flag_timestamp_seconds Unix time of the last flagged packet in seconds, with millisecond resolution; 0 before the first flagged packet.
 # TYPE xdp_audit_last_flag_timestamp_seconds gauge
 xdp_audit_last_flag_timestamp_seconds{device="eth0"} 1.8000000025e+09
 xdp_audit_last_flag_timestamp_seconds{device="eth1"} 0
-# HELP xdp_audit_last_packet_bytes Frame length of the last flagged packet in bytes; 0 without any.
+# HELP xdp_audit_last_packet_bytes Frame length of the last flagged packet in bytes; 0 before the first flagged packet.
 # TYPE xdp_audit_last_packet_bytes gauge
 xdp_audit_last_packet_bytes{device="eth0"} 1514
 xdp_audit_last_packet_bytes{device="eth1"} 0
-# HELP xdp_audit_last_tscore Absolute t-score of the last flagged packet; 0 without any.
+# HELP xdp_audit_last_tscore Absolute t-score of the last flagged packet; 0 before the first flagged packet.
 # TYPE xdp_audit_last_tscore gauge
 xdp_audit_last_tscore{device="eth0"} 9.95085965347403
 xdp_audit_last_tscore{device="eth1"} 0

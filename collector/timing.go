@@ -22,7 +22,7 @@ var (
 	squaredDesc = newDesc("delta_deviation_seconds_squared_total",
 		"Sum of the squared deviations of inter-arrival times from the reference, in seconds squared.", "device")
 	referenceDesc = newDesc("delta_reference_seconds",
-		"Reference of the deviations in seconds: the first inter-arrival time of the device; 0 without any.", "device")
+		"Reference of the deviations in seconds: the first inter-arrival time of the device; 0 before it is measured.", "device")
 )
 
 type timingSource interface {

@@ -50,7 +50,7 @@ const (
 	minSpread = 0.01
 )
 
-// Scores are the scores of a window by test: 1 and more is an alarm, NaN is a test that cannot
+// Scores are the scores of a window by test: 1 or more is an alarm, NaN is a test that cannot
 // judge the window.
 type Scores [NumTests]float64
 
