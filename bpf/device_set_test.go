@@ -168,6 +168,9 @@ func (s *testSet) checkHooks(t *testing.T, description string) {
 			continue
 		}
 		up++
+		if d.isGone || !d.isCounted() {
+			t.Errorf("%s: %s is up, but gone or not counted", description, d.name)
+		}
 		if got := s.kernel.hooks[d.ifindex].program; got != d.program.id {
 			t.Errorf("%s: %s has program %d attached, want its own, %d", description, d.name, got, d.program.id)
 		}
@@ -233,15 +236,79 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	s := newTestSet(config, newFakeKernel())
 	s.kernel.devices["v1"] = 1
 	s.resync(s.kernel.list(), true)
-	s.pool.counters.blocks[0][0].FlowInserts = 5
+	counters := s.pool.counters
+	counters.blocks[0][0].FlowInserts = 5
+	counters.sums[0][0] = blockSums{above: Uint128{Lo: 1}, below: Uint128{Lo: 2}, squared: Uint128{Lo: 3}}
+	counters.totals[0] = Uint128{Lo: 4}
 	s.kernel.remove("v1")
 	s.kernel.devices["v2"] = 2
 	s.resync(s.kernel.list(), true)
 	if got, want := s.slots(), (DeviceSlots{Total: 1, Used: 1, GoneFlows: 5}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if got := s.pool.counters.blocks[0][0].FlowInserts; got != 0 {
+	if got := counters.blocks[0][0].FlowInserts; got != 0 {
 		t.Errorf("the next device begins with %d flows", got)
+	}
+	if sums, total := counters.sums[0][0], counters.totals[0]; sums != (blockSums{}) || total != (Uint128{}) {
+		t.Errorf("the next device begins after the sums %v and the total %v", sums, total)
+	}
+}
+
+// The hook of a renamed network device counts in the index of its old name. It is detached before
+// the index is cleared for another device.
+func TestOldHookEndsBeforeItsIndexIsCleared(t *testing.T) {
+	config := setConfig(nil, []string{"v*"})
+	config.MaxDevices = 1
+	s := newTestSet(config, newFakeKernel())
+	s.kernel.devices["v1"] = 1
+	s.resync(s.kernel.list(), true)
+	cleared, clearCounters := 0, s.pool.clearCounters
+	s.pool.clearCounters = func(index int) error {
+		cleared++
+		if s.kernel.hooks[1] != nil {
+			t.Error("the old hook still counts in the index")
+		}
+		return clearCounters(index)
+	}
+	delete(s.kernel.devices, "v1")
+	s.kernel.devices["x"], s.kernel.devices["v2"] = 1, 2
+	s.resync(s.kernel.list(), true)
+	if got, want := s.state(), "v2 0 drv"; got != want || cleared != 1 {
+		t.Errorf("got %q and %d times cleared, want %q and once", got, cleared, want)
+	}
+	s.checkHooks(t, "in the end")
+}
+
+// After a takeover, the devices of the process before keep their indices until they are needed, and
+// the device that vanished first loses its index first.
+func TestTakenOverIndicesAreHandedOn(t *testing.T) {
+	config := setConfig(nil, []string{"v*"})
+	config.MaxDevices = 2
+	s := newTestSet(config, newFakeKernel())
+	table := s.pool.table
+	table.mustTake(t, "v1", 0)
+	table.mustTake(t, "v2", 1)
+	table.entries[1].goneNs = 1 // before the takeover
+	a := &Audit{
+		logger: s.logger, pins: &pins{path: t.TempDir()}, maps: &auditMaps{devices: table}, devices: s.deviceSet,
+	}
+	if err := a.takeOver(); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name string
+		want string
+	}{
+		{"v3", "v3 1 drv"},
+		{"v4", "v3 1 drv, v4 0 drv"},
+		{"v5", "v3 1 drv, v4 0 drv, v5 no index"},
+	} {
+		s.kernel.devices[step.name] = len(s.kernel.devices) + 1
+		s.resync(s.kernel.list(), true)
+		if got := s.state(); got != step.want {
+			t.Fatalf("%s appears: got %q, want %q", step.name, got, step.want)
+		}
+		s.checkHooks(t, step.name)
 	}
 }
 
@@ -387,6 +454,42 @@ func TestRefusalIsReportedOnce(t *testing.T) {
 	}
 	if s.kernel.loads != 3 || s.kernel.programs != 0 { // at resyncs 0, 1 and 3
 		t.Errorf("%d attempts, want 3; %d programs are left", s.kernel.loads, s.kernel.programs)
+	}
+}
+
+// A device that was refused, and is back after it had vanished, is tried at once.
+func TestReturnedDeviceIsTriedAtOnce(t *testing.T) {
+	for _, config := range []Config{setConfig([]string{"a"}, nil), setConfig(nil, []string{"a*"})} {
+		s := newTestSet(config, newFakeKernel())
+		s.kernel.devices["a"], s.kernel.refused["a"] = 1, true
+		for range 3 {
+			s.resync(s.kernel.list(), true)
+		}
+		s.kernel.remove("a")
+		s.resync(s.kernel.list(), false)
+		delete(s.kernel.refused, "a")
+		s.kernel.devices["a"] = 1
+		s.resync(s.kernel.list(), false)
+		if got, want := s.state(), "a 0 drv"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		s.checkHooks(t, "is back")
+	}
+}
+
+// A device that was up keeps its program and its counters while it refuses the program.
+func TestRefusalKeepsCounters(t *testing.T) {
+	s := newTestSet(setConfig([]string{"a"}, nil), newFakeKernel())
+	s.kernel.devices["a"] = 1
+	s.resync(s.kernel.list(), true)
+	s.kernel.detach(1)
+	s.kernel.refused["a"] = true
+	for range 3 {
+		s.resync(s.kernel.list(), true)
+		if d := s.listed[0]; d.link != nil || !d.isCounted() || s.kernel.programs != 1 {
+			t.Errorf("attached %v, counted %v with %d programs; want a waiting device that is counted",
+				d.link != nil, d.isCounted(), s.kernel.programs)
+		}
 	}
 }
 
