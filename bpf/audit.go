@@ -121,14 +121,15 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 
 // Follow attaches devices of the configuration when they appear, and detaches from those that
 // vanish, until the context ends. Without Config.Follow it only detaches the hooks that were pinned
-// on other devices, and then waits for the end of the context.
+// on other devices, and then waits for the end of the context. It logs what fails, tries again and
+// returns nil.
 func (a *Audit) Follow(ctx context.Context) error {
-	err := a.devices.change(func() error { a.devices.dropUnclaimed(); return nil })
+	_ = a.devices.change(func() error { a.devices.dropUnclaimed(); return nil }) // logs what fails
 	if a.config.Follow {
 		a.devices.follow(ctx)
 	}
 	<-ctx.Done()
-	return err
+	return nil
 }
 
 // Close detaches every device, or leaves pinned hooks to the next process, and releases everything

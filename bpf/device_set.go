@@ -93,8 +93,9 @@ func newDeviceSet(config Config, logger *slog.Logger) *deviceSet {
 	return s
 }
 
-// change calls f while nobody else changes the set. It waits for a change under way, and does
-// nothing after close.
+// change waits for a change under way, calls f while nobody else changes the set, and returns the
+// error of f. After close it returns nil and does not call f: there is nothing left to change, and
+// Close and Abandon may be called again.
 func (s *deviceSet) change(f func() error) error {
 	if !s.beginChange() {
 		return nil
