@@ -27,11 +27,11 @@ func (s *deviceSet) follow(ctx context.Context) {
 			var err error
 			if changes, err = netdev.Subscribe(); err != nil && err.Error() != refusal {
 				refusal = err.Error()
-				s.logger.Error("Changes of devices are noticed every 10 seconds only", "err", err)
+				s.logger.Error("Cannot subscribe to device changes: looking for devices every 10 seconds", "err", err)
 			}
 		}
 		if err := s.change(func() error { return s.followOnce(isRetry) }); err != nil {
-			s.logger.Error("Devices are not followed", "err", err)
+			s.logger.Error("Cannot list the devices: trying again in at most 10 seconds", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -321,7 +321,7 @@ func Unpin(path string, logger *slog.Logger) (err error) {
 		logger.Info("Map removed", "map", strings.TrimPrefix(name, mapPinPrefix))
 	}
 	if err := os.Remove(path); err != nil {
-		logger.Warn("Directory is not removed: it has other files", "path", path, "err", rootCause(err))
+		logger.Warn("Directory kept: it holds other files", "path", path, "err", rootCause(err))
 		return nil
 	}
 	logger.Info("Directory removed", "path", path)

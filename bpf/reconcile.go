@@ -113,7 +113,7 @@ func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) e
 	s.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
 		"driver", d.driver, "program_id", d.id, "clock", s.config.Clock)
 	if _, isFrozen := s.config.Frozen[d.name]; len(s.config.Frozen) > 0 && !isFrozen {
-		s.logger.Warn("Device is not in the saved baseline: its own baseline is learnt and not saved", "device", d.name)
+		s.logger.Warn("Device is not in the saved baseline: scoring it against a baseline that it learns now and that is not saved", "device", d.name)
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func Read(path string, terms Terms) (*File, error) {
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file: use the path of a regular file", path)
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
 	if err != nil {
