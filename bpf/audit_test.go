@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -17,8 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into
@@ -144,51 +141,6 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 				t.Errorf("%s: verified instructions: got %d, want 1 to 199,999", name, instructions)
 			}
 		}
-	}
-}
-
-func TestConfigRefusesWhatCannotWork(t *testing.T) {
-	if err := testConfig().Validate(); err != nil {
-		t.Fatalf("the configuration that the cases change is refused: %v", err)
-	}
-	for _, test := range []struct {
-		name   string
-		change func(*Config)
-		want   string
-	}{
-		{"no device", func(c *Config) { c.Devices = nil }, "no device to audit"},
-		{"an empty name", func(c *Config) { c.Devices = []string{""} }, `invalid device name ""`},
-		{"a name that is too long", func(c *Config) { c.Devices = []string{"abcdefghijklmnop"} }, `invalid device name "abcdefghijklmnop"`},
-		{"a name with a slash", func(c *Config) { c.Devices = []string{"../eth0"} }, `invalid device name "../eth0"`},
-		{"a device named twice", func(c *Config) { c.Devices = []string{"a", "b", "a"} }, "device a is named twice"},
-		{"a glob without an end", func(c *Config) { c.Globs = []string{"eth["} }, `device "eth[" is not a valid glob`},
-		{"no room for devices", func(c *Config) { c.MaxDevices = 0 }, "maximum number of devices 0"},
-		{"room for too many devices", func(c *Config) { c.MaxDevices = 4097 }, "maximum number of devices 4097"},
-		{"offload and pins", func(c *Config) { c.Mode, c.PinPath = ModeHW, "/sys/fs/bpf/a" }, "mode hw and pin path /sys/fs/bpf/a"},
-		{"an unknown mode", func(c *Config) { c.Mode = "native" }, `mode "native" is not one of drv, hw, skb and auto`},
-		{"an unknown clock", func(c *Config) { c.Clock = "tsc" }, `clock "tsc" is not one of`},
-		{"a clock that is not implemented", func(c *Config) { c.Clock = ClockHW }, "use ktime"},
-		{"an unknown domain", func(c *Config) { c.Domain = "log" }, `domain "log" is not one of linear and log2`},
-		{"an unknown baseline", func(c *Config) { c.Baseline = "host" }, `baseline "host" is not one of flow and device`},
-		{"no idle timeout", func(c *Config) { c.IdleTimeout = 0 }, "idle timeout 0s is not between 1ns and 2.147483648s"},
-		{"an idle timeout beyond the arithmetic", func(c *Config) { c.IdleTimeout = timing.MaxDelta + 1 }, "idle timeout 2.147483649s"},
-		{"fewer slots than a set has", func(c *Config) { c.Flows = 7 }, "flow table of 7 slots"},
-		{"more slots than there may be", func(c *Config) { c.Flows = MaxFlows + 1 }, "flow table of 67108865 slots"},
-		{"more events than nanoseconds", func(c *Config) { c.EventRate = MaxEventRate + 1 }, "event rate 1000000001"},
-		{"a threshold below 2", func(c *Config) { c.Threshold = 1.99 }, "threshold 1.99"},
-		{"a threshold that is not a number", func(c *Config) { c.Threshold = math.NaN() }, "threshold NaN"},
-		{"a calibration at a quarter", func(c *Config) { c.Calibrate = 0.25 }, "calibration 0.25 is neither 0 (off) nor between 1e-06 and 0.1"},
-		{"one sample", func(c *Config) { c.MinSamples = 1 }, "minimum of 1 samples"},
-		{"a window below the minimum of samples", func(c *Config) { c.Window = 99 }, "window of 99 samples"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			config := testConfig()
-			test.change(&config)
-			err := config.Validate()
-			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want an error with %q", err, test.want)
-			}
-		})
 	}
 }
 

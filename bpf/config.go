@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -119,7 +120,25 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate returns an error that names the first invalid value and the values that are valid.
+// ConfigError is the error of a [Config] in which the value of one field is not valid.
+type ConfigError struct {
+	Field string // name of the field, such as MaxDevices
+	err   error
+}
+
+// Error names the value, and the values that are valid.
+func (e *ConfigError) Error() string { return e.err.Error() }
+
+// Unwrap returns the error without the name of the field.
+func (e *ConfigError) Unwrap() error { return e.err }
+
+// invalid returns the error of a field.
+func invalid(field, format string, args ...any) error {
+	return &ConfigError{field, fmt.Errorf(format, args...)}
+}
+
+// Validate returns an error that names the first invalid value and the values that are valid. It is
+// a [ConfigError] if the value of one field alone is at fault.
 func (c Config) Validate() error {
 	if len(c.Devices) == 0 && len(c.Globs) == 0 {
 		return fmt.Errorf("no device to audit: name at least one")
@@ -128,19 +147,22 @@ func (c Config) Validate() error {
 	for _, device := range c.Devices {
 		switch {
 		case device == "" || len(device) > 15 || strings.ContainsAny(device, "/ \t\n"):
-			return fmt.Errorf("invalid device name %q: use 1 to 15 characters without spaces or slashes", device)
+			return invalid("Devices", "invalid device name %q: use 1 to 15 characters without spaces or slashes", device)
 		case seen[device]:
-			return fmt.Errorf("device %s is named twice", device)
+			return invalid("Devices", "device %s is named twice", device)
 		}
 		seen[device] = true
 	}
 	for _, glob := range c.Globs {
 		if _, err := path.Match(glob, ""); err != nil {
-			return fmt.Errorf("device %q is not a valid glob: close the bracket", glob)
+			return invalid("Globs", "device %q is not a valid glob: close the bracket", glob)
 		}
 	}
-	if c.MaxDevices < 1 || c.MaxDevices > maxDevices || len(c.Devices) > maxDevices {
-		return fmt.Errorf("maximum number of devices %d, or the %d devices named, is not between 1 and %d", c.MaxDevices, len(c.Devices), maxDevices)
+	if c.MaxDevices < 1 || c.MaxDevices > maxDevices {
+		return invalid("MaxDevices", "maximum number of devices %d is not between 1 and %d", c.MaxDevices, maxDevices)
+	}
+	if len(c.Devices) > maxDevices {
+		return invalid("Devices", "%d devices are named, more than the maximum of %d", len(c.Devices), maxDevices)
 	}
 	if c.PinPath != "" && c.Mode == ModeHW {
 		return fmt.Errorf("mode hw and pin path %s cannot be combined: use mode drv or skb", c.PinPath)
@@ -148,37 +170,41 @@ func (c Config) Validate() error {
 	switch c.Mode {
 	case ModeDriver, ModeHW, ModeGeneric, ModeAuto:
 	default:
-		return fmt.Errorf("mode %q is not one of drv, hw, skb and auto", c.Mode)
+		return invalid("Mode", "mode %q is not one of drv, hw, skb and auto", c.Mode)
 	}
 	switch c.Clock {
 	case ClockKtime, ClockMetadata:
 	case ClockHW:
-		return fmt.Errorf("clock hw is not implemented: use ktime")
+		return invalid("Clock", "clock hw is not implemented: use ktime")
 	default:
-		return fmt.Errorf("clock %q is not one of ktime, hw and metadata", c.Clock)
+		return invalid("Clock", "clock %q is not one of ktime, hw and metadata", c.Clock)
 	}
 	switch c.Domain {
 	case DomainLinear, DomainLog2:
 	default:
-		return fmt.Errorf("domain %q is not one of linear and log2", c.Domain)
+		return invalid("Domain", "domain %q is not one of linear and log2", c.Domain)
 	}
 	switch c.Baseline {
 	case BaselineFlow, BaselineDevice:
 	default:
-		return fmt.Errorf("baseline %q is not one of flow and device", c.Baseline)
+		return invalid("Baseline", "baseline %q is not one of flow and device", c.Baseline)
 	}
 	switch {
 	case c.IdleTimeout <= 0 || c.IdleTimeout > timing.MaxDelta:
-		return fmt.Errorf("idle timeout %v is not between 1ns and %v, the longest inter-arrival time that can be scored",
+		return invalid("IdleTimeout", "idle timeout %v is not between 1ns and %v, the longest inter-arrival time that can be scored",
 			c.IdleTimeout, time.Duration(timing.MaxDelta))
 	case c.Flows < flowWays || c.Flows > MaxFlows:
-		return fmt.Errorf("flow table of %d slots is not between %d and %d", c.Flows, flowWays, MaxFlows)
+		return invalid("Flows", "flow table of %d slots is not between %d and %d", c.Flows, flowWays, MaxFlows)
 	case c.EventRate > MaxEventRate:
-		return fmt.Errorf("event rate %d exceeds %d per second", c.EventRate, MaxEventRate)
+		return invalid("EventRate", "event rate %d exceeds %d per second", c.EventRate, MaxEventRate)
 	case c.Watches > MaxWatches:
-		return fmt.Errorf("%d watched flows exceed the maximum of %d", c.Watches, MaxWatches)
+		return invalid("Watches", "%d watched flows exceed the maximum of %d", c.Watches, MaxWatches)
 	}
 	if err := c.params().Validate(); err != nil {
+		var param *timing.ParamError
+		if errors.As(err, &param) {
+			return &ConfigError{param.Param, err} // the parameters have the names of the fields
+		}
 		return err
 	}
 	return c.validateFrozen()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +101,22 @@ func TestBadEnvironment(t *testing.T) {
 	t.Setenv("XDP_AUDIT_FLOWS", "many")
 	err := run(context.Background(), []string{"--audit.device=eth0"}, io.Discard, io.Discard, mustNotOpen(t), dropNothing)
 	expectError(t, err, "--audit.flows (XDP_AUDIT_FLOWS)", `"many"`, "0 to 4294967295", "--help")
+}
+
+// Each field of the configuration that can be invalid alone has a flag that exists.
+func TestFlagOf(t *testing.T) {
+	var help strings.Builder
+	if _, err := parseFlags([]string{"--help"}, &help); err != nil {
+		t.Fatal(err)
+	}
+	for field, flag := range flagOf {
+		if _, isField := reflect.TypeFor[bpf.Config]().FieldByName(field); !isField {
+			t.Errorf("%s is no field of the configuration", field)
+		}
+		if !strings.Contains(help.String(), "--"+flag) {
+			t.Errorf("%s has the flag --%s, which does not exist", field, flag)
+		}
+	}
 }
 
 func TestSplitDevices(t *testing.T) {

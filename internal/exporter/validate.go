@@ -48,9 +48,26 @@ func (o *options) auditConfig() (bpf.Config, error) {
 		config.Watches = o.covertFlows
 	}
 	if err := config.Validate(); err != nil {
-		return config, err
+		return config, nameFlag(err)
 	}
 	return config, o.applyBaselineFile(&config)
+}
+
+// flagOf names the flag that sets a field of the configuration.
+var flagOf = map[string]string{
+	"Devices": "audit.device", "Globs": "audit.device", "MaxDevices": "audit.max-devices", "Mode": "audit.mode",
+	"Clock": "audit.clock", "Threshold": "audit.threshold", "MinSamples": "audit.min-samples", "Window": "audit.window",
+	"Domain": "audit.domain", "Baseline": "audit.baseline", "IdleTimeout": "audit.idle-timeout", "Calibrate": "audit.calibrate",
+	"Flows": "audit.flows", "EventRate": "audit.event-rate", "Watches": "collector.covert.flows",
+}
+
+// nameFlag names the flag in an error of bpf.Config.Validate, if one flag alone is at fault.
+func nameFlag(err error) error {
+	var invalid *bpf.ConfigError
+	if errors.As(err, &invalid) && flagOf[invalid.Field] != "" {
+		return flagError(flagOf[invalid.Field], err)
+	}
+	return err
 }
 
 // splitDevices splits values at commas into names and globs.

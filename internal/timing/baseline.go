@@ -54,15 +54,27 @@ type Params struct {
 	Calibrate  float64 // largest fraction of judged packets that become events; 0: no limit
 }
 
-// Validate returns an error that names the first value outside its range.
+// ParamError is the error of a parameter outside its range.
+type ParamError struct {
+	Param string // name of the field of Params
+	text  string // the value, and its range
+}
+
+func (e *ParamError) Error() string { return e.text }
+
+func invalid(param, format string, args ...any) error {
+	return &ParamError{param, fmt.Sprintf(format, args...)}
+}
+
+// Validate returns a [ParamError] for the first value outside its range.
 func (p Params) Validate() error {
 	switch {
 	case math.IsNaN(p.Threshold) || p.Threshold < 2 || p.Threshold > 1e6:
-		return fmt.Errorf("threshold %v is not between 2 and 1e6: below 2 ordinary traffic is flagged; the usual value is 4", p.Threshold)
+		return invalid("Threshold", "threshold %v is not between 2 and 1e6: below 2 ordinary traffic is flagged; the usual value is 4", p.Threshold)
 	case p.MinSamples < MinMinSamples || p.MinSamples > MaxWindow:
-		return fmt.Errorf("minimum of %d samples is not between %d and %d", p.MinSamples, MinMinSamples, MaxWindow)
+		return invalid("MinSamples", "minimum of %d samples is not between %d and %d", p.MinSamples, MinMinSamples, MaxWindow)
 	case p.Window < p.MinSamples || p.Window > MaxWindow:
-		return fmt.Errorf("window of %d samples is not between the minimum of samples (%d) and %d", p.Window, p.MinSamples, MaxWindow)
+		return invalid("Window", "window of %d samples is not between the minimum of samples (%d) and %d", p.Window, p.MinSamples, MaxWindow)
 	}
 	return validateCalibrate(p.Calibrate)
 }

@@ -4,7 +4,6 @@
 package timing
 
 import (
-	"fmt"
 	"math"
 	"math/bits"
 )
@@ -56,7 +55,7 @@ func validateCalibrate(alpha float64) error {
 	if alpha == 0 || alpha >= minCalibrate && alpha <= maxCalibrate {
 		return nil
 	}
-	return fmt.Errorf("calibration %v is neither 0 (off) nor between %v and %v", alpha, minCalibrate, maxCalibrate)
+	return invalid("Calibrate", "calibration %v is neither 0 (off) nor between %v and %v", alpha, minCalibrate, maxCalibrate)
 }
 
 // TailShare returns the fraction of judged packets that may become events on each side, in
