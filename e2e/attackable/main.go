@@ -6,12 +6,10 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
-	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -24,12 +22,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	if err := exporter.Run(ctx, os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr, Handlers: probes()}); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: error: %s\n", exporter.Name, exporter.OneLine(err))
-		os.Exit(1)
-	}
+	os.Exit(exporter.Main(os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr, Handlers: probes()}))
 }
 
 // probes returns a path that makes the attempt of the parameter "do" with the argument of the
