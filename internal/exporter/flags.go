@@ -93,7 +93,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 			"Enabled by default if --audit.device has a glob.").
 		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
 	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
-		"Maximum number of devices at a time if devices are followed or pinned. "+
+		"Maximum number of devices at a time when devices are followed or maps are pinned. "+
 			"Each device takes 16.5 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
 	app.Flag("bpf.pin-path",
 		"Directory in a bpf file system, such as /sys/fs/bpf/xdp_audit, in which maps and hooks outlive the exporter "+
@@ -128,7 +128,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	addFlag(app, "audit.flows", "XDP_AUDIT_FLOWS",
 		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
 	addFlag(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
-		"Maximum number of perf events per second and CPU.", &c.EventRate, wholeNumber)
+		"Maximum number of perf events per second and CPU; 0 sends none.", &c.EventRate, wholeNumber)
 	addFlag(app, "audit.clock", "XDP_AUDIT_CLOCK",
 		"Source of packet times: ktime, or metadata (nanoseconds that an earlier XDP program puts in front of the packet).",
 		&c.Clock, text)
