@@ -477,19 +477,25 @@ func TestReturnedDeviceIsTriedAtOnce(t *testing.T) {
 	}
 }
 
-// A device that was up keeps its program and its counters while it refuses the program.
+// A device that was up keeps its program and its counters while it refuses the program, and is tried
+// at each resync.
 func TestRefusalKeepsCounters(t *testing.T) {
 	s := newTestSet(setConfig([]string{"a"}, nil), newFakeKernel())
 	s.kernel.devices["a"] = 1
 	s.resync(s.kernel.list(), true)
 	s.kernel.detach(1)
 	s.kernel.refused["a"] = true
-	for range 3 {
+	for range 5 {
 		s.resync(s.kernel.list(), true)
 		if d := s.listed[0]; d.link != nil || !d.isCounted() || s.kernel.programs != 1 {
 			t.Errorf("attached %v, counted %v with %d programs; want a waiting device that is counted",
 				d.link != nil, d.isCounted(), s.kernel.programs)
 		}
+	}
+	delete(s.kernel.refused, "a")
+	s.resync(s.kernel.list(), true)
+	if got, want := s.state(), "a 0 drv"; got != want || s.kernel.loads != 1 {
+		t.Errorf("accepts the program: got %q and %d programs loaded, want %q and 1", got, s.kernel.loads, want)
 	}
 }
 
