@@ -477,8 +477,8 @@ func TestReturnedDeviceIsTriedAtOnce(t *testing.T) {
 	}
 }
 
-// A device that was up keeps its program and its counters while it refuses the program, and is tried
-// at each resync.
+// A device that was up keeps its program and its counters while it refuses the program, and is
+// tried at each resync.
 func TestRefusalKeepsCounters(t *testing.T) {
 	s := newTestSet(setConfig([]string{"a"}, nil), newFakeKernel())
 	s.kernel.devices["a"] = 1

@@ -111,7 +111,7 @@ func TestFlagOf(t *testing.T) {
 	}
 	for field, flag := range flagOf {
 		if _, isField := reflect.TypeFor[bpf.Config]().FieldByName(field); !isField {
-			t.Errorf("%s is no field of the configuration", field)
+			t.Errorf("the configuration has no field %s", field)
 		}
 		if !strings.Contains(help.String(), "--"+flag) {
 			t.Errorf("%s has the flag --%s, which does not exist", field, flag)
