@@ -54,7 +54,10 @@ static __always_inline __u32 frame_len(const struct frame *frame)
 {
 	__u64 len = frame->data_end - frame->data;
 
-	/* Clang would subtract the lower halves of the pointers, which the verifier rejects. */
+	/* Without this, clang 14 subtracts the lower halves of the pointers. The verifier of Linux
+	 * 6.1 and later takes these for numbers of any value and accepts that. Saves 1; costs 2 for
+	 * a frame that is not IP.
+	 */
 	VERIFIER_KNOWS(len);
 	return len + frame->beyond_bytes;
 }

@@ -38,8 +38,9 @@ struct {
 	__type(value, struct device_counters);
 } audit_counters SEC(".maps");
 
-/* The hot part of the flow table. Key: hash & config.set_mask. Value: a set. Writer: the holder of
- * the set's lock. In a full set, a new flow replaces the flow with the oldest last packet.
+/* The hot part of the flow table. Key: hash & config.set_mask. Value: a set. Writers: the holder
+ * of the set's lock; of `watches` also user space, by compare-and-swap and without the lock. In a
+ * full set, a new flow replaces the flow with the oldest last packet.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -60,9 +61,9 @@ struct {
 	__type(value, struct flow_key);
 } flow_keys SEC(".maps");
 
-/* Key: index of a watch. Value: the last deltas of the flow that has the watch. Writer: the holder
- * of the lock of the flow's set; user space while no flow has the watch. The oldest deltas are
- * overwritten.
+/* Key: index of a watch. Value: the last deltas of the flow that has the watch. Writers: the
+ * deltas and their number, the holder of the lock of the flow's set; tag and mark, user space
+ * while no flow has the watch. The oldest deltas are overwritten.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -83,8 +84,9 @@ struct {
 	__type(value, struct flow_samples);
 } sampled_flows SEC(".maps");
 
-/* Key: CPU. Value: its allowance of perf events and its ring. Writer: that CPU; user space before
- * the programs are attached. Cannot be full.
+/* Key: CPU. Value: its allowance of perf events and its ring. Writers: that CPU, except for the
+ * ring; user space, when it opens the rings, at the start and for a CPU that was offline, which
+ * also resets the allowance. Cannot be full.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

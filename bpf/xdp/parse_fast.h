@@ -16,22 +16,44 @@
 #define IPV4_FAST_START 0x45 /* version 4, header of 5 words */
 #define MIN_IPV4_PACKET (sizeof(struct iphdr) + MIN_TRANSPORT_HEADER)
 
-/* `len` bytes from `header` on are the transport header and the payload. At least
- * MIN_TRANSPORT_HEADER of them are in the frame.
+/* Bytes after the IP header that a frame needs for this parser: a TCP header, so that only one test
+ * is needed for all protocols. Ethernet pads frames to more. On a virtual device, which does not
+ * pad, a UDP packet with less than 12 bytes of payload goes to the complete parser.
  */
-static __always_inline int parse_fast_transport(const struct frame *frame, const void *header,
-						__u32 len, enum family family, __u8 ip_protocol,
-						struct packet *packet)
+#define FAST_TRANSPORT_HEADER sizeof(struct tcphdr)
+
+/* The byte of a TCP header that has its length: 4 bits, in words. The other bits are a flag and
+ * reserved bits.
+ */
+#define TCP_LENGTH_BYTE 12
+#define MIN_TCP_LENGTH_BYTE (5 << 4)
+
+/* Whether a TCP header has at least 5 words and ends within the `len` bytes left of its packet, as
+ * in has_tcp_header(). May be false for a valid header if a reserved bit is set: not masking these
+ * bits saves 1.
+ */
+static __always_inline bool has_common_tcp_header(const void *header, __u32 len)
+{
+	__u8 length = ((const __u8 *)header)[TCP_LENGTH_BYTE];
+
+	return length >= MIN_TCP_LENGTH_BYTE && length >> 2 <= len;
+}
+
+/* `len` bytes from `header` on are the transport header and the payload. The frame has at least
+ * FAST_TRANSPORT_HEADER bytes from `header` on.
+ */
+static __always_inline int parse_fast_transport(const void *header, __u32 len, enum family family,
+						__u8 ip_protocol, struct packet *packet)
 {
 	__u32 kind;
 
 	packet->ports = load_ports(header);
 	if (ip_protocol == IPPROTO_TCP) {
-		if (unlikely(!has_tcp_header(frame, header, len)))
+		if (unlikely(!has_common_tcp_header(header, len)))
 			return -1;
 		packet->cell = protocol_cell(family, PROTOCOL_TCP);
 		kind = packet->kind | family << 8 | IPPROTO_TCP;
-		/* 1, for IPv6 29: clang would assemble the word where IPv4 and IPv6 meet */
+		/* 2, for IPv6 28: clang would assemble the word where IPv4 and IPv6 meet */
 		KEEP_IN_REGISTER(kind);
 	} else {
 		if (unlikely(ip_protocol != IPPROTO_UDP))
@@ -49,19 +71,17 @@ static __always_inline int parse_fast_ipv4(const struct frame *frame, __u32 offs
 	const struct iphdr *ip = frame_at(frame, offset);
 	__u32 total_len;
 
-	if (unlikely(!frame_has(frame, ip, MIN_IPV4_PACKET) ||
+	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + FAST_TRANSPORT_HEADER) ||
 		     *(const __u8 *)ip != IPV4_FAST_START))
 		return -1;
 	total_len = bpf_ntohs(ip->tot_len);
-	/* A length below the minimum wraps and is too large as well. */
-	if (unlikely(total_len - (__u32)MIN_IPV4_PACKET >
-		     packet->len_bytes - offset - (__u32)MIN_IPV4_PACKET))
+	if (unlikely(total_len < MIN_IPV4_PACKET || total_len > packet->len_bytes - offset))
 		return -1;
 	if (unlikely(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)))
 		return -1;
 	packet->addresses = hash_ipv4_addresses(ip);
-	return parse_fast_transport(frame, ip + 1, total_len - sizeof(*ip), FAMILY_IPV4,
-				    ip->protocol, packet);
+	return parse_fast_transport(ip + 1, total_len - sizeof(*ip), FAMILY_IPV4, ip->protocol,
+				    packet);
 }
 
 static __always_inline int parse_fast_ipv6(const struct frame *frame, __u32 offset,
@@ -70,13 +90,15 @@ static __always_inline int parse_fast_ipv6(const struct frame *frame, __u32 offs
 	const struct ipv6hdr *ip = frame_at(frame, offset);
 	__u32 len;
 
-	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + MIN_TRANSPORT_HEADER) || ip->version != 6))
+	if (unlikely(!frame_has(frame, ip, sizeof(*ip) + FAST_TRANSPORT_HEADER) ||
+		     ip->version != 6))
 		return -1;
 	len = bpf_ntohs(ip->payload_len);
-	if (unlikely(len < MIN_TRANSPORT_HEADER || offset + sizeof(*ip) + len > packet->len_bytes))
+	if (unlikely(len < MIN_TRANSPORT_HEADER ||
+		     len > packet->len_bytes - offset - (__u32)sizeof(*ip)))
 		return -1;
 	packet->addresses = hash_ipv6_addresses(ip);
-	return parse_fast_transport(frame, ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
+	return parse_fast_transport(ip + 1, len, FAMILY_IPV6, ip->nexthdr, packet);
 }
 
 /* The result of parse_fast() for a frame that is complete up to its ethertype, which is not IP. */
@@ -96,7 +118,7 @@ static __always_inline int parse_fast(const struct frame *frame, struct packet *
 	packet->kind = 0;
 	packet->is_fragment = false;
 	/* An IPv6 packet is longer. */
-	if (unlikely(!frame_has(frame, eth + 1, MIN_IPV4_PACKET)))
+	if (unlikely(!frame_has(frame, eth + 1, sizeof(struct iphdr) + FAST_TRANSPORT_HEADER)))
 		return -1;
 	if (likely(load_be16(&eth->h_proto) == bpf_htons(ETH_P_IP)))
 		return parse_fast_ipv4(frame, sizeof(*eth), packet);
