@@ -52,6 +52,8 @@ func packetKinds() []packetKind {
 		{name: "judged, short UDP over IPv4 without padding", deltaNs: 1e6, warmUp: 1000, outcome: judged,
 			frame:  ethernet(etherIPv4, ipv4(ipUDP, udp(1000, 53, make([]byte, 8)))),
 			budget: 350, mostBudget: 350},
+		{name: "judged, short UDP over IPv6", frame: ethernet(etherIPv6, ipv6(ipUDP, udp(1000, 53, make([]byte, 8)))),
+			deltaNs: 1e6, warmUp: 1000, outcome: judged, budget: 395, mostBudget: 395},
 		{name: "judged, ICMP over IPv4", frame: ethernet(etherIPv4, ipv4(ipICMP, icmp(8, 0, 77))), deltaNs: 1e6,
 			warmUp: 1000, outcome: judged, budget: 350, mostBudget: 350},
 		{name: "judged, `--audit.baseline=device`", frame: udpFrame(), deltaNs: 1e6, warmUp: 1000,

@@ -17,8 +17,8 @@
 #define MIN_IPV4_PACKET (sizeof(struct iphdr) + MIN_TRANSPORT_HEADER)
 
 /* Bytes after the IP header that a frame needs for this parser: a TCP header, so that only one test
- * is needed for all protocols. Ethernet pads frames to more. On a virtual device, which does not
- * pad, a UDP packet with less than 12 bytes of payload goes to the complete parser.
+ * is needed for all protocols. A UDP packet with less than 12 bytes of payload goes to the complete
+ * parser, except over IPv4 where Ethernet pads its frame to 60 bytes.
  */
 #define FAST_TRANSPORT_HEADER sizeof(struct tcphdr)
 
