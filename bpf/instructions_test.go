@@ -73,7 +73,7 @@ func packetKinds() []packetKind {
 		{name: "new flow", frame: udpFrame(), deltaNs: 1e6, isNew: true, outcome: []Outcome{OutcomeNewFlow},
 			budget: 360, mostBudget: 360},
 		{name: "not IP (ARP), without padding", frame: ethernet(etherARP, make([]byte, 28)), deltaNs: 1e6,
-			outcome: []Outcome{OutcomeUnparsed}, budget: 100, mostBudget: 100},
+			outcome: []Outcome{OutcomeUnparsed}, budget: 60, mostBudget: 60},
 		{name: "not IP (ARP)", frame: ethernet(etherARP, make([]byte, 46)), deltaNs: 1e6,
 			outcome: []Outcome{OutcomeUnparsed}, budget: 60, mostBudget: 60},
 	}

@@ -104,6 +104,18 @@ static __always_inline int parse_fast_ipv6(const struct frame *frame, __u32 offs
 /* The result of parse_fast() for a frame that is complete up to its ethertype, which is not IP. */
 #define NOT_IP 1
 
+/* Whether a frame too short for parse_fast() has an ethertype other than IP and no tag. */
+static __always_inline bool is_not_ip(const struct frame *frame, const struct ethhdr *eth)
+{
+	__be16 ethertype;
+
+	if (!frame_has(frame, eth, sizeof(*eth)))
+		return false;
+	ethertype = load_be16(&eth->h_proto);
+	return ethertype != bpf_htons(ETH_P_IP) && ethertype != bpf_htons(ETH_P_IPV6) &&
+	       !is_vlan_tag(ethertype);
+}
+
 /* Returns 0, NOT_IP, or -1 if the packet needs the complete parser. The complete parser would find
  * the same of a frame that is not IP, in 41 more instructions.
  */
@@ -119,7 +131,7 @@ static __always_inline int parse_fast(const struct frame *frame, struct packet *
 	packet->is_fragment = false;
 	/* An IPv6 packet is longer. */
 	if (unlikely(!frame_has(frame, eth + 1, sizeof(struct iphdr) + FAST_TRANSPORT_HEADER)))
-		return -1;
+		return is_not_ip(frame, eth) ? NOT_IP : -1;
 	if (likely(load_be16(&eth->h_proto) == bpf_htons(ETH_P_IP)))
 		return parse_fast_ipv4(frame, sizeof(*eth), packet);
 	offset = parse_ethernet(frame, &ethertype, &vlan_id);
