@@ -58,6 +58,10 @@ func TestRefusals(t *testing.T) {
 		{"an unknown collector", []string{audit, "--collector.nosuch"}, []string{"--collector.nosuch"}},
 		{"a trail that cannot be written", []string{audit, "--trail.file=/nonexistent/trail"}, []string{"/nonexistent/trail", "no such file"}},
 		{"a trail that is a folder", []string{audit, "--trail.file=/"}, []string{"--trail.file", "is a directory"}},
+		{"a baseline that is a pipe", []string{audit, "--audit.baseline-file={pipe}"}, []string{"--audit.baseline-file", "named pipe"}},
+		{"a baseline that is a folder", []string{audit, "--audit.baseline-file=/"}, []string{"--audit.baseline-file", "directory"}},
+		{"a baseline that is a device", []string{audit, "--audit.baseline-file=/dev/zero"}, []string{"/dev/zero", "device"}},
+		{"a web configuration that is a pipe", []string{audit, "--web.config.file={pipe}"}, []string{"--web.config.file", "not a regular file"}},
 		{"a web configuration that does not exist", []string{audit, "--web.config.file=/nonexistent.yml"}, []string{"/nonexistent.yml"}},
 		{"a web configuration that is not one", []string{audit, "--web.config.file={file}"}, []string{"web.yml"}},
 		{"a listen address that is none", []string{audit, "--web.listen-address=nowhere"}, []string{"--web.listen-address", "nowhere"}},
@@ -69,9 +73,13 @@ func TestRefusals(t *testing.T) {
 			if err := os.WriteFile(file, []byte("tls_server_config:\n  cert_file: [\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
+			pipe := filepath.Join(t.TempDir(), "pipe")
+			if err := unix.Mkfifo(pipe, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			var args []string
 			for _, arg := range test.args {
-				args = append(args, strings.ReplaceAll(arg, "{file}", file))
+				args = append(args, strings.NewReplacer("{file}", file, "{pipe}", pipe).Replace(arg))
 			}
 			l.start(binaries.exporter, args).expectRefusal(test.want...)
 		})

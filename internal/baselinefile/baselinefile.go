@@ -20,9 +20,10 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
@@ -192,16 +193,27 @@ const remedy = "restore it, or move it away to start learning from zero"
 // Read returns the content of a file that was learnt under these terms. It returns nil without
 // an error if the file does not exist.
 func Read(path string, terms Terms) (*File, error) {
-	file, err := os.Open(path)
+	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	if err == nil {
+		err = checkRegular(path, info)
 	}
 	if err != nil {
 		return nil, err // names the file
 	}
+	// If the file was replaced since, opening a pipe must not wait for a writer.
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
 	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: use the path of a regular file", path)
+	if info, err = file.Stat(); err == nil {
+		err = checkRegular(path, info)
+	}
+	if err != nil {
+		return nil, err
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
 	if err != nil {
@@ -220,6 +232,24 @@ func Read(path string, terms Terms) (*File, error) {
 	return f, nil
 }
 
+// checkRegular returns an error that says what a file is, unless it is a regular file.
+func checkRegular(path string, info fs.FileInfo) error {
+	kind := "special"
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
+		return nil
+	case mode.IsDir():
+		kind = "directory"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "named pipe"
+	case mode&fs.ModeSocket != 0:
+		kind = "socket"
+	case mode&fs.ModeDevice != 0:
+		kind = "device"
+	}
+	return fmt.Errorf("%s is not a regular file (%s): use the path of a regular file", path, kind)
+}
+
 // differs describes the first flag whose value has changed; empty if none has.
 func (t Terms) differs(now Terms) string {
 	switch {
@@ -233,45 +263,4 @@ func (t Terms) differs(now Terms) string {
 		return fmt.Sprintf("--audit.idle-timeout is %v and was %v", now.IdleTimeout, t.IdleTimeout)
 	}
 	return ""
-}
-
-// Write replaces the file at path atomically: a reader finds either the previous file or this
-// one, complete, even after a crash of the machine. Only the owner can read the file. Write
-// refuses a file that is too large for Read.
-func Write(path string, f *File) error {
-	text, err := f.Encode()
-	if err != nil {
-		return err
-	}
-	if len(text) > maxBytes {
-		return fmt.Errorf("%s was not written: %d devices take %d bytes, and at most %d can be read: audit fewer devices",
-			path, len(f.Devices), len(text), maxBytes)
-	}
-	// The mode of a temporary file is 0600.
-	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = temporary.Write(text)
-	err = errors.Join(err, temporary.Sync(), temporary.Close())
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temporary.Name()))
-	}
-	directory, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(directory.Sync(), directory.Close())
-}
-
-// CheckWritable returns an error unless a file can be created in the directory of path.
-func CheckWritable(path string) error {
-	probe, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }

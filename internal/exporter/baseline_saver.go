@@ -34,6 +34,8 @@ func (o *options) applyBaselineFile(config *bpf.Config) error {
 		return flagError(flag, fmt.Errorf("requires --audit.baseline=device, not --audit.baseline=%s", config.Baseline))
 	}
 	config.Baseline = bpf.BaselineDevice
+	// The leftover of a process that was killed does no harm if it cannot be removed.
+	_ = baselinefile.RemoveTemporary(o.baselineFile)
 	file, err := baselinefile.Read(o.baselineFile, terms(*config))
 	if err != nil {
 		return flagError(flag, err)

@@ -6,6 +6,7 @@ package exporter
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -24,6 +25,10 @@ func (o *options) validate() (err error) {
 	}
 	if !isPlainPath(o.telemetryPath) {
 		return flagError("web.telemetry-path", fmt.Errorf("%q is not a plain path such as /metrics", o.telemetryPath))
+	}
+	// Reading a pipe may wait for ever, and the file is read again for each connection.
+	if info, err := os.Stat(*o.web.WebConfigFile); err == nil && !info.Mode().IsRegular() {
+		return flagError("web.config.file", fmt.Errorf("%s is not a regular file", *o.web.WebConfigFile))
 	}
 	if err := web.Validate(*o.web.WebConfigFile); err != nil {
 		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))

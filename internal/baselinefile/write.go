@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package baselinefile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockTimeout bounds the wait for another process that writes the same file.
+const lockTimeout = time.Second
+
+// Write replaces the file at path atomically: a reader finds either the previous file or this
+// one, complete, even after a crash of the machine. Only the owner can read the file. Write
+// refuses a file that is too large for Read.
+//
+// A process that is killed in Write leaves a temporary file, which the next Write reuses and
+// [RemoveTemporary] removes.
+func Write(path string, f *File) error {
+	text, err := f.Encode()
+	if err != nil {
+		return err
+	}
+	if len(text) > maxBytes {
+		return fmt.Errorf("%s was not written: %d devices take %d bytes, and at most %d can be read: audit fewer devices",
+			path, len(f.Devices), len(text), maxBytes)
+	}
+	temporary, err := createTemporary(path)
+	if err != nil {
+		return err
+	}
+	defer temporary.Close() // only then is the name free for another process
+	_, err = temporary.Write(text)
+	if err = errors.Join(err, temporary.Sync()); err == nil {
+		err = os.Rename(temporary.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temporary.Name()))
+	}
+	directory, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(directory.Sync(), directory.Close())
+}
+
+// CheckWritable returns an error unless a file can be created in the directory of path.
+func CheckWritable(path string) error {
+	temporary, err := createTemporary(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Remove(temporary.Name()), temporary.Close())
+}
+
+// RemoveTemporary removes the temporary file that a process left which was killed while it wrote
+// the file at path. It leaves a temporary file that a process is writing.
+func RemoveTemporary(path string) error {
+	if _, err := os.Lstat(temporaryName(path)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return CheckWritable(path)
+}
+
+// temporaryName returns the name of the temporary file for path. The name is always the same, so
+// that there is never more than one such file.
+func temporaryName(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+}
+
+// createTemporary opens the temporary file for path, empty and locked until it is closed. A file of
+// another user or of another kind that has its name is removed.
+func createTemporary(path string) (*os.File, error) {
+	for begin := time.Now(); ; {
+		file, err := openTemporary(temporaryName(path))
+		switch {
+		case err == nil:
+			return file, nil
+		case errors.Is(err, unix.EWOULDBLOCK) && time.Since(begin) < lockTimeout:
+			time.Sleep(lockTimeout / 100)
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return nil, fmt.Errorf("another process writes %s", path)
+		case !errors.Is(err, errReplaced) || time.Since(begin) >= lockTimeout:
+			return nil, err
+		}
+	}
+}
+
+// errReplaced is the error of a temporary file that was renamed or removed while it was opened.
+var errReplaced = errors.New("the temporary file was replaced")
+
+func openTemporary(name string) (file *os.File, err error) {
+	const flags = os.O_WRONLY | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	file, err = os.OpenFile(name, flags, 0o600)
+	if err == nil {
+		if info, failure := file.Stat(); failure != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+			file.Close()
+			err = fs.ErrInvalid
+		}
+	}
+	if err != nil {
+		if os.Remove(name) != nil { // which fails if nothing can be created either
+			return nil, err
+		}
+		return nil, errReplaced
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+		}
+	}()
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, err
+	}
+	// The process that had the lock may have renamed the file, which must not be written then.
+	opened, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if named, err := os.Lstat(name); err != nil || !os.SameFile(opened, named) {
+		return nil, errReplaced
+	}
+	return file, file.Truncate(0)
+}
