@@ -46,7 +46,7 @@ func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	for _, mode := range modes {
 		l, err := s.kernel.attach(d.program, d.ifindex, mode)
 		if err != nil {
-			refusals = append(refusals, s.kernel.explain(d, mode, err))
+			refusals = append(refusals, s.kernel.explain(d, d.program, mode, err))
 			continue
 		}
 		if err := s.kernel.pin(l, d.ifindex, !s.isReplaced(d)); err != nil {
@@ -101,7 +101,7 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 			return nil
 		}
 	}
-	err = s.kernel.explain(d, ModeHW, err)
+	err = s.kernel.explain(d, d.program, ModeHW, err)
 	s.write(func() { err = errors.Join(err, s.unload(d)) })
 	return err
 }

@@ -152,7 +152,7 @@ func TestABusyDeviceIsNotTaken(t *testing.T) {
 	for _, refusal := range []error{unix.EBUSY, unix.EEXIST} {
 		for _, mode := range []Mode{ModeDriver, ModeGeneric} {
 			// The device has no index, and so no program.
-			err := explainRefusal(d, mode, fmt.Errorf("create link: %w", refusal))
+			err := explainRefusal(d, d.program, mode, fmt.Errorf("create link: %w", refusal), "")
 			if text := err.Error(); !errors.Is(err, refusal) || strings.Contains(text, "holds") || strings.Contains(text, "MTU") {
 				t.Errorf("%v in mode %s is said to be: %s", refusal, mode, text)
 			}

@@ -54,8 +54,8 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
-// explainRefusal returns an error that says why a device refused the program, and the remedy.
-func explainRefusal(d *device, mode Mode, err error) error {
+// explainRefusal returns an error that says why a device refused a program, and the remedy.
+func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath string) error {
 	driver := d.driver
 	if driver == "" {
 		driver = "unknown"
@@ -68,14 +68,13 @@ func explainRefusal(d *device, mode Mode, err error) error {
 	}
 	isTaken := holds != 0
 	if !isTaken && mode != ModeHW {
-		if reason := netdev.RefusalReason(d.program.FD(), d.ifindex, attachedModes[mode]); reason != "" {
+		if reason := netdev.RefusalReason(p.FD(), d.ifindex, attachedModes[mode]); reason != "" {
 			err = fmt.Errorf("%w: %s", err, reason)
 		}
 	}
 	switch {
 	case isTaken:
-		return fmt.Errorf("device %s already holds XDP program %d: detach it first (ip link set dev %s xdp off, or end the process that owns it): %w",
-			d.name, holds, d.name, err)
+		return fmt.Errorf("%s: %w", findHolder(holds, d.ifindex, pinPath).explain(d.name), err)
 	case mode == ModeHW:
 		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: the kernel refused to load the program for it: %w",
 			d.name, driver, rootCause(err))

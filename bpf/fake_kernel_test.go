@@ -151,7 +151,7 @@ func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 	return k.open(ifindex), nil
 }
 
-func (*fakeKernel) explain(d *device, mode Mode, err error) error {
+func (*fakeKernel) explain(d *device, _ *loadedProgram, mode Mode, err error) error {
 	return fmt.Errorf("device %s refuses mode %s: %w", d.name, mode, err)
 }
 

@@ -28,7 +28,7 @@ type hookKernel interface {
 	// attach attaches a program to a network device.
 	attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, error)
 	// explain returns the error of an attempt to attach, with its cause and a remedy.
-	explain(d *device, mode Mode, err error) error
+	explain(d *device, p *loadedProgram, mode Mode, err error) error
 	// pin pins a link if hooks are pinned. A new one is unpinned if the start fails.
 	pin(l xdpLink, ifindex int, isNew bool) error
 	// unpin removes the pin of the hook on a network device, if there is one.
@@ -100,8 +100,8 @@ func (k *kernelHooks) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink,
 	return kernelLink{l}, nil
 }
 
-func (k *kernelHooks) explain(d *device, mode Mode, err error) error {
-	return explainRefusal(d, mode, err)
+func (k *kernelHooks) explain(d *device, p *loadedProgram, mode Mode, err error) error {
+	return explainRefusal(d, p, mode, err, k.config.PinPath)
 }
 
 func (k *kernelHooks) pin(l xdpLink, ifindex int, isNew bool) error {

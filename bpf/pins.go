@@ -6,8 +6,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -279,51 +277,4 @@ func ifindexOf(l link.Link) int {
 		return 0
 	}
 	return int(info.XDP().Ifindex)
-}
-
-// Unpin detaches every hook and removes every map that is pinned at path, and logs one line for
-// each. It returns an error while an exporter uses the path.
-func Unpin(path string, logger *slog.Logger) (err error) {
-	if err := checkPinPath(path); err != nil {
-		return err
-	}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		logger.Info("Nothing is pinned", "path", path)
-		return nil
-	}
-	p, err := openPins(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.close()) }()
-	links, err := p.loadLinks()
-	if err != nil {
-		return err
-	}
-	for ifindex, l := range links {
-		device := fmt.Sprint(ifindex)
-		if iface, err := net.InterfaceByIndex(ifindex); err == nil {
-			device = iface.Name
-		}
-		if err := errors.Join(p.unpinLink(ifindex), l.Close()); err != nil {
-			return fmt.Errorf("detaching %s: %w", device, err)
-		}
-		logger.Info("Hook detached", "device", device)
-	}
-	maps, err := p.names(mapPinPrefix)
-	if err != nil {
-		return err
-	}
-	if err := p.removeMaps(); err != nil {
-		return err
-	}
-	for _, name := range maps {
-		logger.Info("Map removed", "map", strings.TrimPrefix(name, mapPinPrefix))
-	}
-	if err := os.Remove(path); err != nil {
-		logger.Warn("Directory kept: it holds other files", "path", path, "err", rootCause(err))
-		return nil
-	}
-	logger.Info("Directory removed", "path", path)
-	return nil
 }

@@ -123,7 +123,8 @@ func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) e
 func (s *deviceSet) dropUnclaimed() {
 	s.forgetRollbacks()
 	for ifindex := range s.unclaimedLinks {
-		s.logger.Info("Hook detached from a device that is not in the configuration", "ifindex", ifindex)
+		s.logger.Info("Hook detached from a device that is not in the configuration",
+			"device", nameOfHook(s.pool.table.entries, ifindex), "ifindex", ifindex)
 		s.dropUnclaimedOn(ifindex)
 	}
 }
