@@ -15,79 +15,95 @@ var attachedModes = map[Mode]netdev.XDPMode{ModeDriver: netdev.XDPDriver, ModeGe
 
 // attach attaches the program of a device to a network device. If one of the set's hooks is on that
 // already, its program is replaced. Otherwise the program is attached in the first mode of the
-// configuration that the network device accepts.
+// configuration that the network device accepts. During a start, a hook may only be prepared: then
+// the device has accepted it, and commit starts its program.
 func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	driver := s.kernel.driver(d.name)
-	s.write(func() {
-		d.ifindex, d.driver, d.mode = on.Index, driver, ""
-		s.pool.table.entries[d.index].ifindex = uint32(on.Index)
-	})
-	if s.config.Mode == ModeHW {
-		return s.attachOffloaded(d)
+	s.write(func() { d.ifindex, d.driver, d.mode = on.Index, driver, "" })
+	isNewIndex := !d.hasIndex()
+	id, isDisplacing, err := s.identify(d)
+	if err != nil {
+		return err
 	}
-	if d.program == nil {
-		if err := s.load(d, 0); err != nil {
-			return explainLoad(err)
+	if isNewIndex && (!isDisplacing || s.config.Mode == ModeHW) {
+		if err := s.takeIndex(d, id); err != nil {
+			return err
 		}
+		isDisplacing = false
 		defer func() {
-			if err != nil && !d.wasUp {
-				s.write(func() { err = errors.Join(err, s.unload(d)) })
+			if err != nil {
+				s.returnIndex(d)
 			}
 		}()
 	}
-	modes := []Mode{s.config.Mode}
-	if s.config.Mode == ModeAuto {
-		modes = []Mode{ModeDriver, ModeGeneric}
+	if !isDisplacing {
+		s.write(func() { s.pool.table.entries[d.index].ifindex = uint32(on.Index) })
 	}
-	if s.replaceProgram(d, on, modes) {
+	if s.config.Mode == ModeHW {
+		return s.attachOffloaded(d)
+	}
+	h, err := s.prepare(d, id, on, isDisplacing)
+	if err != nil {
+		return err
+	}
+	s.write(func() { d.prepared = h })
+	if s.isStarting && (isDisplacing || s.isReplacingMaps && !s.isReplaced(d)) {
 		return nil
 	}
+	return s.settle(d)
+}
+
+// modes returns the modes to try, in their order.
+func (s *deviceSet) modes() []Mode {
+	if s.config.Mode == ModeAuto {
+		return []Mode{ModeDriver, ModeGeneric}
+	}
+	return []Mode{s.config.Mode}
+}
+
+// attachNew attaches a program in the first mode that the network device accepts.
+func (s *deviceSet) attachNew(d *device, p *loadedProgram) (xdpLink, Mode, error) {
 	var refusals []error
-	for _, mode := range modes {
-		l, err := s.kernel.attach(d.program, d.ifindex, mode)
+	for _, mode := range s.modes() {
+		l, err := s.kernel.attach(p, d.ifindex, mode)
 		if err != nil {
-			refusals = append(refusals, s.kernel.explain(d, d.program, mode, err))
+			refusals = append(refusals, s.kernel.explain(d, p, mode, err))
 			continue
 		}
-		if err := s.kernel.pin(l, d.ifindex, !s.isReplaced(d)); err != nil {
-			return errors.Join(err, l.Close())
-		}
-		s.attached(d, l, mode)
 		if len(refusals) > 0 {
 			s.logger.Warn("Native mode was refused: auditing in generic mode, which is slower and sees merged frames",
 				"device", d.name, "err", errors.Join(refusals...))
 		}
-		return nil
+		return l, mode, nil
 	}
-	return refusals[len(refusals)-1]
+	return nil, "", refusals[len(refusals)-1]
 }
 
-// replaceProgram replaces the program of one of the set's hooks that is on a network device; no
-// packet passes without one of the two. It reports whether that was possible. If not, that hook is
-// detached.
-func (s *deviceSet) replaceProgram(d *device, on netdev.Device, modes []Mode) bool {
+// claimLink returns the one of the set's hooks that is on a network device, if the hook is in a
+// mode of the configuration. A hook in another mode is detached.
+func (s *deviceSet) claimLink(d *device, on netdev.Device) (xdpLink, Mode) {
 	l, ok := s.unclaimedLinks[on.Index]
 	if !ok {
-		return false
+		return nil, ""
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
-	err := errors.New("the hook is in another mode")
-	for _, mode := range modes {
-		if attachedModes[mode] != on.XDP {
-			continue
-		}
-		if err = l.replace(d.program); err == nil {
-			s.attached(d, l, mode)
-			return true
+	for _, mode := range s.modes() {
+		if attachedModes[mode] == on.XDP {
+			return l, mode
 		}
 	}
+	s.detachForNew(d, l, on.XDP, errors.New("the hook is in another mode"))
+	return nil, ""
+}
+
+// detachForNew detaches a hook whose program cannot be replaced.
+func (s *deviceSet) detachForNew(d *device, l xdpLink, attached netdev.XDPMode, reason error) {
 	s.logger.Info("Program of a hook cannot be replaced: detaching the hook and attaching a new one",
-		"device", d.name, "mode", s.config.Mode, "err", err)
-	s.noteRollback(d, l, on.XDP)
-	if err := s.dropLink(l, on.Index); err != nil {
+		"device", d.name, "mode", s.config.Mode, "err", reason)
+	s.noteRollback(d, l, attached)
+	if err := s.dropLink(l, d.ifindex); err != nil {
 		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
-	return false
 }
 
 // attachOffloaded loads the program for the hardware of the device, and attaches it there. The
@@ -97,7 +113,7 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 	if err == nil {
 		var l xdpLink
 		if l, err = s.kernel.attach(d.program, d.ifindex, ModeHW); err == nil {
-			s.attached(d, l, ModeHW)
+			s.attached(d, d.program, l, ModeHW)
 			return nil
 		}
 	}
@@ -109,7 +125,7 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 // load loads the program of a device; offloadTo is the index of the network device whose hardware
 // runs it, 0 for the CPU.
 func (s *deviceSet) load(d *device, offloadTo int) error {
-	p, err := s.kernel.load(d.index, offloadTo)
+	p, err := s.kernel.load(s.pool.table.identity(d.index), offloadTo)
 	if err == nil {
 		s.loaded(d, p)
 	}

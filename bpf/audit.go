@@ -32,10 +32,26 @@ type Audit struct {
 // Open loads the program for each device and attaches it. An error says what failed and what to do;
 // then nothing stays attached that was not attached before. If some devices can be attached and
 // others cannot, the others are logged and have a [Hook] that is not up. The audit ends with
-// [Audit.Close], or with [Audit.Abandon] if the start of the caller fails after Open. A hook that
-// was pinned on a device which is not in the configuration stays attached until [Audit.Follow] or
-// Close.
-func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
+// [Audit.Close], or with [Audit.Abandon] if the start of the caller fails after Open.
+//
+// Open is [Prepare] followed by [Audit.Commit].
+func Open(config Config, logger *slog.Logger) (*Audit, error) {
+	ctx := context.Background()
+	audit, err := Prepare(ctx, config, logger)
+	if err != nil {
+		return nil, err
+	}
+	if err := audit.Commit(ctx); err != nil {
+		return nil, errors.Join(err, audit.Abandon())
+	}
+	return audit, nil
+}
+
+// Prepare does the part of Open that may fail, for a caller whose own start may fail afterwards. It
+// changes no hook, counter or baseline of a pinned audit, except that devices which are in both
+// audits run the new program. The start ends with [Audit.Commit], or with [Audit.Abandon] if it has
+// failed. If the context ends before all devices are attached, the error wraps that of the context.
+func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
@@ -58,14 +74,27 @@ func Open(config Config, logger *slog.Logger) (audit *Audit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = audit.devices.change(func() error { return audit.devices.start(devices) })
-	if err == nil {
-		err = audit.maps.replacePins(audit.pins, logger)
-	}
-	if err != nil {
+	if err = audit.devices.change(func() error { return audit.devices.start(ctx, devices) }); err != nil {
 		return nil, errors.Join(err, audit.Abandon())
 	}
 	return audit, nil
+}
+
+// Commit completes a start that has succeeded. Hooks that are pinned on devices which are not in
+// the configuration are detached, and their indices and counters go to devices that need them.
+// Pinned maps of another layout are replaced. It needs no capability, unless
+// [Audit.CommitNeedsPrivilege] says so. A second call does nothing. If the context ends before
+// all devices run their program, the error wraps that of the context.
+func (a *Audit) Commit(ctx context.Context) error {
+	return a.devices.change(func() error {
+		if !a.devices.isStarting {
+			return nil
+		}
+		if err := a.maps.replacePins(a.pins, a.logger); err != nil {
+			return err
+		}
+		return a.devices.commit(ctx)
+	})
 }
 
 // load creates the maps and their readers, or takes over pinned ones, gives the named devices their
@@ -96,6 +125,7 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 		return nil, err
 	}
 	a.devices.kernel = &kernelHooks{a.maps, config, a.pins}
+	a.devices.isReplacingMaps = a.maps.replacing != nil
 	a.devices.pool = indexPool{table: a.maps.devices, counters: a.counters, clearCounters: a.maps.clearCounters}
 	if a.pins != nil {
 		if err := a.takeOver(); err != nil {
@@ -119,12 +149,14 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 	return a, nil
 }
 
+// CommitNeedsPrivilege reports whether [Audit.Commit] needs the capabilities that [Prepare]
+// needs, as it does before Linux 5.19.
+func (a *Audit) CommitNeedsPrivilege() bool { return needsPrivilege(kernelRelease()) }
+
 // Follow attaches devices of the configuration when they appear, and detaches from those that
-// vanish, until the context ends. Without Config.Follow it only detaches the hooks that were pinned
-// on other devices, and then waits for the end of the context. It logs what fails, tries again and
-// returns nil.
+// vanish, until the context ends. Without Config.Follow it only waits for the end of the context.
+// It logs what fails, tries again and returns nil.
 func (a *Audit) Follow(ctx context.Context) error {
-	_ = a.devices.change(func() error { a.devices.dropUnclaimed(); return nil }) // logs what fails
 	if a.config.Follow {
 		a.devices.follow(ctx)
 	}
@@ -133,9 +165,13 @@ func (a *Audit) Follow(ctx context.Context) error {
 }
 
 // Close detaches every device, or leaves pinned hooks to the next process, and releases everything
-// that the audit holds. It waits for an attempt of [Audit.Follow] to attach a device.
+// that the audit holds. It waits for an attempt of [Audit.Follow] to attach a device. Before
+// [Audit.Commit] it is [Audit.Abandon].
 func (a *Audit) Close() error {
 	return a.devices.change(func() error {
+		if a.devices.isStarting {
+			return a.abandon()
+		}
 		a.devices.dropUnclaimed()
 		return a.release()
 	})
@@ -145,13 +181,15 @@ func (a *Audit) Close() error {
 // nothing else stays attached or pinned. It needs no capability, but it must be allowed to remove
 // files from the pin directory.
 func (a *Audit) Abandon() error {
-	return a.devices.change(func() error {
-		var err error
-		if a.pins != nil {
-			err = a.pins.discardNew()
-		}
-		return errors.Join(err, a.release())
-	})
+	return a.devices.change(a.abandon)
+}
+
+func (a *Audit) abandon() error {
+	var err error
+	if a.pins != nil {
+		err = a.pins.discardNew()
+	}
+	return errors.Join(err, a.release())
 }
 
 // release releases everything that the audit holds. Pinned hooks stay attached. It runs in a change

@@ -153,7 +153,7 @@ func (m *measurement) loadOther(t testing.TB, table *otherTable) {
 // the measurement, the values those in the object.
 func (m *measurement) load(t testing.TB, spec *ebpf.CollectionSpec, names map[string]string) *ebpf.Collection {
 	t.Helper()
-	if err := m.audit.maps.configure(spec, m.audit.config, 0); err != nil {
+	if err := m.audit.maps.configure(spec, m.audit.config, m.audit.maps.devices.identity(0)); err != nil {
 		t.Fatal(err)
 	}
 	if m.flows > 1 {

@@ -28,7 +28,7 @@ func newInjector(t *testing.T, p *probe, packets int) *injector {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.maps.configure(spec, p.config, 0); err != nil {
+	if err := p.maps.configure(spec, p.config, p.maps.devices.identity(0)); err != nil {
 		t.Fatal(err)
 	}
 	spec.Maps[benchMapBenchInjected].MaxEntries = uint32(packets)

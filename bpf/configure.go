@@ -15,8 +15,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// programSpec returns the program, configured for the device with that index.
-func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec, error) {
+// programSpec returns the program, configured for a device.
+func (t *auditMaps) programSpec(config Config, id deviceIdentity) (*ebpf.CollectionSpec, error) {
 	spec, err := loadProgram()
 	if err != nil {
 		return nil, err
@@ -24,20 +24,19 @@ func (t *auditMaps) programSpec(config Config, index int) (*ebpf.CollectionSpec,
 	if !t.hasFrags {
 		spec.Programs[programProgXdpAudit].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
 	}
-	return spec, t.configure(spec, config, index)
+	return spec, t.configure(spec, config, id)
 }
 
-// configure configures a program for the device with that index, and gives the shared maps
-// their sizes.
-func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, index int) error {
+// configure configures a program for a device, and gives the shared maps their sizes.
+func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id deviceIdentity) error {
 	values := config.programConfig()
-	values.FirstBlock = uint32(index * t.cpus)
-	values.HashKeys = t.devices.entries[index].keys
-	values.Owner = t.devices.owner(index)
+	values.FirstBlock = uint32(id.index * t.cpus)
+	values.HashKeys = id.keys
+	values.Owner = id.owner()
 	if t.hasFrags {
 		values.HasFrags = 1
 	}
-	if learnt, isFrozen := config.Frozen[t.devices.entries[index].deviceName()]; isFrozen {
+	if learnt, isFrozen := config.Frozen[id.name]; isFrozen {
 		values.Modes |= modeFrozen
 		values.Frozen = programBaseline{
 			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),

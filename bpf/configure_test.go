@@ -24,7 +24,7 @@ func TestConfigureSetsAllVariables(t *testing.T) {
 	for index, modes := range []uint32{
 		modeLog2 | modeDevice | modeWatch, modeLog2 | modeDevice | modeWatch | modeFrozen,
 	} {
-		spec, err := audit.maps.programSpec(config, index)
+		spec, err := audit.maps.programSpec(config, audit.maps.devices.identity(index))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -85,11 +86,25 @@ func (e *deviceEntry) isTaken() bool { return atomic.LoadUint32(&e.state) == ent
 
 func (e *deviceEntry) deviceName() string { return unix.ByteSliceToString(e.name[:]) }
 
-// owner returns the number that marks the flows and events of the device with an index: the index
-// and the generation.
-func (t *deviceTable) owner(index int) uint32 {
-	return uint32(index) | t.entries[index].generation<<ownerShift
+// deviceIdentity is what the program of a device is configured with.
+type deviceIdentity struct {
+	index      int
+	generation uint32
+	keys       [10]uint32
+	name       string
 }
+
+// owner returns the number that marks the flows and events of the device: the index and the
+// generation.
+func (id deviceIdentity) owner() uint32 { return uint32(id.index) | id.generation<<ownerShift }
+
+// identity returns the identity of the device that has an index.
+func (t *deviceTable) identity(index int) deviceIdentity {
+	e := &t.entries[index]
+	return deviceIdentity{index, e.generation, e.keys, e.deviceName()}
+}
+
+func (t *deviceTable) owner(index int) uint32 { return t.identity(index).owner() }
 
 // find returns the index of a device, −1 if it has none.
 func (t *deviceTable) find(name string) int {
@@ -102,11 +117,15 @@ func (t *deviceTable) find(name string) int {
 }
 
 // choose returns the index for a device that has none: a free one or, if every index is taken, that
-// of the device that has been gone for the longest time. The caller must release that.
-func (t *deviceTable) choose() (index int, err error) {
+// of the device that has been gone for the longest time. The caller must release that. Indices that
+// are planned for other devices are excepted.
+func (t *deviceTable) choose(except ...int) (index int, err error) {
 	oldest := -1
 	for i := range t.entries {
 		e := &t.entries[i]
+		if slices.Contains(except, i) {
+			continue
+		}
 		if !e.isTaken() {
 			return i, nil
 		}
@@ -123,19 +142,33 @@ func (t *deviceTable) choose() (index int, err error) {
 // release frees an index.
 func (t *deviceTable) release(index int) { atomic.StoreUint32(&t.entries[index].state, entryFree) }
 
-// take assigns a free index to a device, with new keys: no packet finds the flows of the earlier
-// device in the flow table. The state is written last, so that a process that ends in between
-// leaves a free index.
-func (t *deviceTable) take(index int, name string) error {
-	e := &t.entries[index]
-	var keys [10]uint32
-	if err := binary.Read(t.keys, binary.NativeEndian, &keys); err != nil {
-		return fmt.Errorf("choosing keys of the flow hash: %w", err)
+// available returns the number of indices that are free or those of devices that are gone.
+func (t *deviceTable) available() (n int) {
+	for i := range t.entries {
+		if e := &t.entries[i]; !e.isTaken() || e.goneNs != 0 {
+			n++
+		}
 	}
-	*e = deviceEntry{generation: nextGeneration(e.generation), keys: keys, goneFlows: e.goneFlows}
-	copy(e.name[:], name)
+	return n
+}
+
+// plan returns the identity with which a device would take an index, with new keys: no packet finds
+// the flows of the earlier device in the flow table. The table is not changed.
+func (t *deviceTable) plan(index int, name string) (deviceIdentity, error) {
+	id := deviceIdentity{index: index, generation: nextGeneration(t.entries[index].generation), name: name}
+	if err := binary.Read(t.keys, binary.NativeEndian, &id.keys); err != nil {
+		return id, fmt.Errorf("choosing keys of the flow hash: %w", err)
+	}
+	return id, nil
+}
+
+// take assigns the free index of a planned identity to its device. The state is written last, so
+// that a process that ends in between leaves a free index.
+func (t *deviceTable) take(id deviceIdentity) {
+	e := &t.entries[id.index]
+	*e = deviceEntry{generation: id.generation, keys: id.keys, goneFlows: e.goneFlows}
+	copy(e.name[:], id.name)
 	atomic.StoreUint32(&e.state, entryTaken)
-	return nil
 }
 
 // nextGeneration counts from 1 to the largest generation that fits into an owner, and then from 1

@@ -23,9 +23,11 @@ func (t *deviceTable) mustTake(tb testing.TB, name string, want int) {
 		tb.Fatalf("%s got the index %d and error %v, want %d", name, index, err, want)
 	}
 	t.release(index)
-	if err := t.take(index, name); err != nil {
+	id, err := t.plan(index, name)
+	if err != nil {
 		tb.Fatal(err)
 	}
+	t.take(id)
 }
 
 func TestIndicesOfDevices(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 //
 //	absent    named by the configuration, never seen     in listed, isGone
 //	waiting   present, not attached, or not any more     in listed, link == nil
+//	prepared  present, has accepted a hook in a start    in listed, prepared != nil
 //	up        the program is attached                    in listed, link != nil
 //	gone      vanished; has an index until another       isGone; in listed if named,
 //	          device needs that                          in gone if not
@@ -29,7 +30,8 @@ import (
 // Each event has one method, which makes one transition:
 //
 //	appeared    absent, gone, no room → waiting
-//	attached    waiting → up, with a new hook or with one of unclaimedLinks
+//	prepare     waiting → prepared, with a new hook or with one of unclaimedLinks
+//	settle      prepared → up; it may take the index of a gone device
 //	refused     waiting → waiting, with a longer pause
 //	renamed     up → waiting; the hook runs on, in unclaimedLinks for the new name
 //	hookLost    up → waiting; the device was replaced, or the hook detached by force
@@ -54,6 +56,9 @@ type deviceSet struct {
 	isChanging bool
 	isClosed   bool
 
+	isStarting      bool // a start has begun and is not committed
+	isReplacingMaps bool // the start replaces pinned maps
+
 	listed         []*device       // the named ones, then those that match a glob
 	gone           []*device       // matched a glob, have vanished and still have their index
 	noIndex        map[string]bool // names of devices that get no index
@@ -64,7 +69,7 @@ type deviceSet struct {
 // device is one audited device. It keeps its program while it has no link, to attach it again.
 type device struct {
 	name    string
-	index   int  // in the device table: of its counters, its flows and its events
+	index   int  // in the device table: of its counters, its flows and its events; −1 for none yet
 	isNamed bool // by the configuration, and not only matched by a glob
 	isGone  bool // no network device has the name
 	wasUp   bool // it was attached at least once
@@ -76,11 +81,17 @@ type device struct {
 	id      ebpf.ProgramID // of the program that was loaded last
 	tag     string
 	link    xdpLink // nil while it is not attached
-	retry   backoff // used in changes only
+
+	prepared *preparedHook // nil unless commit has to attach its program
+
+	retry backoff // used in changes only
 }
 
 // isUp reports whether the kernel runs the program on the device.
 func (d *device) isUp() bool { return d.link != nil && d.link.isOn(d.ifindex, d.id) }
+
+// hasIndex reports whether the device has counters. Without, the kernel runs no program for it.
+func (d *device) hasIndex() bool { return d.index >= 0 }
 
 // isCounted reports whether the counters of the device are shown.
 func (d *device) isCounted() bool { return d.program != nil && !d.isGone }
@@ -126,9 +137,11 @@ func (s *deviceSet) write(f func()) {
 	f()
 }
 
-// appeared returns the listed device of that name. It lists the device if it is not yet listed, and
-// gives it an index if it has none. Both results are nil if there is no index for it, and that was
-// reported for another device before.
+// appeared returns the listed device of that name, and lists it if it is not yet listed. A
+// device that is named gets a free index at once, because others must not take the last one
+// while it is absent. Every other device without an index gets one when its network device
+// accepts the program. Both results are nil if there is no index for it, and that was reported
+// for another device before.
 func (s *deviceSet) appeared(name string) (*device, error) {
 	hasName := func(d *device) bool { return d.name == name }
 	if i := slices.IndexFunc(s.listed, hasName); i >= 0 {
@@ -143,23 +156,42 @@ func (s *deviceSet) appeared(name string) (*device, error) {
 		})
 		return d, nil
 	}
-	index, err := s.indexFor(name)
-	if err != nil {
+	d := &device{name: name, index: s.pool.table.find(name), isNamed: slices.Contains(s.config.Devices, name)}
+	if !d.hasIndex() && !d.isNamed && !s.hasRoom() {
 		isFirst := len(s.noIndex) == 0
 		s.write(func() { s.noIndex[name] = true })
-		if errors.Is(err, errNoIndex) && !isFirst {
+		if !isFirst {
 			return nil, nil
 		}
-		return nil, err
+		return nil, s.noRoom(name)
 	}
-	d := &device{name: name, index: index, isNamed: slices.Contains(s.config.Devices, name)}
+	if !d.hasIndex() && d.isNamed {
+		if id, isDisplacing, err := s.identify(d); err == nil && !isDisplacing {
+			if err := s.takeIndex(d, id); err != nil {
+				return nil, err
+			}
+		}
+	}
 	s.write(func() {
 		delete(s.noIndex, name)
 		s.listed = append(s.listed, d)
-		s.pool.table.setGone(index, false)
+		if d.hasIndex() {
+			s.pool.table.setGone(d.index, false)
+		}
 	})
-	s.pool.setOwner(index, name)
+	if d.hasIndex() {
+		s.pool.setOwner(d.index, name)
+	}
 	return d, nil
+}
+
+// claimIndices keeps the indices of wanted devices from others.
+func (s *deviceSet) claimIndices(names []string) {
+	for _, name := range names {
+		if index := s.pool.table.find(name); index >= 0 {
+			s.write(func() { s.pool.table.setGone(index, false) })
+		}
+	}
 }
 
 // loaded notes the program of a device.
@@ -168,8 +200,11 @@ func (s *deviceSet) loaded(d *device, p *loadedProgram) {
 }
 
 // attached notes that the program of a device runs on it.
-func (s *deviceSet) attached(d *device, l xdpLink, mode Mode) {
-	s.write(func() { d.link, d.mode, d.wasUp = l, mode, true })
+func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) {
+	s.write(func() {
+		d.program, d.id, d.tag = p, p.id, p.tag
+		d.link, d.mode, d.wasUp = l, mode, true
+	})
 }
 
 // renamed keeps the hook of a device for another name of the network device that the hook is on.
@@ -196,8 +231,10 @@ func (s *deviceSet) vanished(d *device) {
 		d.isGone, d.retry = true, backoff{}
 		if !d.isNamed {
 			s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
-			s.gone = append(s.gone, d)
-			s.pool.table.setGone(d.index, true)
+			if d.hasIndex() {
+				s.gone = append(s.gone, d)
+				s.pool.table.setGone(d.index, true)
+			}
 		}
 	})
 	if d.wasUp {
@@ -233,6 +270,10 @@ func (s *deviceSet) close() error {
 	s.isClosed = true
 	var errs []error
 	for _, d := range slices.Concat(s.listed, s.gone) {
+		if d.prepared != nil {
+			errs = append(errs, s.discardLocked(d, d.prepared))
+			d.prepared = nil
+		}
 		if err := s.unload(d); err != nil {
 			errs = append(errs, fmt.Errorf("detaching %s: %w", d.name, err))
 		}
@@ -315,7 +356,12 @@ func (s *deviceSet) slots() DeviceSlots {
 		return DeviceSlots{}
 	}
 	entries := s.pool.table.entries
-	slots := DeviceSlots{Total: len(entries), Used: len(s.listed), Refused: len(s.noIndex)}
+	slots := DeviceSlots{Total: len(entries), Refused: len(s.noIndex)}
+	for _, d := range s.listed {
+		if d.hasIndex() {
+			slots.Used++
+		}
+	}
 	for i := range entries {
 		slots.GoneFlows += entries[i].goneFlows
 		isShown := slices.ContainsFunc(s.listed, func(d *device) bool { return d.index == i && d.isCounted() })

@@ -142,7 +142,7 @@ func TestDeviceStates(t *testing.T) {
 			s := newTestSet(config, newFakeKernel())
 			for _, step := range test.steps {
 				step.change(s.kernel)
-				s.resync(s.kernel.list(), true)
+				s.resync(t.Context(), s.kernel.list(), true)
 				if got := s.state(); got != step.want {
 					t.Fatalf("%s: got %q, want %q", step.description, got, step.want)
 				}
@@ -185,12 +185,12 @@ func (s *testSet) checkHooks(t *testing.T, description string) {
 func TestRenamedDeviceKeepsItsHook(t *testing.T) {
 	s := newTestSet(setConfig(nil, []string{"v*"}), newFakeKernel())
 	s.kernel.devices["v1"] = 7
-	s.resync(s.kernel.list(), false)
+	s.resync(t.Context(), s.kernel.list(), false)
 	hook := s.kernel.hooks[7]
 	before := hook.program
 	delete(s.kernel.devices, "v1")
 	s.kernel.devices["v2"] = 7
-	s.resync(s.kernel.list(), false)
+	s.resync(t.Context(), s.kernel.list(), false)
 	if got, want := s.state(), "v2 1 drv, v1 0 gone"; got != want {
 		t.Fatalf("got %q, want %q", got, want)
 	}
@@ -206,7 +206,7 @@ func TestFullPoolIsReportedOnce(t *testing.T) {
 	s := newTestSet(config, newFakeKernel())
 	for i, name := range []string{"v1", "v2", "v3"} {
 		s.kernel.devices[name] = i + 1
-		s.resync(s.kernel.list(), true)
+		s.resync(t.Context(), s.kernel.list(), true)
 	}
 	if n := strings.Count(s.log.String(), errNoIndex.Error()); n != 1 {
 		t.Errorf("reported %d times, want 1:\n%s", n, s.log)
@@ -216,7 +216,7 @@ func TestFullPoolIsReportedOnce(t *testing.T) {
 	}
 	owner := s.pool.table.owner(0)
 	s.kernel.remove("v1")
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	if got, want := s.state(), "v2 0 drv, v3 no index"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -235,14 +235,14 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	config.MaxDevices = 1
 	s := newTestSet(config, newFakeKernel())
 	s.kernel.devices["v1"] = 1
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	counters := s.pool.counters
 	counters.blocks[0][0].FlowInserts = 5
 	counters.sums[0][0] = blockSums{above: Uint128{Lo: 1}, below: Uint128{Lo: 2}, squared: Uint128{Lo: 3}}
 	counters.totals[0] = Uint128{Lo: 4}
 	s.kernel.remove("v1")
 	s.kernel.devices["v2"] = 2
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	if got, want := s.slots(), (DeviceSlots{Total: 1, Used: 1, GoneFlows: 5}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -261,7 +261,7 @@ func TestOldHookEndsBeforeItsIndexIsCleared(t *testing.T) {
 	config.MaxDevices = 1
 	s := newTestSet(config, newFakeKernel())
 	s.kernel.devices["v1"] = 1
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	cleared, clearCounters := 0, s.pool.clearCounters
 	s.pool.clearCounters = func(index int) error {
 		cleared++
@@ -272,7 +272,7 @@ func TestOldHookEndsBeforeItsIndexIsCleared(t *testing.T) {
 	}
 	delete(s.kernel.devices, "v1")
 	s.kernel.devices["x"], s.kernel.devices["v2"] = 1, 2
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	if got, want := s.state(), "v2 0 drv"; got != want || cleared != 1 {
 		t.Errorf("got %q and %d times cleared, want %q and once", got, cleared, want)
 	}
@@ -304,7 +304,7 @@ func TestTakenOverIndicesAreHandedOn(t *testing.T) {
 		{"v5", "v3 1 drv, v4 0 drv, v5 no index"},
 	} {
 		s.kernel.devices[step.name] = len(s.kernel.devices) + 1
-		s.resync(s.kernel.list(), true)
+		s.resync(t.Context(), s.kernel.list(), true)
 		if got := s.state(); got != step.want {
 			t.Fatalf("%s appears: got %q, want %q", step.name, got, step.want)
 		}
@@ -342,7 +342,7 @@ func TestFailedStartLeavesPinnedHooks(t *testing.T) {
 			}
 			s := newTestSet(config, k)
 			s.unclaimedLinks = k.pinnedLinks()
-			err := s.start(k.list())
+			err := s.start(t.Context(), k.list())
 			if test.failing == "" && err != nil || test.failing != "" && (err == nil || !strings.Contains(err.Error(), test.failing)) {
 				t.Fatalf("got %v, want an error with %q", err, test.failing)
 			}
@@ -379,7 +379,7 @@ func TestStartTakesPinnedHooksOver(t *testing.T) {
 	hooks := []*fakeHook{k.hooks[1], k.hooks[3]}
 	s := newTestSet(setConfig([]string{"a", "c"}, nil), k)
 	s.unclaimedLinks = k.pinnedLinks()
-	if err := s.start(k.list()); err != nil {
+	if err := s.start(t.Context(), k.list()); err != nil {
 		t.Fatal(err)
 	}
 	if k.hooks[1] != hooks[0] || !k.hooks[1].isPinned || k.isNewPin[1] {
@@ -391,7 +391,7 @@ func TestStartTakesPinnedHooksOver(t *testing.T) {
 	if k.hooks[2] == nil {
 		t.Error("the start has detached the hook of a device that is not in the configuration")
 	}
-	s.resync(k.list(), false)
+	s.resync(t.Context(), k.list(), false)
 	s.checkHooks(t, "after the first resync")
 }
 
@@ -403,7 +403,7 @@ func TestReadersDoNotWaitForAnAttach(t *testing.T) {
 		k.devices["a"] = 1
 		k.isLoading, k.mayLoad = make(chan struct{}), make(chan struct{})
 		s := newTestSet(setConfig([]string{"a"}, nil), k)
-		resync := func() error { s.resync(k.list(), true); return nil }
+		resync := func() error { s.resync(t.Context(), k.list(), true); return nil }
 		changed := make(chan error, 1)
 		go func() { changed <- s.change(resync) }()
 		<-k.isLoading
@@ -447,7 +447,7 @@ func TestRefusalIsReportedOnce(t *testing.T) {
 	s := newTestSet(setConfig([]string{"a"}, nil), newFakeKernel())
 	s.kernel.devices["a"], s.kernel.refused["a"] = 1, true
 	for range 5 {
-		s.resync(s.kernel.list(), true)
+		s.resync(t.Context(), s.kernel.list(), true)
 	}
 	if n := strings.Count(s.log.String(), "refuses mode drv"); n != 1 {
 		t.Errorf("reported %d times, want 1:\n%s", n, s.log)
@@ -463,13 +463,13 @@ func TestReturnedDeviceIsTriedAtOnce(t *testing.T) {
 		s := newTestSet(config, newFakeKernel())
 		s.kernel.devices["a"], s.kernel.refused["a"] = 1, true
 		for range 3 {
-			s.resync(s.kernel.list(), true)
+			s.resync(t.Context(), s.kernel.list(), true)
 		}
 		s.kernel.remove("a")
-		s.resync(s.kernel.list(), false)
+		s.resync(t.Context(), s.kernel.list(), false)
 		delete(s.kernel.refused, "a")
 		s.kernel.devices["a"] = 1
-		s.resync(s.kernel.list(), false)
+		s.resync(t.Context(), s.kernel.list(), false)
 		if got, want := s.state(), "a 0 drv"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -482,18 +482,18 @@ func TestReturnedDeviceIsTriedAtOnce(t *testing.T) {
 func TestRefusalKeepsCounters(t *testing.T) {
 	s := newTestSet(setConfig([]string{"a"}, nil), newFakeKernel())
 	s.kernel.devices["a"] = 1
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	s.kernel.detach(1)
 	s.kernel.refused["a"] = true
 	for range 5 {
-		s.resync(s.kernel.list(), true)
+		s.resync(t.Context(), s.kernel.list(), true)
 		if d := s.listed[0]; d.link != nil || !d.isCounted() || s.kernel.programs != 1 {
 			t.Errorf("attached %v, counted %v with %d programs; want a waiting device that is counted",
 				d.link != nil, d.isCounted(), s.kernel.programs)
 		}
 	}
 	delete(s.kernel.refused, "a")
-	s.resync(s.kernel.list(), true)
+	s.resync(t.Context(), s.kernel.list(), true)
 	if got, want := s.state(), "a 0 drv"; got != want || s.kernel.loads != 1 {
 		t.Errorf("accepts the program: got %q and %d programs loaded, want %q and 1", got, s.kernel.loads, want)
 	}

@@ -291,6 +291,9 @@ func protocolOf(family Family, number uint8) Protocol {
 func (a *Audit) EventCounts() EventCounts {
 	counts := EventCounts{Received: map[string]uint64{}, Lost: a.events.lost.Load(), Malformed: a.events.malformed.Load()}
 	a.devices.each(func(d *device) {
+		if counts.Received[d.name] = 0; !d.hasIndex() {
+			return
+		}
 		counts.Received[d.name] = atomic.LoadUint64(&a.maps.devices.entries[d.index].received)
 	})
 	return counts

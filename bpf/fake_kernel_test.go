@@ -30,7 +30,9 @@ type fakeKernel struct {
 	loads, attachments int
 	programs           int // that are loaded and not closed
 	lastProgram        ebpf.ProgramID
+	owners             map[ebpf.ProgramID]deviceIdentity // the device that a program counts for
 
+	onAttach           func()
 	isLoading, mayLoad chan struct{} // of the next program, if that is to wait
 }
 
@@ -44,7 +46,7 @@ type fakeHook struct {
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
-		devices: map[string]int{}, hooks: map[int]*fakeHook{}, isNewPin: map[int]bool{},
+		devices: map[string]int{}, hooks: map[int]*fakeHook{}, isNewPin: map[int]bool{}, owners: map[ebpf.ProgramID]deviceIdentity{},
 		refused: map[string]bool{}, refusedModes: map[Mode]bool{},
 	}
 }
@@ -111,13 +113,23 @@ func (k *fakeKernel) release(ifindex int, hook *fakeHook) {
 
 func (*fakeKernel) driver(string) string { return "fake" }
 
-func (k *fakeKernel) load(int, int) (*loadedProgram, error) {
+func (k *fakeKernel) load(id deviceIdentity, _ int) (*loadedProgram, error) {
 	k.loads++
 	if k.isLoading != nil {
 		close(k.isLoading)
 		<-k.mayLoad
 		k.isLoading = nil
 	}
+	if k.loadError != nil {
+		return nil, k.loadError
+	}
+	k.programs++
+	k.lastProgram++
+	k.owners[k.lastProgram] = id
+	return newFakeProgram(k.lastProgram), nil
+}
+
+func (k *fakeKernel) loadPlaceholder() (*loadedProgram, error) {
 	if k.loadError != nil {
 		return nil, k.loadError
 	}
@@ -147,6 +159,9 @@ func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 		return nil, unix.EBUSY
 	}
 	k.attachments++
+	if k.onAttach != nil {
+		k.onAttach()
+	}
 	k.hooks[ifindex] = &fakeHook{mode: mode, program: p.id}
 	return k.open(ifindex), nil
 }

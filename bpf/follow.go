@@ -30,7 +30,7 @@ func (s *deviceSet) follow(ctx context.Context) {
 				s.logger.Error("Cannot subscribe to device changes: looking for devices every 10 seconds", "err", err)
 			}
 		}
-		if err := s.change(func() error { return s.followOnce(isRetry) }); err != nil {
+		if err := s.change(func() error { return s.followOnce(ctx, isRetry) }); err != nil {
 			s.logger.Error("Cannot list the devices: trying again in at most 10 seconds", "err", err)
 		}
 		select {
@@ -47,11 +47,11 @@ func (s *deviceSet) follow(ctx context.Context) {
 	}
 }
 
-func (s *deviceSet) followOnce(isRetry bool) error {
+func (s *deviceSet) followOnce(ctx context.Context, isRetry bool) error {
 	devices, err := netdev.List()
 	if err != nil {
 		return err
 	}
-	s.resync(devices, isRetry)
+	s.resync(ctx, devices, isRetry)
 	return nil
 }

@@ -59,11 +59,11 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 					if i == 0 {
 						d.retry.refusal = ""
 					}
-					if failures := audit.devices.reconcile([]netdev.Device{now}, true); len(failures) > 0 {
+					if failures := audit.devices.reconcile(t.Context(), []netdev.Device{now}, true); len(failures) > 0 {
 						attempts = append(attempts, i)
 					}
 					// A change of another device is not a reason to try this one.
-					if failures := audit.devices.reconcile([]netdev.Device{now}, false); len(failures) > 0 {
+					if failures := audit.devices.reconcile(t.Context(), []netdev.Device{now}, false); len(failures) > 0 {
 						t.Errorf("it was tried without a reason after resync %d", i)
 					}
 				}
@@ -77,6 +77,15 @@ func TestRefusedDevicesAreTriedLessOften(t *testing.T) {
 			}
 		})
 	}
+}
+
+// giveIndex gives a device the index that it would take.
+func (s *deviceSet) giveIndex(d *device) error {
+	id, _, err := s.identify(d)
+	if err != nil {
+		return err
+	}
+	return s.takeIndex(d, id)
 }
 
 // An index is assigned to the next device while events of the device before are still read and the
@@ -96,7 +105,11 @@ func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 				d.isNamed = false
 				a.devices.vanished(d)
 			}
-			if d, err := a.devices.appeared(name); err != nil || d == nil || d.index != 0 {
+			d, err := a.devices.appeared(name)
+			if err == nil && d != nil {
+				err = a.devices.giveIndex(d)
+			}
+			if err != nil || d == nil || d.index != 0 {
 				return fmt.Errorf("%s was given no index: %+v, %w", name, d, err)
 			}
 			return nil
@@ -138,8 +151,7 @@ func TestAnIndexIsHandedOnUnderEvents(t *testing.T) {
 	// The same in one thread, between the two steps.
 	if err := a.devices.change(func() error {
 		a.devices.vanished(a.devices.listed[0])
-		_, err := a.devices.takeIndex("d")
-		return err
+		return a.devices.giveIndex(&device{name: "d", index: -1})
 	}); err != nil {
 		t.Fatal(err)
 	}

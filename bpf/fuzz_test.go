@@ -146,9 +146,11 @@ func FuzzDeviceTable(f *testing.F) {
 					t.Fatalf("index %d of %q is given to %q", index, before, name)
 				}
 				table.release(index)
-				if err := table.take(index, name); err != nil {
+				id, err := table.plan(index, name)
+				if err != nil {
 					t.Fatal(err)
 				}
+				table.take(id)
 			}
 			table.setGone(index, false)
 			given[index] = name

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -20,9 +21,11 @@ type hookKernel interface {
 	// driver returns the name of the driver of a network device, empty if the kernel does not name
 	// one.
 	driver(name string) string
-	// load loads the program for an index of the device table. offloadTo is the index of the
-	// network device whose hardware runs the program, 0 for the CPU.
-	load(index, offloadTo int) (*loadedProgram, error)
+	// load loads the program of a device. offloadTo is the index of the network device whose
+	// hardware runs the program, 0 for the CPU.
+	load(id deviceIdentity, offloadTo int) (*loadedProgram, error)
+	// loadPlaceholder loads a program that passes every packet and counts none.
+	loadPlaceholder() (*loadedProgram, error)
 	// unload closes a program. What is attached stays attached.
 	unload(p *loadedProgram) error
 	// attach attaches a program to a network device.
@@ -51,7 +54,7 @@ type xdpLink interface {
 	Close() error
 }
 
-// loadedProgram is an instance of the program that is loaded for one index.
+// loadedProgram is a program that is loaded: that of a device, or a placeholder.
 type loadedProgram struct {
 	*ebpf.Program
 	id  ebpf.ProgramID
@@ -67,8 +70,8 @@ type kernelHooks struct {
 
 func (k *kernelHooks) driver(name string) string { return netdev.Driver(name) }
 
-func (k *kernelHooks) load(index, offloadTo int) (*loadedProgram, error) {
-	spec, err := k.maps.programSpec(k.config, index)
+func (k *kernelHooks) load(id deviceIdentity, offloadTo int) (*loadedProgram, error) {
+	spec, err := k.maps.programSpec(k.config, id)
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +85,29 @@ func (k *kernelHooks) load(index, offloadTo int) (*loadedProgram, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading back the program: %w", err)
 	}
+	programID, _ := info.ID()
+	return &loadedProgram{collection.DetachProgram(programProgXdpAudit), programID, info.Tag}, nil
+}
+
+func (k *kernelHooks) loadPlaceholder() (*loadedProgram, error) {
+	const xdpPass = 2
+	spec := &ebpf.ProgramSpec{
+		Name: "xdp_audit_wait", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()},
+	}
+	if k.maps.hasFrags { // a device may refuse a program without the flag
+		spec.Flags = unix.BPF_F_XDP_HAS_FRAGS
+	}
+	p, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return nil, err
+	}
+	info, err := p.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading back the program: %w", err), p.Close())
+	}
 	id, _ := info.ID()
-	return &loadedProgram{collection.DetachProgram(programProgXdpAudit), id, info.Tag}, nil
+	return &loadedProgram{p, id, info.Tag}, nil
 }
 
 func (k *kernelHooks) unload(p *loadedProgram) error { return p.Close() }

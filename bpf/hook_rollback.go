@@ -33,6 +33,9 @@ func (s *deviceSet) noteRollback(d *device, l xdpLink, attached netdev.XDPMode) 
 func (s *deviceSet) rollBack() error {
 	var errs []error
 	for _, r := range s.rollbacks {
+		if r.device.link != nil {
+			continue // it has its new hook
+		}
 		if err := s.restore(r); err != nil {
 			errs = append(errs, fmt.Errorf("device %s is no longer audited in mode %s as before the start: %w", r.device.name, r.mode, err))
 		}
@@ -43,6 +46,15 @@ func (s *deviceSet) rollBack() error {
 
 func (s *deviceSet) restore(r hookRollback) error {
 	d, p := r.device, r.program
+	if h := d.prepared; h != nil {
+		s.write(func() { d.prepared = nil })
+		if err := s.discard(d, h); err != nil {
+			return err
+		}
+	}
+	if p == nil && !d.hasIndex() {
+		return errors.New("its program may not be opened")
+	}
 	if p == nil {
 		if d.program == nil {
 			if err := s.load(d, 0); err != nil {

@@ -41,40 +41,80 @@ func (p *indexPool) readerGap() (gap uint64) {
 	return gap
 }
 
-// indexFor returns the index of a device: the one that it has in the table, else a free one, else
-// that of the device that vanished first. It runs in a change of the set.
-func (s *deviceSet) indexFor(name string) (int, error) {
-	if index := s.pool.table.find(name); index >= 0 {
-		return index, nil
-	}
-	return s.takeIndex(name)
-}
-
-func (s *deviceSet) takeIndex(name string) (int, error) {
+// identify returns the identity of a device. If the device has no index, it is one with a free
+// index, or with the index of the device that vanished first, which isDisplacing reports. That
+// index is not taken yet.
+func (s *deviceSet) identify(d *device) (id deviceIdentity, isDisplacing bool, err error) {
 	table := s.pool.table
-	index, err := table.choose()
-	if err != nil {
-		return 0, fmt.Errorf("device %s: %w: to audit more than %d devices, raise the maximum (--audit.max-devices)",
-			name, err, len(table.entries))
+	if d.hasIndex() {
+		return table.identity(d.index), false, nil
 	}
-	if table.entries[index].generation > 0 {
-		if err := s.retire(index); err != nil {
-			return 0, err
+	var planned []int
+	for _, other := range s.listed {
+		if other.prepared != nil && other.prepared.identity != nil {
+			planned = append(planned, other.prepared.identity.index)
 		}
 	}
-	s.pool.events.retire(index) // before the count of events starts at zero
-	s.write(func() { err = table.take(index, name) })
-	return index, err
+	index, err := table.choose(planned...)
+	if err != nil {
+		return id, false, s.noRoom(d.name)
+	}
+	id, err = table.plan(index, d.name)
+	return id, table.entries[index].isTaken(), err
 }
 
-// retire frees an index: it forgets the device that vanished, waits until no program counts in the
-// index, and clears the counters.
+func (s *deviceSet) noRoom(name string) error {
+	return fmt.Errorf("device %s: %w: to audit more than %d devices, raise the maximum (--audit.max-devices)",
+		name, errNoIndex, len(s.pool.table.entries))
+}
+
+// hasRoom reports whether there is an index for one more device than those that wait for one.
+func (s *deviceSet) hasRoom() bool {
+	waiting := 0
+	for _, d := range s.listed {
+		if !d.hasIndex() && d.retry.refusal == "" {
+			waiting++
+		}
+	}
+	return s.pool.table.available() > waiting
+}
+
+// takeIndex gives a device its planned index. It runs in a change of the set.
+func (s *deviceSet) takeIndex(d *device, id deviceIdentity) error {
+	entry := &s.pool.table.entries[id.index]
+	var errs []error
+	if entry.isTaken() {
+		errs = append(errs, s.retire(id.index))
+	}
+	if entry.generation > 0 {
+		errs = append(errs, s.clearIndex(id.index))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.pool.events.retire(id.index) // before the count of events starts at zero
+	s.write(func() {
+		s.pool.table.take(id)
+		d.index = id.index
+	})
+	s.pool.setOwner(id.index, d.name)
+	return nil
+}
+
+// returnIndex frees the index of a device that was refused and did not have the index before.
+func (s *deviceSet) returnIndex(d *device) {
+	s.write(func() {
+		s.pool.table.release(d.index)
+		d.index = -1
+	})
+}
+
+// retire frees an index: it forgets the device that vanished.
 func (s *deviceSet) retire(index int) error {
-	table := s.pool.table
-	s.dropUnclaimedOn(int(table.entries[index].ifindex))
+	s.dropUnclaimedOn(int(s.pool.table.entries[index].ifindex))
 	var err error
 	s.write(func() {
-		table.release(index)
+		s.pool.table.release(index)
 		for _, d := range s.gone {
 			if d.index == index {
 				err = s.unload(d)
@@ -82,10 +122,15 @@ func (s *deviceSet) retire(index int) error {
 		}
 		s.gone = slices.DeleteFunc(s.gone, func(d *device) bool { return d.index == index })
 	})
+	return err
+}
+
+// clearIndex waits until no program counts in a free index, and clears the counters.
+func (s *deviceSet) clearIndex(index int) (err error) {
 	awaitPrograms()
 	s.write(func() {
-		table.entries[index].goneFlows += s.pool.counters.netInserts(index)
-		err = errors.Join(err, s.pool.clearCounters(index))
+		s.pool.table.entries[index].goneFlows += s.pool.counters.netInserts(index)
+		err = s.pool.clearCounters(index)
 		s.pool.counters.reset(index)
 	})
 	return err

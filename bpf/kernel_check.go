@@ -64,6 +64,16 @@ func explainProbe(err error, release string) error {
 	return fmt.Errorf("the kernel %s has no compare-and-swap in BPF programs: use Linux 5.12 or later, on arm64 5.18 or later: %w", release, err)
 }
 
+// needsPrivilege reports whether bpf(2) needs capabilities even for maps and links that are
+// open, on a kernel of that release. Linux 5.19 ended that.
+func needsPrivilege(release string) bool {
+	var major, minor int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
+		return false
+	}
+	return major < 5 || major == 5 && minor < 19
+}
+
 // kernelRelease returns the output of uname -r.
 func kernelRelease() string {
 	var name unix.Utsname

@@ -20,6 +20,16 @@ func TestKernelHasCompareAndSwap(t *testing.T) {
 }
 
 // If the instruction were an addition, every kernel would accept the probe.
+func TestKernelsWhoseMapsNeedPrivilege(t *testing.T) {
+	for release, want := range map[string]bool{
+		"5.15.0-91-generic": true, "5.18.19": true, "5.19.0": false, "6.1.0-46-cloud-amd64": false, "4.19": true, "in use": false,
+	} {
+		if got := needsPrivilege(release); got != want {
+			t.Errorf("%s: got %t, want %t", release, got, want)
+		}
+	}
+}
+
 func TestProbeIsEncodedAsCompareAndSwap(t *testing.T) {
 	var encoded bytes.Buffer
 	if _, err := compareAndSwap().Marshal(&encoded, binary.LittleEndian); err != nil {

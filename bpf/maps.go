@@ -25,13 +25,13 @@ type auditMaps struct {
 	hasFrags    bool // the kernel passes frames in several buffers to XDP programs
 	isTakenOver bool // the maps were pinned by an earlier process
 
-	replacing *replacement // nil unless replacePins must replace pinned maps
+	replacing *replacement // nil unless replacePins has to replace pinned maps
 }
 
 // replacement holds what replacePins pins.
 type replacement struct {
 	maps    map[string]*ebpf.Map
-	layout  string
+	layout  *ebpf.Map
 	differs string // how the layout differs from the pinned one
 }
 
@@ -91,7 +91,7 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 		}
 		if t.byName != nil {
 			t.isTakenOver = true
-			return p.writeLayout(layout)
+			return p.rewriteLayout(layout)
 		}
 	}
 	t.byName = map[string]*ebpf.Map{}
@@ -102,13 +102,18 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 		}
 		t.byName[name] = m
 	}
-	switch {
-	case p == nil:
+	if p == nil {
 		return nil
-	case differs == "":
-		return p.pinMaps(t.byName, layout)
 	}
-	t.replacing = &replacement{maps.Clone(t.byName), layout, differs}
+	layoutMap, err := newLayoutMap(layout)
+	if err != nil {
+		return err
+	}
+	if differs == "" {
+		return errors.Join(p.pinMaps(t.byName, layoutMap), layoutMap.Close())
+	}
+	// Commit pins the maps, when this process may no longer create any.
+	t.replacing = &replacement{maps.Clone(t.byName), layoutMap, differs}
 	return nil
 }
 
@@ -118,11 +123,14 @@ func (t *auditMaps) replacePins(p *pins, logger *slog.Logger) error {
 	if t.replacing == nil {
 		return nil
 	}
-	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines start from zero", "path", p.path, "differs", t.replacing.differs)
-	if err := p.removeMaps(); err != nil {
-		return err
+	replacing := t.replacing
+	t.replacing = nil
+	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines start from zero", "path", p.path, "differs", replacing.differs)
+	err := p.removeMaps()
+	if err == nil {
+		err = p.pinMaps(replacing.maps, replacing.layout)
 	}
-	return p.pinMaps(t.replacing.maps, t.replacing.layout)
+	return errors.Join(err, replacing.layout.Close())
 }
 
 func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
@@ -136,6 +144,9 @@ func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
 
 func (t *auditMaps) close() error {
 	err := closeMaps(t.byName)
+	if t.replacing != nil {
+		err = errors.Join(err, t.replacing.layout.Close())
+	}
 	if t.devices != nil {
 		err = errors.Join(err, t.devices.close())
 	}

@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -40,32 +41,39 @@ func (p *pins) readLayout() (layoutRecord, error) {
 	return record, m.Lookup(uint32(0), &record)
 }
 
-// writeLayout writes the record of this process with a layout, and pins it unless a record is
-// pinned.
-func (p *pins) writeLayout(text string) error {
+// newLayoutMap creates a map with the record of this process with a layout.
+func newLayoutMap(text string) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: layoutName, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binarySize(layoutRecord{})), MaxEntries: 1,
+	})
+	if err != nil {
+		return nil, explainMap(layoutName, 1, err)
+	}
+	if err := putLayout(m, text); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// rewriteLayout writes the record of this process with a layout into the pinned map.
+func (p *pins) rewriteLayout(text string) error {
+	m, err := ebpf.LoadPinnedMap(p.mapPath(layoutName), nil)
+	if err != nil {
+		return fmt.Errorf("opening the layout of the maps: %w", err)
+	}
+	defer m.Close()
+	return putLayout(m, text)
+}
+
+func putLayout(m *ebpf.Map, text string) error {
 	record := layoutRecord{PID: uint64(os.Getpid())}
 	if copy(record.Text[:], text) < len(text) {
 		return fmt.Errorf("layout of the maps has %d bytes, more than the maximum of %d", len(text), len(record.Text))
 	}
-	path := p.mapPath(layoutName)
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	isPinned := err == nil
-	if !isPinned {
-		m, err = ebpf.NewMap(&ebpf.MapSpec{
-			Name: layoutName, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binarySize(record)), MaxEntries: 1,
-		})
-		if err != nil {
-			return explainMap(layoutName, 1, err)
-		}
-	}
-	defer m.Close()
 	if err := m.Put(uint32(0), &record); err != nil {
 		return fmt.Errorf("writing the layout of the maps: %w", err)
 	}
-	if isPinned {
-		return nil
-	}
-	return p.pinMap(layoutName, m)
+	return nil
 }
 
 func binarySize(record layoutRecord) int { return len(record.Text) + 8 }

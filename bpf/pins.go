@@ -175,14 +175,14 @@ func (p *pins) discardNew() error {
 }
 
 // pinMaps pins maps, and then their layout. No maps may be pinned before.
-func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout string) error {
+func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout *ebpf.Map) error {
 	p.isNew = true
 	for name, m := range maps {
 		if err := p.pinMap(name, m); err != nil {
 			return err
 		}
 	}
-	return p.writeLayout(layout)
+	return p.pinMap(layoutName, layout)
 }
 
 func (p *pins) pinMap(name string, m *ebpf.Map) error {

@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,15 +15,23 @@ import (
 // All functions here run in a change of the set.
 
 // start attaches the devices of the configuration to the network devices. It returns an error if
-// none can be attached and at least one has to be; then the hooks that it replaced are restored.
-func (s *deviceSet) start(devices []netdev.Device) error {
-	failures := s.reconcile(devices, true)
+// none can be attached and at least one has to be, or if the context ends; then the hooks that it
+// replaced are restored. commit completes a start that has succeeded.
+func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
+	s.isStarting = true
+	failures := s.reconcile(ctx, devices, true)
+	if err := ctx.Err(); err != nil {
+		if failure := s.rollBack(); failure != nil {
+			return errors.Join(err, failure)
+		}
+		return err
+	}
 	for _, glob := range s.config.Globs {
 		if len(netdev.Match(glob, devices)) == 0 {
 			failures = append(failures, noMatch(glob, devices))
 		}
 	}
-	isAnyUp := slices.ContainsFunc(s.listed, func(d *device) bool { return d.link != nil })
+	isAnyUp := slices.ContainsFunc(s.listed, func(d *device) bool { return d.link != nil || d.prepared != nil })
 	if !isAnyUp && !s.config.AllowNone && len(failures) > 0 {
 		return errors.Join(joinInOneLine(failures), s.rollBack())
 	}
@@ -33,27 +42,38 @@ func (s *deviceSet) start(devices []netdev.Device) error {
 
 // resync attaches devices that have appeared or are to be tried again, and then detaches the hooks
 // that no device has taken.
-func (s *deviceSet) resync(devices []netdev.Device, isRetry bool) {
-	s.logFailures(s.reconcile(devices, isRetry))
+func (s *deviceSet) resync(ctx context.Context, devices []netdev.Device, isRetry bool) {
+	s.logFailures(s.reconcile(ctx, devices, isRetry))
+	if ctx.Err() != nil {
+		return
+	}
 	s.dropUnclaimed()
 }
 
 func (s *deviceSet) logFailures(failures []error) {
 	for _, err := range failures {
+		if err == nil {
+			continue
+		}
 		s.logger.Error("Device is not audited", "err", err)
 	}
 }
 
 // reconcile brings the set in line with the network devices. Devices that were refused and have not
 // changed are tried again only if isRetry, and only if they are due. It returns why devices are not
-// attached, as far as that is news.
-func (s *deviceSet) reconcile(devices []netdev.Device, isRetry bool) (failures []error) {
+// attached, as far as that is news. It stops when the context ends.
+func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRetry bool) (failures []error) {
 	here := make(map[string]netdev.Device, len(devices))
 	for _, d := range devices {
 		here[d.Name] = d
 	}
 	s.detachStale(here)
-	for _, name := range s.config.wanted(devices) {
+	wanted := s.config.wanted(devices)
+	s.claimIndices(wanted)
+	for _, name := range wanted {
+		if ctx.Err() != nil {
+			return failures
+		}
 		d, err := s.appeared(name)
 		switch now, isHere := here[name]; {
 		case d == nil:
@@ -102,7 +122,7 @@ func (s *deviceSet) absent(d *device, devices []netdev.Device) error {
 
 // ensureAttached attaches a device that is present, unless it is attached or not due to be tried.
 func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) error {
-	if d.link != nil || !d.retry.isDue(now, isRetry, d.wasUp) {
+	if d.link != nil || d.prepared != nil || !d.retry.isDue(now, isRetry, d.wasUp) {
 		return nil
 	}
 	s.write(func() { d.isGone = false })
@@ -110,12 +130,19 @@ func (s *deviceSet) ensureAttached(d *device, now netdev.Device, isRetry bool) e
 		return s.refused(d, now, err)
 	}
 	d.retry.succeeded(now)
+	if d.prepared == nil {
+		s.announce(d)
+	}
+	return nil
+}
+
+// announce logs that a device is attached.
+func (s *deviceSet) announce(d *device) {
 	s.logger.Info(fmt.Sprintf("XDP audit hook attached on %s with mode=%s", d.name, d.mode),
 		"driver", d.driver, "program_id", d.id, "clock", s.config.Clock)
 	if _, isFrozen := s.config.Frozen[d.name]; len(s.config.Frozen) > 0 && !isFrozen {
 		s.logger.Warn("Device is not in the saved baseline: scoring it against a baseline that it learns now and that is not saved", "device", d.name)
 	}
-	return nil
 }
 
 // dropUnclaimed detaches the hooks that no device of the configuration has taken, and forgets the

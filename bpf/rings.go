@@ -128,6 +128,9 @@ func (c *ringCheck) newlyRingless(now map[deviceOnCPU]uint64) (cpus []int) {
 func (a *Audit) ringlessEvents() map[deviceOnCPU]uint64 {
 	counts := map[deviceOnCPU]uint64{}
 	a.devices.each(func(d *device) {
+		if !d.hasIndex() {
+			return
+		}
 		for cpu := range a.counters.blocks[d.index] {
 			fates := &a.counters.blocks[d.index][cpu].Fates
 			counts[deviceOnCPU{d.index, cpu}] = atomic.LoadUint64(&fates[FateNoReader]) + atomic.LoadUint64(&fates[FateOther])

@@ -218,6 +218,7 @@ func TestRoomForDevices(t *testing.T) {
 
 	l.delete("audited1")
 	l.awaitAttached(device, "audited2")
+	e.await(hookIs("audited2", 1)) // it counts from then on
 	l.send(l.newFlow(third.IPv4.Addr()), 200)
 	s := e.atRest()
 	for name, want := range map[string]float64{device: 0, "audited2": 200} {

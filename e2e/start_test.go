@@ -228,8 +228,8 @@ func TestAStartThatFailsKeepsThePlaces(t *testing.T) {
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
-// If a start with another layout fails after it has replaced the maps, the existing hook
-// continues.
+// If a start with another layout fails after its devices have accepted the program, the existing
+// hook continues, and counts in the existing maps.
 func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
@@ -238,10 +238,10 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
 
 	refusal := lastRefusals[0]
-	p.args = append(p.args, "--audit.flows=1024")
-	failing := append(refusal.args(t), append(p.args, "--audit.device="+second.Device)...)
+	failing := append(refusal.args(t), append(args, "--audit.flows=1024", "--audit.device="+second.Device)...)
 	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
-	p.expectKept(map[string]uint32{device: attachedDriver}, 200) // since the maps were replaced
+	p.expectSamePins()
+	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
 }
 
 // If the device refuses the mode, the pinned audit continues in its mode. Putting its program

@@ -36,7 +36,7 @@ func TestBaselineFile(t *testing.T) {
 	path := filepath.Join(folder, "baseline.json")
 	fake := newFakeAudit()
 	var config bpf.Config
-	open := func(c bpf.Config, _ *slog.Logger) (audit, error) {
+	open := func(_ context.Context, c bpf.Config, _ *slog.Logger) (audit, error) {
 		config = c
 		return fake, nil
 	}

@@ -25,11 +25,12 @@ const patience = 20 * time.Second
 
 // fakeAudit is an audit of nothing, whose events and windows come from channels.
 type fakeAudit struct {
-	events   chan *bpf.Event
-	windows  chan *bpf.Window
-	readErr  chan error
-	closed   chan struct{}
-	closeErr error
+	events    chan *bpf.Event
+	windows   chan *bpf.Window
+	readErr   chan error
+	closed    chan struct{}
+	closeErr  error
+	commitErr error
 
 	isAbandoned bool   // when it is closed
 	scrape      func() // called by every scrape
@@ -86,6 +87,10 @@ func (f *fakeAudit) Follow(ctx context.Context) error {
 	return nil
 }
 
+func (f *fakeAudit) Commit(context.Context) error { return f.commitErr }
+
+func (f *fakeAudit) CommitNeedsPrivilege() bool { return false }
+
 func (f *fakeAudit) Abandon() error {
 	f.isAbandoned = true
 	return f.Close()
@@ -98,7 +103,7 @@ func (f *fakeAudit) Close() error {
 
 // mustNotOpen fails the test when an audit is opened.
 func mustNotOpen(t *testing.T) openFunc {
-	return func(bpf.Config, *slog.Logger) (audit, error) {
+	return func(context.Context, bpf.Config, *slog.Logger) (audit, error) {
 		t.Error("an audit was opened")
 		return nil, errors.New("opened")
 	}
@@ -159,7 +164,7 @@ func start(t *testing.T, args ...string) *runningExporter {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &runningExporter{audit: newFakeAudit(), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
 	args = append([]string{"--audit.device=eth0", "--web.listen-address=127.0.0.1:0"}, args...)
-	open := func(bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
+	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
 	go func() {
 		defer close(e.ended)
 		e.err = run(ctx, args, io.Discard, e.log, open, dropNothing)

@@ -82,7 +82,7 @@ func TestConfig(t *testing.T) {
 				t.Setenv(name, value)
 			}
 			var got bpf.Config
-			open := func(c bpf.Config, _ *slog.Logger) (audit, error) {
+			open := func(_ context.Context, c bpf.Config, _ *slog.Logger) (audit, error) {
 				got = c
 				return nil, errors.New("far enough")
 			}

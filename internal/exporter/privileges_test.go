@@ -38,7 +38,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 			var got *privilege.Needs
 			fake, address := newFakeAudit(), freeAddress(t)
 			isOpen := false
-			open := func(bpf.Config, *slog.Logger) (audit, error) {
+			open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) {
 				isOpen = true
 				return fake, nil
 			}
@@ -87,7 +87,7 @@ func TestPrivilegesAreKept(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	var log bytes.Buffer
-	open := func(bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
+	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
 	drop := func(privilege.Needs, *slog.Logger) (privilege.Held, error) {
 		t.Error("privileges are dropped")
 		return privilege.Held{}, nil
@@ -105,7 +105,7 @@ func TestPrivilegesAreKept(t *testing.T) {
 func TestAnUnreadableWebConfig(t *testing.T) {
 	folder := t.TempDir()
 	config := write(t, filepath.Join(folder, "web.yml"), "basic_auth_users: {}\n")
-	open := func(bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
+	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
 	drop := func(privilege.Needs, *slog.Logger) (privilege.Held, error) {
 		write(t, config, "gone: bad\n")
 		return privilege.Held{}, nil

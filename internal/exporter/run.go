@@ -33,11 +33,15 @@ type Process struct {
 	Stdout, Stderr io.Writer
 	Handlers       map[string]http.Handler // additional handlers by path; nil for none
 
-	open openFunc // nil for bpf.Open
+	// Hangup receives SIGHUP, which reopens the audit trail. With nil, Run receives the signal from
+	// the time at which it has checked the flags.
+	Hangup <-chan os.Signal
+
+	open openFunc // nil for bpf.Prepare
 	drop dropFunc // nil for privilege.Drop
 }
 
-type openFunc func(bpf.Config, *slog.Logger) (audit, error)
+type openFunc func(context.Context, bpf.Config, *slog.Logger) (audit, error)
 
 // audit is the part of a *bpf.Audit that the exporter uses.
 type audit interface {
@@ -46,6 +50,8 @@ type audit interface {
 	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
 	Learnt() map[string]bpf.Learnt
+	Commit(ctx context.Context) error
+	CommitNeedsPrivilege() bool
 	Abandon() error
 	Close() error
 }
@@ -75,16 +81,28 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 
-	e := &exporter{options: o, process: process, logger: promslog.New(&o.log), hangup: make(chan os.Signal, 1)}
-	defer func() { err = errors.Join(err, e.close()) }()
+	e := &exporter{options: o, process: process, logger: promslog.New(&o.log)}
+	defer func() {
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			e.logger.Info("Shutting down before the start is complete", "reason", err)
+			err = nil
+		}
+		err = errors.Join(err, e.close())
+	}()
+	defer e.receiveHangup()()
 	if err := e.openTrail(); err != nil {
 		return err
 	}
 	if e.listeners, err = listen(o.web); err != nil {
 		return err
 	}
-	if err := e.attach(); err != nil {
+	if err := e.attach(ctx); err != nil {
 		return err
+	}
+	if e.audit.CommitNeedsPrivilege() {
+		if err := e.audit.Commit(ctx); err != nil {
+			return err
+		}
 	}
 	privileges, err := e.dropPrivileges()
 	if err != nil {
@@ -96,6 +114,10 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	judge := collector.NewCovert()
 	handler, err := e.newHandler(judge, privileges)
 	if err != nil {
+		return err
+	}
+	// Nothing can fail from here on.
+	if err := e.audit.Commit(ctx); err != nil {
 		return err
 	}
 	return e.serve(ctx, handler, judge)
@@ -115,8 +137,8 @@ type exporter struct {
 	options   *options
 	process   Process
 	logger    *slog.Logger
-	hangup    chan os.Signal // receives SIGHUP
-	trail     *trail.Trail   // nil for none
+	hangup    <-chan os.Signal // receives SIGHUP
+	trail     *trail.Trail     // nil for none
 	listeners []net.Listener
 	audit     audit // nil while nothing is attached
 	isServing bool  // the start has succeeded
@@ -134,20 +156,33 @@ func (e *exporter) close() error {
 		errs = append(errs, e.audit.Abandon())
 	}
 	closeAll(e.listeners)
-	signal.Stop(e.hangup)
 	if e.trail != nil {
 		errs = append(errs, e.trail.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// attach loads the programs and attaches them to the devices.
-func (e *exporter) attach() error {
+// receiveHangup makes the exporter receive SIGHUP, which ends the process otherwise, until stop is
+// called.
+func (e *exporter) receiveHangup() (stop func()) {
+	if e.hangup = e.process.Hangup; e.hangup != nil {
+		return func() {}
+	}
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, syscall.SIGHUP)
+	e.hangup = received
+	return func() { signal.Stop(received) }
+}
+
+// attach loads the programs and attaches them to the devices. The start may still fail.
+func (e *exporter) attach(ctx context.Context) error {
 	open := e.process.open
 	if open == nil {
-		open = func(config bpf.Config, logger *slog.Logger) (audit, error) { return bpf.Open(config, logger) }
+		open = func(ctx context.Context, config bpf.Config, logger *slog.Logger) (audit, error) {
+			return bpf.Prepare(ctx, config, logger)
+		}
 	}
-	attached, err := open(e.options.audit, e.logger)
+	attached, err := open(ctx, e.options.audit, e.logger)
 	if err != nil {
 		return err // attached may be a nil *bpf.Audit, which is not a nil audit
 	}
@@ -197,10 +232,8 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 	return errors.Join(err, saver.finish())
 }
 
-// openTrail opens the audit trail, if there is to be one. From now on SIGHUP does not end the
-// process.
+// openTrail opens the audit trail, if there is to be one.
 func (e *exporter) openTrail() (err error) {
-	signal.Notify(e.hangup, syscall.SIGHUP)
 	if e.options.trailFile == "" {
 		return nil
 	}

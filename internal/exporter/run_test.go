@@ -115,7 +115,7 @@ func TestFailureToOpen(t *testing.T) {
 	address := free.Addr().String()
 	free.Close()
 	failure := errors.New("device eth0 does not exist")
-	open := func(bpf.Config, *slog.Logger) (audit, error) { return (*fakeAudit)(nil), failure }
+	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return (*fakeAudit)(nil), failure }
 	var stderr bytes.Buffer
 	err = run(context.Background(), []string{"--audit.device=eth0", "--web.listen-address=" + address}, io.Discard, &stderr, open, dropNothing)
 	if !errors.Is(err, failure) || OneLine(err) != failure.Error() {
@@ -241,5 +241,40 @@ func TestFullTrail(t *testing.T) {
 		if line := <-e.log; strings.Contains(line, "lost") {
 			t.Errorf("it is said again: %s", line)
 		}
+	}
+}
+
+// A signal during the start ends it in order: without an error, and with what is open closed.
+func TestRunIsCancelledDuringTheStart(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var log bytes.Buffer
+	open := func(ctx context.Context, _ bpf.Config, _ *slog.Logger) (audit, error) {
+		cancel()
+		return nil, fmt.Errorf("attaching: %w", ctx.Err())
+	}
+	address := freeAddress(t)
+	args := []string{"--audit.device=eth0", "--web.listen-address=" + address}
+	if err := run(ctx, args, io.Discard, &log, open, dropNothing); err != nil {
+		t.Errorf("got error %v", err)
+	}
+	if !strings.Contains(log.String(), "before the start is complete") {
+		t.Errorf("the log does not say that the start was ended:\n%s", &log)
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatalf("the address is still in use: %v", err)
+	}
+	listener.Close()
+}
+
+// A start that fails at its commit is abandoned.
+func TestAFailedCommitIsAbandoned(t *testing.T) {
+	fake := newFakeAudit()
+	fake.commitErr = errors.New("no pins")
+	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return fake, nil }
+	args := []string{"--audit.device=eth0", "--web.listen-address=" + freeAddress(t)}
+	expectError(t, run(t.Context(), args, io.Discard, io.Discard, open, dropNothing), "no pins")
+	if !fake.isAbandoned {
+		t.Error("the audit was not abandoned")
 	}
 }

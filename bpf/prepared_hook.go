@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
+
+// preparedHook is a hook that its network device has accepted, and whose program is loaded and not
+// attached yet. Until the program is attached, nothing is lost that the program would displace: the
+// hook and the counters of the device whose index it takes, or counters of another layout.
+type preparedHook struct {
+	link        xdpLink
+	mode        Mode
+	isTakenOver bool            // the link is one of the set's hooks, and counts meanwhile
+	program     *loadedProgram  // of the device
+	identity    *deviceIdentity // with the index of a gone device; nil if the device has an index
+	placeholder *loadedProgram  // set with identity; a new link has it attached
+}
+
+// prepare loads the program of a device, and finds out whether a network device accepts it.
+func (s *deviceSet) prepare(d *device, id deviceIdentity, on netdev.Device, isDisplacing bool) (h *preparedHook, err error) {
+	h = &preparedHook{program: d.program}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.discard(d, h))
+		}
+	}()
+	if h.program == nil {
+		if h.program, err = s.kernel.load(id, 0); err != nil {
+			return h, explainLoad(err)
+		}
+	}
+	first := h.program
+	if isDisplacing {
+		h.identity = &id
+		if h.placeholder, err = s.kernel.loadPlaceholder(); err != nil {
+			return h, explainLoad(err)
+		}
+		first = h.placeholder
+	}
+	if h.link, h.mode = s.claimLink(d, on); h.link != nil {
+		h.isTakenOver = true
+		return h, nil
+	}
+	h.link, h.mode, err = s.attachNew(d, first)
+	return h, err
+}
+
+// settle attaches the program of a prepared hook.
+func (s *deviceSet) settle(d *device) (err error) {
+	h := d.prepared
+	s.write(func() { d.prepared = nil })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.discard(d, h))
+		}
+	}()
+	if h.identity != nil {
+		if err := s.displace(d, h); err != nil {
+			return err
+		}
+	}
+	if h.isTakenOver || h.placeholder != nil {
+		err := h.link.replace(h.program)
+		switch {
+		case err != nil && !h.isTakenOver:
+			return fmt.Errorf("starting the program on device %s: %w", d.name, err)
+		case err != nil:
+			s.detachForNew(d, h.link, attachedModes[h.mode], err)
+			h.link, h.isTakenOver = nil, false
+			if h.link, h.mode, err = s.attachNew(d, h.program); err != nil {
+				return err
+			}
+		}
+	}
+	if !h.isTakenOver {
+		if err := s.kernel.pin(h.link, d.ifindex, !s.isReplaced(d)); err != nil {
+			return err
+		}
+	}
+	s.attached(d, h.program, h.link, h.mode)
+	if h.placeholder == nil {
+		return nil
+	}
+	if err := s.kernel.unload(h.placeholder); err != nil {
+		s.logger.Warn("Program could not be closed", "device", d.name, "err", err)
+	}
+	return nil
+}
+
+// displace takes the index of a gone device. Afterwards nothing counts in the index.
+func (s *deviceSet) displace(d *device, h *preparedHook) error {
+	switch {
+	case !h.isTakenOver:
+		if !h.link.isOn(d.ifindex, h.placeholder.id) {
+			return fmt.Errorf("device %s has vanished", d.name)
+		}
+	case int(s.pool.table.entries[h.identity.index].ifindex) == d.ifindex:
+		// The network device was renamed, and its hook counts in this index.
+		if err := h.link.replace(h.placeholder); err != nil {
+			return fmt.Errorf("taking over the hook of device %s: %w", d.name, err)
+		}
+	}
+	if err := s.takeIndex(d, *h.identity); err != nil {
+		return err
+	}
+	s.write(func() { s.pool.table.entries[d.index].ifindex = uint32(d.ifindex) })
+	return nil
+}
+
+// discard gives up a prepared hook. One of the set's hooks goes on as it was.
+func (s *deviceSet) discard(d *device, h *preparedHook) (err error) {
+	s.write(func() { err = s.discardLocked(d, h) })
+	return err
+}
+
+// discardLocked is discard for a caller that holds the lock.
+func (s *deviceSet) discardLocked(d *device, h *preparedHook) error {
+	var errs []error
+	switch {
+	case h.link == nil:
+	case h.isTakenOver:
+		s.unclaimedLinks[d.ifindex] = h.link
+	default:
+		errs = append(errs, h.link.Close())
+	}
+	for _, p := range []*loadedProgram{h.program, h.placeholder} {
+		if p != nil && p != d.program {
+			errs = append(errs, s.kernel.unload(p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// commit ends a start that has succeeded: it attaches the programs of all prepared hooks, and
+// detaches the hooks that no device of the configuration has taken. It stops when the context ends.
+func (s *deviceSet) commit(ctx context.Context) error {
+	for _, d := range s.listed {
+		if d.prepared == nil {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.settle(d); err != nil {
+			s.logFailures([]error{s.refused(d, d.retry.tried, err)})
+			continue
+		}
+		s.announce(d)
+	}
+	s.isStarting = false
+	s.dropUnclaimed()
+	return nil
+}
