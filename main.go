@@ -8,9 +8,10 @@ package main
 import (
 	"os"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/earlysignal"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/exporter"
 )
 
 func main() {
-	os.Exit(exporter.Main(os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr}))
+	os.Exit(exporter.Main(os.Args[1:], exporter.Process{Stdout: os.Stdout, Stderr: os.Stderr, Hangup: earlysignal.Hangup}))
 }

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// shutdownLimit is the documented time in which a signal ends the exporter.
+const shutdownLimit = 5 * time.Second
+
+// SIGTERM ends a start that attaches many devices, and leaves nothing: neither hooks nor pins.
+func TestSIGTERMEndsAStart(t *testing.T) {
+	devices := 302
+	if testing.Short() {
+		devices = 100
+	}
+	for _, test := range []struct {
+		description string
+		follow      bool // the devices appear after the start
+	}{{"at the start", false}, {"when they appear later", true}} {
+		t.Run(test.description, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			create := func() {
+				err := l.audited.Namespace.Do(func() error {
+					for i := 0; i < devices; i += 2 {
+						pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: fmt.Sprintf("many%d", i+1)}
+						pair.Name = fmt.Sprintf("many%d", i)
+						if err := netlink.LinkAdd(pair); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := []string{"--audit.device=many*", fmt.Sprintf("--audit.max-devices=%d", devices), "--bpf.pin-path=" + folder}
+			if test.follow {
+				args = append(args, "--audit.follow")
+			} else {
+				create()
+			}
+			p := l.start(binaries.exporter, serving(args))
+			if test.follow {
+				l.poll(func() error {
+					if p.logged("listening on") == 0 {
+						return errors.New("the exporter does not serve yet")
+					}
+					return nil
+				})
+				create()
+			}
+			l.poll(func() error {
+				if p.logged("hook attached") < 5 {
+					return errors.New("fewer than five devices are attached")
+				}
+				return nil
+			})
+			attached := p.logged("hook attached")
+			begin := time.Now()
+			p.signal(syscall.SIGTERM)
+			if code := p.wait(); code != 0 {
+				t.Errorf("exit code %d, want 0", code)
+			}
+			t.Logf("it ended after %v with %d of %d devices attached, and %d at the signal",
+				time.Since(begin), p.logged("hook attached"), devices, attached)
+			if took := time.Since(begin); took > shutdownLimit {
+				t.Errorf("it ended after %v", took)
+			}
+			if p.logged("hook attached") == devices {
+				t.Error("all devices were attached: the signal did not end the start")
+			}
+			if !test.follow {
+				l.expectNothingAttached()
+				l.expectNothingPinned(folder)
+				return
+			}
+			l.unpin(folder) // the start had succeeded, so what is attached is pinned
+		})
+	}
+}
+
+// SIGHUP does not end the process from the time at which the packages of the exporter are
+// initialized. GODEBUG=inittrace=1 writes a line for each package; the signal is sent at the
+// line of a package of the standard library, ten milliseconds before main.
+func TestSIGHUPBeforeMain(t *testing.T) {
+	l := newLab(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	p := l.start(binaries.exporter, []string{"--version"}, func(cmd *exec.Cmd) {
+		cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+		cmd.Stderr = writer
+	})
+	writer.Close()
+	lines := bufio.NewScanner(reader)
+	var before []string
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		if fields[1] == "reflect" {
+			_ = p.cmd.Process.Signal(syscall.SIGHUP) // it may have ended already
+			break
+		}
+		before = append(before, fields[1])
+	}
+	_, _ = io.Copy(io.Discard, reader)
+	if code := p.wait(); code != 0 {
+		t.Errorf("exit code %d after SIGHUP, want 0; initialized before were %v", code, before)
+	}
+}
+
+// A SIGHUP during the start reopens the trail once the exporter serves.
+func TestSIGHUPDuringTheStart(t *testing.T) {
+	l := newLab(t)
+	path := t.TempDir() + "/trail"
+	p := l.start(binaries.exporter, serving([]string{"--audit.device=" + device, "--trail.file=" + path}))
+	l.poll(func() error { // the trail is opened before the devices are attached
+		_, err := os.Stat(path)
+		return err
+	})
+	p.signal(syscall.SIGHUP)
+	p.expectLog("trail reopened")
+	p.expectStopped()
+}
