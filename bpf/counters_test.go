@@ -49,6 +49,57 @@ func TestSumWithoutItsCarryIsReadAgain(t *testing.T) {
 	}
 }
 
+// The reader skips the blocks of CPUs without packets. What it reads is the sum over all blocks,
+// and a baseline does not outlive the clearing of its block.
+func TestUnusedBlocksAddNothing(t *testing.T) {
+	const cpus = 16
+	config := DefaultConfig()
+	config.Baseline = BaselineDevice
+	blocks := madeUpBlocks(1, cpus, 0)
+	r := newCounterReader(blocks, cpus, 1, config)
+	want := Counters{}
+	// Each cell alone makes a block used.
+	cpu := 0
+	for f := range NumFamilies {
+		for p := range NumProtocols {
+			block := &blocks[cpu]
+			block.Protocols[f][p].Bytes, block.Protocols[f][p].Packets[OutcomeUnparsed] = 60, 1
+			block.Histogram[cpu], block.Histogram[timing.Cells-1-cpu], block.FlowInserts = 2, 3, 4
+			block.Device.Baseline.N = 5
+			want.Bytes[f][p], want.Packets[f][p][OutcomeUnparsed] = 60, 1
+			want.Histogram[cpu], want.Histogram[timing.Cells-1-cpu] = 2, 3
+			want.Inserts += 4
+			cpu++
+		}
+	}
+	if used := cpus - 1; cpu != used {
+		t.Fatalf("%d blocks are used, want %d", cpu, used)
+	}
+	for i := range blocks {
+		if got, want := isUnused(&blocks[i]), i == cpus-1; got != want {
+			t.Errorf("block %d is unused: %t, want %t", i, got, want)
+		}
+	}
+	var got Counters
+	r.read(0, &got)
+	if got.Bytes != want.Bytes || got.Packets != want.Packets || got.Histogram != want.Histogram || got.Inserts != want.Inserts {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if n := r.netInserts(0); n != int64(want.Inserts) {
+		t.Errorf("%d flows were inserted, want %d", n, want.Inserts)
+	}
+	if want := uint64(5 * cpu); got.Baseline.Samples != want {
+		t.Errorf("the baseline has %d samples, want %d", got.Baseline.Samples, want)
+	}
+	clear(blocks)
+	r.reset(0)
+	var cleared Counters
+	r.read(0, &cleared)
+	if cleared.Baseline.Samples != 0 || sumOf(&cleared.Packets) != 0 {
+		t.Errorf("after clearing: %d packets, a baseline of %d samples", sumOf(&cleared.Packets), cleared.Baseline.Samples)
+	}
+}
+
 func sumOfCells(h *timing.Histogram) (sum uint64) {
 	for _, n := range h {
 		sum += n
