@@ -116,6 +116,9 @@ func (n Needs) grants() (grants []grant, unfollowed []string) {
 	for _, directory := range n.Manage {
 		grants = append(grants, grant{directory, manageFiles})
 	}
+	for _, directory := range n.Remove {
+		grants = append(grants, grant{directory, ll.AccessFSRemoveFile})
+	}
 	return grants, unfollowed
 }
 

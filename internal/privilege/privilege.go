@@ -37,6 +37,9 @@ type Needs struct {
 
 	// Manage lists directories in which files are created, read, written and removed.
 	Manage []string
+
+	// Remove lists directories of which files are removed.
+	Remove []string
 }
 
 // Held describes what a process can still do.
