@@ -29,7 +29,9 @@ const (
 // oldest idle connection: that of its own host, or above the total limit that of the host with
 // most connections. If no such connection is idle, the new one is closed. A connection is idle
 // while it waits for a request. It is busy until the handler of a request returns, even if the
-// client has closed the connection.
+// client has closed the connection. A replaced connection begins no further request.
+//
+// All of this holds for servers of HTTP/1 only. In HTTP/2 a handler may outlive its connection.
 type Limit struct {
 	max    int
 	logger *slog.Logger
@@ -87,6 +89,9 @@ func (l limitedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		admitted, excess := l.limit.admit(conn)
+		if len(excess) > 0 {
+			l.limit.logClosing()
+		}
 		for _, conn := range excess {
 			_ = conn.Close()
 		}
@@ -101,7 +106,7 @@ func (l limitedListener) Accept() (net.Conn, error) {
 func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, excess []net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	host := hostOf(conn.RemoteAddr())
+	host := HostOf(conn.RemoteAddr().String())
 	for _, limit := range []struct {
 		isReached bool
 		host      func() netip.Prefix // of the connection to replace
@@ -112,7 +117,7 @@ func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, excess []net.Conn) 
 		if !limit.isReached || len(excess) > 0 {
 			continue
 		}
-		c.logClosing()
+		c.closed++
 		idle := c.oldestIdle(limit.host())
 		if idle == nil {
 			return nil, []net.Conn{conn}
@@ -126,13 +131,19 @@ func (c *Limit) admit(conn net.Conn) (admitted *limitedConn, excess []net.Conn) 
 	return admitted, excess
 }
 
-// logClosing counts a closed connection and logs it, at most once in logInterval. c.mu is held.
+// logClosing logs the closed connections, at most once in logInterval. It does so without the lock,
+// which every new connection needs.
 func (c *Limit) logClosing() {
-	c.closed++
-	if now := time.Now(); now.Sub(c.logged) >= logInterval {
-		c.logger.Warn("Too many connections: closing new or idle ones",
-			"connections", c.total, "hosts", len(c.hosts), "refused", c.closed)
+	c.mu.Lock()
+	now := time.Now()
+	isDue := now.Sub(c.logged) >= logInterval
+	connections, hosts, closed := c.total, len(c.hosts), c.closed
+	if isDue {
 		c.logged, c.closed = now, 0
+	}
+	c.mu.Unlock()
+	if isDue {
+		c.logger.Warn("Too many connections: closing new or idle ones", "connections", connections, "hosts", hosts, "refused", closed)
 	}
 }
 
@@ -179,6 +190,11 @@ func (c *Limit) setState(conn net.Conn, state http.ConnState) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		limited.isBusy = state == http.StateActive
+		if limited.isBusy && limited.isRemoved {
+			// The request was read before the connection was closed. The server recovers from
+			// this panic, closes the connection, and does not call the handler.
+			panic(http.ErrAbortHandler)
+		}
 	}
 }
 
@@ -199,16 +215,16 @@ func (l *limitedConn) CloseWrite() error {
 	return nil
 }
 
-// hostOf returns the host of an address: the IPv4 address, or the /64 network of IPv6, which is
-// what a single host is usually given. All clients without an IP address, such as virtual
-// machines, count as one host.
-func hostOf(addr net.Addr) netip.Prefix {
+// HostOf returns the host of a remote address: the IPv4 address, or the /64 network of IPv6, which
+// is what a single host is usually given. All clients without an IP address, such as virtual
+// machines and those of a Unix socket, count as one host.
+func HostOf(remote string) netip.Prefix {
 	const ipv6Network = 64
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok {
+	address, err := netip.ParseAddrPort(remote)
+	if err != nil {
 		return netip.Prefix{}
 	}
-	ip := tcp.AddrPort().Addr().Unmap()
+	ip := address.Addr().Unmap()
 	bits := ip.BitLen()
 	if ip.Is6() {
 		bits = ipv6Network

@@ -5,12 +5,15 @@ package connlimit
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // testConn is a connection that only has an address and a Close.
@@ -124,5 +127,98 @@ func TestConnectionsMakeRoom(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A log that blocks delays no connection.
+func TestLogThatBlocks(t *testing.T) {
+	isLogging, goOn := make(chan struct{}), make(chan struct{})
+	all := New(8, slog.New(slog.NewTextHandler(writerFunc(func(line []byte) (int, error) {
+		close(isLogging)
+		<-goOn
+		return len(line), nil
+	}), nil)))
+	connections := make(chan net.Conn)
+	listener := all.Listener(channelListener{connections: connections})
+	accept := func() (done chan struct{}) {
+		done = make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = listener.Accept()
+		}()
+		return done
+	}
+	first := accept()
+	connections <- &testConn{from: "10.0.0.1:1"}
+	<-first
+	logging := accept()
+	connections <- &testConn{from: "10.0.0.1:2"} // takes the place of the first
+	<-isLogging
+	second := accept()
+	connections <- &testConn{from: "10.0.0.2:1"}
+	select {
+	case <-second:
+	case <-time.After(20 * time.Second):
+		t.Error("a connection waits for the log")
+	}
+	close(goOn)
+	<-logging
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(line []byte) (int, error) { return f(line) }
+
+// channelListener accepts the connections of a channel.
+type channelListener struct {
+	net.Listener
+	connections chan net.Conn
+}
+
+func (l channelListener) Accept() (net.Conn, error) { return <-l.connections, nil }
+
+// A connection that was replaced begins no request, even if the server had read the request
+// before the connection was closed. Otherwise requests would run that no limit counts.
+func TestReplacedConnectionBeginsNoRequest(t *testing.T) {
+	all := New(8, slog.New(slog.DiscardHandler)) // one connection of each host
+	// The first connection is replaced between its first and its second request, both of which the
+	// server has read by then.
+	var requests atomic.Int32
+	ended := make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) })}
+	all.Watch(server)
+	watch := server.ConnState
+	server.ConnState = func(conn net.Conn, state http.ConnState) {
+		watch(conn, state)
+		if limited, ok := conn.(*limitedConn); ok && state == http.StateIdle {
+			if _, excess := all.admit(&testConn{from: limited.RemoteAddr().String()}); len(excess) != 1 {
+				t.Errorf("%d connections are replaced", len(excess))
+			}
+		}
+		if state == http.StateClosed {
+			close(ended)
+		}
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(all.Listener(tcp)) }()
+	defer server.Close()
+	client, err := net.Dial("tcp", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := io.WriteString(client, strings.Repeat("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 2)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the connection is kept open")
+	}
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests were handled, want 1", n)
 	}
 }
