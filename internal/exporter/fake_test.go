@@ -4,6 +4,7 @@
 package exporter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,6 +110,9 @@ func mustNotOpen(t *testing.T) openFunc {
 	}
 }
 
+// openFake opens an audit of nothing.
+func openFake(bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
+
 // run runs the exporter in this process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc, drop dropFunc) error {
 	return Run(ctx, args, Process{Stdout: stdout, Stderr: stderr, open: open, drop: drop})
@@ -152,6 +156,7 @@ func (l logLines) await(t *testing.T, pattern string) string {
 type runningExporter struct {
 	audit   *fakeAudit
 	log     logLines
+	all     *bytes.Buffer // the whole log, once it has ended
 	address string
 	stop    context.CancelFunc
 	ended   chan struct{}
@@ -162,12 +167,12 @@ type runningExporter struct {
 func start(t *testing.T, args ...string) *runningExporter {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	e := &runningExporter{audit: newFakeAudit(), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
+	e := &runningExporter{audit: newFakeAudit(), all: new(bytes.Buffer), log: make(logLines, 1000), stop: cancel, ended: make(chan struct{})}
 	args = append([]string{"--audit.device=eth0", "--web.listen-address=127.0.0.1:0"}, args...)
 	open := func(context.Context, bpf.Config, *slog.Logger) (audit, error) { return e.audit, nil }
 	go func() {
 		defer close(e.ended)
-		e.err = run(ctx, args, io.Discard, e.log, open, dropNothing)
+		e.err = run(ctx, args, io.Discard, io.MultiWriter(e.all, e.log), open, dropNothing)
 	}()
 	t.Cleanup(func() {
 		cancel()

@@ -24,14 +24,18 @@ const healthTimeout = 5 * time.Second
 func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
 	address := (*flags.WebListenAddresses)[0]
 	if strings.HasPrefix(address, "vsock://") {
-		return fmt.Errorf("--healthcheck: cannot check %s: use a --web.listen-address with a TCP port", address)
+		return fmt.Errorf("--healthcheck: cannot check %s: use a --web.listen-address with a TCP port or a Unix socket", address)
+	}
+	network, target := "tcp", address
+	if path, isUnix := strings.CutPrefix(address, unixPrefix); isUnix {
+		network, target = "unix", path
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
 		// An address without a host, such as :9400, means this host.
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
+			return new(net.Dialer).DialContext(ctx, network, target)
 		},
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the request carries no secret
 		DisableKeepAlives: true,

@@ -10,19 +10,16 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
 )
 
-// memoryLimit is the soft memory limit of the Go runtime, unless GOMEMLIMIT sets one. It is
-// several times the memory in use, and keeps the compressors of many parallel scrapes from
-// growing the heap.
-const memoryLimit = 20 << 20
-
-// Main is the main function of a command: it sets the memory limit and the signals of the
-// operating-system process, and calls [Run]. It reports the error of Run in one line and returns
-// the exit code. It must be called at most once in an operating-system process.
+// Main is the main function of a command: it sets the signals of the operating-system process, lets
+// [Run] set the soft memory limit unless GOMEMLIMIT sets one, and calls Run. It reports the error of
+// Run in one line, without waiting long for a reader that does not read, and returns the exit code. It must be called at most once in an operating-system process.
 func Main(args []string, process Process) (exitCode int) {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+		process.setMemoryLimit = func(bytes int64) { debug.SetMemoryLimit(bytes) }
 	}
 	// The first signal shuts the exporter down in order, the second kills it.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -31,7 +28,7 @@ func Main(args []string, process Process) (exitCode int) {
 	signal.Ignore(syscall.SIGPIPE)
 
 	if err := Run(ctx, args, process); err != nil {
-		fmt.Fprintf(process.Stderr, "%s: error: %s\n", Name, OneLine(err))
+		logging.WriteWithin(process.Stderr, fmt.Sprintf("%s: error: %s\n", Name, OneLine(err)), flushTimeout)
 		return 1
 	}
 	return 0

@@ -65,6 +65,7 @@ func (e *exporter) needs() privilege.Needs {
 	if o.savesBaseline() {
 		needs.Manage = append(needs.Manage, filepath.Dir(o.baselineFile))
 	}
+	needs.Remove = o.socketDirectories() // the files of Unix sockets, at the end
 	if e.trail != nil && o.trailFile != trail.Stdout {
 		needs.Append = []string{o.trailFile}
 	}

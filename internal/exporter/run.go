@@ -16,12 +16,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
@@ -39,6 +41,9 @@ type Process struct {
 
 	open openFunc // nil for bpf.Prepare
 	drop dropFunc // nil for privilege.Drop
+
+	// setMemoryLimit sets the soft memory limit of the runtime; nil leaves it as it is.
+	setMemoryLimit func(bytes int64)
 }
 
 type openFunc func(context.Context, bpf.Config, *slog.Logger) (audit, error)
@@ -70,7 +75,9 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	if err != nil || o == nil {
 		return err
 	}
-	o.log.Writer = process.Stderr
+	stderr := logging.NewWriter(process.Stderr)
+	defer flushAtEnd(ctx, stderr)()
+	o.log.Writer = stderr
 	switch {
 	case o.healthcheck:
 		return checkHealth(ctx, o.web)
@@ -81,7 +88,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 
-	e := &exporter{options: o, process: process, logger: promslog.New(&o.log)}
+	e := &exporter{options: o, process: process, logger: stderr.CountLosses(promslog.New(&o.log))}
 	defer func() {
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			e.logger.Info("Shutting down before the start is complete", "reason", err)
@@ -121,6 +128,27 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	return e.serve(ctx, handler, judge)
+}
+
+// flushTimeout bounds the wait for the reader of the log when the exporter ends.
+const flushTimeout = time.Second
+
+// flushAtEnd returns a function that waits until the log is written, but not beyond
+// shutdownTimeout after the end of the context.
+func flushAtEnd(ctx context.Context, stderr *logging.Writer) func() {
+	ended := make(chan time.Time, 1)
+	stop := context.AfterFunc(ctx, func() { ended <- time.Now() })
+	return func() {
+		limit := time.Now().Add(flushTimeout)
+		if !stop() {
+			if latest := (<-ended).Add(shutdownTimeout); latest.Before(limit) {
+				limit = latest
+			}
+		}
+		flushing, cancel := context.WithDeadline(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		stderr.Flush(flushing)
+	}
 }
 
 // unpin removes the pins.
@@ -193,7 +221,7 @@ func (e *exporter) attach(ctx context.Context) error {
 // newHandler returns the handler of all paths over the collectors of the flags.
 func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Privileges) (http.Handler, error) {
 	options := collector.Options{
-		Collectors: e.options.collectors, Covert: judge, Privileges: privileges, Logger: e.logger,
+		Collectors: e.options.collectors, Covert: judge, Privileges: privileges, Logger: logging.Limit(e.logger),
 	}
 	if e.trail != nil { // a nil *trail.Trail would be a Trail that is not nil
 		options.Trail = e.trail
@@ -202,7 +230,8 @@ func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Pri
 	if err != nil {
 		return nil, err
 	}
-	return newHandler(set, e.options, e.process.Handlers, e.logger)
+	memory := newMemoryLimiter(e.process.setMemoryLimit)
+	return newHandler(e.options, newScrapeHandler(set, e.options, memory.grow, e.logger), e.process.Handlers)
 }
 
 // serve serves the metrics, and reads events and windows, until the context is canceled or a

@@ -30,6 +30,9 @@ func (o *options) validate() (err error) {
 	if info, err := os.Stat(*o.web.WebConfigFile); err == nil && !info.Mode().IsRegular() {
 		return flagError("web.config.file", fmt.Errorf("%s is not a regular file", *o.web.WebConfigFile))
 	}
+	if err := o.checkSockets(); err != nil {
+		return err
+	}
 	if err := web.Validate(*o.web.WebConfigFile); err != nil {
 		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))
 	}

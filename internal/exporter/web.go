@@ -4,30 +4,23 @@
 package exporter
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
-	"strconv"
-	"strings"
+	"os"
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/mdlayher/vsock"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
+	"go.yaml.in/yaml/v2"
 
-	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/connlimit"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
 )
 
 const (
@@ -35,6 +28,12 @@ const (
 	readyPath   = "/-/ready"
 
 	shutdownTimeout = 5 * time.Second // for requests and events in progress
+
+	answerTimeout = time.Minute      // for sending an answer
+	stallTimeout  = 10 * time.Second // for a part of an answer
+
+	// maxAnswerBytes is the maximum number of bytes of compressed answers that are being sent.
+	maxAnswerBytes = 16 << 20
 )
 
 // serve answers requests and runs the tasks until the parent context ends or one of them fails.
@@ -54,12 +53,17 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	// Each listener has its own server, because web.Serve wraps the handler of the server.
 	var servers []*http.Server
 	limit := connlimit.New(int(o.maxConnections), logger)
+	if asksForHTTP2(*o.web.WebConfigFile) {
+		logger.Warn("http2: true in the web configuration has no effect: only HTTP/1.1 is served", "path", *o.web.WebConfigFile)
+	}
+	port := slog.New(withoutHTTP2{logging.Limit(logger).Handler()})
+	errorLog := slog.NewLogLogger(port.Handler(), slog.LevelWarn)
 	for _, listener := range listeners {
-		server := newServer(handler, logger)
+		server := newServer(handler, errorLog)
 		limit.Watch(server)
 		servers = append(servers, server)
 		running.Go(func() {
-			if err := web.Serve(limit.Listener(listener), server, o.web, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(limit.Listener(listener), server, o.web, port); !errors.Is(err, http.ErrServerClosed) {
 				stop(err)
 			}
 		})
@@ -98,178 +102,103 @@ func shutDown(ctx context.Context, logger *slog.Logger, servers []*http.Server, 
 	return errors.Join(errs...)
 }
 
-// listen opens the sockets of the listen addresses, or takes those that systemd passes.
-func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
-	if *flags.WebSystemdSocket {
-		listeners, err = activation.Listeners()
-		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
-		if err == nil && len(listeners) == 0 {
-			err = errors.New("systemd passed no socket; start the exporter from a socket unit")
-		}
-		if err != nil {
-			return nil, flagError("web.systemd-socket", err)
-		}
-		return listeners, nil
-	}
-	for _, address := range *flags.WebListenAddresses {
-		listener, err := listenOn(address)
-		if err != nil {
-			closeAll(listeners)
-			return nil, flagError("web.listen-address", err)
-		}
-		listeners = append(listeners, listener)
-	}
-	return listeners, nil
-}
-
-func listenOn(address string) (net.Listener, error) {
-	number, isVsock := strings.CutPrefix(address, "vsock://:")
-	if !isVsock {
-		return net.Listen("tcp", address)
-	}
-	port, err := strconv.ParseUint(number, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("%s has no port; use an address such as vsock://:9400", address)
-	}
-	return vsock.Listen(uint32(port), nil)
-}
-
-// closeAll closes listeners. A server may have closed them already, so errors mean nothing.
-func closeAll(listeners []net.Listener) {
-	for _, listener := range listeners {
-		_ = listener.Close()
-	}
-}
-
-// newServer returns a server that closes the connections of slow and silent clients. A
-// connection has one request at a time, in HTTP/2 as in HTTP/1, so that a limit on connections
-// also limits requests, including those whose password is still to be compared.
-func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
+// newServer returns a server that closes the connections of slow and silent clients. It serves
+// HTTP/1.1 only, whatever the web configuration says: a connection then has one request at a time
+// and ends after its handler, so that a limit on connections also limits requests, including those
+// whose password is still to be compared. In HTTP/2 a handler may outlive its connection.
+func newServer(handler http.Handler, errorLog *log.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      time.Minute,
+		WriteTimeout:      answerTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1},
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		Protocols:         protocols,
+		ErrorLog:          errorLog,
 	}
 }
 
+// asksForHTTP2 reports whether a valid web configuration enables HTTP/2 explicitly.
+func asksForHTTP2(config string) bool {
+	var content struct {
+		Server struct {
+			HTTP2 *bool `yaml:"http2"`
+		} `yaml:"http_server_config"`
+	}
+	if text, err := os.ReadFile(config); err != nil || yaml.Unmarshal(text, &content) != nil {
+		return false
+	}
+	return content.Server.HTTP2 != nil && *content.Server.HTTP2
+}
+
+// withoutHTTP2 corrects the log of the toolkit, which repeats http2 from the web configuration.
+type withoutHTTP2 struct{ slog.Handler }
+
+// Handle implements slog.Handler.
+func (h withoutHTTP2) Handle(ctx context.Context, r slog.Record) error {
+	corrected := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "http2" {
+			a.Value = slog.BoolValue(false)
+		}
+		corrected.AddAttrs(a)
+		return true
+	})
+	return h.Handler.Handle(ctx, corrected)
+}
+
 // newHandler returns the handler of all paths, including additional ones.
-func newHandler(set *collector.Set, o *options, additional map[string]http.Handler, logger *slog.Logger) (http.Handler, error) {
+func newHandler(o *options, scrapes http.Handler, additional map[string]http.Handler) (http.Handler, error) {
 	mux := http.NewServeMux()
-	mux.Handle(o.telemetryPath, limitRequests(int(o.maxRequests), newMetricsHandler(set, !o.withoutExporterMetrics, logger)))
-	for _, path := range []string{healthyPath, readyPath} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintln(w, "OK")
-		})
+	ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
+	pages := map[string]http.Handler{o.telemetryPath: scrapes, healthyPath: ok, readyPath: ok}
+	if o.telemetryPath != "/" {
+		landing, err := newLandingPage(o.telemetryPath)
+		if err != nil {
+			return nil, err
+		}
+		pages["/"] = landing
+	}
+	for path, handler := range pages {
+		if path == "/" {
+			path = "/{$}" // not the paths beneath it
+		}
+		mux.Handle(path, readOnly(handler))
 	}
 	for path, handler := range additional {
 		mux.Handle(path, handler)
 	}
-	if o.telemetryPath == "/" {
-		return mux, nil
-	}
+	return mux, nil
+}
+
+func newLandingPage(telemetryPath string) (http.Handler, error) {
 	landing, err := web.NewLandingPage(web.LandingConfig{
 		Name:        "XDP Audit Exporter",
 		Description: "Packet timing, audited in the kernel",
 		Version:     version.Info(),
 		Profiling:   "false",
 		Links: []web.LandingLinks{
-			{Address: o.telemetryPath, Text: "Metrics"},
+			{Address: telemetryPath, Text: "Metrics"},
 			{Address: healthyPath, Text: "Health"},
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("creating the landing page: %w", err)
 	}
-	mux.Handle("/", landing)
-	return mux, nil
+	return landing, nil
 }
 
-// limitRequests refuses requests when n are in progress; 0 stands for no limit. An answer is
-// sent after its request has ended, so that a client that does not read blocks no other client.
-func limitRequests(n int, next http.Handler) http.Handler {
-	if n == 0 {
-		return next
-	}
-	slots := make(chan struct{}, n)
+// readOnly refuses requests with other methods than GET and HEAD.
+func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := &storedAnswer{header: w.Header(), status: http.StatusOK}
-		select {
-		case slots <- struct{}{}:
-			func() {
-				defer func() { <-slots }()
-				next.ServeHTTP(answer, r)
-			}()
-		default:
-			http.Error(answer, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", n), http.StatusServiceUnavailable)
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+			return
 		}
-		w.WriteHeader(answer.status)
-		_, _ = w.Write(answer.body.Bytes()) // the client may have closed the connection
+		next.ServeHTTP(w, r)
 	})
-}
-
-// storedAnswer is an http.ResponseWriter that stores the answer.
-type storedAnswer struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (a *storedAnswer) Header() http.Header { return a.header }
-
-func (a *storedAnswer) WriteHeader(status int) { a.status = status }
-
-func (a *storedAnswer) Write(b []byte) (int, error) { return a.body.Write(b) }
-
-// metricsHandler serves the metrics of a set. The parameters collect[] and exclude[] of the URL
-// select collectors.
-type metricsHandler struct {
-	set      *collector.Set
-	exporter *prometheus.Registry // go_*, process_* and promhttp_*; nil for none
-	errorLog promhttp.Logger
-	whole    http.Handler // without parameters
-}
-
-func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Logger) *metricsHandler {
-	h := &metricsHandler{set: set, errorLog: slog.NewLogLogger(logger.Handler(), slog.LevelError)}
-	if exporterMetrics {
-		h.exporter = prometheus.NewRegistry()
-		h.exporter.MustRegister(
-			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-			collectors.NewGoCollector(),
-		)
-	}
-	h.whole = h.handlerFor(set)
-	return h
-}
-
-func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	collect, exclude := query["collect[]"], query["exclude[]"]
-	if len(collect) == 0 && len(exclude) == 0 {
-		h.whole.ServeHTTP(w, r)
-		return
-	}
-	filtered, err := h.set.Filter(collect, exclude)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	h.handlerFor(filtered).ServeHTTP(w, r)
-}
-
-// handlerFor returns a handler of the metrics of a set and of those about the exporter.
-func (h *metricsHandler) handlerFor(set *collector.Set) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(versioncollector.NewCollector(Name), set)
-	options := promhttp.HandlerOpts{ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true}
-	if h.exporter == nil {
-		return promhttp.HandlerFor(registry, options)
-	}
-	options.Registry = h.exporter
-	return promhttp.InstrumentMetricHandler(h.exporter, promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options))
 }

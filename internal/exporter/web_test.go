@@ -6,13 +6,13 @@ package exporter
 import (
 	"bufio"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +34,7 @@ func TestPages(t *testing.T) {
 		{path: "/-/ready", code: 200, whole: "OK\n"},
 		{path: "/", code: 200, has: []string{"XDP Audit Exporter", `href="/metrics"`}, hasNo: []string{"/debug/pprof"}},
 		{path: "/nothing", code: 404},
+		{path: "/metrics/", code: 404},
 		{
 			path: "/metrics", code: 200,
 			has: []string{
@@ -87,6 +88,45 @@ func TestWithoutExporterMetrics(t *testing.T) {
 	}
 	if !strings.Contains(body, "xdp_audit_exporter_build_info{") {
 		t.Error("the exporter does not tell its version")
+	}
+}
+
+// With the telemetry path / only / answers metrics.
+func TestMetricsAtTheRoot(t *testing.T) {
+	e := start(t, "--web.telemetry-path=/")
+	for path, want := range map[string]int{"/": 200, "/metrics": 404, "/nothing": 404, "/a/b": 404, "/-/healthy": 200} {
+		if code, body := e.get(t, path); code != want || (strings.Contains(body, "xdp_audit_") != (path == "/")) {
+			t.Errorf("%s answers %d with %d bytes, want %d", path, code, len(body), want)
+		}
+	}
+}
+
+// Only GET and HEAD are answered.
+func TestMethods(t *testing.T) {
+	e := start(t)
+	for _, path := range []string{"/metrics", "/-/healthy", "/-/ready", "/"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "FOO"} {
+			request, err := http.NewRequest(method, "http://"+e.address+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(response.Body)
+			response.Body.Close()
+			want, allow := http.StatusMethodNotAllowed, "GET, HEAD"
+			if method == "GET" || method == "HEAD" {
+				want, allow = http.StatusOK, ""
+			}
+			if response.StatusCode != want || response.Header.Get("Allow") != allow || err != nil {
+				t.Errorf("%s %s: status %d, Allow %q (%v)", method, path, response.StatusCode, response.Header.Get("Allow"), err)
+			}
+			if isEmpty := len(body) == 0; isEmpty != (method == "HEAD") {
+				t.Errorf("%s %s: a body of %d bytes", method, path, len(body))
+			}
+		}
 	}
 }
 
@@ -223,33 +263,40 @@ func TestLongHeader(t *testing.T) {
 	}
 }
 
-// The limit counts filtered and complete scrapes together.
+// The limit counts filtered and complete scrapes together, those that wait and the one in
+// progress.
 func TestMaxRequests(t *testing.T) {
-	e := start(t, "--web.max-requests=2")
-	var scraping sync.WaitGroup
-	scraping.Add(2)
-	finish := make(chan struct{})
+	e := start(t, "--web.max-requests=2", "--web.disable-exporter-metrics")
+	scraping, finish := make(chan struct{}, 2), make(chan struct{})
 	e.audit.scrape = func() {
-		scraping.Done()
+		scraping <- struct{}{}
 		<-finish
 	}
 	var scrapes sync.WaitGroup
-	for _, path := range []string{"/metrics", "/metrics?collect[]=packets"} {
-		scrapes.Go(func() {
-			if code, _ := e.get(t, path); code != 200 {
-				t.Errorf("status %d of %s, which was within the limit", code, path)
+	var refused atomic.Int32
+	const filtered = 3 // one of them is within the limit
+	get := func(path string) {
+		switch code, body := e.get(t, path); {
+		case code == 503 && body == "Limit of concurrent requests reached (2), try again later.\n":
+			if refused.Add(1) == filtered-1 {
+				close(finish)
 			}
-		})
+		case code != 200:
+			t.Errorf("status %d of %s: %q", code, path, body)
+		}
 	}
-	scraping.Wait()
-	if code, body := e.get(t, "/metrics"); code != 503 || body != "Limit of concurrent requests reached (2), try again later.\n" {
-		t.Errorf("status %d with %q beyond the limit", code, body)
-	}
+	scrapes.Go(func() { get("/metrics") })
+	<-scraping
 	if code, _ := e.get(t, "/-/healthy"); code != 200 {
 		t.Errorf("the exporter calls itself unhealthy with status %d", code)
 	}
-	close(finish)
+	for range filtered {
+		scrapes.Go(func() { get("/metrics?collect[]=packets") })
+	}
 	scrapes.Wait()
+	if n := refused.Load(); n != filtered-1 {
+		t.Errorf("%d scrapes were refused, want %d", n, filtered-1)
+	}
 }
 
 // Silent clients do not block other clients. Without a limit all of them stay connected.
@@ -289,47 +336,4 @@ func TestMaxConnections(t *testing.T) {
 			}
 		})
 	}
-}
-
-// A client that does not read its answer does not take a place among the parallel scrapes.
-func TestClientThatDoesNotRead(t *testing.T) {
-	handler := limitRequests(1, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("X-Test", "kept")
-		w.WriteHeader(http.StatusTeapot)
-		fmt.Fprint(w, "answer")
-	}))
-	blocked := &blockedWriter{header: http.Header{}, isWriting: make(chan struct{}), goOn: make(chan struct{})}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		handler.ServeHTTP(blocked, nil)
-	}()
-	<-blocked.isWriting
-	second := &blockedWriter{header: http.Header{}, isWriting: make(chan struct{}, 1), goOn: make(chan struct{})}
-	close(second.goOn)
-	handler.ServeHTTP(second, nil)
-	if second.status != http.StatusTeapot || second.body != "answer" || second.header.Get("X-Test") != "kept" {
-		t.Errorf("the second got %+v", second)
-	}
-	close(blocked.goOn)
-	<-ended
-}
-
-// blockedWriter blocks each write until goOn.
-type blockedWriter struct {
-	header          http.Header
-	status          int
-	body            string
-	isWriting, goOn chan struct{}
-}
-
-func (b *blockedWriter) Header() http.Header { return b.header }
-
-func (b *blockedWriter) WriteHeader(status int) { b.status = status }
-
-func (b *blockedWriter) Write(p []byte) (int, error) {
-	b.isWriting <- struct{}{}
-	<-b.goOn
-	b.body += string(p)
-	return len(p), nil
 }

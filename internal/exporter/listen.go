@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/mdlayher/vsock"
+	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
+)
+
+const (
+	unixPrefix = "unix:"
+
+	// socketMode lets the user and the group of the exporter connect.
+	socketMode = 0o660
+
+	// socketPatience bounds the wait for another process that starts on the same socket.
+	socketPatience = 2 * time.Second
+)
+
+// listen opens the sockets of the listen addresses, or takes those that systemd passes.
+func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
+	if *flags.WebSystemdSocket {
+		listeners, err = activation.Listeners()
+		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
+		if err == nil && len(listeners) == 0 {
+			err = errors.New("systemd passed no socket; start the exporter from a socket unit")
+		}
+		if err != nil {
+			return nil, flagError("web.systemd-socket", err)
+		}
+		return listeners, nil
+	}
+	for _, address := range *flags.WebListenAddresses {
+		listener, err := listenOn(address)
+		if err != nil {
+			closeAll(listeners)
+			return nil, flagError("web.listen-address", err)
+		}
+		listeners = append(listeners, listener)
+	}
+	return listeners, nil
+}
+
+func listenOn(address string) (net.Listener, error) {
+	if path, isUnix := strings.CutPrefix(address, unixPrefix); isUnix {
+		return listenUnix(path)
+	}
+	number, isVsock := strings.CutPrefix(address, "vsock://:")
+	if !isVsock {
+		return net.Listen(networkOf(address), address)
+	}
+	port, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("%s has no port; use an address such as vsock://:9400", address)
+	}
+	return vsock.Listen(uint32(port), nil)
+}
+
+// networkOf returns the network of a TCP address. For an IPv4 address it is tcp4: with tcp the
+// address 0.0.0.0 also stands for all IPv6 addresses.
+func networkOf(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return "tcp" // net.Listen gives the reason
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
+}
+
+// closeAll closes listeners. A server may have closed them already, so errors mean nothing.
+func closeAll(listeners []net.Listener) {
+	for _, listener := range listeners {
+		_ = listener.Close()
+	}
+}
+
+// socketDirectories returns the directories of the Unix sockets of the listen addresses.
+func (o *options) socketDirectories() (directories []string) {
+	if *o.web.WebSystemdSocket {
+		return nil
+	}
+	for _, address := range *o.web.WebListenAddresses {
+		if path, isUnix := strings.CutPrefix(address, unixPrefix); isUnix {
+			directories = append(directories, filepath.Dir(path))
+		}
+	}
+	return directories
+}
+
+// checkSockets returns an error if the exporter would keep the right to remove files of the whole
+// system.
+func (o *options) checkSockets() error {
+	for _, directory := range o.socketDirectories() {
+		if privilege.IsShared(directory) && !o.keepPrivileges {
+			return flagError("web.listen-address", fmt.Errorf(
+				"%s is shared by the whole system, and the exporter would keep the right to remove its files; "+
+					"choose a socket in a directory of its own", directory))
+		}
+	}
+	return nil
+}
+
+// unixListener is a Unix socket that removes its file when it is closed.
+type unixListener struct {
+	net.Listener
+	path  string
+	file  os.FileInfo // the file of the socket
+	close func() error
+}
+
+// listenUnix listens on the socket file at path. It replaces the file that an earlier process has
+// left, but not a socket on which a process listens, and no other file.
+func listenUnix(path string) (net.Listener, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("%s%s has no absolute path; use an address such as unix:/run/xdp_audit_exporter/web.sock", unixPrefix, path)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), socketPatience)
+	defer cancel()
+	unlock, err := lockDirectory(ctx, filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	config := net.ListenConfig{Control: restrictMode}
+	listener, err := config.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	// Close removes the file, and only if it still is the one of this socket.
+	if socket, ok := listener.(*net.UnixListener); ok {
+		socket.SetUnlinkOnClose(false)
+	}
+	l := &unixListener{Listener: listener, path: path}
+	l.close = sync.OnceValue(l.remove)
+	if l.file, err = os.Lstat(path); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// lockDirectory keeps two processes that start at once from removing the sockets of each other.
+func lockDirectory(ctx context.Context, path string) (unlock func(), err error) {
+	directory, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(directory.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = directory.Close() }, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("%s is locked by another process: %w", path, err), directory.Close())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// removeStale removes a socket file on which no process listens.
+func removeStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s exists and is not a socket; remove it, or choose another path", path)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("listen unix %s: %w", path, unix.EADDRINUSE)
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%s may be in use: %w", path, err)
+	}
+	return os.Remove(path)
+}
+
+// restrictMode gives the file of a socket its mode before the file exists, so that no other user
+// can connect in between. The umask still applies.
+func restrictMode(_, _ string, conn syscall.RawConn) error {
+	var failure error
+	err := conn.Control(func(fd uintptr) { failure = unix.Fchmod(int(fd), socketMode) })
+	return errors.Join(err, failure)
+}
+
+// Close removes the file of the socket, and closes the socket.
+func (l *unixListener) Close() error { return l.close() }
+
+func (l *unixListener) remove() error {
+	var errs []error
+	if file, err := os.Lstat(l.path); err == nil && os.SameFile(file, l.file) {
+		errs = append(errs, os.Remove(l.path))
+	}
+	return errors.Join(append(errs, l.Listener.Close())...)
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package exporter
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/answer"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/connlimit"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
+)
+
+// newScrapeHandler returns the handler of scrapes. It stores each answer and sends it when it is
+// complete, so that a client that does not read delays no other scrape.
+func newScrapeHandler(set *collector.Set, o *options, grow func(int), logger *slog.Logger) http.Handler {
+	metrics := newMetricsHandler(set, !o.withoutExporterMetrics, logging.Limit(logger))
+	answers := answer.New(metrics, answer.Options{
+		MaxRequests:  int(o.maxRequests),
+		MaxBytes:     maxAnswerBytes,
+		Timeout:      answerTimeout,
+		StallTimeout: stallTimeout,
+		Key:          scrapeKey,
+		Host:         func(r *http.Request) netip.Prefix { return connlimit.HostOf(r.RemoteAddr) },
+		Made:         grow,
+	})
+	if metrics.exporter == nil {
+		return answers
+	}
+	return promhttp.InstrumentMetricHandler(metrics.exporter, answers)
+}
+
+// scrapeKey is the same for scrapes with the same collectors and metrics in the same format.
+func scrapeKey(r *http.Request) string {
+	query := r.URL.Query()
+	return fmt.Sprintf("%s %q %q %q", expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...),
+		query["collect[]"], query["exclude[]"], query["name[]"])
+}
+
+// metricsHandler serves the metrics of a set. The parameters collect[] and exclude[] of the URL
+// select collectors.
+type metricsHandler struct {
+	set      *collector.Set
+	exporter *prometheus.Registry // go_*, process_* and promhttp_*; nil for none
+	errorLog promhttp.Logger
+	whole    http.Handler // without parameters
+}
+
+func newMetricsHandler(set *collector.Set, exporterMetrics bool, logger *slog.Logger) *metricsHandler {
+	h := &metricsHandler{set: set, errorLog: slog.NewLogLogger(logger.Handler(), slog.LevelError)}
+	if exporterMetrics {
+		h.exporter = prometheus.NewRegistry()
+		h.exporter.MustRegister(
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			collectors.NewGoCollector(),
+		)
+	}
+	h.whole = h.handlerFor(set)
+	return h
+}
+
+// ServeHTTP implements http.Handler.
+func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	collect, exclude := query["collect[]"], query["exclude[]"]
+	if len(collect) == 0 && len(exclude) == 0 {
+		h.whole.ServeHTTP(w, r)
+		return
+	}
+	filtered, err := h.set.Filter(collect, exclude)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	h.handlerFor(filtered).ServeHTTP(w, r)
+}
+
+// handlerFor returns a handler of the metrics of a set and of those about the exporter.
+func (h *metricsHandler) handlerFor(set *collector.Set) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(versioncollector.NewCollector(Name), set)
+	options := promhttp.HandlerOpts{
+		ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, DisableCompression: true,
+	}
+	if h.exporter == nil {
+		return promhttp.HandlerFor(registry, options)
+	}
+	options.Registry = h.exporter
+	return promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options)
+}
