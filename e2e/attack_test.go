@@ -29,6 +29,7 @@ import (
 const (
 	attackTime = 4 * time.Second
 	openPort   = "192.0.2.1:9400" // the address of the exporter on the network
+	mostLogged = 16 << 10         // bytes of the log after an attack
 
 	// scrapeTimeout is the default scrape timeout of Prometheus.
 	scrapeTimeout = 10 * time.Second
@@ -91,7 +92,7 @@ func (a *attacker) secret(password string, certificate *tls.Certificate) error {
 	if err != nil {
 		return err
 	}
-	config := &tls.Config{InsecureSkipVerify: true}
+	config := &tls.Config{InsecureSkipVerify: true, NextProtos: offeredProtocols}
 	if certificate != nil {
 		config.Certificates = []tls.Certificate{*certificate}
 	}
@@ -106,6 +107,50 @@ func (a *attacker) secret(password string, certificate *tls.Certificate) error {
 		err = fmt.Errorf("the answer is %s", line)
 	}
 	return err
+}
+
+// offeredProtocols are what clients offer in ALPN, as Prometheus does.
+var offeredProtocols = []string{"h2", "http/1.1"}
+
+// abandon sends a request with a wrong password, in HTTP/2 if the exporter takes it, and closes
+// the connection while the password is compared.
+func (a *attacker) abandon(password string) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	secure := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: offeredProtocols})
+	defer conn.Close() // at once
+	if err := secure.HandshakeContext(a.ctx); err != nil {
+		return err
+	}
+	user := "Basic " + base64.StdEncoding.EncodeToString([]byte("nobody:"+password))
+	request := "GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: " + user + "\r\n\r\n"
+	if secure.ConnectionState().NegotiatedProtocol == "h2" {
+		request = http2Request(user)
+	}
+	if _, err := io.WriteString(secure, request); err != nil {
+		return err
+	}
+	select {
+	case <-a.ctx.Done():
+	case <-time.After(3 * time.Millisecond):
+	}
+	return nil
+}
+
+// http2Request returns a connection preface, empty settings, and a request of /metrics, see RFC
+// 9113 and RFC 7541.
+func http2Request(authorization string) string {
+	const (
+		preface  = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+		settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+		// GET, https, the path, the authority "a", and the name of the field authorization.
+		fields = "\x82\x87\x04\x08/metrics\x01\x01a\x0f\x08"
+	)
+	headers := fields + string(rune(len(authorization))) + authorization
+	// A frame of type 1, headers, with the flags for the end of headers and stream, in stream 1.
+	return preface + settings + "\x00\x00" + string(rune(len(headers))) + "\x01\x05\x00\x00\x00\x01" + headers
 }
 
 // attacks are what an attacker with access to the port may do.
@@ -195,6 +240,13 @@ var attacks = []struct {
 		var n atomic.Int64
 		a.over(200, func() error { return a.secret(fmt.Sprint(n.Add(1)), nil) })
 	}},
+	{"wrong passwords over connections that are closed at once", true, false, func(_ *testing.T, a *attacker) {
+		var n atomic.Int64
+		a.over(55, func() error { return a.abandon(fmt.Sprint(n.Add(1))) })
+	}},
+	{"plain HTTP on the port of TLS", true, false, func(_ *testing.T, a *attacker) {
+		a.over(50, func() error { return a.say("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") })
+	}},
 	{"handshakes that are none, and certificates of nobody", true, false, func(t *testing.T, a *attacker) {
 		certificate := strangersCertificate(t)
 		a.over(50, func() error {
@@ -251,6 +303,9 @@ func TestAttacksOnThePort(t *testing.T) {
 			if slowest > scrapeTimeout {
 				t.Errorf("a scrape took %v", slowest)
 			}
+			if log := len(e.stderr.String()); log > mostLogged {
+				t.Errorf("the log has %d bytes, want at most %d", log, mostLogged)
+			}
 			during := e.usage()
 			const mostBytes = 64 << 20
 			if during.peakBytes > mostBytes {
@@ -295,7 +350,7 @@ func (s secured) honest(t *testing.T, l *lab) *http.Client {
 	if s.roots == nil {
 		return client
 	}
-	transport.TLSClientConfig = s.clientTLS(t)
+	transport.TLSClientConfig, transport.ForceAttemptHTTP2 = s.clientTLS(t), true
 	client.Transport = authorized{transport}
 	return client
 }

@@ -170,7 +170,7 @@ func (s secured) clientTLS(t *testing.T) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tls.Config{RootCAs: s.roots, Certificates: []tls.Certificate{certificate}}
+	return &tls.Config{RootCAs: s.roots, Certificates: []tls.Certificate{certificate}, NextProtos: offeredProtocols}
 }
 
 // startSecured starts the exporter with TLS and a user, and waits until it answers.
@@ -180,7 +180,7 @@ func (l *lab) startSecured(s secured, args ...string) *exporter {
 	e := l.launch(binaries.exporter, args)
 	e.scheme = "https"
 	transport := &http.Transport{
-		DialContext: l.audited.Namespace.Dial, TLSClientConfig: s.clientTLS(l.t),
+		DialContext: l.audited.Namespace.Dial, TLSClientConfig: s.clientTLS(l.t), ForceAttemptHTTP2: true,
 	}
 	l.t.Cleanup(transport.CloseIdleConnections)
 	e.client = &http.Client{Transport: authorized{transport}, Timeout: patience}
