@@ -139,7 +139,7 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
 		Default("/metrics").StringVar(&o.telemetryPath)
 	addFlag(app, "web.max-requests", "",
-		"Maximum number of parallel scrape requests. Use 0 to disable.", &o.maxRequests, wholeNumber)
+		"Maximum number of scrape requests that wait or are gathered. Use 0 to disable.", &o.maxRequests, wholeNumber)
 	addFlag(app, "web.max-connections", "",
 		"Maximum number of open connections, an eighth of them from one address. Use 0 to disable.",
 		&o.maxConnections, wholeNumber)
@@ -152,6 +152,9 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 		"Keep all privileges after the start, for setups in which the exporter fails without them.").
 		BoolVar(&o.keepPrivileges)
 	o.web = kingpinflag.AddFlags(app, ":9400")
+	app.GetFlag("web.listen-address").Help(
+		"Addresses on which to expose metrics. Repeatable. Examples: `:9400` or `[::1]:9400` for http, `0.0.0.0:9400` " +
+			"for IPv4 only, `unix:/run/xdp_audit_exporter/web.sock` for a Unix socket, `vsock://:9400` for vsock.")
 }
 
 // addCollectorFlags adds the flags that enable and disable collectors. The returned function

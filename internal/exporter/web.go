@@ -115,7 +115,7 @@ func newServer(handler http.Handler, errorLog *log.Logger) *http.Server {
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      answerTimeout,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		MaxHeaderBytes:    60 << 10, // net/http adds 4 KiB
 		Protocols:         protocols,
 		ErrorLog:          errorLog,
 	}
