@@ -130,22 +130,24 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	return e.serve(ctx, handler, judge)
 }
 
-// flushTimeout bounds the wait for the reader of the log when the exporter ends.
-const flushTimeout = time.Second
+// The wait for the reader of the log when the exporter ends, and the wait after everything else has
+// taken all of shutdownTimeout.
+const (
+	flushTimeout  = time.Second
+	leastFlushing = 100 * time.Millisecond
+)
 
-// flushAtEnd returns a function that waits until the log is written, but not beyond
+// flushAtEnd returns a function that waits until the log is written, but hardly beyond
 // shutdownTimeout after the end of the context.
 func flushAtEnd(ctx context.Context, stderr *logging.Writer) func() {
 	ended := make(chan time.Time, 1)
 	stop := context.AfterFunc(ctx, func() { ended <- time.Now() })
 	return func() {
-		limit := time.Now().Add(flushTimeout)
+		limit := flushTimeout
 		if !stop() {
-			if latest := (<-ended).Add(shutdownTimeout); latest.Before(limit) {
-				limit = latest
-			}
+			limit = min(limit, max(time.Until((<-ended).Add(shutdownTimeout)), leastFlushing))
 		}
-		flushing, cancel := context.WithDeadline(context.WithoutCancel(ctx), limit)
+		flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
 		stderr.Flush(flushing)
 	}
