@@ -14,9 +14,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
 )
 
-// Main is the main function of a command: it sets the signals of the operating-system process, lets
-// [Run] set the soft memory limit unless GOMEMLIMIT sets one, and calls Run. It reports the error of
-// Run in one line, without waiting long for a reader that does not read, and returns the exit code. It must be called at most once in an operating-system process.
+// Main is the main function of a command: it sets the signals of the operating-system process,
+// lets [Run] set the soft memory limit unless GOMEMLIMIT sets one, and calls Run. It reports the
+// error of Run in one line, without waiting long for a reader that does not read, and returns the
+// exit code. It must be called at most once in an operating-system process.
 func Main(args []string, process Process) (exitCode int) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		process.setMemoryLimit = func(bytes int64) { debug.SetMemoryLimit(bytes) }
