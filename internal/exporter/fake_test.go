@@ -111,7 +111,7 @@ func mustNotOpen(t *testing.T) openFunc {
 }
 
 // openFake opens an audit of nothing.
-func openFake(bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
+func openFake(context.Context, bpf.Config, *slog.Logger) (audit, error) { return newFakeAudit(), nil }
 
 // run runs the exporter in this process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, open openFunc, drop dropFunc) error {
