@@ -107,7 +107,7 @@ func (r *counterReader) netInserts(device int) int64 {
 	var n int64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
-		if isUnused(block) {
+		if usedCells(block) == 0 {
 			continue
 		}
 		n += int64(atomic.LoadUint64(&block.FlowInserts))
@@ -131,12 +131,13 @@ func (r *counterReader) read(device int, c *Counters) {
 	}
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
-		if isUnused(block) {
+		used := usedCells(block)
+		if used == 0 {
 			r.skip(device, cpu)
 			continue
 		}
-		judgedBefore := c.Packets.Judged()
-		sums := r.readDeltas(block, &r.sums[device][cpu], &c.Packets)
+		packets, sums := readDeltas(block, used, &r.sums[device][cpu])
+		c.Packets.add(&packets, used)
 		c.Sums.AboveNs = c.Sums.AboveNs.Add(sums.above)
 		c.Sums.BelowNs = c.Sums.BelowNs.Add(sums.below)
 		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(sums.squared)
@@ -159,7 +160,7 @@ func (r *counterReader) read(device int, c *Counters) {
 			c.LastFlag = flag
 		}
 		if c.Calibration != nil {
-			c.Calibration.add(r.params, &block.Calibration, c.Packets.Judged()-judgedBefore)
+			c.Calibration.add(r.params, &block.Calibration, packets.Judged())
 		}
 		if r.baselines != nil {
 			loadBaseline(&block.Device, &r.baselines[device][cpu])
@@ -176,19 +177,26 @@ func (r *counterReader) read(device int, c *Counters) {
 	c.Sums.TotalNs = r.total(device, c)
 }
 
-// isUnused reports whether the CPU of a block has not counted any packet. Many possible CPUs of a
-// host are offline or receive nothing, and the test reads a ninth of a block. It is exact: the
-// program adds the length of a packet, which is never 0, to the bytes of a cell before it counts
-// anything else. Therefore all other values of an unused block are 0.
-func isUnused(block *programDeviceCounters) bool {
+// cellSet is a set of cells, by family and protocol.
+type cellSet uint32
+
+func cellBit(f Family, p Protocol) cellSet { return 1 << (int(f)*int(NumProtocols) + int(p)) }
+
+func (s cellSet) has(f Family, p Protocol) bool { return s&cellBit(f, p) != 0 }
+
+// usedCells returns the cells of a block in which packets are counted. Few cells are used, and a
+// CPU that is offline or receives nothing uses none. All other values of a block without used
+// cells are 0, and so are the packets of a cell that is not used: the program adds the length of a
+// packet, which is never 0, to the bytes of its cell before it counts anything else.
+func usedCells(block *programDeviceCounters) (used cellSet) {
 	for f := range NumFamilies {
 		for p := range NumProtocols {
 			if atomic.LoadUint64(&block.Protocols[f][p].Bytes) != 0 {
-				return false
+				used |= cellBit(f, p)
 			}
 		}
 	}
-	return true
+	return used
 }
 
 // skip takes over the zeros of an unused block.
@@ -238,7 +246,7 @@ func (r *counterReader) learnt(device int) Learnt {
 	var scores [2][timing.ScoreBins]uint64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
-		if isUnused(block) {
+		if usedCells(block) == 0 {
 			r.skip(device, cpu)
 			continue
 		}
@@ -251,45 +259,57 @@ func (r *counterReader) learnt(device int) Learnt {
 				scores[side][bin] += uint64(atomic.LoadUint32(&block.Calibration.Scores[side][bin]))
 			}
 		}
-		packets := loadPackets(block) // after the scores, so that no score lacks its packet
+		packets := loadPackets(block, usedCells(block)) // after the scores, so that no score lacks its packet
 		judged += packets.Judged() - min(packets.Judged(), atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
 	return timing.Learn(r.baselines[device], judged, &scores)
 }
 
-// readDeltas adds the packets of a block to packets, and returns the sums of the block. Both
-// cover the same packets, unless packets arrived during each of the attempts to read them; then
-// they differ by the packets that arrived during the last attempt.
-func (r *counterReader) readDeltas(block *programDeviceCounters, last *blockSums, packets *Packets) blockSums {
+// readDeltas returns the packets and the sums of a block. Both cover the same packets, unless
+// packets arrived during each of the attempts to read them; then they differ by the packets that
+// arrived during the last attempt. The sums are stored in *last, which has those of the last
+// reading.
+func readDeltas(block *programDeviceCounters, used cellSet, last *blockSums) (Packets, blockSums) {
 	var before Packets
 	for range 8 {
-		before = loadPackets(block)
+		before = loadPackets(block, used)
 		last.above = loadUint128(&block.Sums.Deviation[0], &last.above)
 		last.below = loadUint128(&block.Sums.Deviation[1], &last.below)
 		last.squared = loadUint128(&block.Sums.Squared, &last.squared)
-		if loadPackets(block) == before {
+		if loadPackets(block, used) == before {
 			break
 		}
 	}
-	for f := range packets {
-		for p := range packets[f] {
-			for o := range packets[f][p] {
-				packets[f][p][o] += before[f][p][o]
-			}
-		}
-	}
-	return *last
+	return before, *last
 }
 
-func loadPackets(block *programDeviceCounters) (packets Packets) {
-	for f := range packets {
-		for p := range packets[f] {
+// loadPackets reads the packets of the used cells of a block.
+func loadPackets(block *programDeviceCounters, used cellSet) (packets Packets) {
+	for f := range NumFamilies {
+		for p := range NumProtocols {
+			if !used.has(f, p) {
+				continue
+			}
 			for o := range packets[f][p] {
 				packets[f][p][o] = atomic.LoadUint64(&block.Protocols[f][p].Packets[o])
 			}
 		}
 	}
 	return packets
+}
+
+// add adds the packets of the used cells of a block.
+func (p *Packets) add(packets *Packets, used cellSet) {
+	for f := range NumFamilies {
+		for q := range NumProtocols {
+			if !used.has(f, q) {
+				continue
+			}
+			for o, n := range packets[f][q] {
+				p[f][q][o] += n
+			}
+		}
+	}
 }
 
 // total returns the sum of the deltas, n · reference + above − below. It is off by one

@@ -76,7 +76,7 @@ func TestUnusedBlocksAddNothing(t *testing.T) {
 		t.Fatalf("%d blocks are used, want %d", cpu, used)
 	}
 	for i := range blocks {
-		if got, want := isUnused(&blocks[i]), i == cpus-1; got != want {
+		if got, want := usedCells(&blocks[i]) == 0, i == cpus-1; got != want {
 			t.Errorf("block %d is unused: %t, want %t", i, got, want)
 		}
 	}

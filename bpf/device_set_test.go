@@ -237,7 +237,7 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	s.kernel.devices["v1"] = 1
 	s.resync(t.Context(), s.kernel.list(), true)
 	counters := s.pool.counters
-	counters.blocks[0][0].FlowInserts = 5
+	countInserts(&counters.blocks[0][0], 5)
 	counters.sums[0][0] = blockSums{above: Uint128{Lo: 1}, below: Uint128{Lo: 2}, squared: Uint128{Lo: 3}}
 	counters.totals[0] = Uint128{Lo: 4}
 	s.kernel.remove("v1")

@@ -26,7 +26,7 @@ func pinnedSet(t *testing.T, config Config, names ...string) *testSet {
 		s.pool.table.take(id)
 		s.pool.table.entries[i].ifindex = uint32(i + 1)
 		s.pool.table.setGone(i, true) // what takeOver does
-		s.pool.counters.blocks[i][0].FlowInserts = uint64(10 * (i + 1))
+		countInserts(&s.pool.counters.blocks[i][0], uint64(10*(i+1)))
 		s.kernel.devices[name] = i + 1
 		s.kernel.pinnedHook(i+1, ModeDriver, 100)
 		s.kernel.lastProgram++
@@ -203,7 +203,7 @@ func TestRefusedDevicesHoldNoIndex(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	s.kernel.remove("v2")
-	s.pool.counters.blocks[0][0].FlowInserts = 5
+	countInserts(&s.pool.counters.blocks[0][0], 5)
 	s.kernel.devices["v1"], s.kernel.devices["v3"] = 3, 4 // tried at once, as it is another device
 	s.kernel.refused["v3"] = true
 	resync("v1 -1 waiting, v3 -1 waiting, v2 0 gone")
