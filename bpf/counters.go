@@ -259,7 +259,8 @@ func (r *counterReader) learnt(device int) Learnt {
 				scores[side][bin] += uint64(atomic.LoadUint32(&block.Calibration.Scores[side][bin]))
 			}
 		}
-		packets := loadPackets(block, usedCells(block)) // after the scores, so that no score lacks its packet
+		// After the scores, so that no score lacks its packet.
+		packets := loadPackets(block, usedCells(block))
 		judged += packets.Judged() - min(packets.Judged(), atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
 	return timing.Learn(r.baselines[device], judged, &scores)
