@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
 )
 
 // pinnedSet returns a set that takes over hooks on network devices 1, 2, … which fill the pool.
@@ -183,6 +186,56 @@ func TestRenamedDeviceTakesItsOldIndex(t *testing.T) {
 		t.Errorf("got %q, want %q on the same hook", got, want)
 	}
 	s.checkHooks(t, "after the commit")
+}
+
+// No hook counts in an index while the index is cleared for another device, also if the network
+// devices of the hooks were renamed while no exporter ran. Hooks 1 and 2 count in indices 0 and 1.
+func TestCommitClearsNoIndexInUse(t *testing.T) {
+	for _, test := range []struct {
+		description string
+		names       []string
+		devices     map[string]int
+		want        string
+	}{
+		{"a new device is first", []string{"c", "b"}, map[string]int{"b": 1, "c": 3}, "c 0 drv, b 1 drv"},
+		{"a new device is last", []string{"b", "c"}, map[string]int{"b": 1, "c": 3}, "b 0 drv, c 1 drv"},
+		{"each takes the index of the other", []string{"c", "b"}, map[string]int{"b": 1, "c": 2}, "c 0 drv, b 1 drv"},
+		{"each takes its own index", []string{"b", "c"}, map[string]int{"b": 1, "c": 2}, "b 0 drv, c 1 drv"},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			s := pinnedSet(t, setConfig(test.names, nil), "a", "x")
+			hook := s.kernel.hooks[1]
+			for i, name := range []string{"a", "x"} {
+				s.kernel.hooks[i+1].program = ebpf.ProgramID(100 + i)
+				delete(s.kernel.devices, name)
+			}
+			maps.Copy(s.kernel.devices, test.devices)
+			clearCounters := s.pool.clearCounters
+			s.pool.clearCounters = func(index int) error {
+				for ifindex, hook := range s.kernel.hooks {
+					if hook.program == ebpf.ProgramID(100+index) {
+						t.Errorf("the hook on network device %d counts in index %d", ifindex, index)
+					}
+				}
+				return clearCounters(index)
+			}
+			for _, name := range test.names {
+				if _, err := s.appeared(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(s.start(t.Context(), s.kernel.list()), s.commit(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.state(); got != test.want || s.kernel.hooks[1] != hook {
+				t.Errorf("got %q, want %q, and b on the same hook", got, test.want)
+			}
+			s.checkHooks(t, "after the commit")
+			if err := s.close(); err != nil || s.kernel.programs != 0 {
+				t.Errorf("%v; %d programs are left", err, s.kernel.programs)
+			}
+		})
+	}
 }
 
 // A device that refuses the program takes no index, and gives none of a gone device away.

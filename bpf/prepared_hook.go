@@ -96,21 +96,35 @@ func (s *deviceSet) settle(d *device) (err error) {
 
 // displace takes the index of a gone device. Afterwards nothing counts in the index.
 func (s *deviceSet) displace(d *device, h *preparedHook) error {
-	switch {
-	case !h.isTakenOver:
-		if !h.link.isOn(d.ifindex, h.placeholder.id) {
-			return fmt.Errorf("device %s has vanished", d.name)
-		}
-	case int(s.pool.table.entries[h.identity.index].ifindex) == d.ifindex:
-		// The network device was renamed, and its hook counts in this index.
-		if err := h.link.replace(h.placeholder); err != nil {
-			return fmt.Errorf("taking over the hook of device %s: %w", d.name, err)
-		}
+	if !h.isTakenOver && !h.link.isOn(d.ifindex, h.placeholder.id) {
+		return fmt.Errorf("device %s has vanished", d.name)
+	}
+	if err := s.silence(d, h); err != nil {
+		return err
 	}
 	if err := s.takeIndex(d, *h.identity); err != nil {
 		return err
 	}
 	s.write(func() { s.pool.table.entries[d.index].ifindex = uint32(d.ifindex) })
+	return nil
+}
+
+// silence puts the placeholder on the hook that counts in the index which a device is to take, if a
+// device has prepared that hook: the network device was renamed.
+func (s *deviceSet) silence(d *device, h *preparedHook) error {
+	ifindex := int(s.pool.table.entries[h.identity.index].ifindex)
+	for _, other := range s.listed {
+		p := other.prepared
+		if other == d {
+			p = h
+		}
+		if p == nil || !p.isTakenOver || other.ifindex != ifindex {
+			continue
+		}
+		if err := p.link.replace(h.placeholder); err != nil {
+			return fmt.Errorf("taking over the hook of device %s: %w", other.name, err)
+		}
+	}
 	return nil
 }
 
@@ -140,19 +154,22 @@ func (s *deviceSet) discardLocked(d *device, h *preparedHook) error {
 
 // commit ends a start that has succeeded: it attaches the programs of all prepared hooks, and
 // detaches the hooks that no device of the configuration has taken. It stops when the context ends.
+// Hooks that count meanwhile get their programs first, so that few packets pass a placeholder.
 func (s *deviceSet) commit(ctx context.Context) error {
-	for _, d := range s.listed {
-		if d.prepared == nil {
-			continue
+	for _, isTakenOver := range []bool{true, false} {
+		for _, d := range s.listed {
+			if d.prepared == nil || d.prepared.isTakenOver != isTakenOver {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := s.settle(d); err != nil {
+				s.logFailures([]error{s.refused(d, d.retry.tried, err)})
+				continue
+			}
+			s.announce(d)
 		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := s.settle(d); err != nil {
-			s.logFailures([]error{s.refused(d, d.retry.tried, err)})
-			continue
-		}
-		s.announce(d)
 	}
 	s.isStarting = false
 	s.dropUnclaimed()
