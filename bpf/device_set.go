@@ -348,7 +348,7 @@ func (s *deviceSet) runs() (runs []Runs, err error) {
 	return runs, nil
 }
 
-// slots counts the indices; zero after close.
+// slots counts the indices; zero after close. An index is kept for each device that is named.
 func (s *deviceSet) slots() DeviceSlots {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -358,10 +358,11 @@ func (s *deviceSet) slots() DeviceSlots {
 	entries := s.pool.table.entries
 	slots := DeviceSlots{Total: len(entries), Refused: len(s.noIndex)}
 	for _, d := range s.listed {
-		if d.hasIndex() {
+		if d.hasIndex() || d.isNamed {
 			slots.Used++
 		}
 	}
+	slots.Used = min(slots.Used, slots.Total)
 	for i := range entries {
 		slots.GoneFlows += entries[i].goneFlows
 		isShown := slices.ContainsFunc(s.listed, func(d *device) bool { return d.index == i && d.isCounted() })

@@ -267,6 +267,32 @@ func TestRefusedDevicesHoldNoIndex(t *testing.T) {
 	resync("v1 -1 waiting, v3 -1 waiting, v2 0 drv")
 }
 
+// An index of a gone device is kept for a named device that is absent.
+func TestNamedDeviceKeepsItsPlaceInAFullPool(t *testing.T) {
+	config := setConfig([]string{"n"}, []string{"x*"})
+	config.AllowNone = true
+	s := pinnedSet(t, config, "a")
+	s.kernel.devices["x1"] = 7
+	if _, err := s.appeared("n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.start(t.Context(), s.kernel.list()), s.commit(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.state(), "n -1 absent, x1 no index"; got != want {
+		t.Errorf("after the start: got %q, want %q", got, want)
+	}
+	if got, want := s.slots(), (DeviceSlots{Total: 1, Used: 1, Refused: 1, GoneFlows: 10}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	s.kernel.devices["n"] = 8
+	s.resync(t.Context(), s.kernel.list(), true)
+	if got, want := s.state(), "n 0 drv, x1 no index"; got != want {
+		t.Errorf("after n has appeared: got %q, want %q", got, want)
+	}
+	s.checkHooks(t, "in the end")
+}
+
 // A start ends between two devices when its context ends, and leaves nothing.
 func TestStartIsCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

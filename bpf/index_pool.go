@@ -68,11 +68,12 @@ func (s *deviceSet) noRoom(name string) error {
 		name, errNoIndex, len(s.pool.table.entries))
 }
 
-// hasRoom reports whether there is an index for one more device than those that wait for one.
+// hasRoom reports whether there is an index for one more device than those that wait for one. A
+// device that is named waits also while it is absent or refused, one that a glob matches does not.
 func (s *deviceSet) hasRoom() bool {
 	waiting := 0
 	for _, d := range s.listed {
-		if !d.hasIndex() && d.retry.refusal == "" {
+		if !d.hasIndex() && (d.isNamed || d.retry.refusal == "") {
 			waiting++
 		}
 	}
