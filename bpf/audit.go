@@ -165,14 +165,14 @@ func (a *Audit) Follow(ctx context.Context) error {
 }
 
 // Close detaches every device, or leaves pinned hooks to the next process, and releases everything
-// that the audit holds. It waits for an attempt of [Audit.Follow] to attach a device. Before
-// [Audit.Commit] it is [Audit.Abandon].
+// that the audit holds. A pinned hook is left also if its device was being renamed. Close waits for
+// an attempt of [Audit.Follow] to attach a device. Before [Audit.Commit] it is [Audit.Abandon].
 func (a *Audit) Close() error {
 	return a.devices.change(func() error {
 		if a.devices.isStarting {
 			return a.abandon()
 		}
-		a.devices.dropUnclaimed()
+		a.devices.forgetRollbacks()
 		return a.release()
 	})
 }

@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -196,6 +197,28 @@ func TestRenamedDeviceKeepsItsHook(t *testing.T) {
 	}
 	if s.kernel.hooks[7] != hook || hook.program == before || s.kernel.attachments != 1 {
 		t.Errorf("the hook was attached %d times, and its program is %d after %d", s.kernel.attachments, hook.program, before)
+	}
+}
+
+// An exporter that ends between the old name and the new one leaves a pinned hook to the next
+// exporter, and detaches one that is not pinned.
+func TestCloseAmidARenameLeavesAPinnedHook(t *testing.T) {
+	for _, isPinning := range []bool{false, true} {
+		s := newTestSet(setConfig(nil, []string{"v*"}), newFakeKernel())
+		s.kernel.isPinning = isPinning
+		s.kernel.devices["v1"] = 7
+		s.resync(t.Context(), s.kernel.list(), true)
+		delete(s.kernel.devices, "v1")
+		s.kernel.devices["v2"] = 7
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		s.resync(ctx, s.kernel.list(), false)
+		if err := (&Audit{devices: s.deviceSet}).Close(); err != nil {
+			t.Error(err)
+		}
+		if isLeft := s.kernel.hooks[7] != nil; isLeft != isPinning || s.kernel.programs != 0 {
+			t.Errorf("pinning %t: the hook is left: %t; %d programs are left", isPinning, isLeft, s.kernel.programs)
+		}
 	}
 }
 
