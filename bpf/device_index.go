@@ -30,7 +30,7 @@ type deviceEntry struct {
 	state      uint32     // entryFree or entryTaken; written last
 	generation uint32     // counts the devices that had the index, from 1; 0 before the first
 	keys       [10]uint32 // of the hash of flows
-	ifindex    uint32     // network device of the last attempt to attach
+	ifindex    uint32     // network device of the last attempt; 0 if it has another's hook
 	reserved   uint32
 	name       [16]byte
 }

@@ -199,9 +199,16 @@ func (s *deviceSet) loaded(d *device, p *loadedProgram) {
 	s.write(func() { d.program, d.id, d.tag = p, p.id, p.tag })
 }
 
-// attached notes that the program of a device runs on it.
+// attached notes that the program of a device runs on it. The hook of no other device is on that
+// network device any more, so that the hook does not end with the index of an old name.
 func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) {
 	s.write(func() {
+		entries := s.pool.table.entries
+		for i := range entries {
+			if i != d.index && int(entries[i].ifindex) == d.ifindex {
+				entries[i].ifindex = 0
+			}
+		}
 		d.program, d.id, d.tag = p, p.id, p.tag
 		d.link, d.mode, d.wasUp = l, mode, true
 	})

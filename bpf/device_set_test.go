@@ -222,6 +222,33 @@ func TestCloseAmidARenameLeavesAPinnedHook(t *testing.T) {
 	}
 }
 
+// A network device is renamed twice. The index of its first name goes to another device, which has
+// no effect on the hook.
+func TestIndexOfAnOldNameIsGivenAwayWithoutTheHook(t *testing.T) {
+	config := setConfig(nil, []string{"*"})
+	config.MaxDevices = 2
+	s := newTestSet(config, newFakeKernel())
+	rename := func(from, to string) {
+		s.kernel.devices[to] = s.kernel.devices[from]
+		delete(s.kernel.devices, from)
+	}
+	s.kernel.devices["m"] = 7
+	s.resync(t.Context(), s.kernel.list(), true)
+	rename("m", "n")
+	s.resync(t.Context(), s.kernel.list(), false)
+	if got := nameOfHook(s.pool.table.entries, 7); got != "n" || s.pool.table.entries[0].ifindex != 0 {
+		t.Errorf("the hook is that of %q, and m is on network device %d", got, s.pool.table.entries[0].ifindex)
+	}
+	hook := s.kernel.hooks[7]
+	rename("n", "z")
+	s.kernel.devices["c"] = 3 // before z
+	s.resync(t.Context(), s.kernel.list(), false)
+	if got, want := s.state(), "c 0 drv, z 1 drv"; got != want || s.kernel.hooks[7] != hook {
+		t.Errorf("got %q, want %q, and z on the same hook", got, want)
+	}
+	s.checkHooks(t, "in the end")
+}
+
 // The first device without an index is reported, and no other until there was room for all.
 func TestFullPoolIsReportedOnce(t *testing.T) {
 	config := setConfig(nil, []string{"v*"})
