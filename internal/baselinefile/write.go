@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,9 @@ func Write(path string, f *File) error {
 		return err
 	}
 	defer temporary.Close() // only then is the name free for another process
-	_, err = temporary.Write(text)
+	if err = temporary.Truncate(0); err == nil {
+		_, err = temporary.Write(text)
+	}
 	if err = errors.Join(err, temporary.Sync()); err == nil {
 		err = os.Rename(temporary.Name(), path)
 	}
@@ -75,8 +78,8 @@ func temporaryName(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
 }
 
-// createTemporary opens the temporary file for path, empty and locked until it is closed. A file of
-// another user or of another kind that has its name is removed.
+// createTemporary opens the temporary file for path, locked until it is closed. It has what a
+// process has left in it. A file that has its name and is not [isOwn] is removed.
 func createTemporary(path string) (*os.File, error) {
 	for begin := time.Now(); ; {
 		file, err := openTemporary(temporaryName(path))
@@ -97,25 +100,31 @@ func createTemporary(path string) (*os.File, error) {
 var errReplaced = errors.New("the temporary file was replaced")
 
 func openTemporary(name string) (file *os.File, err error) {
-	const flags = os.O_WRONLY | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	file, err = os.OpenFile(name, flags, 0o600)
-	if err == nil {
-		if info, failure := file.Stat(); failure != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+	file, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		file, err = os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errReplaced // what has the name by now may be in use
+		}
+		if err == nil && !isOwn(file) {
 			file.Close()
 			err = fs.ErrInvalid
 		}
+		if err != nil {
+			if failure := os.Remove(name); failure != nil && !errors.Is(failure, fs.ErrNotExist) {
+				return nil, err
+			}
+			return nil, errReplaced
+		}
 	}
 	if err != nil {
-		if os.Remove(name) != nil { // which fails if nothing can be created either
-			return nil, err
-		}
-		return nil, errReplaced
+		return nil, err
 	}
-	defer func() {
+	defer func(candidate *os.File) {
 		if err != nil {
-			file.Close()
+			candidate.Close()
 		}
-	}()
+	}(file)
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, err
 	}
@@ -127,5 +136,18 @@ func openTemporary(name string) (file *os.File, err error) {
 	if named, err := os.Lstat(name); err != nil || !os.SameFile(opened, named) {
 		return nil, errReplaced
 	}
-	return file, file.Truncate(0)
+	return file, nil
+}
+
+// isOwn reports whether a file may be written: a regular file of the user of the process, which no
+// other user can open, and which has no other name. A file that has just been renamed or removed
+// is not refused here.
+func isOwn(file *os.File) bool {
+	info, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	status, ok := info.Sys().(*syscall.Stat_t)
+	return ok && info.Mode().IsRegular() && info.Mode().Perm()&0o077 == 0 &&
+		status.Nlink <= 1 && int(status.Uid) == os.Geteuid()
 }

@@ -66,6 +66,70 @@ func TestLeftoversAreReused(t *testing.T) {
 	}
 }
 
+// A file of another user and a file with two names are neither reused nor changed.
+func TestFilesOfOthersAreNotReused(t *testing.T) {
+	for name, act := range map[string]func(path string) error{
+		"Write":           func(path string) error { return Write(path, example()) },
+		"CheckWritable":   CheckWritable,
+		"RemoveTemporary": RemoveTemporary,
+	} {
+		t.Run(name, func(t *testing.T) {
+			directory := t.TempDir()
+			path, temporary := filepath.Join(directory, "base.json"), filepath.Join(directory, ".base.json.tmp")
+			precious := filepath.Join(t.TempDir(), "precious")
+			if err := os.WriteFile(precious, []byte("precious"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(precious, temporary); err != nil {
+				t.Fatal(err)
+			}
+			if err := act(path); err != nil {
+				t.Error(err)
+			}
+			if text, err := os.ReadFile(precious); err != nil || string(text) != "precious" {
+				t.Errorf("the linked file has %q: %v", text, err)
+			}
+			if os.Geteuid() != 0 {
+				return // only root can make a file of another user
+			}
+			if err := os.WriteFile(temporary, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(temporary, 1234, 1234); err != nil {
+				t.Fatal(err)
+			}
+			if err := act(path); err != nil {
+				t.Error(err)
+			}
+			for _, file := range names(t, directory) {
+				var status unix.Stat_t
+				if err := unix.Stat(filepath.Join(directory, file), &status); err != nil || status.Uid != 0 {
+					t.Errorf("%s belongs to user %d: %v", file, status.Uid, err)
+				}
+			}
+		})
+	}
+}
+
+// RemoveTemporary removes a temporary file, and does not change what is in it.
+func TestRemovedFilesAreNotEmptied(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "base.json")
+	if err := os.WriteFile(temporaryName(path), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(temporaryName(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := RemoveTemporary(path); err != nil {
+		t.Error(err)
+	}
+	if info, err := file.Stat(); err != nil || info.Size() != 3 {
+		t.Errorf("%d bytes are left: %v", info.Size(), err)
+	}
+}
+
 // Processes that write one file at once do not spoil it.
 func TestParallelWritesLeaveOneFile(t *testing.T) {
 	directory := t.TempDir()
