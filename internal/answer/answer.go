@@ -28,8 +28,9 @@ import (
 
 // Options are the limits of a [Handler].
 type Options struct {
-	// MaxRequests is the maximum number of requests that wait for an answer; 0 for no limit. Above
-	// it, the latest request of the host with most requests gets the status 503.
+	// MaxRequests is the number of requests that wait for an answer or share the one that is being
+	// made, above which the latest request of the host with most requests gets the status 503, but
+	// never its first; 0 for no limit.
 	MaxRequests int
 
 	// MaxBytes is the maximum number of bytes of the answers that are being sent, except that one

@@ -242,6 +242,86 @@ func TestLimitOfRequests(t *testing.T) {
 	}
 }
 
+// The requests in the answer that is being made count for their host: it has most requests, and
+// no other host is refused.
+func TestLimitOfRequestsThatAreServed(t *testing.T) {
+	turns := newTurns(4)
+	begun, goOn := make(chan struct{}, 20), make(chan struct{}, 20)
+	results := make(chan error, 20)
+	get := func(number string, total int) {
+		t.Helper()
+		go func() {
+			_, err := turns.get(t.Context(), host(number), "/", func() *stored {
+				begun <- struct{}{}
+				<-goOn
+				return &stored{}
+			})
+			results <- err
+		}()
+		turns.awaitTotal(t, total)
+	}
+	get("1", 1)
+	<-begun
+	for n := range 3 {
+		get("1", 2+n)
+	}
+	goOn <- struct{}{}
+	if err := <-results; err != nil {
+		t.Error(err)
+	}
+	<-begun // three requests of host 1 share an answer
+	get("3", 4)
+	get("4", 5) // above the limit
+	get("4", 6) // likewise, because host 1 has more
+	get("5", 7)
+	for range 4 {
+		goOn <- struct{}{}
+	}
+	for range 7 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if turns.total != 0 || len(turns.served) != 0 || len(turns.waiting) != 0 {
+		t.Errorf("not idle: %+v", turns)
+	}
+}
+
+// Each host has a first request, however many hosts there are.
+func TestFirstRequestOfAHostIsAdmitted(t *testing.T) {
+	turns := newTurns(2)
+	for n := range 5 {
+		r := &request{host: host(fmt.Sprint(n)), result: make(chan result, 1)}
+		if !turns.admit(r) {
+			t.Errorf("the first request of host %d is refused", n)
+		}
+		if turns.admit(&request{host: r.host, result: make(chan result, 1)}) && n > 0 {
+			t.Errorf("the second request of host %d is admitted", n)
+		}
+	}
+	for _, queue := range turns.waiting {
+		if len(queue.requests) != 1 {
+			t.Errorf("%d requests of %v wait", len(queue.requests), queue.host)
+		}
+	}
+}
+
+// awaitTotal waits until there are n requests.
+func (t *turns) awaitTotal(test *testing.T, n int) {
+	test.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		t.mu.Lock()
+		total := t.total
+		t.mu.Unlock()
+		if total == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			test.Fatalf("there are %d requests, want %d", total, n)
+		}
+	}
+}
+
 // A request whose client is gone leaves the queue.
 func TestClientThatLeaves(t *testing.T) {
 	begun, goOn := make(chan struct{}, 2), make(chan struct{})

@@ -18,7 +18,7 @@ var errTooMany = errors.New("too many requests")
 // of each other host. An answer goes to all requests for the same that waited when it was begun;
 // none is older than its request.
 type turns struct {
-	limit int // of requests that wait or whose answer is being made; 0 for none
+	limit int // of requests that wait or whose answer is being made, see admit; 0 for none
 
 	mu      sync.Mutex
 	isBusy  bool
@@ -82,18 +82,22 @@ func (t *turns) get(ctx context.Context, host netip.Prefix, key string, produce 
 	return answer, nil
 }
 
-// admit appends a request to the queue of its host, or returns false. Above the limit the latest
-// waiting request of the host with most requests is refused instead, if that host has more
-// requests than the host of r would have. t.mu is held.
+// admit appends a request to the queue of its host, or returns false. At the limit a request of
+// the host with most requests is refused: r, if its host would have as many, and the latest that
+// waits otherwise. If none of that host waits, or r is the first request of its host, r is
+// admitted above the limit: the connections bound the number of requests too. t.mu is held.
 func (t *turns) admit(r *request) bool {
 	if t.limit > 0 && t.total >= t.limit {
-		largest := t.largest()
-		if largest == nil || t.count(largest.host) <= t.count(r.host)+1 {
+		largest, own := t.largest(), t.count(r.host)+1
+		most := t.count(largest)
+		if own > 1 && own >= most {
 			return false
 		}
-		last := largest.requests[len(largest.requests)-1]
-		t.remove(last)
-		last.result <- result{err: errTooMany}
+		if queue := t.queueOf(largest); queue != nil && own < most {
+			last := queue.requests[len(queue.requests)-1]
+			t.remove(last)
+			last.result <- result{err: errTooMany}
+		}
 	}
 	t.total++
 	queue := t.queueOf(r.host)
@@ -105,11 +109,16 @@ func (t *turns) admit(r *request) bool {
 	return true
 }
 
-// largest returns the queue of the host with most requests, or nil if none waits. t.mu is held.
-func (t *turns) largest() (largest *hostQueue) {
+// largest returns the host with most requests, if possible one that waits. t.mu is held.
+func (t *turns) largest() (largest netip.Prefix) {
 	for _, queue := range t.waiting {
-		if largest == nil || t.count(queue.host) > t.count(largest.host) {
-			largest = queue
+		if t.count(queue.host) > t.count(largest) {
+			largest = queue.host
+		}
+	}
+	for host := range t.served {
+		if t.count(host) > t.count(largest) {
+			largest = host
 		}
 	}
 	return largest
