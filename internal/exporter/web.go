@@ -118,6 +118,8 @@ func newServer(handler http.Handler, errorLog *log.Logger) *http.Server {
 		MaxHeaderBytes:    60 << 10, // net/http adds 4 KiB
 		Protocols:         protocols,
 		ErrorLog:          errorLog,
+
+		DisableGeneralOptionsHandler: true, // it answers outside of the handler, without a password
 	}
 }
 

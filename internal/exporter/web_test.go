@@ -130,6 +130,26 @@ func TestMethods(t *testing.T) {
 	}
 }
 
+// The server answers nothing outside of the handler.
+func TestOptionsOfTheServer(t *testing.T) {
+	e := start(t)
+	conn, err := net.Dial("tcp", e.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 400 ") {
+		t.Errorf("got %q: %v", line, err)
+	}
+}
+
 // TestNativeHistogram asks for protobuf, as a server does that takes native histograms.
 func TestNativeHistogram(t *testing.T) {
 	e := start(t)
