@@ -194,7 +194,7 @@ func acceptsGzip(header http.Header) bool {
 			if !strings.EqualFold(strings.TrimSpace(name), "gzip") {
 				continue
 			}
-			weight, isWeighted := strings.CutPrefix(strings.ReplaceAll(parameter, " ", ""), "q=")
+			weight, isWeighted := strings.CutPrefix(strings.ToLower(strings.ReplaceAll(parameter, " ", "")), "q=")
 			q, err := strconv.ParseFloat(weight, 64)
 			return !isWeighted || err == nil && q > 0
 		}

@@ -55,6 +55,8 @@ func TestAnswersAreThoseOfTheHandler(t *testing.T) {
 		{"GET", "gzip", true},
 		{"GET", "br, GZIP ; q=0.5", true},
 		{"GET", "gzip;q=0", false},
+		{"GET", "gzip;Q=0", false},
+		{"GET", "gzip; Q=0.5", true},
 		{"GET", "gzip;q=x", false},
 		{"GET", "identity, deflate", false},
 		{"HEAD", "identity", false},
