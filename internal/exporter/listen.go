@@ -33,7 +33,8 @@ const (
 	// socketMode lets the user and the group of the exporter connect.
 	socketMode = 0o660
 
-	// socketPatience bounds the wait for another process that starts on the same socket.
+	// socketPatience bounds the wait for another process that starts on the same socket, and that
+	// for an answer of the process that listens on it.
 	socketPatience = 2 * time.Second
 )
 
@@ -136,13 +137,13 @@ func listenUnix(path string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%s%s has no absolute path; use an address such as unix:/run/xdp_audit_exporter/web.sock", unixPrefix, path)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), socketPatience)
-	defer cancel()
-	unlock, err := lockDirectory(ctx, filepath.Dir(path))
+	unlock, err := lockDirectory(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), socketPatience)
+	defer cancel()
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
@@ -167,22 +168,19 @@ func listenUnix(path string) (net.Listener, error) {
 }
 
 // lockDirectory keeps two processes that start at once from removing the sockets of each other.
-func lockDirectory(ctx context.Context, path string) (unlock func(), err error) {
+// Such a process has the lock for an instant. But every user who can read the directory can lock
+// it, so after a while the start goes on without the lock.
+func lockDirectory(path string) (unlock func(), err error) {
 	directory, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := unix.Flock(int(directory.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = directory.Close() }, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("%s is locked by another process: %w", path, err), directory.Close())
-		case <-time.After(10 * time.Millisecond):
+	for begin := time.Now(); time.Since(begin) < socketPatience; time.Sleep(10 * time.Millisecond) {
+		if unix.Flock(int(directory.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			break
 		}
 	}
+	return func() { _ = directory.Close() }, nil
 }
 
 // removeStale removes a socket file on which no process listens.

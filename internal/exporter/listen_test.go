@@ -144,6 +144,28 @@ func TestSocketFiles(t *testing.T) {
 	}
 }
 
+// Another user who locks the directory delays the start, and does not prevent it. A socket in use
+// stays in use.
+func TestLockedDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.sock")
+	directory, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer directory.Close()
+	if err := syscall.Flock(int(directory.Fd()), syscall.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	first, err := listenOn(unixPrefix + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if second, err := listenOn(unixPrefix + path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("got %v and the error %v", second, err)
+	}
+}
+
 // A socket removes only its own file when it is closed.
 func TestSocketOfAnotherProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "web.sock")
