@@ -42,13 +42,16 @@ type options struct {
 	withoutExporterMetrics bool
 	healthcheck            bool
 	keepPrivileges         bool
+	sending                sendingLimits // has no flags
 	web                    *web.FlagConfig
 	log                    promslog.Config
 }
 
 // parseFlags returns nil without an error after it has answered --help or --version.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
-	o := &options{audit: bpf.DefaultConfig(), covertFlows: 64, maxRequests: 40, maxConnections: 256}
+	o := &options{
+		audit: bpf.DefaultConfig(), covertFlows: 64, maxRequests: 40, maxConnections: 256, sending: defaultSending,
+	}
 
 	app := kingpin.New(Name, "Audits packet timing with an XDP program and exports the results to Prometheus.")
 	app.HelpFlag.Short('h')

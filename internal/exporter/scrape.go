@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -21,15 +22,25 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
 )
 
+// sendingLimits limit the answers that are being sent.
+type sendingLimits struct {
+	maxBytes     int           // of all answers, compressed
+	timeout      time.Duration // of an answer
+	stallTimeout time.Duration // of a part of an answer
+}
+
+// defaultSending are the limits that SECURITY.md states.
+var defaultSending = sendingLimits{maxBytes: 16 << 20, timeout: answerTimeout, stallTimeout: 10 * time.Second}
+
 // newScrapeHandler returns the handler of scrapes. It stores each answer and sends it when it is
 // complete, so that a client that does not read delays no other scrape.
 func newScrapeHandler(set *collector.Set, o *options, grow func(int), logger *slog.Logger) http.Handler {
 	metrics := newMetricsHandler(set, !o.withoutExporterMetrics, logging.Limit(logger))
 	answers := answer.New(metrics, answer.Options{
 		MaxRequests:  int(o.maxRequests),
-		MaxBytes:     maxAnswerBytes,
-		Timeout:      answerTimeout,
-		StallTimeout: stallTimeout,
+		MaxBytes:     o.sending.maxBytes,
+		Timeout:      o.sending.timeout,
+		StallTimeout: o.sending.stallTimeout,
 		Key:          scrapeKey,
 		Host:         func(r *http.Request) netip.Prefix { return connlimit.HostOf(r.RemoteAddr) },
 		Made:         grow,

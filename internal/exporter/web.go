@@ -29,11 +29,7 @@ const (
 
 	shutdownTimeout = 5 * time.Second // for requests and events in progress
 
-	answerTimeout = time.Minute      // for sending an answer
-	stallTimeout  = 10 * time.Second // for a part of an answer
-
-	// maxAnswerBytes is the maximum number of bytes of compressed answers that are being sent.
-	maxAnswerBytes = 16 << 20
+	answerTimeout = time.Minute // for sending an answer
 )
 
 // serve answers requests and runs the tasks until the parent context ends or one of them fails.
