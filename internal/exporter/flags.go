@@ -139,7 +139,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 
 // addWebFlags adds the flags of the web server, and those of the process.
 func (o *options) addWebFlags(app *kingpin.Application) {
-	app.Flag("web.telemetry-path", "Path under which to expose metrics.").
+	app.Flag("web.telemetry-path", "Path at which to expose metrics, without the paths beneath it.").
 		Default("/metrics").StringVar(&o.telemetryPath)
 	addFlag(app, "web.max-requests", "",
 		"Maximum number of scrape requests that wait or are gathered. Use 0 to disable.", &o.maxRequests, wholeNumber)
