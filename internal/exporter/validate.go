@@ -28,7 +28,7 @@ func (o *options) validate() (err error) {
 	}
 	// Reading a pipe may wait for ever, and the file is read again for each connection.
 	if info, err := os.Stat(*o.web.WebConfigFile); err == nil && !info.Mode().IsRegular() {
-		return flagError("web.config.file", fmt.Errorf("%s is not a regular file", *o.web.WebConfigFile))
+		return flagError("web.config.file", fmt.Errorf("%s is not a regular file: use the path of a regular file", *o.web.WebConfigFile))
 	}
 	if err := o.checkSockets(); err != nil {
 		return err
