@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -48,6 +49,7 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	}
 	// Each listener has its own server, because web.Serve wraps the handler of the server.
 	var servers []*http.Server
+	var passwords passwordTurns
 	limit := connlimit.New(int(o.maxConnections), logger)
 	if asksForHTTP2(*o.web.WebConfigFile) {
 		logger.Warn("http2: true in the web configuration has no effect: only HTTP/1.1 is served", "path", *o.web.WebConfigFile)
@@ -57,6 +59,7 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 	for _, listener := range listeners {
 		server := newServer(handler, errorLog)
 		limit.Watch(server)
+		passwords.watch(server)
 		servers = append(servers, server)
 		running.Go(func() {
 			if err := web.Serve(limit.Listener(listener), server, o.web, port); !errors.Is(err, http.ErrServerClosed) {
@@ -160,16 +163,14 @@ func newHandler(o *options, scrapes http.Handler, additional map[string]http.Han
 		}
 		pages["/"] = landing
 	}
+	maps.Copy(pages, additional)
 	for path, handler := range pages {
 		if path == "/" {
 			path = "/{$}" // not the paths beneath it
 		}
-		mux.Handle(path, readOnly(handler))
-	}
-	for path, handler := range additional {
 		mux.Handle(path, handler)
 	}
-	return mux, nil
+	return readOnly(mux), nil // also for OPTIONS *, which has no path
 }
 
 func newLandingPage(telemetryPath string) (http.Handler, error) {

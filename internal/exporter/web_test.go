@@ -104,7 +104,7 @@ func TestMetricsAtTheRoot(t *testing.T) {
 // Only GET and HEAD are answered.
 func TestMethods(t *testing.T) {
 	e := start(t)
-	for _, path := range []string{"/metrics", "/-/healthy", "/-/ready", "/"} {
+	for _, path := range []string{"/metrics", "/-/healthy", "/-/ready", "/", "/nothing"} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "FOO"} {
 			request, err := http.NewRequest(method, "http://"+e.address+path, nil)
 			if err != nil {
@@ -119,6 +119,9 @@ func TestMethods(t *testing.T) {
 			want, allow := http.StatusMethodNotAllowed, "GET, HEAD"
 			if method == "GET" || method == "HEAD" {
 				want, allow = http.StatusOK, ""
+				if path == "/nothing" {
+					want = http.StatusNotFound
+				}
 			}
 			if response.StatusCode != want || response.Header.Get("Allow") != allow || err != nil {
 				t.Errorf("%s %s: status %d, Allow %q (%v)", method, path, response.StatusCode, response.Header.Get("Allow"), err)
@@ -130,7 +133,7 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// The server answers nothing outside of the handler.
+// The server answers nothing outside of the handler, which needs a password if there is one.
 func TestOptionsOfTheServer(t *testing.T) {
 	e := start(t)
 	conn, err := net.Dial("tcp", e.address)
@@ -145,7 +148,7 @@ func TestOptionsOfTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 400 ") {
+	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 405 ") {
 		t.Errorf("got %q: %v", line, err)
 	}
 }
