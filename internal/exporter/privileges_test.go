@@ -32,6 +32,7 @@ func TestPrivilegesAreDropped(t *testing.T) {
 		{"no files", nil, privilege.Needs{}},
 		{"a trail", []string{"--trail.file=" + trailFile}, privilege.Needs{Append: []string{trailFile}}},
 		{"a trail on standard output", []string{"--trail.file=-"}, privilege.Needs{}},
+		{"a Unix socket", []string{"--web.listen-address=unix:" + filepath.Join(folder, "web.sock")}, privilege.Needs{Remove: []string{folder}}},
 		{"pins", []string{"--bpf.pin-path=/sys/fs/bpf/a"}, privilege.Needs{Manage: []string{"/sys/fs/bpf/a"}}},
 	} {
 		t.Run(test.description, func(t *testing.T) {

@@ -6,6 +6,7 @@ package privilege
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -167,12 +168,23 @@ func places(path string) (directories, files []string) {
 	return slices.Compact(directories), slices.Compact(files)
 }
 
-// IsShared reports whether a directory holds too much to be granted for one file: the root
-// directory, its subdirectories, such as /etc and /tmp, and home directories.
+// IsShared reports whether a directory, after its symbolic links are resolved, holds too much to be
+// granted for one file: the root directory, its subdirectories, such as /etc and /tmp, their
+// subdirectories where these belong to all programs, such as /var/log, home directories, and
+// directories in which every user may create files, such as /dev/shm.
 func IsShared(directory string) bool {
-	parent := filepath.Dir(directory)
-	return parent == "/" || parent == "/home"
+	if target, err := filepath.EvalSymlinks(directory); err == nil {
+		directory = target
+	}
+	if slices.Contains([]string{"/", "/home", "/usr", "/usr/local", "/var"}, filepath.Dir(directory)) {
+		return true
+	}
+	info, err := os.Stat(directory)
+	return err == nil && info.Mode()&fs.ModeSticky != 0 && info.Mode()&othersMayWrite != 0
 }
+
+// othersMayWrite is the permission of other users to write.
+const othersMayWrite fs.FileMode = 0o002
 
 // isBeneath reports whether a clean path is the directory or in it.
 func isBeneath(path, directory string) bool {

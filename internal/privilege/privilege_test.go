@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -244,7 +245,7 @@ func TestDrop(t *testing.T) {
 	folder := t.TempDir()
 	for path, text := range map[string]string{
 		"web/web.yml": "", "web/other": "", "store/v1/tls.crt": "", "store/v1/tls.key": "", "elsewhere/file": "",
-		"log/trail": "old\n", "pins/old": "", "pins/old2": "",
+		"log/trail": "old\n", "pins/old": "", "pins/old2": "", "run/socket": "",
 	} {
 		path = filepath.Join(folder, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -313,6 +314,15 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
+			"files of a directory are only removed",
+			task{privilege.Needs{Remove: []string{in("run")}}, false, []attempt{
+				{"read", in("run/socket")}, {"append", in("run/socket")}, {"append", in("run/new")}, {"truncate", in("run/socket")},
+				{"remove", in("run/socket")}, {"remove", in("elsewhere/file")},
+			}},
+			[]string{refused, refused, refused, emptied, ok, refused},
+			nil, none, "", "",
+		},
+		{
 			"in a shared directory only the file is granted, with a warning",
 			task{privilege.Needs{Read: []string{shared.Name()}}, false, []attempt{{"read", shared.Name()}, {"read", in("web/web.yml")}}},
 			[]string{ok, refused},
@@ -371,5 +381,35 @@ func TestDrop(t *testing.T) {
 				t.Errorf("%d warnings in the log, want %d: %s", warns, want, got.Log)
 			}
 		})
+	}
+}
+
+func TestIsShared(t *testing.T) {
+	folder := t.TempDir()
+	in := func(name string) string { return filepath.Join(folder, name) }
+	for name, mode := range map[string]fs.FileMode{"own": 0o755, "open": fs.ModeSticky | 0o777, "sticky": fs.ModeSticky | 0o755} {
+		if err := os.Mkdir(in(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(in(name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{"run": "/run", "home": "/home", "log": "/var/log", "to-own": in("own"), "to-link": in("run")} {
+		if err := os.Symlink(target, in(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for directory, want := range map[string]bool{
+		"/": true, "/etc": true, "/tmp": true, "/run": true, "/home/somebody": true, "/root": true,
+		"/var/log": true, "/var/lib": true, "/var/tmp": true, "/var/run": true, "/dev/shm": true, "/usr/lib": true, "/usr/local/etc": true,
+		"/etc/xdp_audit": false, "/run/xdp_audit": false, "/var/log/xdp_audit": false, "/home/somebody/xdp_audit": false,
+		"/usr/local/etc/xdp_audit": false, "/absent/directory": false,
+		in("own"): false, in("to-own"): false, in("sticky"): false,
+		in("open"): true, in("run"): true, in("to-link"): true, in("log"): true, in("home"): true,
+	} {
+		if got := privilege.IsShared(directory); got != want {
+			t.Errorf("%s is shared: %t, want %t", directory, got, want)
+		}
 	}
 }
