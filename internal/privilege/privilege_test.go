@@ -401,9 +401,9 @@ func TestIsShared(t *testing.T) {
 		}
 	}
 	for directory, want := range map[string]bool{
-		"/": true, "/etc": true, "/tmp": true, "/run": true, "/home/somebody": true, "/root": true,
+		"/": true, "/etc": true, "/tmp": true, "/run": true, "/home/user": true, "/root": true,
 		"/var/log": true, "/var/lib": true, "/var/tmp": true, "/var/run": true, "/dev/shm": true, "/usr/lib": true, "/usr/local/etc": true,
-		"/etc/xdp_audit": false, "/run/xdp_audit": false, "/var/log/xdp_audit": false, "/home/somebody/xdp_audit": false,
+		"/etc/xdp_audit": false, "/run/xdp_audit": false, "/var/log/xdp_audit": false, "/home/user/xdp_audit": false,
 		"/usr/local/etc/xdp_audit": false, "/absent/directory": false,
 		in("own"): false, in("to-own"): false, in("sticky"): false,
 		in("open"): true, in("run"): true, in("to-link"): true, in("log"): true, in("home"): true,
