@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
 
@@ -103,7 +105,7 @@ const noCapability = "0000000000000000"
 func nothing() map[string]string {
 	return map[string]string{
 		"CapInh": noCapability, "CapPrm": noCapability, "CapEff": noCapability, "CapBnd": noCapability, "CapAmb": noCapability,
-		"NoNewPrivs": "1",
+		"NoNewPrivs": "1", "Seccomp": "2",
 	}
 }
 
@@ -188,6 +190,12 @@ func TestAttacksFromInside(t *testing.T) {
 	if errata, err := ll.LandlockGetErrata(); err != nil || errata&2 == 0 {
 		signals = abi + 1 // not used: threads could not signal each other
 	}
+	abstract, socket, shown := "@xdp-audit-"+self, filepath.Join(folder, "socket"), filepath.Join(folder, "shown")
+	if err := os.WriteFile(shown, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.listenUnix(abstract)
+	l.listenUnix(socket)
 	attacks := []struct {
 		do, with, want string
 		abi            int // first Landlock ABI that refuses the action; 0 if capabilities do
@@ -201,11 +209,23 @@ func TestAttacksFromInside(t *testing.T) {
 		{"load a program", "", notPermitted, 0},
 		{"create a map", "", notPermitted, 0},
 		{"open a program", "{program}", notPermitted, 0},
+		{"open a map", mapOfAnother(t), notPermitted, 0},
+		{"attach", "lo", notPermitted, 0},
+		{"inject", "", notPermitted, 0},
 		{"change a device", "lo", notPermitted, 0},
+		{"change an address", "lo", notPermitted, 0},
 		{"sniff", "", notPermitted, 0},
 		{"become a user", "65534", notPermitted, 0},
 		{"connect", address, denied, 4},
 		{"bind", "127.0.0.1:0", denied, 4},
+		{"connect to a socket", abstract, notPermitted, 6},
+		{"connect to a socket", socket, denied, 9},
+		{"connect with UDP", address, denied, 10},
+		// No version refuses these.
+		{"bind Multipath TCP", "127.0.0.1:0", "ok", 0},
+		{"change a mode", shown, "ok", 0},
+		{"look up a device", device, "ok", 0},
+		{"read", "/proc/self/status", "ok", 0},
 		// The exporter needs these.
 		{"read", config, "ok", 0},
 		{"create", filepath.Join(folder, "log", "new"), "ok", 0},
@@ -250,6 +270,45 @@ func TestAttacksFromInside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// listenUnix accepts connections to a Unix socket in the audited namespace until the test ends.
+func (l *lab) listenUnix(name string) {
+	l.t.Helper()
+	var listener net.Listener
+	err := l.audited.Namespace.Do(func() (err error) {
+		listener, err = net.Listen("unix", name)
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+}
+
+// mapOfAnother returns the ID of a map of the test.
+func mapOfAnother(t *testing.T) string {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	info, err := m.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return strconv.Itoa(int(id))
 }
 
 // The exporter does not serve the paths of the attackable build.

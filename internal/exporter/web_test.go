@@ -133,23 +133,35 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// The server answers nothing outside of the handler, which needs a password if there is one.
-func TestOptionsOfTheServer(t *testing.T) {
+// The server answers nothing outside of the handler, which needs a password if there is one, and
+// nothing in HTTP/2, which needs no TLS if a client knows that the server speaks it.
+func TestUnusualRequests(t *testing.T) {
 	e := start(t)
-	conn, err := net.Dial("tcp", e.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "HTTP/1.1 405 ") {
-		t.Errorf("got %q: %v", line, err)
+	for _, test := range []struct{ description, request, want string }{
+		{"options of the server", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 405 "},
+		{"the preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", "HTTP/1.1 405 "},
+		{
+			"an upgrade to HTTP/2", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
+			"HTTP/1.1 200 ",
+		},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			conn, err := net.Dial("tcp", e.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, test.request); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(conn).ReadString('\n')
+			if err != nil || !strings.HasPrefix(line, test.want) {
+				t.Errorf("got %q, want %s: %v", line, test.want, err)
+			}
+		})
 	}
 }
 

@@ -2,7 +2,8 @@
 // Copyright The XDP Audit Exporter Authors
 
 // Package privilege drops what a process no longer needs once it is set up: capabilities, the
-// possibility to gain new ones, and with Landlock the access to files, TCP and other processes.
+// possibility to gain new ones, with Landlock the access to files, TCP and other processes, and
+// with seccomp the use of open BPF programs.
 //
 // The changes apply to all threads of the process and cannot be undone.
 package privilege
@@ -50,7 +51,8 @@ type Held struct {
 }
 
 // Drop gives up everything that needs does not list. It also empties the bounding set if the
-// process has CAP_SETPCAP. A kernel without Landlock causes one log line. Every other failure
+// process has CAP_SETPCAP, and refuses the commands of bpf(2) that use an open program. A kernel
+// without Landlock or without filters of system calls causes one log line each. Every other failure
 // is an error, after which the process may hold less than before.
 func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	kept, err := dropCapabilities(needs)
@@ -67,6 +69,9 @@ func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	}
 	if held.LandlockABI, err = confine(needs, logger); err != nil {
 		return Held{}, fmt.Errorf("confining file access: %w", err)
+	}
+	if !needs.Attach {
+		refuseCommands(logger)
 	}
 	logger.Info("Privileges dropped", "capabilities_kept", strings.Join(held.Capabilities, ","), "landlock_abi", held.LandlockABI)
 	return held, nil
