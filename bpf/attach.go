@@ -20,11 +20,18 @@ var attachedModes = map[Mode]netdev.XDPMode{ModeDriver: netdev.XDPDriver, ModeGe
 func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	driver := s.kernel.driver(d.name)
 	s.write(func() { d.ifindex, d.driver, d.mode = on.Index, driver, "" })
+	if err := s.config.checkLink(on); err != nil {
+		return err
+	}
+	if err := s.setLink(d, on); err != nil {
+		return err
+	}
 	isNewIndex := !d.hasIndex()
 	id, isDisplacing, err := s.identify(d)
 	if err != nil {
 		return err
 	}
+	id.linkLayer = on.Link
 	if isNewIndex && (!isDisplacing || s.config.Mode == ModeHW) {
 		if err := s.takeIndex(d, id); err != nil {
 			return err
@@ -53,9 +60,12 @@ func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	return s.settle(d)
 }
 
-// modes returns the modes to try, in their order.
-func (s *deviceSet) modes() []Mode {
-	if s.config.Mode == ModeAuto {
+// modes returns the modes to try on a device, in their order.
+func (s *deviceSet) modes(d *device) []Mode {
+	switch {
+	case s.config.Mode == ModeAuto && d.linkLayer == netdev.LinkIP:
+		return []Mode{ModeGeneric}
+	case s.config.Mode == ModeAuto:
 		return []Mode{ModeDriver, ModeGeneric}
 	}
 	return []Mode{s.config.Mode}
@@ -64,7 +74,7 @@ func (s *deviceSet) modes() []Mode {
 // attachNew attaches a program in the first mode that the network device accepts.
 func (s *deviceSet) attachNew(d *device, p *loadedProgram) (xdpLink, Mode, error) {
 	var refusals []error
-	for _, mode := range s.modes() {
+	for _, mode := range s.modes(d) {
 		l, err := s.kernel.attach(p, d.ifindex, mode)
 		if err != nil {
 			refusals = append(refusals, s.kernel.explain(d, p, mode, err))
@@ -87,7 +97,7 @@ func (s *deviceSet) claimLink(d *device, on netdev.Device) (xdpLink, Mode) {
 		return nil, ""
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
-	for _, mode := range s.modes() {
+	for _, mode := range s.modes(d) {
 		if attachedModes[mode] == on.XDP {
 			return l, mode
 		}
@@ -125,7 +135,9 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 // load loads the program of a device; offloadTo is the index of the network device whose hardware
 // runs it, 0 for the CPU.
 func (s *deviceSet) load(d *device, offloadTo int) error {
-	p, err := s.kernel.load(s.pool.table.identity(d.index), offloadTo)
+	id := s.pool.table.identity(d.index)
+	id.linkLayer = d.linkLayer
+	p, err := s.kernel.load(id, offloadTo)
 	if err == nil {
 		s.loaded(d, p)
 	}

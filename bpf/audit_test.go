@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // needBPF skips a test that loads programs where the process may not; REQUIRE_BPF=1 turns that into
@@ -46,6 +48,12 @@ func testConfig() Config {
 // nothing.
 func loadTest(t testing.TB, config Config) *Audit {
 	t.Helper()
+	return loadTestOn(t, config, netdev.LinkEthernet)
+}
+
+// loadTestOn is loadTest for devices with a link layer.
+func loadTestOn(t testing.TB, config Config, link netdev.LinkLayer) *Audit {
+	t.Helper()
 	needBPF(t)
 	audit, err := load(config, testKeys(), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -57,6 +65,7 @@ func loadTest(t testing.TB, config Config) *Audit {
 		}
 	})
 	for _, d := range audit.devices.listed {
+		d.linkLayer = link
 		err := audit.devices.load(d, 0)
 		var refused *ebpf.VerifierError
 		if errors.As(err, &refused) {

@@ -33,6 +33,7 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id devic
 	values.FirstBlock = uint32(id.index * t.cpus)
 	values.HashKeys = id.keys
 	values.Owner = id.owner()
+	values.LinkLayer = uint32(id.linkLayer) // the numbers are those of enum link_layer
 	if t.hasFrags {
 		values.HasFrags = 1
 	}

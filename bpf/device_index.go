@@ -15,6 +15,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // Each audited device has an index into the counters, and a key for the hash of its flows. Its
@@ -92,6 +94,7 @@ type deviceIdentity struct {
 	generation uint32
 	keys       [10]uint32
 	name       string
+	linkLayer  netdev.LinkLayer // of the network device; not in the table
 }
 
 // owner returns the number that marks the flows and events of the device: the index and the
@@ -101,7 +104,7 @@ func (id deviceIdentity) owner() uint32 { return uint32(id.index) | id.generatio
 // identity returns the identity of the device that has an index.
 func (t *deviceTable) identity(index int) deviceIdentity {
 	e := &t.entries[index]
-	return deviceIdentity{index, e.generation, e.keys, e.deviceName()}
+	return deviceIdentity{index: index, generation: e.generation, keys: e.keys, name: e.deviceName()}
 }
 
 func (t *deviceTable) owner(index int) uint32 { return t.identity(index).owner() }

@@ -74,13 +74,14 @@ type device struct {
 	isGone  bool // no network device has the name
 	wasUp   bool // it was attached at least once
 
-	ifindex int // of the network device at the last attempt
-	driver  string
-	mode    Mode           // empty while it is not attached
-	program *loadedProgram // nil until the first attempt
-	id      ebpf.ProgramID // of the program that was loaded last
-	tag     string
-	link    xdpLink // nil while it is not attached
+	ifindex   int // of the network device at the last attempt
+	linkLayer netdev.LinkLayer
+	driver    string
+	mode      Mode           // empty while it is not attached
+	program   *loadedProgram // nil until the first attempt
+	id        ebpf.ProgramID // of the program that was loaded last
+	tag       string
+	link      xdpLink // nil while it is not attached
 
 	prepared *preparedHook // nil unless commit has to attach its program
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -25,7 +26,13 @@ type probe struct {
 // newProbe loads an audit and pins the test to one CPU.
 func newProbe(t testing.TB, config Config) *probe {
 	t.Helper()
-	audit := loadTest(t, config)
+	return newProbeOn(t, config, netdev.LinkEthernet)
+}
+
+// newProbeOn is newProbe for a device with a link layer.
+func newProbeOn(t testing.TB, config Config, link netdev.LinkLayer) *probe {
+	t.Helper()
+	audit := loadTestOn(t, config, link)
 	cpu := pinToCPU(t)
 	return &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)}
 }

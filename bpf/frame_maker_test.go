@@ -6,6 +6,8 @@ package bpf
 import (
 	"encoding/binary"
 	"math/rand/v2"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 const (
@@ -17,6 +19,7 @@ const (
 // flows. Half of the frames are then damaged, mostly in fields that the parser reads.
 type frameMaker struct {
 	r     *rand.Rand
+	on    netdev.LinkLayer // of the device
 	frame []byte
 	looks []look
 }
@@ -24,8 +27,8 @@ type frameMaker struct {
 // look is a field of the frame that determines how the rest is parsed.
 type look struct{ at, bytes int }
 
-func newFrameMaker(r *rand.Rand) *frameMaker {
-	return &frameMaker{r: r, frame: make([]byte, 0, 2*longestFrame)}
+func newFrameMaker(r *rand.Rand, on netdev.LinkLayer) *frameMaker {
+	return &frameMaker{r: r, on: on, frame: make([]byte, 0, 2*longestFrame)}
 }
 
 // next returns a frame, which is valid until the next call.
@@ -40,7 +43,11 @@ func (m *frameMaker) next() []byte {
 		m.frame = append(m.frame, byte(m.oneOf(0x45, 0x60, 0x4f, 0x46, 0)))
 		m.noise(m.r.IntN(200))
 	default:
-		m.link()
+		if m.on == netdev.LinkEthernet {
+			m.link()
+		} else {
+			m.ip()
+		}
 	}
 	if m.r.IntN(2) == 0 {
 		for range 1 + m.r.IntN(3) {
@@ -102,6 +109,18 @@ func (m *frameMaker) link() {
 	}
 	if m.r.IntN(4) == 0 {
 		m.zeros(m.r.IntN(32)) // padding
+	}
+}
+
+// ip makes a packet of either version.
+func (m *frameMaker) ip() {
+	if m.r.IntN(2) == 0 {
+		m.ipv6()
+	} else {
+		m.ipv4()
+	}
+	if m.r.IntN(4) == 0 {
+		m.zeros(m.r.IntN(32)) // what follows a packet that is shorter than its frame
 	}
 }
 

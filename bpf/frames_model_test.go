@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN for one frame. It is called directly
@@ -95,6 +97,7 @@ type framesModel struct {
 	owner    uint32
 	sets     uint64
 	readable int // number of bytes of a frame that the program can read
+	link     netdev.LinkLayer
 	packets  Packets
 	bytes    [NumFamilies][NumProtocols]uint64
 	words    []uint32
@@ -103,7 +106,7 @@ type framesModel struct {
 // observe returns the cell that counts the frame and, if the frame belongs to a flow, the key
 // and slot of the flow.
 func (m *framesModel) observe(frame []byte, atNs uint64) (at cell, key programFlowKey, slot uint64) {
-	p := parseModel(frame, m.readable)
+	p := parseModel(frame, m.readable, m.link)
 	at = cell{p.family, p.protocol, OutcomeUnparsed}
 	switch {
 	case p.class == classFragment:
@@ -143,13 +146,13 @@ func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) 
 	f := &framesTest{
 		probe:  &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)},
 		runner: newRunner(t, audit.program(0).FD()),
-		maker:  newFrameMaker(r),
+		maker:  newFrameMaker(r, audit.devices.listed[0].linkLayer),
 		now:    1e12,
 	}
 	table := audit.maps.devices
 	f.model = &framesModel{
 		tableModel: newTableModel(audit.config), keys: &table.entries[0].keys, owner: table.owner(0), sets: uint64(audit.config.sets()),
-		readable: readable,
+		readable: readable, link: audit.devices.listed[0].linkLayer,
 	}
 	f.keys = openTestArray[programFlowKey](t, audit.maps.byName[programMapFlowKeys], unix.PROT_READ).slice()
 	return f
@@ -267,42 +270,51 @@ func numberOf(t *testing.T, variable string, without uint64) uint64 {
 
 // Ten million hostile frames and noise (or FRAMES of them): each frame passes unchanged, is
 // counted once in the model's cell, and belongs to the model's flow. At the end, outcomes,
-// baselines, sums, histogram, table and events equal those of the model. FRAMES_SEED repeats a
-// run.
+// baselines, sums, histogram, table and events equal those of the model. One frame in ten is that
+// of a device without an Ethernet header. FRAMES_SEED repeats a run.
 func TestRandomFramesEqualModel(t *testing.T) {
 	frames := int(numberOf(t, "FRAMES", 10_000_000))
 	seed := numberOf(t, "FRAMES_SEED", uint64(time.Now().UnixNano()))
 	again := fmt.Sprintf("repeat with FRAMES_SEED=%d FRAMES=%d", seed, frames)
 	config := testConfig()
 	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate
-	var tests []*framesTest
+	cpus := twoCPUs(t)
+	tests := make([][]*framesTest, len(cpus))
 	readable := readableBytes(t, loadTest(t, config))
-	for i, cpu := range twoCPUs(t) {
+	for i, cpu := range cpus {
 		// Random deltas are mostly flagged late in one domain and early in the other.
 		config.Domain = []Domain{DomainLinear, DomainLog2}[i]
-		r := rand.New(rand.NewPCG(seed, uint64(i)))
-		tests = append(tests, newFramesTest(t, loadTest(t, config), cpu, readable, r))
+		for link := range netdev.LinkOther {
+			r := rand.New(rand.NewPCG(seed, uint64(i)<<1|uint64(link)))
+			tests[i] = append(tests[i], newFramesTest(t, loadTestOn(t, config, link), cpu, readable, r))
+		}
 	}
 	begin := time.Now()
 	var running sync.WaitGroup
 	errs := make([]error, len(tests))
-	for i, cpu := range twoCPUs(t) {
+	for i, cpu := range cpus {
 		running.Go(func() {
 			// The thread stays locked, so that it ends with the goroutine and no other
 			// goroutine gets its affinity.
 			runtime.LockOSThread()
-			if errs[i] = moveTo(cpu); errs[i] == nil {
-				errs[i] = tests[i].send((frames + i) / len(tests))
+			errs[i] = moveTo(cpu)
+			of := [...]int{netdev.LinkEthernet: frames * 9 / 10, netdev.LinkIP: frames / 10}
+			for link, f := range tests[i] {
+				if errs[i] == nil {
+					errs[i] = f.send(of[link] / len(tests))
+				}
 			}
 		})
 	}
 	running.Wait()
 	took := time.Since(begin)
 	var seen Packets
-	for i, f := range tests {
-		if errs[i] != nil {
-			t.Fatalf("on CPU %d, %s: %v", i, again, errs[i])
+	for i, err := range errs {
+		if err != nil {
+			t.Fatalf("on CPU %d, %s: %v", i, again, err)
 		}
+	}
+	for _, f := range slices.Concat(tests...) {
 		f.compare(t, f.model.tableModel, f.events)
 		for family := range seen {
 			for protocol := range seen[family] {

@@ -3,7 +3,10 @@
 
 package bpf
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"encoding/hex"
+)
 
 // Frames are built from the inside out: ethernet(0x0800, ipv4(17, udp(1000, 53, payload))).
 
@@ -40,6 +43,22 @@ func tagged(id, ethertype int, payload []byte) []byte {
 
 func ipv4(protocol int, payload []byte) []byte {
 	return ipv4With(ipv4Header{protocol: protocol, ihl: 5, destination: [4]byte{10, 0, 0, 2}}, payload)
+}
+
+// ipv4From returns a packet from another source.
+func ipv4From(source [4]byte, protocol int, payload []byte) []byte {
+	packet := ipv4(protocol, payload)
+	copy(packet[12:], source[:])
+	return packet
+}
+
+// fromHex returns the bytes of a frame as tcpdump -xx prints them.
+func fromHex(digits string) []byte {
+	frame, err := hex.DecodeString(digits)
+	if err != nil {
+		panic(err)
+	}
+	return frame
 }
 
 type ipv4Header struct {

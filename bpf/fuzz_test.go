@@ -10,57 +10,77 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// Any frame passes unchanged, is counted in the model's cell, and belongs to the model's flow.
+// Any frame passes unchanged, is counted in the model's cell, and belongs to the model's flow, on
+// devices with and without an Ethernet header.
 func FuzzFrame(f *testing.F) {
-	for _, test := range frameTable {
+	for _, test := range allFrames() {
 		f.Add(test.frame)
 	}
 	config := testConfig()
 	config.Flows = flowWays
-	audit := loadTest(f, config)
-	readable := readableBytes(f, audit)
-	keys := audit.maps.byName[programMapFlowKeys]
-	runner := newRunner(f, audit.program(0).FD())
+	readable := readableBytes(f, loadTest(f, config))
+	var fuzzed []*fuzzedProgram
+	for link := range netdev.LinkOther {
+		audit := loadTestOn(f, config, link)
+		fuzzed = append(fuzzed, &fuzzedProgram{audit, newRunner(f, audit.program(0).FD()), link, readable})
+	}
 	now := uint64(1e12)
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) < shortestFrame || len(frame) > longestFrame {
 			t.Skip()
 		}
 		now += 1e6
-		want := parseModel(frame, readable)
-		before := audit.Counters()[0]
-		if err := runner.run(frame, now); err != nil {
-			t.Fatal(err)
-		}
-		after := audit.Counters()[0]
-		counted := after.Packets.Protocol(want.family, want.protocol) - before.Packets.Protocol(want.family, want.protocol)
-		if all := sumOf(&after.Packets) - sumOf(&before.Packets); counted != 1 || all != 1 {
-			t.Errorf("counted %d times, %d of them as %v %v, want once", all, counted, want.family, want.protocol)
-		}
-		if got := after.Bytes[want.family][want.protocol] - before.Bytes[want.family][want.protocol]; got != uint64(len(frame)) {
-			t.Errorf("counted %d bytes of %d", got, len(frame))
-		}
-		for outcome, class := range map[Outcome]class{OutcomeUnparsed: classUnparsed, OutcomeFragment: classFragment} {
-			if is := after.Packets.Outcome(outcome) > before.Packets.Outcome(outcome); is != (want.class == class) {
-				t.Errorf("%v: got %v, want %v", outcome, is, want.class == class)
-			}
-		}
-		if want.class != classFlow {
-			return
-		}
-		want.key.Owner = audit.maps.devices.owner(0)
-		var kept [flowWays]programFlowKey
-		for i := range kept {
-			if err := keys.Lookup(uint32(i), &kept[i]); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if !slices.Contains(kept[:], want.key) {
-			t.Errorf("flow %+v is not in the table: %+v", want.key, kept)
+		for _, p := range fuzzed {
+			p.check(t, frame, now)
 		}
 	})
+}
+
+// fuzzedProgram is a program on a device with a link layer.
+type fuzzedProgram struct {
+	*Audit
+	runner   *runner
+	link     netdev.LinkLayer
+	readable int
+}
+
+func (p *fuzzedProgram) check(t *testing.T, frame []byte, now uint64) {
+	t.Helper()
+	want := parseModel(frame, p.readable, p.link)
+	before := p.Counters()[0]
+	if err := p.runner.run(frame, now); err != nil {
+		t.Fatal(err)
+	}
+	after := p.Counters()[0]
+	counted := after.Packets.Protocol(want.family, want.protocol) - before.Packets.Protocol(want.family, want.protocol)
+	if all := sumOf(&after.Packets) - sumOf(&before.Packets); counted != 1 || all != 1 {
+		t.Errorf("counted %d times, %d of them as %v %v, want once", all, counted, want.family, want.protocol)
+	}
+	if got := after.Bytes[want.family][want.protocol] - before.Bytes[want.family][want.protocol]; got != uint64(len(frame)) {
+		t.Errorf("counted %d bytes of %d", got, len(frame))
+	}
+	for outcome, class := range map[Outcome]class{OutcomeUnparsed: classUnparsed, OutcomeFragment: classFragment} {
+		if is := after.Packets.Outcome(outcome) > before.Packets.Outcome(outcome); is != (want.class == class) {
+			t.Errorf("%v: got %v, want %v", outcome, is, want.class == class)
+		}
+	}
+	if want.class != classFlow {
+		return
+	}
+	want.key.Owner = p.maps.devices.owner(0)
+	var kept [flowWays]programFlowKey
+	for i := range kept {
+		if err := p.maps.byName[programMapFlowKeys].Lookup(uint32(i), &kept[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Contains(kept[:], want.key) {
+		t.Errorf("flow %+v is not in the table: %+v", want.key, kept)
+	}
 }
 
 // A record of a ring is decoded or refused, and never read beyond its end.

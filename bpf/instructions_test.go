@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // countedPackets is the number of packets of each kind whose instructions are counted.
@@ -21,6 +22,7 @@ const countedPackets = 2000
 type packetKind struct {
 	name       string // in the table
 	frame      []byte
+	link       netdev.LinkLayer
 	change     func(*Config)
 	deltaNs    uint64
 	warmUp     int  // packets before the counted ones
@@ -56,6 +58,8 @@ func packetKinds() []packetKind {
 			deltaNs: 1e6, warmUp: 1000, outcome: judged, budget: 395, mostBudget: 395},
 		{name: "judged, ICMP over IPv4", frame: ethernet(etherIPv4, ipv4(ipICMP, icmp(8, 0, 77))), deltaNs: 1e6,
 			warmUp: 1000, outcome: judged, budget: 350, mostBudget: 350},
+		{name: "judged, TCP over IPv4, without an Ethernet header", frame: ipv4(ipTCP, overTCP), link: netdev.LinkIP,
+			deltaNs: 1e6, warmUp: 1000, outcome: judged, budget: 350, mostBudget: 350},
 		{name: "judged, `--audit.baseline=device`", frame: udpFrame(), deltaNs: 1e6, warmUp: 1000,
 			change: func(c *Config) { c.Baseline = BaselineDevice }, outcome: judged, budget: 310, mostBudget: 310},
 		{name: "judged, `--audit.domain=log2`", frame: udpFrame(), deltaNs: 1e6, warmUp: 1000,
@@ -95,7 +99,7 @@ func (k packetKind) count(t *testing.T) instructionCount {
 	if k.change != nil {
 		k.change(&config)
 	}
-	p := newInterpretedProgram(t, config, longestFrame)
+	p := newInterpretedProgram(t, config, longestFrame, k.link)
 	frame := slices.Clone(k.frame)
 	now := uint64(1e12)
 	var counts []int

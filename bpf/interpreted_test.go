@@ -11,6 +11,8 @@ import (
 	"slices"
 	"testing"
 	"unsafe"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // interpretedProgram is the audit's program in the interpreter, next to the model of what it should
@@ -29,7 +31,7 @@ const (
 	interpretedCPU  = 1 // the one that runs the program
 )
 
-func newInterpretedProgram(t *testing.T, config Config, firstBuffer int) *interpretedProgram {
+func newInterpretedProgram(t *testing.T, config Config, firstBuffer int, link netdev.LinkLayer) *interpretedProgram {
 	t.Helper()
 	spec, err := loadProgram()
 	if err != nil {
@@ -38,6 +40,7 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int) *interp
 	values := config.programConfig()
 	// As on x86, so that counts do not depend on the machine.
 	values.StoresAreOrdered, values.HasFrags, values.Owner = 1, 1, 3<<ownerShift
+	values.LinkLayer = uint32(link)
 	keys := testKeys()
 	for i := range values.HashKeys {
 		values.HashKeys[i] = uint32(keys.Uint64())
@@ -60,6 +63,7 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int) *interp
 		interpreter: m, config: config, firstBuffer: firstBuffer,
 		model: &framesModel{
 			tableModel: newTableModel(config), keys: &values.HashKeys, owner: values.Owner, sets: uint64(config.sets()), readable: firstBuffer,
+			link: link,
 		},
 	}
 }
@@ -213,7 +217,7 @@ func TestInterpretedProgramEqualsModel(t *testing.T) {
 					config := testConfig()
 					config.Domain, config.Baseline = domain, scope
 					config.Window, config.Calibrate, config.EventRate = 256, 0.1, MaxEventRate
-					p := newInterpretedProgram(t, config, longestFrame)
+					p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
 					r := rand.New(rand.NewPCG(uint64(seed), 1))
 					now := uint64(1e12)
 					for i := range packets {
@@ -233,20 +237,22 @@ func TestInterpretedFramesEqualModel(t *testing.T) {
 	const frames = 30_000
 	config := testConfig()
 	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate
-	p := newInterpretedProgram(t, config, 3000)
-	r := rand.New(rand.NewPCG(7, 7))
-	maker := newFrameMaker(r)
-	now := uint64(1e12)
-	for range frames {
-		now += uint64(1e4 * r.ExpFloat64())
-		atNs := now
-		switch r.IntN(500) {
-		case 0:
-			atNs = 0 // no metadata
-		case 1:
-			atNs -= r.Uint64N(1e8)
+	for link := range netdev.LinkOther {
+		p := newInterpretedProgram(t, config, 3000, link)
+		r := rand.New(rand.NewPCG(7, 7))
+		maker := newFrameMaker(r, link)
+		now := uint64(1e12)
+		for range frames {
+			now += uint64(1e4 * r.ExpFloat64())
+			atNs := now
+			switch r.IntN(500) {
+			case 0:
+				atNs = 0 // no metadata
+			case 1:
+				atNs -= r.Uint64N(1e8)
+			}
+			p.send(t, maker.next(), atNs)
 		}
-		p.send(t, maker.next(), atNs)
+		p.compare(t)
 	}
-	p.compare(t)
 }

@@ -6,6 +6,8 @@ package bpf
 import (
 	"encoding/binary"
 	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // parsed is the result of the model of the parser. The model was written from docs/DESIGN.md
@@ -25,9 +27,15 @@ const (
 	classFlow
 )
 
-// parseModel parses a frame. Programs can read its first `readable` bytes only.
-func parseModel(frame []byte, readable int) (p parsed) {
-	p.class = p.link(octets{frame[:min(readable, len(frame))], len(frame)})
+// parseModel parses a frame of a device with that link layer. Programs can read its first
+// `readable` bytes only.
+func parseModel(frame []byte, readable int, link netdev.LinkLayer) (p parsed) {
+	o := octets{frame[:min(readable, len(frame))], len(frame)}
+	if link == netdev.LinkEthernet {
+		p.class = p.ethernet(o)
+	} else {
+		p.class = p.ip(o)
+	}
 	if p.class != classFlow {
 		p.key = programFlowKey{}
 	}
@@ -62,7 +70,7 @@ func inOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(bytes[:])
 }
 
-func (p *parsed) link(o octets) class {
+func (p *parsed) ethernet(o octets) class {
 	const addresses = 12
 	if !o.has(addresses + 2) {
 		return classUnparsed
@@ -86,6 +94,21 @@ func (p *parsed) link(o octets) class {
 	case etherIPv6:
 		p.family = FamilyIPv6
 		return p.ipv6(o)
+	}
+	return classUnparsed
+}
+
+// ip parses a packet by the version in its header.
+func (p *parsed) ip(o octets) class {
+	if o.has(1) {
+		switch o.read[0] >> 4 {
+		case 4:
+			p.family = FamilyIPv4
+			return p.ipv4(o)
+		case 6:
+			p.family = FamilyIPv6
+			return p.ipv6(o)
+		}
 	}
 	return classUnparsed
 }
@@ -228,9 +251,9 @@ func appendWords(words []uint32, key *programFlowKey) []uint32 {
 
 // The model has the expected result for each frame of the table.
 func TestParserModel(t *testing.T) {
-	for _, test := range frameTable {
+	for _, test := range allFrames() {
 		t.Run(test.about, func(t *testing.T) {
-			p := parseModel(test.frame, len(test.frame))
+			p := parseModel(test.frame, len(test.frame), test.link)
 			got := cell{p.family, p.protocol, map[class]Outcome{
 				classUnparsed: OutcomeUnparsed, classFragment: OutcomeFragment, classFlow: OutcomeNewFlow,
 			}[p.class]}

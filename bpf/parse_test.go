@@ -8,6 +8,8 @@ import (
 	"math"
 	"testing"
 	"unsafe"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // cell identifies the counter of a packet. A test sends every frame once, as the first packet
@@ -18,14 +20,34 @@ type cell struct {
 	outcome  Outcome
 }
 
-var frameTable = []struct {
+// frameCase is a frame and what is counted.
+type frameCase struct {
 	about string
 	frame []byte
 	want  cell
 	// key has source, destination, protocol number and VLAN of the flow. It is empty if the frame
 	// has no flow.
 	key string
-}{
+}
+
+// linkedFrame is a frameCase on a device with a link layer.
+type linkedFrame struct {
+	frameCase
+	link netdev.LinkLayer
+}
+
+// allFrames returns the frames of frameTable and of ipFrameTable.
+func allFrames() (all []linkedFrame) {
+	for _, test := range frameTable {
+		all = append(all, linkedFrame{test, netdev.LinkEthernet})
+	}
+	for _, test := range ipFrameTable {
+		all = append(all, linkedFrame{test, netdev.LinkIP})
+	}
+	return all
+}
+
+var frameTable = []frameCase{
 	{"UDP over IPv4", udpFrame(),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1000 10.0.0.2:53 17 0"},
 	{"TCP over IPv4", ethernet(etherIPv4, ipv4(ipTCP, tcp(40000, 443, 5))),
@@ -117,6 +139,28 @@ var frameTable = []struct {
 		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
 }
 
+// ipFrameTable has frames of devices without an Ethernet header.
+var ipFrameTable = []frameCase{
+	{"a packet from a tun device", fromHex("4500001c0000000040110000c0000209c00002089c4014e900080000"),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "192.0.2.9:40000 192.0.2.8:5353 17 0"},
+	{"TCP over IPv4 without Ethernet", ipv4(ipTCP, tcp(40000, 443, 8)),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
+	{"a source of 8.0.69.0 is no ethertype", ipv4From([4]byte{8, 0, 69, 0}, ipUDP, udp(1000, 53, make([]byte, 40))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "8.0.69.0:1000 10.0.0.2:53 17 0"},
+	{"TCP over IPv6 without Ethernet", ipv6(ipTCP, tcp(1000, 80, 8)),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:1000 [fd00::2]:80 6 0"},
+	{"extension headers without Ethernet", ipv6(ipHopOptions, extension(ipDestOptions, 2, extension(ipUDP, 0, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"a later fragment without Ethernet", ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2001}, make([]byte, 8)),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeFragment}, ""},
+	{"a length beyond the packet", ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 29}, udp(1, 2, nil)),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"neither version 4 nor 6", append([]byte{5 << 4}, ipv4(ipUDP, udp(1, 2, nil))[1:]...),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"an Ethernet header where there is none", udpFrame(),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+}
+
 // nested puts n destination options headers in front of a transport payload: TCP.
 func nested(n int, payload []byte) []byte {
 	next := ipTCP
@@ -178,12 +222,16 @@ func describeKey(key *programFlowKey) string {
 // Every prefix of every valid frame passes unchanged and is counted once. A prefix is unparsed
 // unless only padding is cut off.
 func TestTruncatedFramesAreCountedOnce(t *testing.T) {
-	p := newProbe(t, testConfig())
 	const shortest = 14 // the minimum of BPF_PROG_TEST_RUN
-	var total uint64
-	for _, test := range frameTable {
+	probes, totals := map[netdev.LinkLayer]*probe{}, map[netdev.LinkLayer]uint64{}
+	for _, test := range allFrames() {
 		if test.want.outcome == OutcomeUnparsed {
 			continue
+		}
+		p := probes[test.link]
+		if p == nil {
+			p = newProbeOn(t, testConfig(), test.link)
+			probes[test.link] = p
 		}
 		padding := 0
 		if test.about == "IPv4 with padding after it" {
@@ -192,10 +240,10 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 		for length := shortest; length <= len(test.frame); length++ {
 			before, _ := p.counts()
 			run(t, p.program(0), test.frame[:length], 1e9, 1)
-			total++
+			totals[test.link]++
 			after, _ := p.counts()
-			if got := sumOf(&after); got != total {
-				t.Fatalf("%s cut to %d bytes: counted %d times in all, want %d", test.about, length, got, total)
+			if got, want := sumOf(&after), totals[test.link]; got != want {
+				t.Fatalf("%s cut to %d bytes: counted %d times in all, want %d", test.about, length, got, want)
 			}
 			isUnparsed := after.Outcome(OutcomeUnparsed) != before.Outcome(OutcomeUnparsed)
 			wantUnparsed := length < len(test.frame)-padding && !cutIsInvisible(test.about, length)
@@ -204,7 +252,7 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d frames", total)
+	t.Logf("%d frames of each link layer", totals)
 }
 
 // cutIsInvisible reports whether the headers do not tell that the frame was cut, as those of a
@@ -236,9 +284,9 @@ func TestPacketWithoutTimestampIsUntimed(t *testing.T) {
 }
 
 func TestFramesAreCountedInTheirCells(t *testing.T) {
-	for _, test := range frameTable {
+	for _, test := range allFrames() {
 		t.Run(test.about, func(t *testing.T) {
-			p := newProbe(t, testConfig())
+			p := newProbeOn(t, testConfig(), test.link)
 			run(t, p.program(0), test.frame, 1e9, 1)
 			var want Packets
 			want[test.want.family][test.want.protocol][test.want.outcome] = 1

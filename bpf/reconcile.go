@@ -102,6 +102,8 @@ func (s *deviceSet) detachStale(here map[string]netdev.Device) {
 				s.hookLost(d)
 			case now.Index != d.ifindex:
 				s.renamed(d)
+			case now.Link != d.linkLayer:
+				s.hookLost(d)
 			}
 		}
 		wasHere := !d.isGone && d.retry.tried != netdev.Device{}

@@ -21,6 +21,7 @@ type programAuditConfig struct {
 	FirstBlock          uint32
 	Owner               uint32
 	HasFrags            uint32
+	LinkLayer           uint32
 	SetMask             uint32
 	ClockSource         uint32
 	MinSamples          uint32
@@ -35,6 +36,7 @@ type programAuditConfig struct {
 	TailQ32             uint32
 	CalibrationHalvedAt uint32
 	ScoreOffset         int32
+	Reserved            uint32
 	Frozen              struct {
 		_       structs.HostLayout
 		MeanQ16 uint64

@@ -22,7 +22,7 @@
 struct frame {
 	const void *data;
 	const void *data_end;
-	__u32 beyond_bytes; /* bytes in further buffers, which cannot be accessed directly */
+	__u32 len_bytes; /* with those in further buffers, which cannot be accessed directly */
 	__u32 reserved;
 };
 
@@ -31,11 +31,19 @@ struct vlan_tag {
 	__be16 next_protocol;
 };
 
+/* The first buffer of a frame. */
 static __always_inline struct frame frame_of(const struct xdp_md *ctx)
 {
 	struct frame frame = { .data = (void *)(long)ctx->data,
 			       .data_end = (void *)(long)ctx->data_end };
+	__u64 len = frame.data_end - frame.data;
 
+	/* Without this, clang 14 subtracts the lower halves of the pointers. The verifier of Linux
+	 * 6.1 and later takes these for numbers of any value and accepts that. Saves 1; costs 2 for
+	 * a frame that is not IP.
+	 */
+	VERIFIER_KNOWS(len);
+	frame.len_bytes = len;
 	return frame;
 }
 
@@ -50,24 +58,12 @@ static __always_inline bool frame_has(const struct frame *frame, const void *byt
 	return bytes + size <= frame->data_end;
 }
 
-static __always_inline __u32 frame_len(const struct frame *frame)
-{
-	__u64 len = frame->data_end - frame->data;
-
-	/* Without this, clang 14 subtracts the lower halves of the pointers. The verifier of Linux
-	 * 6.1 and later takes these for numbers of any value and accepts that. Saves 1; costs 2 for
-	 * a frame that is not IP.
-	 */
-	VERIFIER_KNOWS(len);
-	return len + frame->beyond_bytes;
-}
-
 /* The bytes of a frame in all of its buffers. */
 static __always_inline __u32 len_of_buffers(struct xdp_md *ctx)
 {
 	struct frame frame = frame_of(ctx);
 
-	return config.has_frags ? bpf_xdp_get_buff_len(ctx) : frame_len(&frame);
+	return config.has_frags ? bpf_xdp_get_buff_len(ctx) : frame.len_bytes;
 }
 
 /* Clang assumes that the members of a header on a packet are not aligned. They are aligned to two
@@ -83,18 +79,16 @@ static __always_inline bool is_vlan_tag(__be16 ethertype)
 	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
 }
 
-/* Returns the offset of the payload of the link layer and its tags, or -1 if they are truncated.
- * Sets *ethertype to the payload's type and *vlan_id to the id of the outer tag, or 0.
+/* Returns the offset of the payload of the link layer and its tags, or -1 if the tags are truncated.
+ * The frame has an Ethernet header. Sets *ethertype to the payload's type and *vlan_id to the id of
+ * the outer tag, or 0.
  */
-static __always_inline int parse_ethernet(const struct frame *frame, __be16 *ethertype,
-					  __u32 *vlan_id)
+static __always_inline int parse_tags(const struct frame *frame, __be16 *ethertype, __u32 *vlan_id)
 {
 	const struct ethhdr *eth = frame_at(frame, 0);
 	__u32 offset = sizeof(*eth);
 
 	*vlan_id = 0;
-	if (unlikely(!frame_has(frame, eth, sizeof(*eth))))
-		return -1;
 	*ethertype = load_be16(&eth->h_proto);
 	for (int i = 0; i < VLAN_TAGS && unlikely(is_vlan_tag(*ethertype)); i++) {
 		const struct vlan_tag *tag = frame_at(frame, offset);

@@ -89,6 +89,12 @@ enum clock_source {
 	CLOCK_SOURCE_METADATA,
 };
 
+/* What the frames of a device begin with. */
+enum link_layer {
+	LINK_LAYER_ETHERNET,
+	LINK_LAYER_NONE, /* the header of IP, as on tunnel devices */
+};
+
 /* Deviations from the default mode, in which a delta in ns is judged against the baseline of its
  * flow. They are bits of config.modes, so that a packet in the default mode tests one word.
  */
@@ -115,6 +121,7 @@ struct audit_config {
 	__u32 first_block; /* index of the device's first block of counters; one block per CPU */
 	__u32 owner;	   /* device index; upper half: number of earlier devices with this index */
 	__u32 has_frags;   /* frames may span buffers; only the first can be accessed directly */
+	__u32 link_layer;  /* enum link_layer */
 	__u32 set_mask;	   /* number of sets of the flow table − 1 */
 	__u32 clock_source;
 	__u32 min_samples;
@@ -131,6 +138,7 @@ struct audit_config {
 	__u32 tail_q32;
 	__u32 calibration_halved_at; /* number of judged packets at which a calibration is halved */
 	__s32 score_offset; /* score of the lowest bin of a calibration, in 2⁻¹⁶ octaves */
+	__u32 reserved;
 	struct baseline frozen;
 	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
@@ -158,7 +166,7 @@ struct packet {
 	__u32 len_bytes;
 	__u8 cell;	  /* see protocol_cell() */
 	bool is_fragment; /* and not the first one of its packet */
-	__u16 reserved;
+	__u16 ip_offset;  /* of the header of IP in the frame */
 };
 
 /* What the program knows of the current packet. It lives on the stack: most packets store members

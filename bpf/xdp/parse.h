@@ -15,27 +15,35 @@
 
 #define IPV4_FRAGMENT_OFFSET_MASK 0x1fff
 
+/* The first byte of a header of IPv4: version 4, and 5 to 15 words. */
+#define MIN_IPV4_START 0x45
+#define MAX_IPV4_START 0x4f
+#define IP_OFFSET_MASK 0x7f /* for the verifier: the headers before IP are shorter */
+
 static __always_inline __u64 hash_ipv4_addresses(const struct iphdr *ip)
 {
 	return hash_pair(ip->saddr, ip->daddr, HASH_KEY_ADDRESSES);
 }
 
-static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset,
+static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, __u32 kind,
 				      struct packet *packet)
 {
 	const struct iphdr *ip = frame_at(frame, offset);
 	__u32 header_len, total_len;
-	__u8 protocol;
+	__u8 start, protocol;
 
 	packet->cell = protocol_cell(FAMILY_IPV4, PROTOCOL_OTHER);
-	if (!frame_has(frame, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
+	if (!frame_has(frame, ip, sizeof(*ip)))
+		return -1;
+	start = *(const __u8 *)ip;
+	if (start < MIN_IPV4_START || start > MAX_IPV4_START)
 		return -1;
 	protocol = protocols[ip->protocol];
 	packet->cell = protocol_cell(FAMILY_IPV4, protocol);
-	packet->kind |= FAMILY_IPV4 << 8 | ip->protocol;
-	header_len = ip->ihl * 4;
+	packet->kind = kind | FAMILY_IPV4 << 8 | ip->protocol;
+	header_len = (start & 0xf) * 4;
 	total_len = bpf_ntohs(ip->tot_len);
-	if (total_len < header_len || offset + total_len > frame_len(frame))
+	if (total_len < header_len || offset + total_len > frame->len_bytes)
 		return -1;
 	packet->addresses = hash_ipv4_addresses(ip);
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)) {
@@ -46,58 +54,60 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset,
 			       protocol, packet);
 }
 
-/* Parses a frame into a zeroed packet. Returns 0, or -1 if the frame is not IP, truncated or
- * malformed. Then cell and kind say as much as could be read.
- */
+/* The ethertype of the version in the header of IP at `offset`, or 0. */
+static __always_inline __be16 ethertype_of_version(const struct frame *frame, __u32 offset)
+{
+	const __u8 *header = frame_at(frame, offset);
+
+	if (!frame_has(frame, header, sizeof(*header)))
+		return 0;
+	if (*header >> 4 == 4)
+		return bpf_htons(ETH_P_IP);
+	return *header >> 4 == 6 ? bpf_htons(ETH_P_IPV6) : 0;
+}
+
 static __always_inline int parse_frame(const struct frame *frame, struct packet *packet)
 {
 	__be16 ethertype;
-	__u32 vlan_id;
-	int offset;
+	__u32 vlan_id = 0;
+	int offset = 0;
 
-	packet->len_bytes = frame_len(frame);
-	offset = parse_ethernet(frame, &ethertype, &vlan_id);
-	if (offset < 0)
-		return -1;
-	packet->kind = vlan_id << 16;
+	packet->len_bytes = frame->len_bytes;
+	if (config.link_layer == LINK_LAYER_ETHERNET) {
+		if (!frame_has(frame, frame_at(frame, 0), sizeof(struct ethhdr)))
+			return -1;
+		offset = parse_tags(frame, &ethertype, &vlan_id);
+		if (offset < 0)
+			return -1;
+	} else {
+		ethertype = ethertype_of_version(frame, offset);
+	}
+	packet->ip_offset = offset;
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return parse_ipv4(frame, offset, packet);
+		return parse_ipv4(frame, offset, vlan_id << 16, packet);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(frame, offset, packet);
+		return parse_ipv6(frame, offset, vlan_id << 16, packet);
 	return -1;
 }
 
-/* Parses a frame in several buffers, which parse_frame() rejects because the lengths in its headers
- * reach beyond the first buffer. All headers have to be in the first buffer. Returns whether the
- * frame is such a frame and parsed.
+/* Parses a frame into a zeroed packet. All headers have to be in the first buffer of the frame.
+ * Lengths in them may include the next `beyond_bytes` bytes, which are in further buffers. Returns
+ * 0, or -1 if the frame is not IP, truncated or malformed. Then the cell says as much as could be
+ * read. A global function, so that the verifier follows it once and not once per path to it.
  */
-static __always_inline bool parse_frame_in_buffers(struct xdp_md *ctx, struct frame *frame,
-						   struct packet *packet)
+__noinline int parse_any(struct xdp_md *ctx, struct packet *packet, __u32 beyond_bytes)
 {
-	__u32 first_bytes = frame_len(frame), len_bytes;
-
-	if (!config.has_frags)
-		return false;
-	len_bytes = bpf_xdp_get_buff_len(ctx);
-	if (len_bytes <= first_bytes)
-		return false;
-	frame->beyond_bytes = len_bytes - first_bytes;
-	__builtin_memset(packet, 0, sizeof(*packet));
-	return !parse_frame(frame, packet);
-}
-
-/* Parses any frame into a zeroed packet. Returns 0 or -1, as parse_frame() does. A global function,
- * so that the verifier follows it once and not once per path to it.
- */
-__noinline int parse_any(struct xdp_md *ctx, struct packet *packet)
-{
-	struct frame frame = frame_of(ctx);
+	struct frame frame;
 
 	if (!packet)
 		return -1;
-	if (!parse_frame(&frame, packet) || parse_frame_in_buffers(ctx, &frame, packet))
-		return 0;
-	return -1;
+	frame = frame_of(ctx);
+	frame.len_bytes += beyond_bytes;
+	if (parse_frame(&frame, packet)) {
+		KEEP_BRANCH(); /* 7: clang would set the result before each condition */
+		return -1;
+	}
+	return 0;
 }
 
 /* Reads the key of a parsed packet, except for its owner, with addresses from its frame. */
@@ -105,9 +115,7 @@ static __always_inline void read_key(struct xdp_md *ctx, const struct packet *pa
 				     struct flow_key *key)
 {
 	struct frame frame = frame_of(ctx);
-	__be16 ethertype;
-	__u32 vlan_id;
-	int offset = parse_ethernet(&frame, &ethertype, &vlan_id);
+	__u32 offset = packet->ip_offset & IP_OFFSET_MASK;
 	const struct iphdr *ip = frame_at(&frame, offset);
 	const struct ipv6hdr *ip6 = frame_at(&frame, offset);
 
@@ -117,8 +125,6 @@ static __always_inline void read_key(struct xdp_md *ctx, const struct packet *pa
 	key->vlan_id = packet->kind >> 16;
 	key->ip_protocol = packet->kind;
 	key->family = packet->kind >> 8;
-	if (offset < 0)
-		return;
 	if (key->family == FAMILY_IPV4 && frame_has(&frame, ip, sizeof(*ip))) {
 		key->source[0] = ip->saddr;
 		key->destination[0] = ip->daddr;

@@ -3,7 +3,7 @@
 
 /* A parser for nearly all packets: TCP and UDP, over IPv4 without options or IPv6 without
  * extension headers, in one buffer, and not a fragment other than the first. For these its result
- * equals that of parse_frame(), and stays in registers. It leaves all other frames to the
+ * equals that of parse_any(), and stays in registers. It leaves all other frames to the
  * complete parser. Saves about 80 instructions per packet.
  */
 
@@ -126,18 +126,23 @@ static __always_inline int parse_fast(const struct frame *frame, struct packet *
 	__u32 vlan_id;
 	int offset;
 
-	packet->len_bytes = frame_len(frame);
+	packet->len_bytes = frame->len_bytes;
 	packet->kind = 0;
 	packet->is_fragment = false;
+	packet->ip_offset = sizeof(*eth);
+	if (unlikely(config.link_layer != LINK_LAYER_ETHERNET))
+		return -1;
 	/* An IPv6 packet is longer. */
-	if (unlikely(!frame_has(frame, eth + 1, sizeof(struct iphdr) + FAST_TRANSPORT_HEADER)))
+	if (unlikely(!frame_has(frame, eth,
+				sizeof(*eth) + sizeof(struct iphdr) + FAST_TRANSPORT_HEADER)))
 		return is_not_ip(frame, eth) ? NOT_IP : -1;
 	if (likely(load_be16(&eth->h_proto) == bpf_htons(ETH_P_IP)))
 		return parse_fast_ipv4(frame, sizeof(*eth), packet);
-	offset = parse_ethernet(frame, &ethertype, &vlan_id);
+	offset = parse_tags(frame, &ethertype, &vlan_id);
 	if (unlikely(offset < 0))
 		return -1;
 	packet->kind = vlan_id << 16;
+	packet->ip_offset = offset;
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_fast_ipv4(frame, offset, packet);
 	if (unlikely(ethertype != bpf_htons(ETH_P_IPV6)))
@@ -145,21 +150,36 @@ static __always_inline int parse_fast(const struct frame *frame, struct packet *
 	return parse_fast_ipv6(frame, offset, packet);
 }
 
-/* Parses a frame that parse_fast() left. Returns 0 or -1, as parse_frame() does. */
+/* The bytes of a frame in its further buffers. */
+static __always_inline __u32 bytes_beyond(struct xdp_md *ctx)
+{
+	struct frame frame = frame_of(ctx);
+
+	return config.has_frags ? bpf_xdp_get_buff_len(ctx) - frame.len_bytes : 0;
+}
+
+/* Parses a frame that parse_fast() left. Returns 0 or -1, as parse_any() does. */
 static __always_inline int parse_slow(struct xdp_md *ctx, struct packet *packet)
 {
 	struct packet any;
+	__u32 beyond_bytes;
 	int error;
 
 	/* A copy: members of a struct whose address is passed on cannot stay in registers. */
 	__builtin_memset(&any, 0, sizeof(any));
-	error = parse_any(ctx, &any);
+	error = parse_any(ctx, &any, 0);
+	/* The lengths in the headers may reach beyond the first buffer. */
+	beyond_bytes = unlikely(error) ? bytes_beyond(ctx) : 0;
+	if (unlikely(beyond_bytes)) {
+		__builtin_memset(&any, 0, sizeof(any));
+		error = parse_any(ctx, &any, beyond_bytes);
+	}
 	*packet = any;
 	packet->cell &= PROTOCOL_CELLS - 1;
 	return error;
 }
 
-/* Parses any frame. Returns 0 or -1, as parse_frame() does. */
+/* Parses any frame. Returns 0 or -1, as parse_any() does. */
 static __always_inline int parse_packet(struct xdp_md *ctx, struct packet *packet)
 {
 	struct frame frame = frame_of(ctx);

@@ -104,7 +104,7 @@ static __always_inline __u64 hash_ipv6_addresses(const struct ipv6hdr *ip)
 	       hash_pair(source[3], destination[3], HASH_KEY_ADDRESSES + 6);
 }
 
-static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset,
+static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, __u32 kind,
 				      struct packet *packet)
 {
 	const struct ipv6hdr *ip = frame_at(frame, offset);
@@ -119,9 +119,9 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset,
 	offset += sizeof(*ip);
 	end = offset + bpf_ntohs(ip->payload_len);
 	if (!ip->payload_len && header == IPPROTO_HOPOPTS)
-		end = frame_len(frame); /* a jumbogram, RFC 2675 */
+		end = frame->len_bytes; /* a jumbogram, RFC 2675 */
 	packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
-	if (end > frame_len(frame))
+	if (end > frame->len_bytes)
 		return -1;
 	if (extension_kinds[header & 0xff]) {
 		int walk = parse_ipv6_extensions(frame->data, frame->data_end, offset, end, header);
@@ -133,7 +133,7 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset,
 		packet->is_fragment = WALK_IS_FRAGMENT(walk);
 		packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
 	}
-	packet->kind |= FAMILY_IPV6 << 8 | header;
+	packet->kind = kind | FAMILY_IPV6 << 8 | header;
 	if (packet->is_fragment)
 		return 0;
 	return parse_transport(frame, offset & OFFSET_MASK, end - offset, FAMILY_IPV6,

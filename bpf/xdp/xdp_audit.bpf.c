@@ -48,17 +48,18 @@ static __always_inline void count_without_flow(struct packet_state *state,
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
-	struct frame frame = frame_of(ctx);
 	struct protocol_counters *cells;
 	enum outcome outcome;
 	struct packet_state state; /* not zeroed: few packets need all members */
 	struct packet packet;
+	struct frame frame;
 	int error;
 
 	if (unlikely(!counters))
 		return XDP_PASS;
 	state.ctx = ctx;
 	state.counters = counters;
+	frame = frame_of(ctx);
 	error = parse_fast(&frame, &packet);
 	if (unlikely(error)) {
 		if (error == NOT_IP) {

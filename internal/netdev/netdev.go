@@ -37,6 +37,9 @@ type Device struct {
 	Flags  net.Flags
 	Master int // index of the bridge or bond that the device is a port of; 0 for none
 	XDP    XDPMode
+	Link   LinkLayer
+
+	LinkType string // as ip-link(8) names it; "unknown" and the number of linux/if_arp.h if it has no name
 }
 
 // List lists the devices. The kernel interrupts a listing when a device changes meanwhile; List
@@ -53,6 +56,7 @@ func List() ([]Device, error) {
 	for _, l := range links {
 		attrs := l.Attrs()
 		d := Device{Name: attrs.Name, Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex}
+		d.LinkType, d.Link = linkOf(attrs.EncapType)
 		if attrs.Xdp != nil {
 			d.XDP = XDPMode(attrs.Xdp.AttachMode)
 		}

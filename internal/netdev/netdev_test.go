@@ -85,7 +85,7 @@ func TestDevicesOfANamespace(t *testing.T) {
 	if len(devices) < 3 || devices[0].Name != "lo" || devices[0].Flags&net.FlagUp == 0 || at < 0 {
 		t.Fatalf("got %+v", devices)
 	}
-	if want := (Device{Name: "veth-a", Index: devices[at].Index, MTU: 1400, Flags: net.FlagBroadcast | net.FlagMulticast}); devices[at] != want {
+	if want := (Device{Name: "veth-a", Index: devices[at].Index, MTU: 1400, Flags: net.FlagBroadcast | net.FlagMulticast, LinkType: "ether"}); devices[at] != want {
 		t.Errorf("got %+v, want %+v", devices[at], want)
 	}
 	if driver != "veth" || noDriver != "" {
@@ -98,6 +98,58 @@ func TestDevicesOfANamespace(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestLinkTypes(t *testing.T) {
+	for _, test := range []struct {
+		encapsulation, name string
+		layer               LinkLayer
+	}{
+		{"ether", "ether", LinkEthernet},
+		{"loopback", "loopback", LinkEthernet},
+		{"none", "none", LinkIP},
+		{"ppp", "ppp", LinkIP},
+		{"unknown519", "rawip", LinkIP},
+		{"ipip", "ipip", LinkIP},
+		{"tunnel6", "tunnel6", LinkIP},
+		{"sit", "sit", LinkIP},
+		{"gre", "gre", LinkIP},
+		{"unknown823", "gre6", LinkIP},
+		{"void", "void", LinkOther},
+		{"infiniband", "infiniband", LinkOther},
+		{"ieee802.11/radiotap", "ieee802.11/radiotap", LinkOther},
+		{"unknown280", "can", LinkOther},
+		{"unknown824", "netlink", LinkOther},
+		{"unknown4711", "unknown4711", LinkOther},
+	} {
+		if name, layer := linkOf(test.encapsulation); name != test.name || layer != test.layer {
+			t.Errorf("%s: got %s and layer %d, want %s and %d", test.encapsulation, name, layer, test.name, test.layer)
+		}
+	}
+}
+
+// The kernel's numbers of link types arrive as the names above.
+func TestLinkTypesOfDevices(t *testing.T) {
+	namespace := newNamespace(t)
+	var devices []Device
+	err := namespace.Do(func() (err error) {
+		for name, mode := range map[string]netlink.TuntapMode{"tun-a": netlink.TUNTAP_MODE_TUN, "tap-a": netlink.TUNTAP_MODE_TAP} {
+			if err := netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: mode}); err != nil {
+				return err
+			}
+		}
+		devices, err = List()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]LinkLayer{"lo": LinkEthernet, "tun-a": LinkIP, "tap-a": LinkEthernet}
+	for _, d := range devices {
+		if layer, ok := want[d.Name]; !ok || d.Link != layer {
+			t.Errorf("%s: got link type %s and layer %d, want %d", d.Name, d.LinkType, d.Link, layer)
+		}
 	}
 }
 
