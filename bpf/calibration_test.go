@@ -250,20 +250,20 @@ func TestTakenOverScores(t *testing.T) {
 // The calibration of several CPUs has the sum of their packets and the highest of their cuts.
 func TestCalibrationOfSeveralCPUs(t *testing.T) {
 	params := DefaultConfig().params()
-	c := Calibration{EventScores: [2]float64{4, 4}}
+	var c calibrationSum
 	c.add(params, &programCalibration{}, 0) // has never scored a packet
-	if want := (Calibration{EventScores: [2]float64{4, 4}}); c != want {
-		t.Errorf("without a packet: got %+v, want %+v", c, want)
+	if got, want := c.result(params), (Calibration{EventScores: [2]float64{4, 4}}); *got != want {
+		t.Errorf("without a packet: got %+v, want %+v", got, want)
 	}
 	c.add(params, &programCalibration{Cuts: [2]uint32{64, 64}}, 19_999) // still learns
 	c.add(params, &programCalibration{Forgotten: 10_000, Cuts: [2]uint32{0, 32}}, 50_000)
 	c.add(params, &programCalibration{Cuts: [2]uint32{0, 16}}, 20_001)
-	if want := (Calibration{Judged: 80_000, LearningCPUs: 1, EventScores: [2]float64{4, 8}}); c != want {
-		t.Errorf("got %+v, want %+v", c, want)
+	if got, want := c.result(params), (Calibration{Judged: 80_000, LearningCPUs: 1, EventScores: [2]float64{4, 8}}); *got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 	c.add(params, &programCalibration{Cuts: [2]uint32{timing.ScoreBins}}, 1_000_000)
-	if !math.IsInf(c.EventScores[timing.SideEarly], 1) {
-		t.Errorf("no early packet is rare: got %+v", c)
+	if got := c.result(params); !math.IsInf(got.EventScores[timing.SideEarly], 1) {
+		t.Errorf("no early packet is rare: got %+v", got)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -28,14 +27,9 @@ type counterReader struct {
 	config    Config
 	params    timing.Params
 	blocks    [][]programDeviceCounters // by device and CPU
-	sums      [][]blockSums             // at the last reading
+	states    [][]blockState            // like blocks
 	totals    []Uint128                 // Σ delta by device, at the last reading
-	baselines [][]timing.State          // like sums; nil if flows have own baselines
-}
-
-// blockSums holds the 128-bit sums of one block.
-type blockSums struct {
-	above, below, squared Uint128
+	baselines [][]timing.State          // like blocks; nil if flows have own baselines
 }
 
 func mapCounters(m *ebpf.Map, cpus, devices int, config Config) (*counterReader, error) {
@@ -57,7 +51,7 @@ func newCounterReader(blocks []programDeviceCounters, cpus, devices int, config 
 	r := &counterReader{config: config, params: config.params(), totals: make([]Uint128, devices)}
 	for i := range devices {
 		r.blocks = append(r.blocks, blocks[i*cpus:(i+1)*cpus])
-		r.sums = append(r.sums, make([]blockSums, cpus))
+		r.states = append(r.states, make([]blockState, cpus))
 		if config.Baseline == BaselineDevice {
 			r.baselines = append(r.baselines, make([]timing.State, cpus))
 		}
@@ -121,30 +115,29 @@ func (r *counterReader) netInserts(device int) int64 {
 // reset makes the next reading of an index independent of the last one.
 func (r *counterReader) reset(device int) {
 	r.totals[device] = Uint128{}
-	clear(r.sums[device])
+	clear(r.states[device])
 }
 
 // read adds the blocks of one device to c.
 func (r *counterReader) read(device int, c *Counters) {
-	if r.params.Calibrate != 0 {
-		c.Calibration = &Calibration{EventScores: [2]float64{r.params.Threshold, r.params.Threshold}}
-	}
+	var packets Packets // of one block; only its used cells are valid
+	var calibration calibrationSum
+	histograms := histogramReader{sum: &c.Histogram, dense: make([]*Histogram, 0, denseBlocks)}
 	for cpu := range r.blocks[device] {
-		block := &r.blocks[device][cpu]
+		block, state := &r.blocks[device][cpu], &r.states[device][cpu]
 		used := usedCells(block)
 		if used == 0 {
 			r.skip(device, cpu)
 			continue
 		}
-		packets, sums := readDeltas(block, used, &r.sums[device][cpu])
+		readDeltas(block, used, &packets, &state.sums)
 		c.Packets.add(&packets, used)
-		c.Sums.AboveNs = c.Sums.AboveNs.Add(sums.above)
-		c.Sums.BelowNs = c.Sums.BelowNs.Add(sums.below)
-		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(sums.squared)
-		for f := range c.Bytes {
-			for p := range c.Bytes[f] {
-				c.Bytes[f][p] += atomic.LoadUint64(&block.Protocols[f][p].Bytes)
-			}
+		c.Sums.AboveNs = c.Sums.AboveNs.Add(state.sums.above)
+		c.Sums.BelowNs = c.Sums.BelowNs.Add(state.sums.below)
+		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(state.sums.squared)
+		for cells := used; cells != 0; {
+			f, p := cells.next()
+			c.Bytes[f][p] += atomic.LoadUint64(&block.Protocols[f][p].Bytes)
 		}
 		for f := range c.Fates {
 			c.Fates[f] += atomic.LoadUint64(&block.Fates[f])
@@ -153,18 +146,20 @@ func (r *counterReader) read(device int, c *Counters) {
 		for e := range c.Evictions {
 			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
 		}
-		for i := range c.Histogram {
-			c.Histogram[i] += atomic.LoadUint64(&block.Histogram[i])
+		histograms.add(block, &state.lines)
+		if flag, ok := loadLastFlag(&block.LastFlag, r.params.Domain); ok && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+			c.setLastFlag(flag)
 		}
-		if flag := loadLastFlag(&block.LastFlag, r.params.Domain); flag != nil && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
-			c.LastFlag = flag
-		}
-		if c.Calibration != nil {
-			c.Calibration.add(r.params, &block.Calibration, packets.Judged())
+		if r.params.Calibrate != 0 {
+			calibration.add(r.params, &block.Calibration, packets.judgedIn(used))
 		}
 		if r.baselines != nil {
 			loadBaseline(&block.Device, &r.baselines[device][cpu])
 		}
+	}
+	histograms.finish()
+	if r.params.Calibrate != 0 {
+		c.Calibration = calibration.result(r.params)
 	}
 	if r.baselines != nil {
 		merged := timing.Merge(r.baselines[device])
@@ -177,26 +172,12 @@ func (r *counterReader) read(device int, c *Counters) {
 	c.Sums.TotalNs = r.total(device, c)
 }
 
-// cellSet is a set of cells, by family and protocol.
-type cellSet uint32
-
-func cellBit(f Family, p Protocol) cellSet { return 1 << (int(f)*int(NumProtocols) + int(p)) }
-
-func (s cellSet) has(f Family, p Protocol) bool { return s&cellBit(f, p) != 0 }
-
-// usedCells returns the cells of a block in which packets are counted. Few cells are used, and a
-// CPU that is offline or receives nothing uses none. All other values of a block without used
-// cells are 0, and so are the packets of a cell that is not used: the program adds the length of a
-// packet, which is never 0, to the bytes of its cell before it counts anything else.
-func usedCells(block *programDeviceCounters) (used cellSet) {
-	for f := range NumFamilies {
-		for p := range NumProtocols {
-			if atomic.LoadUint64(&block.Protocols[f][p].Bytes) != 0 {
-				used |= cellBit(f, p)
-			}
-		}
+// setLastFlag copies a flag into memory that is allocated once for all CPUs of a device.
+func (c *Counters) setLastFlag(flag Flag) {
+	if c.LastFlag == nil {
+		c.LastFlag = new(Flag)
 	}
-	return used
+	*c.LastFlag = flag
 }
 
 // skip takes over the zeros of an unused block.
@@ -243,6 +224,7 @@ func (a *Audit) Learnt() map[string]Learnt {
 // learnt merges the learned state of all CPUs for one device.
 func (r *counterReader) learnt(device int) Learnt {
 	var judged uint64
+	var packets Packets
 	var scores [2][timing.ScoreBins]uint64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
@@ -260,57 +242,12 @@ func (r *counterReader) learnt(device int) Learnt {
 			}
 		}
 		// After the scores, so that no score lacks its packet.
-		packets := loadPackets(block, usedCells(block))
-		judged += packets.Judged() - min(packets.Judged(), atomic.LoadUint64(&block.Calibration.Forgotten))
+		used := usedCells(block)
+		loadPackets(block, used, &packets)
+		n := packets.judgedIn(used)
+		judged += n - min(n, atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
 	return timing.Learn(r.baselines[device], judged, &scores)
-}
-
-// readDeltas returns the packets and the sums of a block. Both cover the same packets, unless
-// packets arrived during each of the attempts to read them; then they differ by the packets that
-// arrived during the last attempt. The sums are stored in *last, which has those of the last
-// reading.
-func readDeltas(block *programDeviceCounters, used cellSet, last *blockSums) (Packets, blockSums) {
-	var before Packets
-	for range 8 {
-		before = loadPackets(block, used)
-		last.above = loadUint128(&block.Sums.Deviation[0], &last.above)
-		last.below = loadUint128(&block.Sums.Deviation[1], &last.below)
-		last.squared = loadUint128(&block.Sums.Squared, &last.squared)
-		if loadPackets(block, used) == before {
-			break
-		}
-	}
-	return before, *last
-}
-
-// loadPackets reads the packets of the used cells of a block.
-func loadPackets(block *programDeviceCounters, used cellSet) (packets Packets) {
-	for f := range NumFamilies {
-		for p := range NumProtocols {
-			if !used.has(f, p) {
-				continue
-			}
-			for o := range packets[f][p] {
-				packets[f][p][o] = atomic.LoadUint64(&block.Protocols[f][p].Packets[o])
-			}
-		}
-	}
-	return packets
-}
-
-// add adds the packets of the used cells of a block.
-func (p *Packets) add(packets *Packets, used cellSet) {
-	for f := range NumFamilies {
-		for q := range NumProtocols {
-			if !used.has(f, q) {
-				continue
-			}
-			for o, n := range packets[f][q] {
-				p[f][q][o] += n
-			}
-		}
-	}
 }
 
 // total returns the sum of the deltas, n · reference + above − below. It is off by one
@@ -324,72 +261,4 @@ func (r *counterReader) total(device int, c *Counters) Uint128 {
 		}
 	}
 	return *last
-}
-
-// loadUint128 reads a sum that grows meanwhile. The program stores the low word first and then
-// the carry, so that a sum read between the two stores is 2⁶⁴ too small. Such a sum is below
-// the last one, and is read again.
-func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
-	for range 1 << 20 {
-		high := atomic.LoadUint64(&words[1])
-		sum := Uint128{Hi: high, Lo: atomic.LoadUint64(&words[0])}
-		if atomic.LoadUint64(&words[1]) == high && sum.Cmp(*last) >= 0 {
-			return sum
-		}
-	}
-	return *last
-}
-
-// loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile. It
-// returns nil if there is none.
-func loadLastFlag(last *programLastFlag, domain Domain) *Flag {
-	for {
-		sequence := atomic.LoadUint64(&last.Sequence)
-		if sequence == 0 {
-			return nil
-		}
-		var state programFlagState
-		from := (*[flagWords]uint64)(unsafe.Pointer(&last.States[sequence&1]))
-		to := (*[flagWords]uint64)(unsafe.Pointer(&state))
-		for i := range from {
-			to[i] = atomic.LoadUint64(&from[i])
-		}
-		if atomic.LoadUint64(&last.Sequence) == sequence {
-			flag := flagOf(&state, domain)
-			return &flag
-		}
-	}
-}
-
-// loadBaseline reads the baseline of a CPU into *last. The CPU takes about ten nanoseconds per
-// packet to write it, unless it is interrupted. If a write lasts longer than a thousand
-// attempts to read, *last is unchanged.
-func loadBaseline(device *programDeviceBaseline, last *timing.State) {
-	for range 1000 {
-		sequence := atomic.LoadUint64(&device.Sequence)
-		b := programBaseline{
-			MeanQ16: atomic.LoadUint64(&device.Baseline.MeanQ16),
-			M2Low:   atomic.LoadUint64(&device.Baseline.M2Low),
-			M2High:  atomic.LoadUint32(&device.Baseline.M2High),
-			N:       atomic.LoadUint32(&device.Baseline.N),
-		}
-		if sequence&1 == 0 && atomic.LoadUint64(&device.Sequence) == sequence {
-			*last = b.state()
-			return
-		}
-	}
-}
-
-const flagWords = unsafe.Sizeof(programFlagState{}) / 8
-
-func flagOf(state *programFlagState, domain Domain) Flag {
-	return Flag{
-		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Domain: domain, Samples: uint64(state.N),
-		MeanQ16: state.MeanQ16, M2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low},
-		LenBytes: state.LenBytes, Late: state.IsLate != 0,
-	}
-}
-
-func (b *programBaseline) state() timing.State {
-	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
 }

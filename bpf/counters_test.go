@@ -55,7 +55,7 @@ func TestUnusedBlocksAddNothing(t *testing.T) {
 	const cpus = 16
 	config := DefaultConfig()
 	config.Baseline = BaselineDevice
-	blocks := madeUpBlocks(1, cpus, 0)
+	blocks := madeUpBlocks(1, cpus, 0, everyLine)
 	r := newCounterReader(blocks, cpus, 1, config)
 	want := Counters{}
 	// Each cell alone makes a block used.
@@ -63,10 +63,10 @@ func TestUnusedBlocksAddNothing(t *testing.T) {
 	for f := range NumFamilies {
 		for p := range NumProtocols {
 			block := &blocks[cpu]
-			block.Protocols[f][p].Bytes, block.Protocols[f][p].Packets[OutcomeUnparsed] = 60, 1
+			block.Protocols[f][p].Bytes, block.Protocols[f][p].Packets[OutcomeJudged] = 60, 5
 			block.Histogram[cpu], block.Histogram[timing.Cells-1-cpu], block.FlowInserts = 2, 3, 4
 			block.Device.Baseline.N = 5
-			want.Bytes[f][p], want.Packets[f][p][OutcomeUnparsed] = 60, 1
+			want.Bytes[f][p], want.Packets[f][p][OutcomeJudged] = 60, 5
 			want.Histogram[cpu], want.Histogram[timing.Cells-1-cpu] = 2, 3
 			want.Inserts += 4
 			cpu++

@@ -288,7 +288,7 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	s.resync(t.Context(), s.kernel.list(), true)
 	counters := s.pool.counters
 	countInserts(&counters.blocks[0][0], 5)
-	counters.sums[0][0] = blockSums{above: Uint128{Lo: 1}, below: Uint128{Lo: 2}, squared: Uint128{Lo: 3}}
+	counters.states[0][0] = blockState{blockSums{above: Uint128{Lo: 1}, below: Uint128{Lo: 2}, squared: Uint128{Lo: 3}}, lineSet{1, 2}}
 	counters.totals[0] = Uint128{Lo: 4}
 	s.kernel.remove("v1")
 	s.kernel.devices["v2"] = 2
@@ -299,8 +299,8 @@ func TestRetiredIndexIsCleared(t *testing.T) {
 	if got := counters.blocks[0][0].FlowInserts; got != 0 {
 		t.Errorf("the next device begins with %d flows", got)
 	}
-	if sums, total := counters.sums[0][0], counters.totals[0]; sums != (blockSums{}) || total != (Uint128{}) {
-		t.Errorf("the next device begins after the sums %v and the total %v", sums, total)
+	if state, total := counters.states[0][0], counters.totals[0]; state != (blockState{}) || total != (Uint128{}) {
+		t.Errorf("the next device begins after the state %v and the total %v", state, total)
 	}
 }
 

@@ -300,9 +300,7 @@ func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 
 // lastFlag returns the last flag, the zero value before the first one.
 func (p *probe) lastFlag() (flag Flag) {
-	if last := loadLastFlag(&p.block.LastFlag, p.config.Domain); last != nil {
-		flag = *last
-	}
+	flag, _ = loadLastFlag(&p.block.LastFlag, p.config.Domain)
 	return flag
 }
 
