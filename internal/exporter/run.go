@@ -24,6 +24,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/logging"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
@@ -61,10 +62,10 @@ type audit interface {
 	Close() error
 }
 
-// OneLine returns the text of an error in one line. The text of several joined errors, or of an
-// error with a list, has more.
+// OneLine returns the text of an error in one line that is safe for a terminal. The text of several
+// joined errors, or of an error with a list, has more lines, and may quote any argument or file.
 func OneLine(err error) string {
-	return strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(err.Error())
+	return printable.Line(strings.NewReplacer(":\n  ", ": ", "\n  ", "; ", "\n", "; ").Replace(err.Error()))
 }
 
 // Run runs the exporter with command-line arguments until the context is canceled or an error

@@ -104,6 +104,9 @@ func TestOneLine(t *testing.T) {
 	if got, want := OneLine(err), "yaml: line 1: bad; line 2: worse: one; two"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+	if got, want := OneLine(errors.New("device \x1b[31mred\xff\r")), `device \u001b[31mred\xff\u000d`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 // TestFailureToOpen leaves nothing open.

@@ -6,6 +6,7 @@ package logging
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 )
 
 const patience = 20 * time.Second
@@ -71,6 +73,33 @@ func TestReaderThatDoesNotRead(t *testing.T) {
 	}
 	if _, err := w.Write(make([]byte, maxQueued+1)); !errors.Is(err, ErrFull) {
 		t.Errorf("got %v for a line that is too long", err)
+	}
+}
+
+// No handler of slog writes a character on which a terminal acts, and JSON stays JSON.
+func TestControlCharacters(t *testing.T) {
+	const value = "\x1b[31m \x7f \u009b \u202e \xff \n"
+	for name, handler := range map[string]func(io.Writer) slog.Handler{
+		"text": func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
+		"JSON": func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+	} {
+		var buffer bytes.Buffer
+		w := NewWriter(&buffer)
+		logger := slog.New(handler(w))
+		logger.Info(value, "key", value)
+		logger.Info("one", "key", "\x7f")
+		flush(t, w)
+		text := buffer.String()
+		if strings.Count(text, "\n") != 2 || strings.ContainsFunc(strings.ReplaceAll(text, "\n", ""), func(r rune) bool { return !unicode.IsGraphic(r) }) {
+			t.Errorf("%s: wrote %q", name, text)
+		}
+		if name != "JSON" {
+			continue
+		}
+		var line struct{ Msg string }
+		if err := json.NewDecoder(&buffer).Decode(&line); err != nil || line.Msg != strings.ToValidUTF8(value, "\uFFFD") {
+			t.Errorf("the message is read as %q: %v", line.Msg, err)
+		}
 	}
 }
 

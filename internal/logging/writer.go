@@ -13,6 +13,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // maxQueued is the maximum number of bytes of lines that wait for a slow reader.
@@ -37,16 +39,18 @@ type Writer struct {
 // NewWriter returns a writer that passes lines on to another.
 func NewWriter(to io.Writer) *Writer { return &Writer{to: to} }
 
-// Write queues a line. It returns [ErrFull] for a line that is lost.
+// Write queues a line, with the characters escaped that a terminal may act on: slog lets some of
+// them through. It returns [ErrFull] for a line that is lost.
 func (w *Writer) Write(line []byte) (int, error) {
+	text := []byte(printable.Line(string(bytes.TrimSuffix(line, []byte("\n")))) + "\n")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.bytes+len(line) > maxQueued {
+	if w.bytes+len(text) > maxQueued {
 		w.lost++
 		return 0, ErrFull
 	}
-	w.lines = append(w.lines, bytes.Clone(line))
-	w.bytes += len(line)
+	w.lines = append(w.lines, text)
+	w.bytes += len(text)
 	if !w.isWriting {
 		w.isWriting = true
 		go w.run()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // The flags of IFLA_XDP_FLAGS of linux/if_link.h.
@@ -47,7 +49,7 @@ func RefusalReason(programFD, index int, mode XDPMode) string {
 		return ""
 	}
 	_, reason, _ := strings.Cut(err.Error(), errno.Error()+": ")
-	return reason
+	return printable.Line(reason)
 }
 
 // setXDP sets the program of a device by netlink; descriptor −1 detaches it.
