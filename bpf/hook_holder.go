@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // bpfFileSystem is where a bpf file system is mounted by convention.
@@ -82,7 +84,7 @@ func (h hookHolder) explain(device string) string {
 	if h.name != "" {
 		program += " (" + h.name + ")"
 	}
-	byIP := fmt.Sprintf("ip link set dev %s xdp off", device)
+	byIP := fmt.Sprintf("ip link set dev %s xdp off", printable.ShellWord(device))
 	remedy := fmt.Sprintf("end the process that owns it, or run %s, or if a link holds the program, bpftool link detach id N with the id from bpftool link", byIP)
 	switch {
 	case h.pinPath != "":
