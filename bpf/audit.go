@@ -55,6 +55,9 @@ func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Au
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
+	if config, err = config.canonical(); err != nil {
+		return nil, err
+	}
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
@@ -66,11 +69,12 @@ func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Au
 		return nil, err
 	}
 	if !config.Follow {
-		if config, err = config.expandGlobs(devices); err != nil {
+		config.logAliases(logger, nil, config.aliases(devices))
+		if config, err = config.expand(devices); err != nil {
 			return nil, err
 		}
 	}
-	audit, err = load(config, rand.Reader, logger)
+	audit, err = load(config, config.named(devices), rand.Reader, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +101,10 @@ func (a *Audit) Commit(ctx context.Context) error {
 	})
 }
 
-// load creates the maps and their readers, or takes over pinned ones, gives the named devices their
-// indices, and attaches nothing. The keys of the hash of flows are read from keys.
-func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err error) {
+// load creates the maps and their readers, or takes over pinned ones, gives the devices that the
+// configuration names their indices, and attaches nothing. named has the kernel's names of these
+// devices. The keys of the hash of flows are read from keys.
+func load(config Config, named []string, keys io.Reader, logger *slog.Logger) (audit *Audit, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
@@ -141,7 +146,8 @@ func load(config Config, keys io.Reader, logger *slog.Logger) (audit *Audit, err
 			return nil, err
 		}
 	}
-	for _, name := range config.Devices {
+	a.devices.named = named
+	for _, name := range named {
 		if _, err := a.devices.appeared(name); err != nil {
 			return nil, err
 		}

@@ -55,7 +55,7 @@ func loadTest(t testing.TB, config Config) *Audit {
 func loadTestOn(t testing.TB, config Config, link netdev.LinkLayer) *Audit {
 	t.Helper()
 	needBPF(t)
-	audit, err := load(config, testKeys(), slog.New(slog.DiscardHandler))
+	audit, err := load(config, config.Devices, testKeys(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

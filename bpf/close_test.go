@@ -16,7 +16,7 @@ func TestReadersDuringAndAfterClose(t *testing.T) {
 	needBPF(t)
 	config := testConfig()
 	config.Baseline, config.Watches = BaselineDevice, 4
-	audit, err := load(config, testKeys(), slog.New(slog.DiscardHandler))
+	audit, err := load(config, config.Devices, testKeys(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

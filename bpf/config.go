@@ -10,9 +10,9 @@ import (
 	"math"
 	"path"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -71,8 +71,11 @@ const (
 
 // Config configures an audit. Start from [DefaultConfig], which sets everything except the devices.
 type Config struct {
-	Devices []string // names of network devices
-	Globs   []string // patterns of device names, with the syntax of path.Match
+	// Devices has names of network devices, the kernel's or alternative ones, and Globs patterns of
+	// the kernel's names with the syntax of path.Match. In both, % and two hexadecimal digits stand
+	// for a byte of the name. All results of an audit have the kernel's name of a device, in which
+	// bytes that cannot be shown are written like that.
+	Devices, Globs []string
 
 	Follow    bool // let Audit.Follow attach devices that appear later
 	AllowNone bool // let Open succeed when it can attach no device
@@ -143,18 +146,23 @@ func (c Config) Validate() error {
 	if len(c.Devices) == 0 && len(c.Globs) == 0 {
 		return fmt.Errorf("no device to audit: name at least one")
 	}
+	c, err := c.canonical()
+	if err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for _, device := range c.Devices {
-		switch {
-		case device == "" || len(device) > 15 || strings.ContainsAny(device, "/ \t\n"):
-			return invalid("Devices", "invalid device name %q: use 1 to 15 characters without spaces or slashes", device)
-		case seen[device]:
+		if seen[device] {
 			return invalid("Devices", "device %s is named twice", device)
 		}
 		seen[device] = true
 	}
 	for _, glob := range c.Globs {
-		if _, err := path.Match(glob, ""); err != nil {
+		pattern, err := printable.Glob(glob)
+		if err != nil {
+			return invalid("Globs", "device %q is not a valid glob: %w", glob, err)
+		}
+		if _, err := path.Match(pattern, ""); err != nil {
 			return invalid("Globs", "device %q is not a valid glob: close the bracket", glob)
 		}
 	}

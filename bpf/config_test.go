@@ -25,7 +25,11 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 	}{
 		{"no device", func(c *Config) { c.Devices = nil }, "", "no device to audit"},
 		{"an empty name", func(c *Config) { c.Devices = []string{""} }, "Devices", `invalid device name ""`},
-		{"a name that is too long", func(c *Config) { c.Devices = []string{"abcdefghijklmnop"} }, "Devices", `invalid device name "abcdefghijklmnop"`},
+		{"a name that is too long", func(c *Config) { c.Devices = []string{strings.Repeat("a", 128)} }, "Devices", `aaa": use 1 to 127 bytes`},
+		{"a name with half an escape", func(c *Config) { c.Devices = []string{"a%f"} }, "Devices", `invalid device name "a%f": % has no two hexadecimal digits`},
+		{"a name with an escaped slash", func(c *Config) { c.Devices = []string{"a%2fb"} }, "Devices", `invalid device name "a%2fb"`},
+		{"two texts of a name", func(c *Config) { c.Devices = []string{"ba%ffd0", "ba\xffd0"} }, "Devices", "device ba%ffd0 is named twice"},
+		{"a glob with half an escape", func(c *Config) { c.Globs = []string{"eth*%"} }, "Globs", `device "eth*%" is not a valid glob: % has no two`},
 		{"a name with a slash", func(c *Config) { c.Devices = []string{"../eth0"} }, "Devices", `invalid device name "../eth0"`},
 		{"a device named twice", func(c *Config) { c.Devices = []string{"a", "b", "a"} }, "Devices", "device a is named twice"},
 		{"a glob without an end", func(c *Config) { c.Globs = []string{"eth["} }, "Globs", `device "eth[" is not a valid glob`},

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // Each audited device has an index into the counters, and a key for the hash of its flows. Its
@@ -34,7 +35,7 @@ type deviceEntry struct {
 	keys       [10]uint32 // of the hash of flows
 	ifindex    uint32     // network device of the last attempt; 0 if it has another's hook
 	reserved   uint32
-	name       [16]byte
+	name       [printable.MaxName + 1]byte // the kernel's bytes
 }
 
 const (
@@ -86,7 +87,15 @@ func (t *deviceTable) close() error {
 
 func (e *deviceEntry) isTaken() bool { return atomic.LoadUint32(&e.state) == entryTaken }
 
-func (e *deviceEntry) deviceName() string { return unix.ByteSliceToString(e.name[:]) }
+func (e *deviceEntry) deviceName() string {
+	return printable.Name(unix.ByteSliceToString(e.name[:]))
+}
+
+// canHaveEntry reports whether a name can be that of a device. Alternative names may be longer.
+func canHaveEntry(name string) bool {
+	raw, err := printable.RawName(name)
+	return err == nil && len(raw) <= printable.MaxName
+}
 
 // deviceIdentity is what the program of a device is configured with.
 type deviceIdentity struct {
@@ -170,7 +179,8 @@ func (t *deviceTable) plan(index int, name string) (deviceIdentity, error) {
 func (t *deviceTable) take(id deviceIdentity) {
 	e := &t.entries[id.index]
 	*e = deviceEntry{generation: id.generation, keys: id.keys, goneFlows: e.goneFlows}
-	copy(e.name[:], id.name)
+	raw, _ := printable.RawName(id.name) // canHaveEntry
+	copy(e.name[:printable.MaxName], raw)
 	atomic.StoreUint32(&e.state, entryTaken)
 }
 

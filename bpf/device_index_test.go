@@ -10,6 +10,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 func newTestTable(devices int) *deviceTable {
@@ -28,6 +30,24 @@ func (t *deviceTable) mustTake(tb testing.TB, name string, want int) {
 		tb.Fatal(err)
 	}
 	t.take(id)
+}
+
+// The table has the bytes of names, and so the names of versions before.
+func TestTableHasBytesOfNames(t *testing.T) {
+	table := newTestTable(3)
+	longest := strings.Repeat("%ff", printable.MaxName)
+	for i, name := range []string{"ba%ffd0", "ba%25ffd0", longest} {
+		table.mustTake(t, name, i)
+		if got := table.find(name); got != i || table.identity(i).name != name {
+			t.Errorf("%s has the index %d and the name %s, want %d", name, got, table.identity(i).name, i)
+		}
+	}
+	if got := table.entries[0].name; got != [16]byte{'b', 'a', 0xff, 'd', '0'} {
+		t.Errorf("the table has %q", got)
+	}
+	if canHaveEntry(longest+"a") || !canHaveEntry(longest) {
+		t.Error("the longest name has 15 bytes")
+	}
 }
 
 func TestIndicesOfDevices(t *testing.T) {

@@ -36,6 +36,7 @@ import (
 //	renamed     up → waiting; the hook runs on, in unclaimedLinks for the new name
 //	hookLost    up → waiting; the device was replaced, or the hook detached by force
 //	vanished    waiting → gone
+//	unwanted    up, waiting, absent → gone; the alternative name of the configuration has moved
 //	retire      gone → forgotten, and its index is free
 //
 // The set has one lock, mu. A scrape reads the state with the lock held, so the lock is never held
@@ -58,6 +59,9 @@ type deviceSet struct {
 
 	isStarting      bool // a start has begun and is not committed
 	isReplacingMaps bool // the start replaces pinned maps
+
+	named   []string          // names of the devices that the configuration names
+	aliases map[string]string // alternative names in the configuration, with the kernel's names
 
 	listed         []*device       // the named ones, then those that match a glob
 	gone           []*device       // matched a glob, have vanished and still have their index
@@ -100,7 +104,7 @@ func (d *device) isCounted() bool { return d.program != nil && !d.isGone }
 // newDeviceSet returns a set without devices. Its kernel and its pool are set before the first
 // device appears.
 func newDeviceSet(config Config, logger *slog.Logger) *deviceSet {
-	s := &deviceSet{config: config, logger: logger, noIndex: map[string]bool{}, unclaimedLinks: map[int]xdpLink{}}
+	s := &deviceSet{config: config, named: config.Devices, logger: logger, noIndex: map[string]bool{}, unclaimedLinks: map[int]xdpLink{}}
 	s.changed = sync.NewCond(&s.mu)
 	return s
 }
@@ -157,7 +161,7 @@ func (s *deviceSet) appeared(name string) (*device, error) {
 		})
 		return d, nil
 	}
-	d := &device{name: name, index: s.pool.table.find(name), isNamed: slices.Contains(s.config.Devices, name)}
+	d := &device{name: name, index: s.pool.table.find(name), isNamed: slices.Contains(s.named, name)}
 	if !d.hasIndex() && !d.isNamed && !s.hasRoom() {
 		isFirst := len(s.noIndex) == 0
 		s.write(func() { s.noIndex[name] = true })
@@ -166,7 +170,7 @@ func (s *deviceSet) appeared(name string) (*device, error) {
 		}
 		return nil, s.noRoom(name)
 	}
-	if !d.hasIndex() && d.isNamed {
+	if !d.hasIndex() && d.isNamed && canHaveEntry(name) {
 		if id, isDisplacing, err := s.identify(d); err == nil && !isDisplacing {
 			if err := s.takeIndex(d, id); err != nil {
 				return nil, err
@@ -238,15 +242,21 @@ func (s *deviceSet) vanished(d *device) {
 	s.write(func() {
 		d.isGone, d.retry = true, backoff{}
 		if !d.isNamed {
-			s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
-			if d.hasIndex() {
-				s.gone = append(s.gone, d)
-				s.pool.table.setGone(d.index, true)
-			}
+			s.forget(d)
 		}
 	})
 	if d.wasUp {
 		s.logger.Info("Device is gone", "device", d.name)
+	}
+}
+
+// forget removes a device from the list. It keeps its index until another device needs that. The
+// lock is held.
+func (s *deviceSet) forget(d *device) {
+	s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
+	if d.hasIndex() {
+		s.gone = append(s.gone, d)
+		s.pool.table.setGone(d.index, true)
 	}
 }
 

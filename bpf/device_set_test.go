@@ -93,6 +93,9 @@ func TestDeviceStates(t *testing.T) {
 	}
 	refuse := func(name string) func(*fakeKernel) { return func(k *fakeKernel) { k.refused[name] = true } }
 	accept := func(name string) func(*fakeKernel) { return func(k *fakeKernel) { delete(k.refused, name) } }
+	alias := func(name, device string) func(*fakeKernel) {
+		return func(k *fakeKernel) { k.aliases[name] = device }
+	}
 	nothing := func(*fakeKernel) {}
 	for _, test := range []struct {
 		description  string
@@ -136,6 +139,36 @@ func TestDeviceStates(t *testing.T) {
 			{"the first vanishes: its index is handed on", remove("v1"), "v2 1 drv, v4 0 drv"},
 			{"the first is back", add("v1", 5), "v2 1 drv, v4 0 drv, v1 no index"},
 		}},
+		{"an alternative name", []string{"up"}, nil, 4, []step{
+			{"does not exist", add("a", 1), "up 0 absent"},
+			{"is given to a device", alias("up", "a"), "a 1 drv, up 0 gone"},
+			{"moves to another device", func(k *fakeKernel) { k.devices["b"] = 2; k.aliases["up"] = "b" }, "b 2 drv, up 0 gone, a 1 gone"},
+			{"moves back", alias("up", "a"), "a 1 drv, up 0 gone, b 2 gone"},
+			{"is removed", func(k *fakeKernel) { delete(k.aliases, "up") }, "up 0 absent, b 2 gone, a 1 gone"},
+			{"is the name of a device", add("up", 3), "up 0 drv, b 2 gone, a 1 gone"},
+			{"stays as the alternative name of the renamed device", func(k *fakeKernel) { rename("up", "c")(k); k.aliases["up"] = "c" }, "c 3 drv, b 2 gone, a 1 gone, up 0 gone"},
+		}},
+		{"an alternative name without room for two", []string{"up"}, nil, 1, []step{
+			{"does not exist", add("a", 1), "up 0 absent"},
+			{"is given to a device", alias("up", "a"), "a 0 drv"},
+			{"moves to another device", func(k *fakeKernel) { k.devices["b"] = 2; k.aliases["up"] = "b" }, "b 0 drv"},
+			{"its device vanishes", func(k *fakeKernel) { k.remove("b"); delete(k.aliases, "up") }, "up -1 absent, b 0 gone"},
+			{"and is back", func(k *fakeKernel) { k.devices["b"] = 3; k.aliases["up"] = "b" }, "b 0 drv"},
+		}},
+		{"an alternative name that no device could have", []string{"an-alternative-name"}, nil, 4, []step{
+			{"does not exist", add("a", 1), "an-alternative-name -1 absent"},
+			{"is given to a device", alias("an-alternative-name", "a"), "a 0 drv"},
+		}},
+		{"two names of a device", []string{"up", "a"}, []string{"a*", "up*"}, 4, []step{
+			{"are those of two", nothing, "up 0 absent, a 1 absent"},
+			{"are those of one", func(k *fakeKernel) { k.devices["a"] = 1; k.aliases["up"] = "a" }, "a 1 drv, up 0 gone"},
+			{"which a glob matches, too", func(k *fakeKernel) { k.aliases["up2"] = "a" }, "a 1 drv, up 0 gone"},
+		}},
+		{"names of bytes and the text of such a name", nil, []string{"*"}, 4, []step{
+			{"appear", func(k *fakeKernel) { k.devices["ba%ffd0"], k.devices["ba%25ffd0"] = 1, 2 }, "ba%ffd0 0 drv, ba%25ffd0 1 drv"},
+			{"one vanishes", remove("ba%ffd0"), "ba%25ffd0 1 drv, ba%ffd0 0 gone"},
+			{"and is back", add("ba%ffd0", 3), "ba%25ffd0 1 drv, ba%ffd0 0 drv"},
+		}},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			config := setConfig(test.names, test.globs)
@@ -156,6 +189,23 @@ func TestDeviceStates(t *testing.T) {
 				t.Errorf("%d hooks and %d programs are left", len(s.kernel.hooks), s.kernel.programs)
 			}
 		})
+	}
+}
+
+// Each device that an alternative name stands for is logged once.
+func TestAlternativeNamesAreLogged(t *testing.T) {
+	s := newTestSet(setConfig([]string{"up", "a", "b"}, nil), newFakeKernel())
+	s.kernel.devices["a"], s.kernel.devices["b"] = 1, 2
+	for _, device := range []string{"a", "a", "b", "b", "a"} {
+		s.kernel.aliases["up"] = device
+		s.resync(t.Context(), s.kernel.list(), true)
+	}
+	const a, b = "name=up device=a\n", "name=up device=b\n"
+	if log := s.log.String(); strings.Count(log, a) != 2 || strings.Count(log, b) != 1 || strings.Count(log, "detached") > 0 {
+		t.Errorf("the log is\n%s", log)
+	}
+	if got, want := s.state(), "a 0 drv, b 1 drv"; got != want || s.kernel.attachments != 2 {
+		t.Errorf("got %q and %d attachments, want %q and 2", got, s.kernel.attachments, want)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 // fakeKernel is a hookKernel of network devices in memory.
 type fakeKernel struct {
 	devices map[string]int    // indices of the network devices
+	aliases map[string]string // alternative names, with the names of their devices
 	hooks   map[int]*fakeHook // by index of their network device
 
 	isPinning    bool            // hooks are pinned
@@ -46,7 +47,7 @@ type fakeHook struct {
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
-		devices: map[string]int{}, hooks: map[int]*fakeHook{}, isNewPin: map[int]bool{}, owners: map[ebpf.ProgramID]deviceIdentity{},
+		devices: map[string]int{}, aliases: map[string]string{}, hooks: map[int]*fakeHook{}, isNewPin: map[int]bool{}, owners: map[ebpf.ProgramID]deviceIdentity{},
 		refused: map[string]bool{}, refusedModes: map[Mode]bool{},
 	}
 }
@@ -56,6 +57,11 @@ func (k *fakeKernel) list() []netdev.Device {
 	var devices []netdev.Device
 	for name, index := range k.devices {
 		d := netdev.Device{Name: name, Index: index}
+		for alias, device := range k.aliases {
+			if device == name {
+				d.AltNames += alias + " "
+			}
+		}
 		if hook := k.hooks[index]; hook != nil {
 			d.XDP = attachedModes[hook.mode]
 		}

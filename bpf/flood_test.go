@@ -37,7 +37,7 @@ func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 		{"addresses that add up to the same", func(i uint32) (uint16, uint16, uint32, uint32) { return 1, 443, i, -i }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			audit, err := load(config, rand.Reader, slog.New(slog.DiscardHandler))
+			audit, err := load(config, config.Devices, rand.Reader, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -65,10 +65,12 @@ func (s *deviceSet) logFailures(failures []error) {
 func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRetry bool) (failures []error) {
 	here := make(map[string]netdev.Device, len(devices))
 	for _, d := range devices {
+		d.AltNames = "" // a device takes no other program with another of them
 		here[d.Name] = d
 	}
 	s.detachStale(here)
 	wanted := s.config.wanted(devices)
+	s.noteNames(devices, wanted)
 	s.claimIndices(wanted)
 	for _, name := range wanted {
 		if ctx.Err() != nil {

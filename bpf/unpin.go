@@ -14,6 +14,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // Unpin detaches every hook and removes every map that is pinned at path, and logs one line for
@@ -68,7 +70,7 @@ func (p *pins) unpinHooks(logger *slog.Logger) error {
 		device := nameOfHook(entries, ifindex)
 		if device == "" && isHere {
 			if iface, err := net.InterfaceByIndex(ifindex); err == nil {
-				device = iface.Name
+				device = printable.Name(iface.Name)
 			}
 		}
 		if device == "" {

@@ -5,15 +5,69 @@ package bpf
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
+
+// canonical returns the configuration with the one text of each name that the audit uses for it.
+func (c Config) canonical() (Config, error) {
+	c.Devices = slices.Clone(c.Devices)
+	for i, given := range c.Devices {
+		name, err := printable.ParseName(given)
+		if err != nil {
+			return c, invalid("Devices", "invalid device name %q: %w", given, err)
+		}
+		c.Devices[i] = name
+	}
+	return c, nil
+}
+
+// aliases returns the names of the configuration that are alternative names of devices, with the
+// kernel's names of these devices.
+func (c Config) aliases(devices []netdev.Device) map[string]string {
+	aliases := map[string]string{}
+	for _, name := range c.Devices {
+		if d, ok := netdev.Find(name, devices); ok && d.Name != name {
+			aliases[name] = d.Name
+		}
+	}
+	return aliases
+}
+
+// named returns the kernel's names of the devices that the configuration names, each once. The name
+// of a device that does not exist is as in the configuration.
+func (c Config) named(devices []netdev.Device) []string {
+	aliases := c.aliases(devices)
+	names := make([]string, 0, len(c.Devices))
+	for _, name := range c.Devices {
+		if device, isAlias := aliases[name]; isAlias {
+			name = device
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// logAliases logs which devices the alternative names in the configuration stand for, as far as
+// that is news. Such a device may be in the configuration under another name, too; it is one
+// device.
+func (c Config) logAliases(logger *slog.Logger, before, now map[string]string) {
+	for _, name := range c.Devices {
+		if device := now[name]; device != "" && device != before[name] {
+			logger.Info("Name stands for a device: auditing the device once, under the kernel's name", "name", name, "device", device)
+		}
+	}
+}
 
 // wanted returns the names of the devices to audit: the named ones, whether they exist or not, and
 // then those that a glob matches, each once. Devices get their indices in this order.
 func (c Config) wanted(devices []netdev.Device) []string {
-	names := slices.Clone(c.Devices)
+	names := c.named(devices)
 	for _, glob := range c.Globs {
 		for _, name := range netdev.Match(glob, devices) {
 			if !slices.Contains(names, name) {
@@ -32,7 +86,7 @@ func (c Config) checkAnyIsHere(devices []netdev.Device) error {
 	}
 	var missing []error
 	for _, name := range c.Devices {
-		if netdev.Has(name, devices) {
+		if _, isHere := netdev.Find(name, devices); isHere {
 			return nil
 		}
 		missing = append(missing, noDevice(name, devices))
@@ -46,9 +100,9 @@ func (c Config) checkAnyIsHere(devices []netdev.Device) error {
 	return joinInOneLine(missing)
 }
 
-// expandGlobs returns the configuration with the devices that its globs match now instead of the
-// globs.
-func (c Config) expandGlobs(devices []netdev.Device) (Config, error) {
+// expand returns the configuration with the kernel's names of the devices that its names and globs
+// stand for now.
+func (c Config) expand(devices []netdev.Device) (Config, error) {
 	for _, glob := range c.Globs {
 		if len(netdev.Match(glob, devices)) == 0 {
 			return c, noMatch(glob, devices)
@@ -56,6 +110,36 @@ func (c Config) expandGlobs(devices []netdev.Device) (Config, error) {
 	}
 	c.Devices, c.Globs = c.wanted(devices), nil
 	return c, c.Validate()
+}
+
+// noteNames notes which devices the names of the configuration stand for, and forgets those
+// that are not wanted any more: alternative names come and go, and move to other devices.
+func (s *deviceSet) noteNames(devices []netdev.Device, wanted []string) {
+	before := s.aliases
+	s.write(func() {
+		s.named, s.aliases = s.config.named(devices), s.config.aliases(devices)
+		for _, d := range s.listed {
+			d.isNamed = slices.Contains(s.named, d.name)
+		}
+	})
+	s.config.logAliases(s.logger, before, s.aliases)
+	for _, d := range slices.Clone(s.listed) {
+		if !slices.Contains(wanted, d.name) {
+			s.unwanted(d)
+		}
+	}
+}
+
+// unwanted forgets a device to which no name of the configuration belongs any more. Its hook is
+// left in unclaimedLinks.
+func (s *deviceSet) unwanted(d *device) {
+	if d.link != nil {
+		s.renamed(d)
+	}
+	s.write(func() {
+		d.isGone, d.retry = true, backoff{}
+		s.forget(d)
+	})
 }
 
 func noDevice(name string, devices []netdev.Device) error {

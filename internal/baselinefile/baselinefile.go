@@ -20,11 +20,11 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -140,7 +140,7 @@ func Parse(text []byte) (*File, error) {
 		if err == nil {
 			err = l.Validate()
 		}
-		if err == nil && (name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n")) {
+		if err == nil && !isDeviceName(name) {
 			err = errors.New("not a valid device name")
 		}
 		if err != nil {
@@ -149,6 +149,14 @@ func Parse(text []byte) (*File, error) {
 		f.Devices[name] = l
 	}
 	return f, nil
+}
+
+// isDeviceName reports whether a name is a text of [printable.Name] for the kernel's name of a
+// device.
+func isDeviceName(name string) bool {
+	parsed, err := printable.ParseName(name)
+	raw, _ := printable.RawName(parsed) // it is valid
+	return err == nil && parsed == name && len(raw) <= printable.MaxName
 }
 
 // decode parses a single JSON value. Unknown fields and data after the value are errors.

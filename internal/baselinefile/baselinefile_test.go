@@ -141,6 +141,9 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 			before, _, _ := strings.Cut(s, `{"eth0"`)
 			return before + "{}}"
 		}), "no device"},
+		{"a name that is not escaped as the exporter does", withDigest(t, replaced(`"eth1"`, `"%65th1"`)), `device "%65th1": not a valid device name`},
+		{"a name with half an escape", withDigest(t, replaced(`"eth1"`, `"eth%1"`)), `device "eth%1": not a valid device name`},
+		{"a name of 16 bytes", withDigest(t, replaced(`"eth1"`, `"abcdefghijklmno%ff"`)), `not a valid device name`},
 		{"a name that is a path", withDigest(t, replaced(`"eth1"`, `"../eth1"`)), `device "../eth1": not a valid device name`},
 		{"a mean that is not a number", withDigest(t, replaced(`65536000000`, `NaN`)), "it cannot be read"},
 		{"a mean with a fraction", withDigest(t, replaced(`65536000000`, `0.5`)), "it cannot be read"},

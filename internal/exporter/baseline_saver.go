@@ -17,6 +17,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/baselinefile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
@@ -179,6 +180,15 @@ func (s *baselineSaver) save() error {
 		return flagError("audit.baseline-file", err)
 	}
 	s.isUnsaved = false
-	s.logger.Info("Baseline saved", "path", s.path, "devices", strings.Join(slices.Sorted(maps.Keys(s.devices)), ","))
+	s.logger.Info("Baseline saved", "path", s.path, "devices", s.names())
 	return nil
+}
+
+// names returns the names of the devices, separated by commas.
+func (s *baselineSaver) names() string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.devices)) {
+		names = append(names, printable.FlagValue(name))
+	}
+	return strings.Join(names, ",")
 }

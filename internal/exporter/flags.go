@@ -89,7 +89,8 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 func (o *options) addAuditFlags(app *kingpin.Application) {
 	c := &o.audit
 	app.Flag("audit.device",
-		"Network device to audit, by name or as a glob. Repeatable; a value may hold several, separated by commas.").
+		"Network device to audit, by name or as a glob. Repeatable; a value may hold several, separated by commas. "+
+			"In it, % and two hexadecimal digits stand for a byte of the name.").
 		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
 	app.Flag("audit.follow",
 		"Attach to devices that appear or are recreated later. If given, the exporter also starts without any device. "+

@@ -72,6 +72,10 @@ func TestConfig(t *testing.T) {
 			nil, config(func(*bpf.Config) {}),
 		},
 		{
+			"a name with characters that are escaped", map[string]string{"XDP_INTERFACE": "a%2cb,x%5b1%5d,ba%ffd0"}, nil,
+			config(func(c *bpf.Config) { c.Devices = []string{"a%2cb", "x%5b1%5d", "ba%ffd0"} }),
+		},
+		{
 			"a glob is followed", nil, []string{"--audit.device=eth0,l[o]"},
 			config(func(c *bpf.Config) { c.Globs, c.Follow = []string{"l[o]"}, true }),
 		},

@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // XDPMode says how a device runs its XDP program. The values are XDP_ATTACHED_* of linux/if_link.h.
@@ -29,15 +31,17 @@ const (
 )
 
 // Device is a network device as the kernel lists it. Devices are comparable: two values of one
-// device are equal unless something changed that may let it take a program that it refused.
+// device are equal unless something changed that may let it take a program that it refused, or its
+// alternative names changed. All names are texts of [printable.Name].
 type Device struct {
-	Name   string
-	Index  int // unique in a network namespace, and not used again while the namespace lives
-	MTU    int
-	Flags  net.Flags
-	Master int // index of the bridge or bond that the device is a port of; 0 for none
-	XDP    XDPMode
-	Link   LinkLayer
+	Name     string
+	AltNames string // alternative names, separated by spaces
+	Index    int    // unique in a network namespace, and not used again while the namespace lives
+	MTU      int
+	Flags    net.Flags
+	Master   int // index of the bridge or bond that the device is a port of; 0 for none
+	XDP      XDPMode
+	Link     LinkLayer
 
 	LinkType string // as ip-link(8) names it; "unknown" and the number of linux/if_arp.h if it has no name
 }
@@ -55,8 +59,13 @@ func List() ([]Device, error) {
 	devices := make([]Device, 0, len(links))
 	for _, l := range links {
 		attrs := l.Attrs()
-		d := Device{Name: attrs.Name, Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex}
+		d := Device{
+			Name: printable.Name(attrs.Name), Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex,
+		}
 		d.LinkType, d.Link = linkOf(attrs.EncapType)
+		for _, name := range attrs.AltNames {
+			d.AltNames = strings.TrimLeft(d.AltNames+" "+printable.Name(name), " ")
+		}
 		if attrs.Xdp != nil {
 			d.XDP = XDPMode(attrs.Xdp.AttachMode)
 		}
@@ -65,27 +74,43 @@ func List() ([]Device, error) {
 	return devices, nil
 }
 
-// Names returns the names of devices, separated by commas.
+// Names returns the names of devices, separated by commas, as they can be given in a flag.
 func Names(devices []Device) string {
 	names := make([]string, len(devices))
 	for i := range devices {
-		names[i] = devices[i].Name
+		names[i] = printable.FlagValue(devices[i].Name)
 	}
 	return strings.Join(names, ", ")
 }
 
-// Has reports whether one of the devices has the name.
-func Has(name string, devices []Device) bool {
-	return slices.ContainsFunc(devices, func(d Device) bool { return d.Name == name })
+// Find returns the device that has a name, or has it as an alternative name. In a network namespace
+// no name of either kind belongs to two devices.
+func Find(name string, devices []Device) (_ Device, ok bool) {
+	for i := range devices {
+		if devices[i].Name == name || slices.Contains(strings.Fields(devices[i].AltNames), name) {
+			return devices[i], true
+		}
+	}
+	return Device{}, false
 }
 
-// Match returns the names of the devices that a glob of [path.Match] matches, in their order. A
-// malformed glob matches none.
+// Match returns the names of the devices that a glob of [printable.Glob] matches, in their order. A
+// glob also matches the device that has the glob itself as its name, and matches no alternative
+// names. A malformed glob matches none.
 func Match(glob string, devices []Device) []string {
+	pattern, err := printable.Glob(glob)
+	if err != nil {
+		return nil
+	}
 	var names []string
 	for i := range devices {
-		if isMatched, err := path.Match(glob, devices[i].Name); err == nil && isMatched {
-			names = append(names, devices[i].Name)
+		name := devices[i].Name
+		raw, err := printable.RawName(name)
+		if err != nil {
+			continue
+		}
+		if isMatched, err := path.Match(pattern, raw); err == nil && isMatched || name == glob {
+			names = append(names, name)
 		}
 	}
 	return names
@@ -93,16 +118,20 @@ func Match(glob string, devices []Device) []string {
 
 // Driver returns the name of a device's driver; empty if the kernel does not name one.
 func Driver(name string) string {
+	raw, err := printable.RawName(name)
+	if err != nil {
+		return ""
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return ""
 	}
 	defer unix.Close(fd)
-	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, raw)
 	if err != nil {
 		return ""
 	}
-	return unix.ByteSliceToString(info.Driver[:])
+	return printable.Line(unix.ByteSliceToString(info.Driver[:]))
 }
 
 // ProgramID returns the id of the XDP program of the device with that index; 0 if there is no such

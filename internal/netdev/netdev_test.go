@@ -17,7 +17,8 @@ import (
 )
 
 func TestGlobsMatchNames(t *testing.T) {
-	devices := []Device{{Name: "lo"}, {Name: "eth0"}, {Name: "eth1"}, {Name: "eth10"}, {Name: "wlan0"}}
+	devices := []Device{{Name: "lo"}, {Name: "eth0"}, {Name: "eth1"}, {Name: "eth10"}, {Name: "wlan0"},
+		{Name: "ba%ffd0"}, {Name: "x[1]", AltNames: "uplink0 a%20b"}, {Name: "x1"}, {Name: "a,b"}}
 	for _, test := range []struct {
 		glob string
 		want []string
@@ -28,6 +29,13 @@ func TestGlobsMatchNames(t *testing.T) {
 		{"eth0", []string{"eth0"}},
 		{"ppp*", nil},
 		{"eth[", nil}, // malformed
+		{"ba?d0", []string{"ba%ffd0"}},
+		{"ba%ff*", []string{"ba%ffd0"}},
+		{"x[1]", []string{"x[1]", "x1"}},
+		{"x%5b1%5d*", []string{"x[1]"}},
+		{"x%5b*", []string{"x[1]"}},
+		{"%", nil}, // malformed
+		{"uplink*", nil},
 		{"", nil},
 	} {
 		t.Run(test.glob, func(t *testing.T) {
@@ -36,8 +44,15 @@ func TestGlobsMatchNames(t *testing.T) {
 			}
 		})
 	}
-	if !Has("eth1", devices) || Has("eth", devices) {
-		t.Error("a name is found by a part of it, or not at all")
+	for name, want := range map[string]string{
+		"eth1": "eth1", "eth": "", "ba%ffd0": "ba%ffd0", "uplink0": "x[1]", "a%20b": "x[1]", "uplink": "", "": "",
+	} {
+		if d, ok := Find(name, devices); d.Name != want || ok != (want != "") {
+			t.Errorf("%s: got %+v, want %q", name, d, want)
+		}
+	}
+	if got, want := Names(devices[5:]), "ba%ffd0, x%5b1%5d, x1, a%2cb"; got != want {
+		t.Errorf("names: got %q, want %q", got, want)
 	}
 	if got, want := Names(devices[:3]), "lo, eth0, eth1"; got != want {
 		t.Errorf("names: got %q, want %q", got, want)
@@ -150,6 +165,55 @@ func TestLinkTypesOfDevices(t *testing.T) {
 		if layer, ok := want[d.Name]; !ok || d.Link != layer {
 			t.Errorf("%s: got link type %s and layer %d, want %d", d.Name, d.LinkType, d.Link, layer)
 		}
+	}
+}
+
+// Names are listed as text, and the text finds the device and its driver. A change of an
+// alternative name is reported.
+func TestNamesOfBytes(t *testing.T) {
+	namespace := newNamespace(t)
+	err := namespace.Do(func() error {
+		if err := errors.Join(addVeth("ba\xffd0", "\x1b[31m"), addVeth("a,b", "x[1]")); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("a,b")
+		// The kernel reports alternative names only of devices that are up.
+		if err := errors.Join(err, netlink.LinkSetUp(link)); err != nil {
+			return err
+		}
+		s, err := Subscribe()
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		for _, name := range []string{"uplink0", "an-alternative-name \xff"} {
+			err = errors.Join(err, netlink.LinkAddAltName(link, name))
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-s.Changes():
+		case <-time.After(10 * time.Second):
+			t.Error("the alternative names are not reported")
+		}
+		devices, err := List()
+		if err != nil {
+			return err
+		}
+		for name, want := range map[string]string{
+			"ba%ffd0": "ba%ffd0", "%1b[31m": "%1b[31m", "a,b": "a,b", "x[1]": "x[1]", "uplink0": "a,b",
+			"an-alternative-name%20%ff": "a,b", "an-alternative-name": "",
+		} {
+			d, _ := Find(name, devices)
+			if d.Name != want || want != "" && Driver(d.Name) != "veth" {
+				t.Errorf("%s is the name of %+v with the driver %q, want %s", name, d, Driver(d.Name), want)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
