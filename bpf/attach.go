@@ -7,6 +7,8 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
@@ -97,6 +99,13 @@ func (s *deviceSet) claimLink(d *device, on netdev.Device) (xdpLink, Mode) {
 		return nil, ""
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
+	if !l.isOn(on.Index, ebpf.ProgramID(on.Program)) {
+		s.logger.Info("Hook detached that is not on this device, but on one with its index in another network namespace", "device", d.name)
+		if err := s.dropLink(l, on.Index); err != nil {
+			s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
+		}
+		return nil, ""
+	}
 	for _, mode := range s.modes(d) {
 		if attachedModes[mode] == on.XDP {
 			return l, mode

@@ -20,12 +20,12 @@ type backoff struct {
 
 // isDue reports whether the device is to be tried, and counts the resync. A device is tried at once
 // if it was not refused, or has changed since. Otherwise it is tried at resyncs: at each one if it
-// was up once or if its XDP mode differs, as it does when another's program leaves the device, and
-// else after a pause that each attempt doubles. The mode alone does not count as a change, because
-// each attempt may change the mode.
+// was up once or if its XDP program differs, as it does when another's program leaves the device, and
+// else after a pause that each attempt doubles. The program alone does not count as a change,
+// because each attempt may change the program.
 func (b *backoff) isDue(now netdev.Device, isResync, wasUp bool) bool {
 	same := now
-	same.XDP = b.tried.XDP
+	same.XDP, same.Program = b.tried.XDP, b.tried.Program
 	if b.refusal == "" || same != b.tried {
 		return true
 	}

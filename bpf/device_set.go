@@ -89,11 +89,10 @@ type device struct {
 
 	prepared *preparedHook // nil unless commit has to attach its program
 
+	reason string // why it is not attached; empty while it is
+
 	retry backoff // used in changes only
 }
-
-// isUp reports whether the kernel runs the program on the device.
-func (d *device) isUp() bool { return d.link != nil && d.link.isOn(d.ifindex, d.id) }
 
 // hasIndex reports whether the device has counters. Without, the kernel runs no program for it.
 func (d *device) hasIndex() bool { return d.index >= 0 }
@@ -215,7 +214,7 @@ func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) 
 			}
 		}
 		d.program, d.id, d.tag = p, p.id, p.tag
-		d.link, d.mode, d.wasUp = l, mode, true
+		d.link, d.mode, d.wasUp, d.reason = l, mode, true, ""
 	})
 }
 
@@ -223,15 +222,14 @@ func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) 
 func (s *deviceSet) renamed(d *device) {
 	s.write(func() {
 		s.unclaimedLinks[d.ifindex] = d.link
-		d.link, d.mode = nil, ""
+		d.link, d.mode, d.reason = nil, "", "the device was renamed"
 	})
 }
 
-// hookLost removes the hook of a device on which it does not run any more. Readers may use the link
-// until the device has none, so that is first.
-func (s *deviceSet) hookLost(d *device) {
+// hookLost removes the hook of a device that does not run it any more: the hook may run elsewhere.
+func (s *deviceSet) hookLost(d *device, reason string) {
 	l := d.link
-	s.write(func() { d.link, d.mode = nil, "" })
+	s.write(func() { d.link, d.mode, d.reason = nil, "", reason })
 	if err := s.dropLink(l, d.ifindex); err != nil {
 		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
@@ -263,6 +261,7 @@ func (s *deviceSet) forget(d *device) {
 // refused notes why a device, as it was at the attempt, was not attached. It returns the reason
 // unless that is the reason of the attempt before.
 func (s *deviceSet) refused(d *device, tried netdev.Device, err error) error {
+	s.write(func() { d.reason = err.Error() })
 	if d.retry.failed(tried, err) {
 		return err
 	}
@@ -327,20 +326,6 @@ func (s *deviceSet) each(f func(d *device)) {
 	for _, d := range s.listed {
 		f(d)
 	}
-}
-
-// hooks returns the state of each listed device, also after close.
-func (s *deviceSet) hooks() []Hook {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	hooks := make([]Hook, len(s.listed))
-	for i, d := range s.listed {
-		hooks[i] = Hook{
-			Device: d.name, Up: d.isUp(), Mode: string(d.mode), Driver: d.driver, Clock: string(s.config.Clock),
-			ProgramID: uint32(d.id), ProgramTag: d.tag,
-		}
-	}
-	return hooks
 }
 
 // runs returns what the kernel accounts for the program of each listed device; nil where only the

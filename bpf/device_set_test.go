@@ -26,6 +26,9 @@ func setConfig(names, globs []string) Config {
 	return config
 }
 
+// isUp reports whether the link of the device holds its program.
+func (d *device) isUp() bool { return d.link != nil && d.link.isOn(d.ifindex, d.id) }
+
 // testSet is a set on a kernel in memory.
 type testSet struct {
 	*deviceSet

@@ -27,8 +27,10 @@ type fakeKernel struct {
 	refusedModes map[Mode]bool
 	isSecret     bool  // programs may not be opened by their id
 	loadError    error // of each program
+	lookUpError  error
 
 	loads, attachments int
+	lookUps            int // of one device each
 	programs           int // that are loaded and not closed
 	lastProgram        ebpf.ProgramID
 	owners             map[ebpf.ProgramID]deviceIdentity // the device that a program counts for
@@ -63,7 +65,7 @@ func (k *fakeKernel) list() []netdev.Device {
 			}
 		}
 		if hook := k.hooks[index]; hook != nil {
-			d.XDP = attachedModes[hook.mode]
+			d.XDP, d.Program = attachedModes[hook.mode], uint32(hook.program)
 		}
 		devices = append(devices, d)
 	}
@@ -115,6 +117,18 @@ func (k *fakeKernel) release(ifindex int, hook *fakeHook) {
 	if !hook.isPinned && hook.handles == 0 && k.hooks[ifindex] == hook {
 		delete(k.hooks, ifindex)
 	}
+}
+
+func (k *fakeKernel) lookUp(indices ...int) ([]netdev.Device, error) {
+	if k.lookUpError != nil {
+		return nil, k.lookUpError
+	}
+	devices := make([]netdev.Device, len(indices))
+	for i, index := range indices {
+		k.lookUps++
+		devices[i] = withIndex(index, k.list())
+	}
+	return devices, nil
 }
 
 func (*fakeKernel) driver(string) string { return "fake" }
@@ -200,8 +214,8 @@ type fakeLink struct {
 	hook    *fakeHook
 }
 
-func (l *fakeLink) isOn(ifindex int, _ ebpf.ProgramID) bool {
-	return ifindex == l.ifindex && l.kernel.hooks[ifindex] == l.hook
+func (l *fakeLink) isOn(ifindex int, id ebpf.ProgramID) bool {
+	return ifindex == l.ifindex && l.kernel.hooks[ifindex] == l.hook && l.hook.program == id
 }
 
 func (l *fakeLink) replace(p *loadedProgram) error {

@@ -15,7 +15,8 @@ import (
 const resyncInterval = 10 * time.Second
 
 // follow brings the set in line with the network devices at each change and each resyncInterval,
-// until the context ends.
+// until the context ends. Unless devices are followed, it only takes hooks from devices that are not
+// what they were.
 func (s *deviceSet) follow(ctx context.Context) {
 	resync := time.NewTicker(resyncInterval)
 	defer resync.Stop()
@@ -31,7 +32,7 @@ func (s *deviceSet) follow(ctx context.Context) {
 			}
 		}
 		if err := s.change(func() error { return s.followOnce(ctx, isRetry) }); err != nil {
-			s.logger.Error("Cannot list the devices: trying again in at most 10 seconds", "err", err)
+			s.logger.Error("Cannot look at the devices: trying again in at most 10 seconds", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -48,10 +49,22 @@ func (s *deviceSet) follow(ctx context.Context) {
 }
 
 func (s *deviceSet) followOnce(ctx context.Context, isRetry bool) error {
-	devices, err := netdev.List()
-	if err != nil {
+	if s.config.Follow {
+		devices, err := netdev.List()
+		if err == nil {
+			s.resync(ctx, devices, isRetry)
+		}
 		return err
 	}
-	s.resync(ctx, devices, isRetry)
-	return nil
+	var indices []int
+	for _, d := range s.listed {
+		if d.link != nil {
+			indices = append(indices, d.ifindex)
+		}
+	}
+	devices, err := s.lookUp(indices)
+	if err == nil {
+		s.detachStale(devices)
+	}
+	return err
 }

@@ -18,6 +18,9 @@ import (
 // hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a
 // fake one.
 type hookKernel interface {
+	// lookUp returns the network devices with these indices, in their order, and a zero device for
+	// an index that none has.
+	lookUp(indices ...int) ([]netdev.Device, error)
 	// driver returns the name of the driver of a network device, empty if the kernel does not name
 	// one.
 	driver(name string) string
@@ -41,8 +44,9 @@ type hookKernel interface {
 // xdpLink is a hook: a program on a network device. Closing it detaches the program unless the link
 // is pinned.
 type xdpLink interface {
-	// isOn reports whether the kernel runs the program with that id on the network device. A link
-	// outlives its network device, but does not name its index then.
+	// isOn reports whether the link holds the program with that id on a network device with that
+	// index. A link outlives its network device, but does not name its index then. It does not name
+	// the network namespace: to see whether a device of this one runs a program, look it up.
 	isOn(ifindex int, id ebpf.ProgramID) bool
 	// replace replaces the program.
 	replace(p *loadedProgram) error
@@ -66,6 +70,10 @@ type kernelHooks struct {
 	maps   *auditMaps
 	config Config
 	pins   *pins // nil unless hooks are pinned
+}
+
+func (k *kernelHooks) lookUp(indices ...int) ([]netdev.Device, error) {
+	return netdev.LookUp(indices...)
 }
 
 func (k *kernelHooks) driver(name string) string { return netdev.Driver(name) }
@@ -151,7 +159,7 @@ func (l kernelLink) isOn(ifindex int, id ebpf.ProgramID) bool {
 	if errors.Is(err, unix.EPERM) {
 		return id != 0 && netdev.ProgramID(ifindex) == uint32(id)
 	}
-	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == ifindex
+	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == ifindex && info.Program == id
 }
 
 func (l kernelLink) replace(p *loadedProgram) error { return l.Update(p.Program) }

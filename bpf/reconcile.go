@@ -68,7 +68,7 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 		d.AltNames = "" // a device takes no other program with another of them
 		here[d.Name] = d
 	}
-	s.detachStale(here)
+	s.detachStale(devices)
 	wanted := s.config.wanted(devices)
 	s.noteNames(devices, wanted)
 	s.claimIndices(wanted)
@@ -92,27 +92,49 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 	return failures
 }
 
-// detachStale takes the hooks from devices that are not what they were: vanished, replaced by
-// another device of the name, renamed, or with their hook detached by force.
-func (s *deviceSet) detachStale(here map[string]netdev.Device) {
+// detachStale takes the hooks from devices that are not what they were: vanished, moved to another
+// network namespace, replaced by another device of the name, renamed, or with their program detached
+// by force. If devices are followed, the hook of a renamed device waits for the new name, and a
+// device that has vanished is noted.
+func (s *deviceSet) detachStale(devices []netdev.Device) {
 	for _, d := range slices.Clone(s.listed) {
-		now, isHere := here[d.name]
-		if d.link != nil {
-			isUp := d.isUp()
-			switch {
-			case !isUp:
-				s.hookLost(d)
-			case now.Index != d.ifindex:
+		now := withName(d.name, devices)
+		if p := d.place(); d.link != nil && !p.isOn(now) {
+			holder := withIndex(d.ifindex, devices)
+			switch reason := p.whyDown(holder, nil); {
+			case s.config.Follow && holder.Name != d.name && holder.Holds(uint32(d.id)):
 				s.renamed(d)
-			case now.Link != d.linkLayer:
-				s.hookLost(d)
+			case s.config.Follow && now.Index == 0:
+				s.hookLost(d, reason) // vanished says so
+			case s.config.Follow:
+				s.hookLost(d, reason)
+				s.logger.Warn("Hook is lost: attaching it again when that is possible", "device", d.name, "reason", reason)
+			default:
+				s.hookLost(d, reason)
+				s.logger.Warn("Device is no longer audited: restart the exporter, or use --audit.follow", "device", d.name, "reason", reason)
 			}
 		}
 		wasHere := !d.isGone && d.retry.tried != netdev.Device{}
-		if !isHere && wasHere {
+		if s.config.Follow && now.Index == 0 && wasHere {
 			s.vanished(d)
 		}
 	}
+}
+
+// withName returns the device of that name; the zero device if there is none.
+func withName(name string, devices []netdev.Device) netdev.Device {
+	if i := slices.IndexFunc(devices, func(d netdev.Device) bool { return d.Name == name }); i >= 0 {
+		return devices[i]
+	}
+	return netdev.Device{}
+}
+
+// withIndex returns the device with that index; the zero device if there is none.
+func withIndex(index int, devices []netdev.Device) netdev.Device {
+	if i := slices.IndexFunc(devices, func(d netdev.Device) bool { return d.Index == index }); i >= 0 {
+		return devices[i]
+	}
+	return netdev.Device{}
 }
 
 // absent returns an error the first time that a named device is looked for and does not exist.
@@ -172,7 +194,12 @@ func (s *deviceSet) dropUnclaimedOn(ifindex int) {
 }
 
 // dropLink detaches a hook. It unpins the hook first: the kernel detaches at once with the last
-// descriptor, but some time after the last pin.
+// descriptor, but some time after the last pin. If the pin cannot be removed, the next start removes
+// it.
 func (s *deviceSet) dropLink(l xdpLink, ifindex int) error {
-	return errors.Join(s.kernel.unpin(ifindex), l.Close())
+	err := s.kernel.unpin(ifindex)
+	if err != nil {
+		err = errors.Join(err, l.Detach())
+	}
+	return errors.Join(err, l.Close())
 }

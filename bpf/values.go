@@ -257,7 +257,8 @@ type Counters struct {
 // Hook is the state of one audited device.
 type Hook struct {
 	Device     string
-	Up         bool   // the program is attached
+	Up         bool   // a device of that name in this network namespace runs the program now
+	Reason     string // why it is not up; empty while it is
 	Mode       string // drv, skb or hw; empty when the program is not attached
 	Driver     string // driver of the device; empty if the kernel does not name it
 	Clock      string // ktime, hw or metadata

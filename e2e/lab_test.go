@@ -222,11 +222,12 @@ type exporter struct {
 	scheme string
 }
 
-// startExporter starts the exporter on the lab's address and waits until it is ready.
+// startExporter starts the exporter on the lab's address and waits until it serves. It is not ready
+// if no device is audited.
 func (l *lab) startExporter(args ...string) *exporter {
 	l.t.Helper()
 	e := l.launch(binaries.exporter, append([]string{"--web.listen-address=" + address}, args...))
-	e.awaitReady("/-/ready")
+	e.awaitReady("/-/healthy")
 	return e
 }
 

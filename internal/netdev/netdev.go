@@ -30,6 +30,10 @@ const (
 	XDPGeneric                // in the network stack, for any driver
 )
 
+// XDPMulti is the mode of a device that runs one program itself and another one in its hardware.
+// The kernel then does not report their ids in the usual place.
+const XDPMulti XDPMode = 4
+
 // Device is a network device as the kernel lists it. Devices are comparable: two values of one
 // device are equal unless something changed that may let it take a program that it refused, or its
 // alternative names changed. All names are texts of [printable.Name].
@@ -43,7 +47,17 @@ type Device struct {
 	XDP      XDPMode
 	Link     LinkLayer
 
-	LinkType string // as ip-link(8) names it; "unknown" and the number of linux/if_arp.h if it has no name
+	// LinkType is the link type as ip-link(8) names it; "unknown" and the number of linux/if_arp.h
+	// if it has no name.
+	LinkType string
+
+	Program uint32 // id of the XDP program; 0 for none, and with XDPMulti
+}
+
+// Holds reports whether the device runs the XDP program with that id. With XDPMulti, it reports
+// true.
+func (d Device) Holds(program uint32) bool {
+	return d.XDP == XDPMulti || d.Program == program && program != 0
 }
 
 // List lists the devices. The kernel interrupts a listing when a device changes meanwhile; List
@@ -58,18 +72,46 @@ func List() ([]Device, error) {
 	}
 	devices := make([]Device, 0, len(links))
 	for _, l := range links {
-		attrs := l.Attrs()
-		d := Device{
-			Name: printable.Name(attrs.Name), Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex,
+		devices = append(devices, newDevice(l.Attrs()))
+	}
+	return devices, nil
+}
+
+func newDevice(attrs *netlink.LinkAttrs) Device {
+	d := Device{
+		Name: printable.Name(attrs.Name), Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex,
+	}
+	d.LinkType, d.Link = linkOf(attrs.EncapType)
+	for _, name := range attrs.AltNames {
+		d.AltNames = strings.TrimLeft(d.AltNames+" "+printable.Name(name), " ")
+	}
+	if attrs.Xdp != nil {
+		d.XDP, d.Program = XDPMode(attrs.Xdp.AttachMode), attrs.Xdp.ProgId
+	}
+	return d
+}
+
+// LookUp returns the devices with these indices, in their order, and a zero Device for an index
+// that no device has. Unlike a listing, it takes no longer on a host with many other devices.
+func LookUp(indices ...int) ([]Device, error) {
+	devices := make([]Device, len(indices))
+	if len(indices) == 0 {
+		return devices, nil
+	}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("cannot look up network devices: %w", err)
+	}
+	defer handle.Close()
+	for i, index := range indices {
+		link, err := handle.LinkByIndex(index)
+		var isAbsent netlink.LinkNotFoundError
+		switch {
+		case err == nil:
+			devices[i] = newDevice(link.Attrs())
+		case !errors.As(err, &isAbsent) && !errors.Is(err, unix.ENODEV):
+			return nil, fmt.Errorf("cannot look up the network device %d: %w", index, err)
 		}
-		d.LinkType, d.Link = linkOf(attrs.EncapType)
-		for _, name := range attrs.AltNames {
-			d.AltNames = strings.TrimLeft(d.AltNames+" "+printable.Name(name), " ")
-		}
-		if attrs.Xdp != nil {
-			d.XDP = XDPMode(attrs.Xdp.AttachMode)
-		}
-		devices = append(devices, d)
 	}
 	return devices, nil
 }
@@ -137,9 +179,9 @@ func Driver(name string) string {
 // ProgramID returns the id of the XDP program of the device with that index; 0 if there is no such
 // device or program. It needs no privilege.
 func ProgramID(index int) uint32 {
-	device, err := netlink.LinkByIndex(index)
-	if err != nil || device.Attrs().Xdp == nil {
+	devices, err := LookUp(index)
+	if err != nil {
 		return 0
 	}
-	return device.Attrs().Xdp.ProgId
+	return devices[0].Program
 }

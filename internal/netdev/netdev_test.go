@@ -103,6 +103,15 @@ func TestDevicesOfANamespace(t *testing.T) {
 	if want := (Device{Name: "veth-a", Index: devices[at].Index, MTU: 1400, Flags: net.FlagBroadcast | net.FlagMulticast, LinkType: "ether"}); devices[at] != want {
 		t.Errorf("got %+v, want %+v", devices[at], want)
 	}
+	if err := namespace.Do(func() error {
+		found, err := LookUp(devices[at].Index, 1<<30, 1)
+		if len(found) != 3 || found[0] != devices[at] || found[1] != (Device{}) || found[2] != devices[0] {
+			t.Errorf("looked up: got %+v", found)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if driver != "veth" || noDriver != "" {
 		t.Errorf("drivers: got %q and %q, want veth and none", driver, noDriver)
 	}
