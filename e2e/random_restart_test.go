@@ -189,18 +189,18 @@ func (r *randomRestarts) flags() (flags, wanted []string, mode uint32) {
 	return flags, wanted, mode
 }
 
-// awaitStart reports whether the exporter becomes ready.
+// awaitStart reports whether the exporter serves. It is not ready if no device is audited.
 func (r *randomRestarts) awaitStart(e *exporter) (isReady bool) {
 	r.t.Helper()
 	r.poll(func() error {
 		if e.hasEnded() {
 			return nil
 		}
-		status, _, err := e.ask("/-/ready")
+		status, _, err := e.ask("/-/healthy")
 		if isReady = err == nil && status == 200; isReady {
 			return nil
 		}
-		return fmt.Errorf("not ready: %d, %w", status, err)
+		return fmt.Errorf("does not serve: %d, %w", status, err)
 	})
 	return isReady
 }

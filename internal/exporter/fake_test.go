@@ -14,6 +14,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ type fakeAudit struct {
 	closed    chan struct{}
 	closeErr  error
 	commitErr error
+
+	readiness atomic.Pointer[error]
 
 	isAbandoned bool   // when it is closed
 	scrape      func() // called by every scrape
@@ -85,6 +88,15 @@ func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) err
 
 func (f *fakeAudit) Follow(ctx context.Context) error {
 	<-ctx.Done()
+	return nil
+}
+
+func (f *fakeAudit) setReadiness(err error) { f.readiness.Store(&err) }
+
+func (f *fakeAudit) Ready() error {
+	if err := f.readiness.Load(); err != nil {
+		return *err
+	}
 	return nil
 }
 

@@ -55,6 +55,7 @@ type audit interface {
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
 	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
+	Ready() error
 	Learnt() map[string]bpf.Learnt
 	Commit(ctx context.Context) error
 	CommitNeedsPrivilege() bool
@@ -234,7 +235,7 @@ func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Pri
 		return nil, err
 	}
 	memory := newMemoryLimiter(e.process.setMemoryLimit)
-	return newHandler(e.options, newScrapeHandler(set, e.options, memory.grow, e.logger), e.process.Handlers)
+	return newHandler(e.options, newScrapeHandler(set, e.options, memory.grow, e.logger), e.audit.Ready, e.process.Handlers)
 }
 
 // serve serves the metrics, and reads events and windows, until the context is canceled or a

@@ -151,11 +151,12 @@ func (h withoutHTTP2) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, corrected)
 }
 
-// newHandler returns the handler of all paths, including additional ones.
-func newHandler(o *options, scrapes http.Handler, additional map[string]http.Handler) (http.Handler, error) {
+// newHandler returns the handler of all paths, including additional ones. The exporter is ready
+// while ready returns nil.
+func newHandler(o *options, scrapes http.Handler, ready func() error, additional map[string]http.Handler) (http.Handler, error) {
 	mux := http.NewServeMux()
 	ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
-	pages := map[string]http.Handler{o.telemetryPath: scrapes, healthyPath: ok, readyPath: ok}
+	pages := map[string]http.Handler{o.telemetryPath: scrapes, healthyPath: ok, readyPath: readiness(ready, ok)}
 	if o.telemetryPath != "/" {
 		landing, err := newLandingPage(o.telemetryPath)
 		if err != nil {
@@ -171,6 +172,18 @@ func newHandler(o *options, scrapes http.Handler, additional map[string]http.Han
 		mux.Handle(path, handler)
 	}
 	return readOnly(mux), nil // also for OPTIONS *, which has no path
+}
+
+// readiness answers like ok while ready returns nil, and otherwise with the status 503 and the
+// reason in one line.
+func readiness(ready func() error, ok http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, OneLine(err), http.StatusServiceUnavailable)
+			return
+		}
+		ok.ServeHTTP(w, r)
+	})
 }
 
 func newLandingPage(telemetryPath string) (http.Handler, error) {

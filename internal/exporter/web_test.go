@@ -78,6 +78,22 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// The exporter is not ready while nothing is audited. It is healthy: a restart would not help.
+func TestReadiness(t *testing.T) {
+	e := start(t)
+	e.audit.setReadiness(errors.New("no device is audited\neth0"))
+	if code, body := e.get(t, "/-/ready"); code != 503 || body != "no device is audited; eth0\n" {
+		t.Errorf("got %d: %q, want 503 and the reason in one line", code, body)
+	}
+	if code, _ := e.get(t, "/-/healthy"); code != 200 {
+		t.Errorf("healthy: got %d, want 200", code)
+	}
+	e.audit.setReadiness(nil)
+	if code, body := e.get(t, "/-/ready"); code != 200 || body != "OK\n" {
+		t.Errorf("got %d: %q, want 200", code, body)
+	}
+}
+
 func TestWithoutExporterMetrics(t *testing.T) {
 	e := start(t, "--web.disable-exporter-metrics", "--web.telemetry-path=/")
 	_, body := e.get(t, "/")
