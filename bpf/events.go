@@ -11,8 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,68 +49,28 @@ type eventReader struct {
 	// counting is held while an event is counted in the device table, and while the rings are
 	// reopened.
 	counting sync.Mutex
-	reader   *perf.Reader // replaced by ReadEvents only, while it holds counting
-	isClosed bool         // the device table may be unmapped and the maps closed
+	reader   *perf.Reader  // replaced by ReadEvents only, while it holds counting; nil without rings
+	isClosed bool          // the device table may be unmapped and the maps closed
+	closed   chan struct{} // closed with isClosed
 }
 
-// newEventReader opens the rings.
+// newEventReader opens the rings. If no event is ever sent, it opens none, so that the kernel need
+// not permit any.
 func newEventReader(t *auditMaps, config Config, devices int) (*eventReader, error) {
 	r := &eventReader{
 		domain: config.Domain, clock: newMonotonicAnchor(),
 		rings: t.byName[programMapAuditEvents], allowances: t.byName[programMapEventAllowances], cpus: t.cpus,
+		closed: make(chan struct{}),
 	}
-	var err error
-	if r.reader, err = openRings(r.rings, r.allowances, r.cpus); err != nil {
-		return nil, err
+	if config.EventRate > 0 {
+		var err error
+		if r.reader, err = openRings(r.rings, r.allowances, r.cpus); err != nil {
+			return nil, err
+		}
 	}
 	none := make(owners, devices)
 	r.owners.Store(&none)
 	return r, nil
-}
-
-// onlineCPUs returns the ids of the online CPUs, in ascending order.
-func onlineCPUs() ([]int, error) {
-	const path = "/sys/devices/system/cpu/online"
-	list, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("listing the online CPUs: %w", err)
-	}
-	cpus, err := parseCPUList(strings.TrimSpace(string(list)))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return cpus, nil
-}
-
-// maxCPUs is far above the number of CPUs that any kernel supports.
-const maxCPUs = 1 << 16
-
-// parseCPUList parses a list of CPUs in the kernel's format, such as 0-2,4.
-func parseCPUList(list string) ([]int, error) {
-	var cpus []int
-	next := 0
-	for part := range strings.SplitSeq(list, ",") {
-		from, to, isRange := strings.Cut(part, "-")
-		if !isRange {
-			to = from
-		}
-		first, err := strconv.Atoi(from)
-		if err != nil {
-			return nil, fmt.Errorf("list of CPUs %q: %w", list, err)
-		}
-		last, err := strconv.Atoi(to)
-		if err != nil {
-			return nil, fmt.Errorf("list of CPUs %q: %w", list, err)
-		}
-		if first < next || last < first || last >= maxCPUs {
-			return nil, fmt.Errorf("list of CPUs %q: %s does not follow", list, part)
-		}
-		for cpu := first; cpu <= last; cpu++ {
-			cpus = append(cpus, cpu)
-		}
-		next = last + 1
-	}
-	return cpus, nil
 }
 
 // setOwner sets the device that events of an index belong to from now on.
@@ -137,8 +95,14 @@ func (r *eventReader) retire(index int) {
 // may hang.
 func (r *eventReader) close() error {
 	r.counting.Lock()
-	r.isClosed = true
+	if !r.isClosed {
+		r.isClosed = true
+		close(r.closed)
+	}
 	r.counting.Unlock()
+	if r.reader == nil {
+		return nil
+	}
 	paused := r.reader.Pause()
 	if errors.Is(paused, unix.EPERM) {
 		paused = nil
@@ -151,8 +115,16 @@ func (r *eventReader) close() error {
 
 // ReadEvents calls handle for each perf event until the context ends, and then for the events
 // that are still in the rings. The event is valid only during the call. [Audit.Close] does not
-// wait for a call of handle. Only one ReadEvents may run at a time.
+// wait for a call of handle. Only one ReadEvents may run at a time. If Config.EventRate is 0, there
+// are neither rings nor events.
 func (a *Audit) ReadEvents(ctx context.Context, handle func(*Event)) error {
+	if a.events.reader == nil {
+		select {
+		case <-ctx.Done():
+		case <-a.events.closed:
+		}
+		return nil
+	}
 	var record perf.Record
 	var event Event
 	read := func(reader *perf.Reader, until time.Time) error {

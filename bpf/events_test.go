@@ -9,7 +9,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -197,19 +196,6 @@ func TestPlantedDelaysAreFlagged(t *testing.T) {
 	}
 	if falseRate > 2e-4 {
 		t.Errorf("flagged %.2g of the other packets, want at most 2e-4", falseRate)
-	}
-}
-
-func TestParseCPUList(t *testing.T) {
-	for list, want := range map[string][]int{"0": {0}, "0-3": {0, 1, 2, 3}, "0,2-4,7": {0, 2, 3, 4, 7}} {
-		if got, err := parseCPUList(list); err != nil || !slices.Equal(got, want) {
-			t.Errorf("%s: got %v, %v, want %v", list, got, err, want)
-		}
-	}
-	for _, list := range []string{"", "a", "1-", "-1", "1,,2", "3-1", "1,1", "2,1", "0-99999999999"} {
-		if got, err := parseCPUList(list); err == nil {
-			t.Errorf("%q: got %v, want an error", list, got)
-		}
 	}
 }
 

@@ -215,25 +215,6 @@ func FuzzLayout(f *testing.F) {
 	})
 }
 
-// A list of CPUs is parsed or refused, and no list allocates unbounded memory.
-func FuzzCPUList(f *testing.F) {
-	for _, list := range []string{"0", "0-3", "0,2-4,7", "", "a", "1-", "-1", "1,,2", "3-1", "0-99999999999", "4095"} {
-		f.Add(list)
-	}
-	f.Fuzz(func(t *testing.T, list string) {
-		cpus, err := parseCPUList(list)
-		if err != nil {
-			return
-		}
-		if len(cpus) == 0 || !slices.IsSorted(cpus) || cpus[0] < 0 {
-			t.Errorf("%q: got %v", list, cpus)
-		}
-		if len(slices.Compact(slices.Clone(cpus))) != len(cpus) {
-			t.Errorf("%q: got a CPU twice, %v", list, cpus)
-		}
-	})
-}
-
 // Reading a mapped block of counters terminates, whatever the block contains, and the result
 // can be exported.
 func FuzzCounters(f *testing.F) {

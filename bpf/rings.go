@@ -10,14 +10,19 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/perf"
+	"golang.org/x/sys/unix"
 )
 
 // Each CPU that is online at the start has a ring. A CPU that comes online later has none, and
 // a CPU that goes offline loses its ring for good. If events find no ring, all rings are
 // reopened, which takes the same privileges as the start.
+//
+// Which CPUs are online is learned by opening a perf event on each. A container may see a false
+// list of CPUs in /sys, as lxcfs makes it.
 
 const (
 	// ringInterval is the interval at which lost rings are looked for.
@@ -25,19 +30,17 @@ const (
 	// ringPause is the interval after rings were reopened: if new rings do not help, they must
 	// not be reopened all the time.
 	ringPause = 10 * time.Second
+	// ringAttempts is the number of attempts to open the rings while CPUs go online or offline.
+	ringAttempts = 10
 )
 
 // openRings opens a ring for each online CPU, and writes the number of each CPU's ring into the
 // map of allowances: rings are numbered without gaps, CPUs are not. On an error, rings that
 // were open before are unchanged.
 func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
-	online, err := onlineCPUs()
+	reader, online, err := openOnlineRings(events, cpus)
 	if err != nil {
 		return nil, err
-	}
-	reader, err := perf.NewReaderWithOptions(events, ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
-	if err != nil {
-		return nil, explainRings(err)
 	}
 	for cpu := range cpus {
 		ring := slices.Index(online, cpu)
@@ -52,6 +55,61 @@ func openRings(events, allowances *ebpf.Map, cpus int) (*perf.Reader, error) {
 		_ = events.Delete(ring) // the ring of a CPU that is no longer online
 	}
 	return reader, nil
+}
+
+// openOnlineRings opens a ring for each online CPU, and returns these CPUs in the order of their
+// rings. A reader does not tell which CPUs have its rings: they are those that were online before
+// and after it was opened.
+func openOnlineRings(events *ebpf.Map, cpus int) (*perf.Reader, []int, error) {
+	for range ringAttempts {
+		online, err := onlineCPUs(cpus)
+		if err != nil {
+			return nil, nil, err
+		}
+		reader, err := perf.NewReaderWithOptions(events, ringBytes, perf.ReaderOptions{Watermark: ringWatermark})
+		if err != nil {
+			return nil, nil, explainRings(err)
+		}
+		after, err := onlineCPUs(cpus)
+		if err == nil && slices.Equal(online, after) {
+			return reader, online, nil
+		}
+		if err := errors.Join(err, reader.Close()); err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, fmt.Errorf("opening the rings of %s: CPUs went online or offline during each of %d attempts", programMapAuditEvents, ringAttempts)
+}
+
+// onlineCPUs returns the online CPUs of the possible ones, in ascending order. It returns an error
+// if the kernel has more possible CPUs, or refuses perf events.
+func onlineCPUs(possible int) (online []int, err error) {
+	for cpu := range possible {
+		err := openPerfEvent(cpu)
+		if err == nil {
+			online = append(online, cpu)
+		} else if !errors.Is(err, unix.ENODEV) {
+			return nil, explainRings(fmt.Errorf("CPU %d: %w", cpu, err))
+		}
+	}
+	if err := openPerfEvent(possible); err == nil || errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("the kernel has more CPUs than the %d of /sys/devices/system/cpu/possible, and their packets would be missing: remove what is mounted over that file", possible)
+	}
+	return online, nil
+}
+
+// openPerfEvent opens a perf event like that of a ring, and closes it. The error is ENODEV for a CPU
+// that is offline.
+func openPerfEvent(cpu int) error {
+	event := unix.PerfEventAttr{
+		Type: unix.PERF_TYPE_SOFTWARE, Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
+		Config: unix.PERF_COUNT_SW_BPF_OUTPUT, Sample_type: unix.PERF_SAMPLE_RAW,
+	}
+	fd, err := unix.PerfEventOpen(&event, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("perf_event_open: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // reopen opens new rings and returns the old ones. The caller reads the events that are left in

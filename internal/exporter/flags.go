@@ -132,7 +132,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	addFlag(app, "audit.flows", "XDP_AUDIT_FLOWS",
 		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
 	addFlag(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
-		"Maximum number of perf events per second and CPU; 0 sends none.", &c.EventRate, wholeNumber)
+		"Maximum number of perf events per second and CPU; 0 sends none and needs no perf rings.", &c.EventRate, wholeNumber)
 	addFlag(app, "audit.clock", "XDP_AUDIT_CLOCK",
 		"Source of packet times: ktime, or metadata (nanoseconds that an earlier XDP program puts in front of the packet).",
 		&c.Clock, text)
