@@ -84,12 +84,13 @@ func (h hookHolder) explain(device string) string {
 	if h.name != "" {
 		program += " (" + h.name + ")"
 	}
-	byIP := fmt.Sprintf("ip link set dev %s xdp off", printable.ShellWord(device))
+	byIP := fmt.Sprintf("ip link set dev %s xdp off", printable.ShellName(device))
 	remedy := fmt.Sprintf("end the process that owns it, or run %s, or if a link holds the program, bpftool link detach id N with the id from bpftool link", byIP)
 	switch {
 	case h.pinPath != "":
 		program += ", which is pinned at " + h.pinPath
-		remedy = fmt.Sprintf("take it over with --bpf.pin-path=%s, or remove it with --bpf.pin-path=%s --bpf.unpin", h.pinPath, h.pinPath)
+		path := printable.ShellWord(h.pinPath)
+		remedy = fmt.Sprintf("take it over with --bpf.pin-path=%s, or remove it with --bpf.pin-path=%s --bpf.unpin", path, path)
 	case h.link != 0:
 		program += fmt.Sprintf(", attached by link %d", h.link)
 		remedy = fmt.Sprintf("end the process that owns the link, or run bpftool link detach id %d", h.link)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A proposed command is safe to copy into a shell, whatever the name of the device.
+// A proposed command is safe to copy into a shell, whatever the names of device and directory.
 func TestProposedCommandsQuoteNames(t *testing.T) {
 	for name, want := range map[string]string{
 		"eth0":          "run ip link set dev eth0 xdp off",
@@ -16,7 +16,7 @@ func TestProposedCommandsQuoteNames(t *testing.T) {
 		"a;reboot":      "run ip link set dev 'a;reboot' xdp off",
 		"ba%ffd0":       `run ip link set dev $'ba\xffd0' xdp off`,
 		"%1b]0;x%07":    `run ip link set dev $'\x1b]0;x\x07' xdp off`,
-		"'%25$(reboot)": `run ip link set dev $'\x27%$(reboot)' xdp off`,
+		"'%25$(reboot)": `run ip link set dev ''\''%$(reboot)' xdp off`,
 	} {
 		for _, h := range []hookHolder{{program: 1, isSure: true}, {program: 1}} {
 			got := h.explain(name)
@@ -24,5 +24,9 @@ func TestProposedCommandsQuoteNames(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", name, got, want)
 			}
 		}
+	}
+	h := hookHolder{program: 1, pinPath: "/sys/fs/bpf/a;reboot"}
+	if got, want := h.explain("eth0"), "--bpf.pin-path='/sys/fs/bpf/a;reboot' --bpf.unpin"; !strings.Contains(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -93,11 +93,11 @@ func FuzzName(f *testing.F) {
 	})
 }
 
-// A name is one word of a shell, and the word is the name.
+// Any bytes are one word of a shell, and the word is these bytes.
 func TestShellWord(t *testing.T) {
-	names := []string{"eth0", "eth0.100", "a;reboot", "$(reboot)", "`id`", "it's", "x[1]", "*", "~", "a\\b", "ba\xffd0", "\x1b[31m", "a%b", "'\xff", "é", "#a", "a=b\"c"}
+	names := []string{"eth0", "eth0.100", "a;reboot", "$(reboot)", "`id`", "it's", "x[1]", "*", "~", "a\\b", "ba\xffd0", "\x1b[31m", "a%b", "'\xff", "é", "#a", "a=b\"c", "a b", "a{b,c}", "!x", "/sys/fs/bpf/a b"}
 	for _, raw := range names {
-		word := ShellWord(Name(raw))
+		word := ShellWord(raw)
 		if !isSafe(word) {
 			t.Errorf("%q becomes %q", raw, word)
 		}
@@ -106,8 +106,10 @@ func TestShellWord(t *testing.T) {
 			t.Errorf("%q becomes %s, which is %q to the shell: %v", raw, word, out, err)
 		}
 	}
-	if got := ShellWord("eth0"); got != "eth0" {
-		t.Errorf("an ordinary name becomes %s", got)
+	for name, want := range map[string]string{"eth0": "eth0", "a,b": "a,b", "ba%ffd0": `$'ba\xffd0'`, "x[1]": "'x[1]'"} {
+		if got := ShellName(name); got != want {
+			t.Errorf("%s becomes %s, want %s", name, got, want)
+		}
 	}
 }
 

@@ -9,25 +9,33 @@ import (
 	"strings"
 )
 
-// ShellWord returns a name of [Name] as a word of a command that bash, ksh and zsh can run: quoted
-// if it has characters that are special in a shell.
-func ShellWord(name string) string {
-	raw, err := RawName(name)
+var plainWord = regexp.MustCompile(`^[\w.,:@%+=/^-]+$`)
+
+// ShellWord returns any bytes as a word of a command that bash, ksh and zsh can run: quoted if it
+// has characters that are special in a shell.
+func ShellWord(raw string) string {
 	switch {
-	case err != nil:
-		raw = name
-	case regexp.MustCompile(`^[\w.:@+=^-]+$`).MatchString(raw):
+	case plainWord.MatchString(raw):
 		return raw
-	case raw == name:
+	case raw == Line(raw):
 		return "'" + strings.ReplaceAll(raw, "'", `'\''`) + "'"
 	}
 	var word strings.Builder
 	for _, b := range []byte(raw) {
-		if b > ' ' && b < 0x7f && b != '\'' && b != '\\' {
+		if b >= ' ' && b < 0x7f && b != '\'' && b != '\\' {
 			word.WriteByte(b)
 			continue
 		}
 		fmt.Fprintf(&word, `\x%02x`, b)
 	}
 	return "$'" + word.String() + "'"
+}
+
+// ShellName is [ShellWord] for the bytes of a name of [Name].
+func ShellName(name string) string {
+	raw, err := RawName(name)
+	if err != nil {
+		raw = name
+	}
+	return ShellWord(raw)
 }
