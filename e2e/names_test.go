@@ -233,17 +233,27 @@ func TestAnAlternativeNameIsFollowed(t *testing.T) {
 	l.send(l.newFlow(second.IPv4.Addr()), 200)
 	e.expectPackets("audited1", 200)
 
-	// The device is renamed, as it may be after a change of hardware. Its hook goes on.
-	l.change("audited1", alias("audited2", netlink.LinkSetName))
-	e.await(is("audited2"))
-	l.send(l.newFlow(second.IPv4.Addr()), 300)
-	e.expectPackets("audited2", 300)
-
-	l.change("audited2", alias("uplink0", netlink.LinkDelAltName))
+	l.change("audited1", alias("uplink0", netlink.LinkDelAltName))
 	l.awaitAttached()
 	e.await(hookIs("uplink0", 0))
 	l.change(device, alias("uplink0", netlink.LinkAddAltName))
 	e.await(is(device))
 	e.expectPackets(device, 100) // its counters go on
+	e.expectStopped()
+}
+
+// The hook of a renamed device that is given by an alternative name goes on.
+func TestARenamedDeviceWithAnAlternativeName(t *testing.T) {
+	l := newLab(t)
+	l.change(device, alias("uplink0", netlink.LinkAddAltName))
+	e := l.startExporter("--audit.device=uplink0", "--audit.follow")
+	l.change(device, alias("audited9", netlink.LinkSetName))
+	e.await(hookIs("audited9", 1))
+	e.await(hasNoSeries(device))
+	l.send(l.newFlow(l.audited.IPv4.Addr()), 300)
+	e.expectPackets("audited9", 300)
+	if e.logged("attached on audited9") != 1 || e.logged("hook detached") != 0 {
+		t.Errorf("the hook did not go on:\n%s", &e.stderr)
+	}
 	e.expectStopped()
 }

@@ -51,7 +51,7 @@ var supported = []group{
 	{"events", e2eTests, []string{"TestHangupReopensTheTrail"}},
 	{"hotplug", e2eTests, []string{"TestACPUGoesAndComesBack"}},
 	{"restart", e2eTests, []string{"TestRestartsLoseNothing", "TestUpgrade"}},
-	{"follow", e2eTests, []string{"TestAGlobIsFollowed", "TestAbsentDevicesMayCome", "TestStateAndMTUChange"}},
+	{"follow", e2eTests, []string{"TestAGlobIsFollowed", "TestAbsentDevicesMayCome", "TestStateAndMTUChange", "TestAnAlternativeNameIsFollowed"}},
 	{"privileges", e2eTests, []string{
 		"TestNoPrivilegeAfterStart", "TestAttacksFromInside", "TestMissingPrivilegeIsRefused", "TestThreeCapabilitiesAreEnough",
 		"TestParanoidKernelsNameTheSetting",
@@ -59,7 +59,7 @@ var supported = []group{
 }
 
 // since62 are the tests that need Linux 6.2. Before, a device that is up cannot be renamed.
-var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice"}}}
+var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice", "TestARenamedDeviceWithAnAlternativeName"}}}
 
 // refused are the tests for a kernel that cannot run the exporter.
 var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
