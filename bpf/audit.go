@@ -69,12 +69,14 @@ func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Au
 		return nil, err
 	}
 	if !config.Follow {
-		config.logAliases(logger, nil, config.aliases(devices))
+		_, aliases := config.named(devices)
+		config.logAliases(logger, nil, aliases)
 		if config, err = config.expand(devices); err != nil {
 			return nil, err
 		}
 	}
-	audit, err = load(config, config.named(devices), rand.Reader, logger)
+	named, _ := config.named(devices)
+	audit, err = load(config, named, rand.Reader, logger)
 	if err != nil {
 		return nil, err
 	}

@@ -69,8 +69,7 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 		here[d.Name] = d
 	}
 	s.detachStale(devices)
-	wanted := s.config.wanted(devices)
-	s.noteNames(devices, wanted)
+	wanted := s.noteNames(devices)
 	s.claimIndices(wanted)
 	for _, name := range wanted {
 		if ctx.Err() != nil {

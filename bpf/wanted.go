@@ -25,32 +25,23 @@ func (c Config) canonical() (Config, error) {
 	return c, nil
 }
 
-// aliases returns the names of the configuration that are alternative names of devices, with the
-// kernel's names of these devices.
-func (c Config) aliases(devices []netdev.Device) map[string]string {
-	aliases := map[string]string{}
+// named returns the kernel's names of the devices that the configuration names, each once, and the
+// alternative names among those in the configuration, each with the kernel's name. The name of a
+// device that does not exist is as in the configuration.
+func (c Config) named(devices []netdev.Device) (names []string, aliases map[string]string) {
+	aliases = map[string]string{}
+	isNamed := map[string]bool{}
 	for _, name := range c.Devices {
 		if d, ok := netdev.Find(name, devices); ok && d.Name != name {
 			aliases[name] = d.Name
+			name = d.Name
 		}
-	}
-	return aliases
-}
-
-// named returns the kernel's names of the devices that the configuration names, each once. The name
-// of a device that does not exist is as in the configuration.
-func (c Config) named(devices []netdev.Device) []string {
-	aliases := c.aliases(devices)
-	names := make([]string, 0, len(c.Devices))
-	for _, name := range c.Devices {
-		if device, isAlias := aliases[name]; isAlias {
-			name = device
-		}
-		if !slices.Contains(names, name) {
+		if !isNamed[name] {
+			isNamed[name] = true
 			names = append(names, name)
 		}
 	}
-	return names
+	return names, aliases
 }
 
 // logAliases logs which devices the alternative names in the configuration stand for, as far as
@@ -67,7 +58,13 @@ func (c Config) logAliases(logger *slog.Logger, before, now map[string]string) {
 // wanted returns the names of the devices to audit: the named ones, whether they exist or not, and
 // then those that a glob matches, each once. Devices get their indices in this order.
 func (c Config) wanted(devices []netdev.Device) []string {
-	names := c.named(devices)
+	names, _ := c.named(devices)
+	return c.withMatches(names, devices)
+}
+
+// withMatches returns names and, after them, those of devices that a glob matches, each once.
+func (c Config) withMatches(names []string, devices []netdev.Device) []string {
+	names = slices.Clone(names)
 	for _, glob := range c.Globs {
 		for _, name := range netdev.Match(glob, devices) {
 			if !slices.Contains(names, name) {
@@ -112,22 +109,25 @@ func (c Config) expand(devices []netdev.Device) (Config, error) {
 	return c, c.Validate()
 }
 
-// noteNames notes which devices the names of the configuration stand for, and forgets those
-// that are not wanted any more: alternative names come and go, and move to other devices.
-func (s *deviceSet) noteNames(devices []netdev.Device, wanted []string) {
-	before := s.aliases
+// noteNames notes which devices the names of the configuration stand for, and returns the names of
+// all wanted devices. It forgets the devices that are not wanted any more: alternative names come
+// and go, and move to other devices.
+func (s *deviceSet) noteNames(devices []netdev.Device) (wanted []string) {
+	named, aliases := s.config.named(devices)
+	s.config.logAliases(s.logger, s.aliases, aliases)
 	s.write(func() {
-		s.named, s.aliases = s.config.named(devices), s.config.aliases(devices)
+		s.named, s.aliases = named, aliases
 		for _, d := range s.listed {
-			d.isNamed = slices.Contains(s.named, d.name)
+			d.isNamed = slices.Contains(named, d.name)
 		}
 	})
-	s.config.logAliases(s.logger, before, s.aliases)
+	wanted = s.config.withMatches(named, devices)
 	for _, d := range slices.Clone(s.listed) {
 		if !slices.Contains(wanted, d.name) {
 			s.unwanted(d)
 		}
 	}
+	return wanted
 }
 
 // unwanted forgets a device to which no name of the configuration belongs any more. Its hook is

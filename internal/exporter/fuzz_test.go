@@ -14,6 +14,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // Any arguments give a one-line error or a usable configuration.
@@ -21,6 +22,7 @@ func FuzzFlags(f *testing.F) {
 	for _, line := range []string{
 		"--audit.device=eth0",
 		"--audit.device=eth0,eth* --audit.device=wlan[0-9] --audit.follow --audit.max-devices=4096",
+		"--audit.device=a%2cb,ba%ffd0,x%5b1%5d,%2a*,[%5d]?", "--audit.device=%", "--audit.device=%zz*", "--audit.device=\x1b[31m",
 		"--audit.device=eth0 --audit.mode=auto --audit.threshold=4.5 --audit.min-samples=2 --audit.window=16777216",
 		"--audit.device=eth0 --audit.domain=log2 --audit.baseline=device --audit.clock=metadata --audit.idle-timeout=2147483648ns",
 		"--audit.device=eth0 --audit.flows=67108864 --audit.event-rate=0 --bpf.pin-path=/sys/fs/bpf/a",
@@ -46,7 +48,7 @@ func FuzzFlags(f *testing.F) {
 			config, err = o.auditConfig()
 		}
 		if err != nil {
-			if text := OneLine(err); text == "" || strings.Contains(text, "\n") {
+			if text := OneLine(err); text == "" || text != printable.Line(text) {
 				t.Errorf("%q is refused with %q", args, text)
 			}
 			return

@@ -128,12 +128,14 @@ func Names(devices []Device) string {
 // Find returns the device that has a name, or has it as an alternative name. In a network namespace
 // no name of either kind belongs to two devices.
 func Find(name string, devices []Device) (_ Device, ok bool) {
-	for i := range devices {
-		if devices[i].Name == name || slices.Contains(strings.Fields(devices[i].AltNames), name) {
-			return devices[i], true
-		}
+	i := slices.IndexFunc(devices, func(d Device) bool { return d.Name == name })
+	if i < 0 {
+		i = slices.IndexFunc(devices, func(d Device) bool { return slices.Contains(strings.Fields(d.AltNames), name) })
 	}
-	return Device{}, false
+	if i < 0 {
+		return Device{}, false
+	}
+	return devices[i], true
 }
 
 // Match returns the names of the devices that a glob of [printable.Glob] matches, in their order. A
