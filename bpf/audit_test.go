@@ -168,3 +168,15 @@ func TestABusyDeviceIsNotTaken(t *testing.T) {
 		}
 	}
 }
+
+// A device that is gone by the time at which its driver is asked is not refused for its MTU.
+func TestAVanishedDeviceIsNotBlamed(t *testing.T) {
+	gone := &device{name: "gone0", ifindex: 1 << 30}
+	for _, mode := range []Mode{ModeDriver, ModeGeneric, ModeHW} {
+		err := explainRefusal(gone, nil, mode, fmt.Errorf("create link: %w", unix.EINVAL), "")
+		if text := err.Error(); !errors.Is(err, unix.EINVAL) || !strings.Contains(text, "gone0 vanished") ||
+			!strings.Contains(text, "--audit.follow") || strings.Contains(text, "MTU") {
+			t.Errorf("mode %s: %s", mode, text)
+		}
+	}
+}

@@ -6,6 +6,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -54,8 +55,22 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
+// absentError is the error of a device that is not there. It is logged at that level while the device
+// is waited for.
+type absentError struct {
+	error
+	level slog.Level
+}
+
+// Unwrap implements errors.Unwrap.
+func (e *absentError) Unwrap() error { return e.error }
+
 // explainRefusal returns an error that says why a device refused a program, and the remedy.
 func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath string) error {
+	if !netdev.Exists(d.ifindex) {
+		return &absentError{fmt.Errorf("device %s vanished while it was being attached: use --audit.follow to attach it when it is back: %w",
+			d.name, err), slog.LevelWarn}
+	}
 	driver := d.driver
 	if driver == "" {
 		driver = "unknown"

@@ -52,10 +52,14 @@ func (s *deviceSet) resync(ctx context.Context, devices []netdev.Device, isRetry
 
 func (s *deviceSet) logFailures(failures []error) {
 	for _, err := range failures {
-		if err == nil {
-			continue
+		var absent *absentError
+		switch {
+		case err == nil:
+		case s.config.Follow && errors.As(err, &absent):
+			s.logger.Log(context.Background(), absent.level, "Waiting for a device", "reason", err)
+		default:
+			s.logger.Error("Device is not audited", "err", err)
 		}
-		s.logger.Error("Device is not audited", "err", err)
 	}
 }
 

@@ -143,9 +143,9 @@ func (s *deviceSet) unwanted(d *device) {
 }
 
 func noDevice(name string, devices []netdev.Device) error {
-	return fmt.Errorf("device %s does not exist: the devices are %s", name, netdev.Names(devices))
+	return &absentError{fmt.Errorf("device %s does not exist: the devices are %s", name, netdev.Names(devices)), slog.LevelWarn}
 }
 
 func noMatch(glob string, devices []netdev.Device) error {
-	return fmt.Errorf("no device matches %s: the devices are %s", glob, netdev.Names(devices))
+	return &absentError{fmt.Errorf("no device matches %s: the devices are %s", glob, netdev.Names(devices)), slog.LevelInfo}
 }

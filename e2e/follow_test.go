@@ -244,7 +244,7 @@ func TestRoomForDevices(t *testing.T) {
 func TestAbsentDevicesMayCome(t *testing.T) {
 	l := newLab(t)
 	e := l.startExporter("--audit.device=nothing*", "--audit.follow")
-	e.expectLog("level=ERROR", "nothing*")
+	e.expectLog("level=INFO", "waiting for a device", "nothing*")
 	l.change(device, func(link netlink.Link) error {
 		// Before Linux 6.2, a device that is up cannot be renamed.
 		return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetName(link, "nothing0"), netlink.LinkSetUp(link))

@@ -178,6 +178,13 @@ func Driver(name string) string {
 	return printable.Line(unix.ByteSliceToString(info.Driver[:]))
 }
 
+// Exists reports whether there is a device with that index. It also does so if the kernel does not
+// say.
+func Exists(index int) bool {
+	_, err := netlink.LinkByIndex(index)
+	return !errors.As(err, &netlink.LinkNotFoundError{})
+}
+
 // ProgramID returns the id of the XDP program of the device with that index; 0 if there is no such
 // device or program. It needs no privilege.
 func ProgramID(index int) uint32 {

@@ -119,6 +119,9 @@ func TestDevicesOfANamespace(t *testing.T) {
 		if id := ProgramID(devices[at].Index) + ProgramID(1<<30); id != 0 {
 			t.Errorf("program %d is on a device without one", id)
 		}
+		if !Exists(devices[at].Index) || Exists(1<<30) {
+			t.Errorf("a device exists: %t; a device without a name: %t", Exists(devices[at].Index), Exists(1<<30))
+		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
