@@ -121,7 +121,7 @@ func load(config Config, named []string, keys io.Reader, logger *slog.Logger) (a
 	}()
 	if config.PinPath != "" {
 		if a.pins, err = openPins(config.PinPath); err != nil {
-			return nil, err
+			return nil, &ConfigError{"PinPath", err}
 		}
 	}
 	if a.maps, err = newAuditMaps(config, keys, a.pins); err != nil {

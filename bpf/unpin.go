@@ -22,7 +22,7 @@ import (
 // each. It returns an error while an exporter uses the path.
 func Unpin(path string, logger *slog.Logger) (err error) {
 	if err := checkPinPath(path); err != nil {
-		return err
+		return &ConfigError{"PinPath", err}
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		logger.Info("Nothing is pinned", "path", path)
@@ -30,7 +30,7 @@ func Unpin(path string, logger *slog.Logger) (err error) {
 	}
 	p, err := openPins(path)
 	if err != nil {
-		return err
+		return &ConfigError{"PinPath", err}
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.unpinHooks(logger); err != nil {

@@ -32,31 +32,31 @@ func (o *options) applyBaselineFile(config *bpf.Config) error {
 		return nil
 	}
 	if o.isBaselineGiven && config.Baseline != bpf.BaselineDevice {
-		return flagError(flag, fmt.Errorf("requires --audit.baseline=device, not --audit.baseline=%s", config.Baseline))
+		return o.flagError(flag, fmt.Errorf("requires --audit.baseline=device, not --audit.baseline=%s", config.Baseline))
 	}
 	config.Baseline = bpf.BaselineDevice
 	// The leftover of a process that was killed does no harm if it cannot be removed.
 	_ = baselinefile.RemoveTemporary(o.baselineFile)
 	file, err := baselinefile.Read(o.baselineFile, terms(*config))
 	if err != nil {
-		return flagError(flag, err)
+		return o.flagError(flag, err)
 	}
 	if file != nil {
 		config.Frozen, config.FrozenSince = file.Devices, file.Saved
 		if err := config.Validate(); err != nil {
-			return flagError(flag, fmt.Errorf("%s: %w", o.baselineFile, err))
+			return o.flagError(flag, fmt.Errorf("%s: %w", o.baselineFile, err))
 		}
 		return nil
 	}
 	if o.baselineFile, err = filepath.Abs(o.baselineFile); err != nil {
-		return flagError(flag, err)
+		return o.flagError(flag, err)
 	}
 	directory := filepath.Dir(o.baselineFile)
 	if info, err := os.Stat(directory); err != nil || !info.IsDir() {
-		return flagError(flag, fmt.Errorf("%s is not a directory; create it first", directory))
+		return o.flagError(flag, fmt.Errorf("%s is not a directory; create it first", directory))
 	}
 	if privilege.IsShared(directory) && !o.keepPrivileges {
-		return flagError(flag, fmt.Errorf(
+		return o.flagError(flag, fmt.Errorf(
 			"%s is shared by the whole system, and the exporter would keep write access to all of it; "+
 				"choose a file in a directory of its own", directory))
 	}
@@ -72,7 +72,7 @@ func (o *options) checkSaving() error {
 		return nil
 	}
 	if err := baselinefile.CheckWritable(o.baselineFile); err != nil {
-		return flagError("audit.baseline-file", fmt.Errorf("cannot write %s: let user %d write to its directory: %w",
+		return o.flagError("audit.baseline-file", fmt.Errorf("cannot write %s: let user %d write to its directory: %w",
 			o.baselineFile, os.Geteuid(), err))
 	}
 	return nil

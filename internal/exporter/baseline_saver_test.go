@@ -123,7 +123,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := run(context.Background(), append(test.args, "--audit.device=eth0"), io.Discard, io.Discard, mustNotOpen(t), dropNothing)
-			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "--audit.baseline-file: ") {
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "--audit.baseline-file (XDP_AUDIT_BASELINE_FILE): ") {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})

@@ -42,7 +42,8 @@ type options struct {
 	withoutExporterMetrics bool
 	healthcheck            bool
 	keepPrivileges         bool
-	sending                sendingLimits // has no flags
+	sending                sendingLimits     // has no flags
+	variables              map[string]string // environment variables by flag
 	web                    *web.FlagConfig
 	log                    promslog.Config
 }
@@ -76,7 +77,14 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w, try --help", err)
+		return nil, explainFlags(app, args, err)
+	}
+	if err := checkEnvironment(app, os.Environ()); err != nil {
+		return nil, err
+	}
+	o.variables = map[string]string{}
+	for _, flag := range app.Model().Flags {
+		o.variables[flag.Name] = flag.Envar
 	}
 	// IsSetByUser does not see an environment variable.
 	o.isBaselineGiven = o.isBaselineGiven || os.Getenv("XDP_AUDIT_BASELINE") != ""
@@ -95,7 +103,8 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	app.Flag("audit.follow",
 		"Attach to devices that appear or are recreated later. If given, the exporter also starts without any device. "+
 			"Enabled by default if --audit.device has a glob.").
-		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).BoolVar(&o.follow)
+		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).
+		SetValue(boolValue{flagValue[bool]{title("audit.follow", "XDP_AUDIT_FOLLOW"), &o.follow, boolean}})
 	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
 		"Maximum number of devices at a time when devices are followed or maps are pinned. "+
 			"Each device takes 16.5 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
@@ -196,11 +205,15 @@ func addCollectorFlags(app *kingpin.Application) (enabled func() []string) {
 func addFlag[T any](
 	app *kingpin.Application, name, envar, help string, target *T, parse func(string) (T, error),
 ) {
-	title := "--" + name
-	if envar != "" {
-		title += " (" + envar + ")"
+	app.Flag(name, help).Envar(envar).Default(fmt.Sprint(*target)).SetValue(flagValue[T]{title(name, envar), target, parse})
+}
+
+// title names a flag and its environment variable, if it has one.
+func title(name, envar string) string {
+	if envar == "" {
+		return "--" + name
 	}
-	app.Flag(name, help).Envar(envar).Default(fmt.Sprint(*target)).SetValue(flagValue[T]{title, target, parse})
+	return fmt.Sprintf("--%s (%s)", name, envar)
 }
 
 // flagValue is a kingpin.Value that names its flag in the error of an invalid value.
@@ -218,6 +231,12 @@ func (v flagValue[T]) Set(s string) (err error) {
 	}
 	return nil
 }
+
+// boolValue is the value of a flag without an argument.
+type boolValue struct{ flagValue[bool] }
+
+// IsBoolFlag makes kingpin take the flag without an argument, and negated.
+func (boolValue) IsBoolFlag() bool { return true }
 
 func text[T ~string](s string) (T, error) { return T(s), nil }
 
@@ -247,3 +266,8 @@ func duration(s string) (time.Duration, error) {
 
 // flagError names the flag whose value causes an error.
 func flagError(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, err) }
+
+// flagError names the flag whose value causes an error, and its environment variable.
+func (o *options) flagError(flag string, err error) error {
+	return fmt.Errorf("%s: %w", title(flag, o.variables[flag]), err)
+}

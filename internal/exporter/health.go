@@ -29,6 +29,8 @@ func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
 	network, target := "tcp", address
 	if path, isUnix := strings.CutPrefix(address, unixPrefix); isUnix {
 		network, target = "unix", path
+	} else if err := checkAddress(address); err != nil {
+		return flagError("web.listen-address", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
@@ -40,13 +42,17 @@ func checkHealth(ctx context.Context, flags *web.FlagConfig) error {
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the request carries no secret
 		DisableKeepAlives: true,
 	}}
-	scheme := "http"
+	scheme, other := "http", "https"
 	if *flags.WebConfigFile != "" {
-		scheme = "https"
+		scheme, other = other, scheme
 	}
 	err := requestHealth(ctx, client, scheme)
-	if errors.Is(err, http.ErrSchemeMismatch) { // the file configures users, but no TLS
-		err = requestHealth(ctx, client, "http")
+	// The file of the exporter may configure users alone, or may not be known to this process.
+	var status statusError
+	if errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &status) && status.code == http.StatusBadRequest {
+		if requestHealth(ctx, client, other) == nil {
+			return nil
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("no healthy exporter on %s: %w", address, err)
@@ -78,5 +84,17 @@ func requestHealth(ctx context.Context, client *http.Client, scheme string) erro
 	case http.StatusOK, http.StatusUnauthorized, http.StatusTooManyRequests:
 		return nil
 	}
-	return fmt.Errorf("%s answers with status %s", healthyPath, response.Status)
+	return statusError{response.StatusCode, response.Status}
+}
+
+// statusError is the error of an answer with another status. A server with TLS answers a request
+// without it with the status 400.
+type statusError struct {
+	code   int
+	status string
+}
+
+// Error implements error.
+func (e statusError) Error() string {
+	return fmt.Sprintf("%s answers with status %s", healthyPath, e.status)
 }

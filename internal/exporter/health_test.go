@@ -43,8 +43,12 @@ func TestHealthcheck(t *testing.T) {
 	for name, content := range configs {
 		t.Run(name, func(t *testing.T) {
 			file := "--web.config.file=" + write(t, filepath.Join(dir, name+".yml"), content)
-			if err := ask("--web.listen-address="+start(t, file).address, file); err != nil {
+			address := "--web.listen-address=" + start(t, file).address
+			if err := ask(address, file); err != nil {
 				t.Error(err)
+			}
+			if err := ask(address); err != nil {
+				t.Errorf("without the file of the exporter: %v", err)
 			}
 		})
 	}

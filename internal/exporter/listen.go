@@ -68,6 +68,9 @@ func listenOn(address string) (net.Listener, error) {
 	}
 	number, isVsock := strings.CutPrefix(address, "vsock://:")
 	if !isVsock {
+		if err := checkAddress(address); err != nil {
+			return nil, err
+		}
 		return net.Listen(networkOf(address), address)
 	}
 	port, err := strconv.ParseUint(number, 10, 32)
@@ -75,6 +78,45 @@ func listenOn(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s has no port; use an address such as vsock://:9400", address)
 	}
 	return vsock.Listen(uint32(port), nil)
+}
+
+// checkAddress returns an error with the remedy unless a TCP address has a host, which may be
+// empty, and a port.
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port: use %s", address, correctAddress(address))
+	}
+	if isNumber(port) { // otherwise the port may be the name of a service
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return fmt.Errorf("%q: port %s is not between 0 and 65535", address, port)
+		}
+	}
+	return nil
+}
+
+// correctAddress returns what an address that is not host:port was probably meant to be.
+func correctAddress(address string) string {
+	const port = "9400"
+	if _, rest, isURL := strings.Cut(address, "://"); isURL {
+		rest, _, _ = strings.Cut(rest, "/")
+		if checkAddress(rest) == nil {
+			return rest
+		}
+		address = rest
+	}
+	switch {
+	case isNumber(address):
+		return ":" + address
+	case strings.HasPrefix(address, "/"):
+		return unixPrefix + address
+	}
+	return net.JoinHostPort(strings.Trim(address, "[]"), port)
+}
+
+// isNumber reports whether a text consists of digits.
+func isNumber(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
 // networkOf returns the network of a TCP address. For an IPv4 address it is tcp4: with tcp the

@@ -158,9 +158,12 @@ func flushAtEnd(ctx context.Context, stderr *logging.Writer) func() {
 // unpin removes the pins.
 func unpin(o *options) error {
 	if o.audit.PinPath == "" {
-		return errors.New("--bpf.unpin: set --bpf.pin-path to the directory of the pins")
+		return errors.New("--bpf.unpin: set --bpf.pin-path (XDP_AUDIT_PIN_PATH) to the directory of the pins")
 	}
-	return bpf.Unpin(o.audit.PinPath, promslog.New(&o.log))
+	if err := bpf.Unpin(o.audit.PinPath, promslog.New(&o.log)); err != nil {
+		return o.nameFlag(err)
+	}
+	return nil
 }
 
 // exporter is an exporter between its start and its end. Its parts are set in the order of the
@@ -216,7 +219,7 @@ func (e *exporter) attach(ctx context.Context) error {
 	}
 	attached, err := open(ctx, e.options.audit, e.logger)
 	if err != nil {
-		return err // attached may be a nil *bpf.Audit, which is not a nil audit
+		return e.options.nameFlag(err) // attached may be a nil *bpf.Audit, which is not a nil audit
 	}
 	e.audit = attached
 	return nil

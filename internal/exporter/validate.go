@@ -6,6 +6,7 @@ package exporter
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"regexp"
@@ -13,8 +14,11 @@ import (
 	"strings"
 
 	"github.com/prometheus/exporter-toolkit/web"
+	"go.yaml.in/yaml/v2"
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
 // validate checks the flags and completes the configuration of the audit, as far as that is
@@ -33,8 +37,27 @@ func (o *options) validate() (err error) {
 	if err := o.checkSockets(); err != nil {
 		return err
 	}
+	if err := checkPasswords(*o.web.WebConfigFile); err != nil {
+		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))
+	}
 	if err := web.Validate(*o.web.WebConfigFile); err != nil {
 		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))
+	}
+	return nil
+}
+
+// checkPasswords returns an error that names the user whose password is not a hash. That of the
+// toolkit does not. A file that cannot be read or parsed is left to the toolkit.
+func checkPasswords(config string) error {
+	var content web.Config
+	if text, err := os.ReadFile(config); err != nil || yaml.Unmarshal(text, &content) != nil {
+		return nil
+	}
+	for _, user := range slices.Sorted(maps.Keys(content.Users)) {
+		if _, err := bcrypt.Cost([]byte(content.Users[user])); err != nil {
+			return fmt.Errorf("basic_auth_users: the password of user %q is not a bcrypt hash: "+
+				"create one with htpasswd -nBC 10 %q: %w", user, user, err)
+		}
 	}
 	return nil
 }
@@ -44,21 +67,31 @@ func (o *options) auditConfig() (bpf.Config, error) {
 	config := o.audit
 	config.Devices, config.Globs = splitDevices(o.devices)
 	if len(config.Devices) == 0 && len(config.Globs) == 0 {
-		return config, errors.New("no device to audit: name at least one with --audit.device or XDP_INTERFACE")
+		return config, noDevice()
 	}
 	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
 	config.AllowNone = o.follow
+	if o.covertFlows == 0 || o.covertFlows > bpf.MaxWatches {
+		return config, o.flagError("collector.covert.flows", fmt.Errorf(
+			"%d is not between 1 and %d; --no-collector.covert disables the collector", o.covertFlows, bpf.MaxWatches))
+	}
 	if slices.Contains(o.collectors, "covert") {
-		if o.covertFlows == 0 {
-			return config, flagError("collector.covert.flows",
-				errors.New("0 is not between 1 and 255; --no-collector.covert disables the collector"))
-		}
 		config.Watches = o.covertFlows
 	}
 	if err := config.Validate(); err != nil {
-		return config, nameFlag(err)
+		return config, o.nameFlag(err)
 	}
 	return config, o.applyBaselineFile(&config)
+}
+
+// noDevice returns the error of a configuration without a device.
+func noDevice() error {
+	const text = "no device to audit: name at least one with --audit.device (XDP_INTERFACE)"
+	devices, err := netdev.List()
+	if err != nil {
+		return errors.New(text)
+	}
+	return fmt.Errorf("%s: the devices are %s", text, netdev.Names(devices))
 }
 
 // flagOf names the flag that sets a field of the configuration.
@@ -67,13 +100,14 @@ var flagOf = map[string]string{
 	"Clock": "audit.clock", "Threshold": "audit.threshold", "MinSamples": "audit.min-samples", "Window": "audit.window",
 	"Domain": "audit.domain", "Baseline": "audit.baseline", "IdleTimeout": "audit.idle-timeout", "Calibrate": "audit.calibrate",
 	"Flows": "audit.flows", "EventRate": "audit.event-rate", "Watches": "collector.covert.flows",
+	"PinPath": "bpf.pin-path",
 }
 
 // nameFlag names the flag in an error of bpf.Config.Validate, if one flag alone is at fault.
-func nameFlag(err error) error {
+func (o *options) nameFlag(err error) error {
 	var invalid *bpf.ConfigError
 	if errors.As(err, &invalid) && flagOf[invalid.Field] != "" {
-		return flagError(flagOf[invalid.Field], err)
+		return o.flagError(flagOf[invalid.Field], err)
 	}
 	return err
 }
