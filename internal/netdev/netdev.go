@@ -60,9 +60,22 @@ func (d Device) Holds(program uint32) bool {
 	return d.XDP == XDPMulti || d.Program == program && program != 0
 }
 
-// List lists the devices. The kernel interrupts a listing when a device changes meanwhile; List
-// then starts over.
+// List lists the devices.
 func List() ([]Device, error) {
+	links, err := listLinks()
+	if err != nil {
+		return nil, err
+	}
+	devices := make([]Device, 0, len(links))
+	for _, l := range links {
+		devices = append(devices, newDevice(l.Attrs()))
+	}
+	return devices, nil
+}
+
+// listLinks lists the devices. The kernel interrupts a listing when a device changes meanwhile;
+// listLinks then starts over.
+func listLinks() ([]netlink.Link, error) {
 	links, err := netlink.LinkList()
 	for i := 0; i < 100 && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
 		links, err = netlink.LinkList()
@@ -70,11 +83,7 @@ func List() ([]Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the network devices: %w", err)
 	}
-	devices := make([]Device, 0, len(links))
-	for _, l := range links {
-		devices = append(devices, newDevice(l.Attrs()))
-	}
-	return devices, nil
+	return links, nil
 }
 
 func newDevice(attrs *netlink.LinkAttrs) Device {
