@@ -52,28 +52,9 @@ func Open(config Config, logger *slog.Logger) (*Audit, error) {
 // audits run the new program. The start ends with [Audit.Commit], or with [Audit.Abandon] if it has
 // failed. If the context ends before all devices are attached, the error wraps that of the context.
 func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Audit, err error) {
-	if err := config.Validate(); err != nil {
-		return nil, err
-	}
-	if config, err = config.canonical(); err != nil {
-		return nil, err
-	}
-	if err := checkCapabilities(); err != nil {
-		return nil, err
-	}
-	devices, err := netdev.List()
+	config, devices, err := config.resolve(logger)
 	if err != nil {
 		return nil, err
-	}
-	if err := config.checkAnyIsHere(devices); err != nil {
-		return nil, err
-	}
-	if !config.Follow {
-		_, aliases := config.named(devices)
-		config.logAliases(logger, nil, aliases)
-		if config, err = config.expand(devices); err != nil {
-			return nil, err
-		}
 	}
 	named, _ := config.named(devices)
 	audit, err = load(config, named, rand.Reader, logger)
@@ -84,6 +65,34 @@ func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Au
 		return nil, errors.Join(err, audit.Abandon())
 	}
 	return audit, nil
+}
+
+// resolve checks what can be checked before anything is loaded. It returns the configuration with
+// the kernel's names of the devices, unless they are followed, and lists the network devices.
+func (c Config) resolve(logger *slog.Logger) (_ Config, devices []netdev.Device, err error) {
+	if err := c.Validate(); err != nil {
+		return c, nil, err
+	}
+	if c, err = c.canonical(); err != nil {
+		return c, nil, err
+	}
+	if err := checkCapabilities(); err != nil {
+		return c, nil, err
+	}
+	if devices, err = netdev.List(); err != nil {
+		return c, nil, err
+	}
+	if err := c.checkAnyIsHere(devices); err != nil {
+		return c, nil, err
+	}
+	if !c.Follow {
+		_, aliases := c.named(devices)
+		c.logAliases(logger, nil, aliases)
+		if c, err = c.expand(devices); err != nil {
+			return c, nil, err
+		}
+	}
+	return c, devices, nil
 }
 
 // Commit completes a start that has succeeded. Hooks that are pinned on devices which are not in
@@ -107,6 +116,13 @@ func (a *Audit) Commit(ctx context.Context) error {
 // configuration names their indices, and attaches nothing. named has the kernel's names of these
 // devices. The keys of the hash of flows are read from keys.
 func load(config Config, named []string, keys io.Reader, logger *slog.Logger) (audit *Audit, err error) {
+	return loadWith(config, named, keys, logger, openPins, func(k *kernelHooks) hookKernel { return k })
+}
+
+// loadWith is load with the functions that open the pins and attach the programs.
+func loadWith(config Config, named []string, keys io.Reader, logger *slog.Logger, openPins func(path string) (*pins, error),
+	hooks func(*kernelHooks) hookKernel,
+) (audit *Audit, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
@@ -131,7 +147,7 @@ func load(config Config, named []string, keys io.Reader, logger *slog.Logger) (a
 	if a.counters, err = mapCounters(a.maps.byName[programMapAuditCounters], a.maps.cpus, indices, config); err != nil {
 		return nil, err
 	}
-	a.devices.kernel = &kernelHooks{a.maps, config, a.pins}
+	a.devices.kernel = hooks(&kernelHooks{a.maps, config, a.pins})
 	a.devices.isReplacingMaps = a.maps.replacing != nil
 	a.devices.pool = indexPool{table: a.maps.devices, counters: a.counters, clearCounters: a.maps.clearCounters}
 	if a.pins != nil {

@@ -65,7 +65,8 @@ type absentError struct {
 // Unwrap implements errors.Unwrap.
 func (e *absentError) Unwrap() error { return e.error }
 
-// explainRefusal returns an error that says why a device refused a program, and the remedy.
+// explainRefusal returns an error that says why a device refused a program, and the remedy. It does
+// not ask the device again for a program that is nil.
 func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath string) error {
 	if !netdev.Exists(d.ifindex) {
 		return &absentError{fmt.Errorf("device %s vanished while it was being attached: use --audit.follow to attach it when it is back: %w",
@@ -82,7 +83,7 @@ func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath s
 		holds = netdev.ProgramID(d.ifindex)
 	}
 	isTaken := holds != 0
-	if !isTaken && mode != ModeHW {
+	if !isTaken && p != nil && mode != ModeHW {
 		if reason := netdev.RefusalReason(p.FD(), d.ifindex, attachedModes[mode]); reason != "" {
 			err = fmt.Errorf("%w: %s", err, reason)
 		}

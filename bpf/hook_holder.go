@@ -77,25 +77,38 @@ func findHolder(program uint32, ifindex int, pinPath string) hookHolder {
 	return h
 }
 
-// explain returns why a device refuses other programs, and the remedy. A program that is
-// attached by a link cannot be detached with ip(8).
+// explain returns why a device refuses other programs, and the remedy.
 func (h hookHolder) explain(device string) string {
-	program := fmt.Sprint("XDP program ", h.program)
+	return fmt.Sprintf("device %s already holds %s: %s", device, h.describe(), h.remedy(device))
+}
+
+// describe names the program, and what holds it.
+func (h hookHolder) describe() string {
+	text := fmt.Sprint("XDP program ", h.program)
 	if h.name != "" {
-		program += " (" + h.name + ")"
+		text += " (" + h.name + ")"
 	}
-	byIP := fmt.Sprintf("ip link set dev %s xdp off", printable.ShellName(device))
-	remedy := fmt.Sprintf("end the process that owns it, or run %s, or if a link holds the program, bpftool link detach id N with the id from bpftool link", byIP)
 	switch {
 	case h.pinPath != "":
-		program += ", which is pinned at " + h.pinPath
-		path := printable.ShellWord(h.pinPath)
-		remedy = fmt.Sprintf("take it over with --bpf.pin-path=%s, or remove it with --bpf.pin-path=%s --bpf.unpin", path, path)
+		text += ", which is pinned at " + h.pinPath
 	case h.link != 0:
-		program += fmt.Sprintf(", attached by link %d", h.link)
-		remedy = fmt.Sprintf("end the process that owns the link, or run bpftool link detach id %d", h.link)
-	case h.isSure:
-		remedy = "end the process that owns it, or run " + byIP
+		text += fmt.Sprintf(", attached by link %d", h.link)
 	}
-	return fmt.Sprintf("device %s already holds %s: %s", device, program, remedy)
+	return text
+}
+
+// remedy returns how to free the hook of a device. A program that is attached by a link cannot be
+// detached with ip(8).
+func (h hookHolder) remedy(device string) string {
+	byIP := fmt.Sprintf("ip link set dev %s xdp off", printable.ShellName(device))
+	switch {
+	case h.pinPath != "":
+		path := printable.ShellWord(h.pinPath)
+		return fmt.Sprintf("take it over with --bpf.pin-path=%s, or remove it with --bpf.pin-path=%s --bpf.unpin", path, path)
+	case h.link != 0:
+		return fmt.Sprintf("end the process that owns the link, or run bpftool link detach id %d", h.link)
+	case h.isSure:
+		return "end the process that owns it, or run " + byIP
+	}
+	return fmt.Sprintf("end the process that owns it, or run %s, or if a link holds the program, bpftool link detach id N with the id from bpftool link", byIP)
 }

@@ -66,12 +66,16 @@ func explainProbe(err error, release string) error {
 
 // needsPrivilege reports whether bpf(2) needs capabilities even for maps and links that are
 // open, on a kernel of that release. Linux 5.19 ended that.
-func needsPrivilege(release string) bool {
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
+func needsPrivilege(release string) bool { return isBefore(release, 5, 19) }
+
+// isBefore reports whether a kernel of that release is older than a version. It takes a release
+// that it cannot read for a newer one.
+func isBefore(release string, major, minor int) bool {
+	var ma, mi int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &ma, &mi); n != 2 {
 		return false
 	}
-	return major < 5 || major == 5 && minor < 19
+	return ma < major || ma == major && mi < minor
 }
 
 // kernelRelease returns the output of uname -r.

@@ -24,6 +24,7 @@ type auditMaps struct {
 	cpus        int  // number of possible CPUs, which is the number of counter blocks of a device
 	hasFrags    bool // the kernel passes frames in several buffers to XDP programs
 	isTakenOver bool // the maps were pinned by an earlier process
+	isBorrowed  bool // they stay as they are, apart from copies of what a start writes
 
 	replacing *replacement // nil unless replacePins has to replace pinned maps
 }
@@ -91,6 +92,9 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 		}
 		if t.byName != nil {
 			t.isTakenOver = true
+			if p.isLookOnly {
+				return t.copyWritten(specs)
+			}
 			return p.rewriteLayout(layout)
 		}
 	}
@@ -102,7 +106,7 @@ func (t *auditMaps) openMaps(specs map[string]*ebpf.MapSpec, p *pins, layout str
 		}
 		t.byName[name] = m
 	}
-	if p == nil {
+	if p == nil || p.isLookOnly {
 		return nil
 	}
 	layoutMap, err := newLayoutMap(layout)
@@ -155,6 +159,9 @@ func (t *auditMaps) close() error {
 
 // clearCounters sets the counters of an index to zero. No program may be running with that index.
 func (t *auditMaps) clearCounters(index int) error {
+	if t.isBorrowed {
+		return nil
+	}
 	for cpu := range t.cpus {
 		if err := t.byName[programMapAuditCounters].Put(uint32(index*t.cpus+cpu), &programDeviceCounters{}); err != nil {
 			return fmt.Errorf("clearing the counters of index %d: %w", index, err)

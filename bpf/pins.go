@@ -25,10 +25,11 @@ const (
 
 // pins is a directory in a bpf file system that this process has locked.
 type pins struct {
-	path      string
-	directory *os.File
-	isNew     bool            // this process has created the maps that are pinned
-	newLinks  map[int]xdpLink // hooks on devices that had none, by the index of their device
+	path       string
+	directory  *os.File
+	isNew      bool            // this process has created the maps that are pinned
+	isLookOnly bool            // nothing in the directory is changed, nor what is pinned there
+	newLinks   map[int]xdpLink // hooks on devices that had none, by the index of their device
 }
 
 // openPins creates the directory if it does not exist, and locks it until close. The lock ends with
@@ -45,18 +46,27 @@ func openPins(path string) (*pins, error) {
 		return nil, explainPin(path, err)
 	}
 	p := &pins{path: path, directory: directory, newLinks: map[int]xdpLink{}}
-	if err := unix.Flock(int(directory.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		owner := ""
-		if record, err := p.readLayout(); err == nil && record.PID != 0 {
-			owner = fmt.Sprintf(" (process %d)", record.PID)
-		}
+	if err := p.lock(unix.LOCK_EX); err != nil {
 		directory.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("pin path %s is in use by another exporter%s: stop it, or give each exporter its own path", path, owner)
-		}
-		return nil, fmt.Errorf("locking the pin path %s: %w", path, err)
+		return nil, err
 	}
 	return p, nil
+}
+
+// lock locks the directory, unless another process has locked it.
+func (p *pins) lock(how int) error {
+	err := unix.Flock(int(p.directory.Fd()), how|unix.LOCK_NB)
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, unix.EWOULDBLOCK):
+		return fmt.Errorf("locking the pin path %s: %w", p.path, err)
+	}
+	owner := ""
+	if record, err := p.readLayout(); err == nil && record.PID != 0 {
+		owner = fmt.Sprintf(" (process %d)", record.PID)
+	}
+	return fmt.Errorf("pin path %s is in use by another exporter%s: stop it, or give each exporter its own path", p.path, owner)
 }
 
 const pinRemedy = "mount one with mount -t bpf bpf /sys/fs/bpf, and use a directory in it such as /sys/fs/bpf/xdp_audit"
@@ -92,7 +102,12 @@ func explainPin(path string, err error) error {
 	return fmt.Errorf("pin path %s: %w", path, err)
 }
 
-func (p *pins) close() error { return p.directory.Close() }
+func (p *pins) close() error {
+	if p.directory == nil {
+		return nil
+	}
+	return p.directory.Close()
+}
 
 func (p *pins) mapPath(name string) string { return filepath.Join(p.path, mapPinPrefix+name) }
 
@@ -122,6 +137,9 @@ func (p *pins) unpinLink(ifindex int) error {
 // names returns the names of the pins that begin with prefix.
 func (p *pins) names(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(p.path)
+	if p.isLookOnly && errors.Is(err, os.ErrNotExist) {
+		return nil, nil // a start creates the directory
+	}
 	if err != nil {
 		return nil, explainPin(p.path, err)
 	}
@@ -136,6 +154,9 @@ func (p *pins) names(prefix string) ([]string, error) {
 
 // remove removes a pin, if there is one of that name.
 func (p *pins) remove(name string) error {
+	if p.isLookOnly {
+		return nil
+	}
 	if err := os.Remove(filepath.Join(p.path, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return explainPin(p.path, err)
 	}
@@ -160,6 +181,9 @@ func (p *pins) removeMaps() error {
 // then. New maps stay pinned if hooks of an earlier process count in them by now. A hook whose pin
 // cannot be removed is detached.
 func (p *pins) discardNew() error {
+	if p.isLookOnly {
+		return nil
+	}
 	defer func() { _ = os.Remove(p.path) }()
 	var errs []error
 	for ifindex, l := range p.newLinks {

@@ -113,7 +113,7 @@ func newWatcher(t *auditMaps, config Config) (_ *watcher, err error) {
 	if w.samples, err = newMapArray[programFlowSamples](t.byName[programMapSampledFlows], unix.PROT_READ); err != nil {
 		return nil, err
 	}
-	if t.isTakenOver { // the sets still hold the watches of an earlier process
+	if t.isTakenOver && !t.isBorrowed { // the sets still hold the watches of an earlier process
 		for i := range w.sets.slice() {
 			if watches := w.sets.at(i).watchWord(); atomic.LoadUint64(watches) != 0 {
 				atomic.StoreUint64(watches, 0)
