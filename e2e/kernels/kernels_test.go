@@ -49,6 +49,7 @@ var supported = []group{
 	{"audit", e2eTests, []string{"TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestDevicesAreCountedApart"}},
 	{"rings", bpfTests, []string{"TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate"}},
 	{"events", e2eTests, []string{"TestHangupReopensTheTrail"}},
+	{"check", e2eTests, []string{"TestCheckInJSON", "TestCheckWithoutPrivilege"}},
 	{"hotplug", e2eTests, []string{"TestACPUGoesAndComesBack"}},
 	{"restart", e2eTests, []string{"TestRestartsLoseNothing", "TestUpgrade"}},
 	{"follow", e2eTests, []string{"TestAGlobIsFollowed", "TestAbsentDevicesMayCome", "TestStateAndMTUChange", "TestAnAlternativeNameIsFollowed"}},

@@ -63,6 +63,15 @@ func CheckWritable(path string) error {
 	return errors.Join(os.Remove(temporary.Name()), temporary.Close())
 }
 
+// CheckAccess is CheckWritable by the permissions of the directory alone: it creates no file.
+func CheckAccess(path string) error {
+	directory := filepath.Dir(path)
+	if err := unix.Faccessat(unix.AT_FDCWD, directory, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return &fs.PathError{Op: "access", Path: directory, Err: err}
+	}
+	return nil
+}
+
 // RemoveTemporary removes the temporary file that a process left which was killed while it wrote
 // the file at path. It leaves a temporary file that a process is writing.
 func RemoveTemporary(path string) error {

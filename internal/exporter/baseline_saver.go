@@ -36,7 +36,9 @@ func (o *options) applyBaselineFile(config *bpf.Config) error {
 	}
 	config.Baseline = bpf.BaselineDevice
 	// The leftover of a process that was killed does no harm if it cannot be removed.
-	_ = baselinefile.RemoveTemporary(o.baselineFile)
+	if !o.check {
+		_ = baselinefile.RemoveTemporary(o.baselineFile)
+	}
 	file, err := baselinefile.Read(o.baselineFile, terms(*config))
 	if err != nil {
 		return o.flagError(flag, err)
@@ -71,7 +73,11 @@ func (o *options) checkSaving() error {
 	if !o.savesBaseline() {
 		return nil
 	}
-	if err := baselinefile.CheckWritable(o.baselineFile); err != nil {
+	checkWritable := baselinefile.CheckWritable
+	if o.check {
+		checkWritable = baselinefile.CheckAccess
+	}
+	if err := checkWritable(o.baselineFile); err != nil {
 		return o.flagError("audit.baseline-file", fmt.Errorf("cannot write %s: let user %d write to its directory: %w",
 			o.baselineFile, os.Geteuid(), err))
 	}

@@ -29,6 +29,7 @@ type options struct {
 	follow          bool
 	isFollowGiven   bool
 	unpin           bool
+	check           bool
 	audit           bpf.Config // complete after validate
 	baselineFile    string
 	isBaselineGiven bool
@@ -158,6 +159,9 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 		&o.maxConnections, wholeNumber)
 	app.Flag("web.disable-exporter-metrics",
 		"Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&o.withoutExporterMetrics)
+	app.Flag("check",
+		"Check whether the exporter would start with these flags, without attaching anything, and exit with 0 or 1. "+
+			"Print what the kernel says of the devices and of the host, as JSON with --log.format=json.").BoolVar(&o.check)
 	app.Flag("healthcheck",
 		"Check whether the exporter on the first listen address is healthy, and exit with 0 or 1. "+
 			"A password or client-certificate challenge counts as healthy.").BoolVar(&o.healthcheck)

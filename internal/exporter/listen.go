@@ -62,6 +62,39 @@ func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
 	return listeners, nil
 }
 
+// checkListening returns the error with which listen would fail. It leaves no socket and creates
+// no file.
+func checkListening(flags *web.FlagConfig) error {
+	if *flags.WebSystemdSocket {
+		listeners, err := listen(flags)
+		closeAll(listeners)
+		return err
+	}
+	var listeners []net.Listener
+	defer func() { closeAll(listeners) }()
+	seen := map[string]bool{}
+	for _, address := range *flags.WebListenAddresses {
+		path, isUnix := strings.CutPrefix(address, unixPrefix)
+		if isUnix {
+			err := checkUnix(path)
+			if err == nil && seen[path] {
+				err = inUse(path)
+			}
+			if err != nil {
+				return flagError("web.listen-address", err)
+			}
+			seen[path] = true
+			continue
+		}
+		listener, err := listenOn(address)
+		if err != nil {
+			return flagError("web.listen-address", err)
+		}
+		listeners = append(listeners, listener)
+	}
+	return nil
+}
+
 func listenOn(address string) (net.Listener, error) {
 	if path, isUnix := strings.CutPrefix(address, unixPrefix); isUnix {
 		return listenUnix(path)
@@ -176,8 +209,8 @@ type unixListener struct {
 // listenUnix listens on the socket file at path. It replaces the file that an earlier process has
 // left, but not a socket on which a process listens, and no other file.
 func listenUnix(path string) (net.Listener, error) {
-	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("%s%s has no absolute path; use an address such as unix:/run/xdp_audit_exporter/web.sock", unixPrefix, path)
+	if err := checkAbsolute(path); err != nil {
+		return nil, err
 	}
 	unlock, err := lockDirectory(filepath.Dir(path))
 	if err != nil {
@@ -209,6 +242,38 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+func checkAbsolute(path string) error {
+	if filepath.IsAbs(path) {
+		return nil
+	}
+	return fmt.Errorf("%s%s has no absolute path; use an address such as unix:/run/xdp_audit_exporter/web.sock", unixPrefix, path)
+}
+
+func inUse(path string) error { return fmt.Errorf("listen unix %s: %w", path, unix.EADDRINUSE) }
+
+// checkUnix returns the error with which listenUnix would fail. It creates and removes no file.
+func checkUnix(path string) error {
+	if err := checkAbsolute(path); err != nil {
+		return err
+	}
+	directory := filepath.Dir(path)
+	if _, err := os.ReadDir(directory); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), socketPatience)
+	defer cancel()
+	if _, err := findStale(ctx, path); err != nil {
+		return err
+	}
+	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
+		return fmt.Errorf("listen unix %s: bind: %w", path, unix.EINVAL)
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, directory, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("listen unix %s: bind: %w", path, err)
+	}
+	return nil
+}
+
 // lockDirectory keeps two processes that start at once from removing the sockets of each other.
 // Such a process has the lock for an instant. But every user who can read the directory can lock
 // it, so after a while the start goes on without the lock.
@@ -227,24 +292,34 @@ func lockDirectory(path string) (unlock func(), err error) {
 
 // removeStale removes a socket file on which no process listens.
 func removeStale(ctx context.Context, path string) error {
+	isStale, err := findStale(ctx, path)
+	if err != nil || !isStale {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// findStale reports whether there is a socket file on which no process listens. Any other file is
+// an error.
+func findStale(ctx context.Context, path string) (isStale bool, err error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket; remove it, or choose another path", path)
+		return false, fmt.Errorf("%s exists and is not a socket; remove it, or choose another path", path)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err == nil {
 		_ = conn.Close()
-		return fmt.Errorf("listen unix %s: %w", path, unix.EADDRINUSE)
+		return false, inUse(path)
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("%s may be in use: %w", path, err)
+		return false, fmt.Errorf("%s may be in use: %w", path, err)
 	}
-	return os.Remove(path)
+	return true, nil
 }
 
 // restrictMode gives the file of a socket its mode before the file exists, so that no other user

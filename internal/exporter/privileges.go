@@ -4,7 +4,9 @@
 package exporter
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -59,7 +61,8 @@ func (e *exporter) dropPrivileges() (*collector.Privileges, error) {
 func (e *exporter) needs() privilege.Needs {
 	o := e.options
 	needs := privilege.Needs{Read: webFiles(*o.web.WebConfigFile), Attach: o.audit.Follow}
-	if o.audit.PinPath != "" { // a start that fails removes its pins
+	if o.audit.PinPath != "" && (!o.check || !isAbsent(o.audit.PinPath)) {
+		// A start that fails removes its pins.
 		needs.Manage = []string{o.audit.PinPath}
 	}
 	if o.savesBaseline() {
@@ -70,6 +73,12 @@ func (e *exporter) needs() privilege.Needs {
 		needs.Append = []string{o.trailFile}
 	}
 	return needs
+}
+
+// isAbsent reports whether there is no file at path. A check does not create the directory of pins.
+func isAbsent(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // webFiles returns the files of a valid configuration of the web server, including the

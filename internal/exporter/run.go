@@ -81,6 +81,8 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	defer flushAtEnd(ctx, stderr)()
 	o.log.Writer = stderr
 	switch {
+	case o.check:
+		return check(ctx, o, process)
 	case o.healthcheck:
 		return checkHealth(ctx, o.web)
 	case o.unpin:

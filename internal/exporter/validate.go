@@ -27,6 +27,11 @@ func (o *options) validate() (err error) {
 	if o.audit, err = o.auditConfig(); err != nil {
 		return err
 	}
+	return o.validateWeb()
+}
+
+// validateWeb checks the flags of the web server, and its configuration.
+func (o *options) validateWeb() error {
 	if !isPlainPath(o.telemetryPath) {
 		return flagError("web.telemetry-path", fmt.Errorf("%q is not a plain path such as /metrics", o.telemetryPath))
 	}

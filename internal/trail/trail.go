@@ -10,15 +10,19 @@
 package trail
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 
 	"github.com/go-kit/log"
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 )
@@ -50,6 +54,60 @@ func Open(path string) (*Trail, error) {
 	t.file.Store(file)
 	t.logger = log.NewLogfmtLogger(writer{t})
 	return t, nil
+}
+
+// Check returns the error with which Open would fail, and creates no file. A pipe is not opened,
+// because its reader would see it closed: whether it has a reader is not checked.
+func Check(path string) error {
+	if path == Stdout {
+		return nil
+	}
+	var err error
+	switch info, failure := os.Stat(path); {
+	case errors.Is(failure, fs.ErrNotExist):
+		err = checkCreatable(path)
+	case failure != nil:
+		err = failure
+	case info.Mode().Type() == fs.ModeNamedPipe:
+		err = access(path, unix.W_OK)
+	default:
+		var file *os.File
+		if file, err = open(path); err == nil {
+			err = file.Close()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot open the audit trail: %w", err)
+	}
+	return nil
+}
+
+// checkCreatable returns an error if a file cannot be created at path, which may be a link.
+func checkCreatable(path string) error {
+	for range 40 { // the kernel follows as many links
+		target, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
+	}
+	if path == "" || path[len(path)-1] == '/' {
+		return &fs.PathError{Op: "open", Path: path, Err: unix.EISDIR}
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
+	}
+	return access(filepath.Dir(path), unix.W_OK|unix.X_OK)
+}
+
+func access(path string, mode uint32) error {
+	if err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS); err != nil {
+		return &fs.PathError{Op: "access", Path: path, Err: err}
+	}
+	return nil
 }
 
 // open does not wait for the reader of a pipe: a pipe without a reader is an error.
