@@ -79,6 +79,9 @@ func (c Config) resolve(logger *slog.Logger) (_ Config, devices []netdev.Device,
 	if err := checkCapabilities(); err != nil {
 		return c, nil, err
 	}
+	if err := checkFiles(spareFiles); err != nil {
+		return c, nil, err
+	}
 	if devices, err = netdev.List(); err != nil {
 		return c, nil, err
 	}
@@ -123,8 +126,11 @@ func load(config Config, named []string, keys io.Reader, logger *slog.Logger) (a
 func loadWith(config Config, named []string, keys io.Reader, logger *slog.Logger, openPins func(path string) (*pins, error),
 	hooks func(*kernelHooks) hookKernel,
 ) (audit *Audit, err error) {
+	if err := checkBPF(); err != nil {
+		return nil, err
+	}
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
+		return nil, fmt.Errorf("raising the limit of locked memory: grant CAP_SYS_RESOURCE, or raise it (ulimit -l): %w", err)
 	}
 	if err := checkKernel(); err != nil {
 		return nil, err

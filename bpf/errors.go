@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -28,17 +26,12 @@ const privilegeRemedy = "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_
 
 // checkCapabilities returns an error that names the capabilities that this process lacks.
 func checkCapabilities() error {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return nil //nolint:nilerr // without /proc, the error of the refused system call has to do
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var words [2]unix.CapUserData
+	if err := unix.Capget(&header, &words[0]); err != nil {
+		return nil //nolint:nilerr // the error of the refused system call has to do
 	}
-	_, rest, _ := strings.Cut(string(status), "CapEff:")
-	line, _, _ := strings.Cut(rest, "\n")
-	effective, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
-	if err != nil {
-		return nil //nolint:nilerr // as without /proc
-	}
-	if missing := missingCapabilities(effective); len(missing) > 0 {
+	if missing := missingCapabilities(uint64(words[1].Effective)<<32 | uint64(words[0].Effective)); len(missing) > 0 {
 		return fmt.Errorf("missing privilege: %s: %s", strings.Join(missing, ", "), privilegeRemedy)
 	}
 	return nil
@@ -68,6 +61,9 @@ func (e *absentError) Unwrap() error { return e.error }
 // explainRefusal returns an error that says why a device refused a program, and the remedy. It does
 // not ask the device again for a program that is nil.
 func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath string) error {
+	if cause := causeOfFiles(err); cause != "" {
+		return fmt.Errorf("attaching to device %s: %s: %w", d.name, cause, err)
+	}
 	if !netdev.Exists(d.ifindex) {
 		return &absentError{fmt.Errorf("device %s vanished while it was being attached: use --audit.follow to attach it when it is back: %w",
 			d.name, err), slog.LevelWarn}
@@ -111,35 +107,32 @@ func explainLoad(err error) error {
 	if errors.As(err, &verifier) {
 		return fmt.Errorf("the kernel's verifier refused the program: %w", err)
 	}
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("the kernel refused to load the program: %s: %w", privilegeRemedy, err)
+	if cause := causeOfBPF(err); cause != "" {
+		return fmt.Errorf("the kernel refused to load the program: %s: %w", cause, withoutAdvice(err))
 	}
 	return fmt.Errorf("loading the program: %w", err)
 }
 
 // explainMap returns an error that says why the kernel refused a map, and the remedy.
 func explainMap(name string, entries int, err error) error {
-	switch {
-	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("the kernel refused to create the map %s: %s: %w", name, privilegeRemedy, err)
-	case errors.Is(err, unix.ENOMEM):
+	if errors.Is(err, unix.ENOMEM) {
 		remedy := "use fewer flows (--audit.flows)"
 		if name == programMapAuditCounters {
 			remedy = "audit fewer devices (--audit.max-devices)"
 		}
 		return fmt.Errorf("no memory for the map %s of %d entries: %s: %w", name, entries, remedy, err)
 	}
+	if cause := causeOfBPF(err); cause != "" {
+		return fmt.Errorf("the kernel refused to create the map %s: %s: %w", name, cause, withoutAdvice(err))
+	}
 	return fmt.Errorf("creating the map %s: %w", name, err)
 }
 
 // explainRings returns an error that says why the kernel refused the rings of the events, and
-// the remedy. CAP_PERFMON does not suffice if kernel.perf_event_paranoid is above 2, as it is
-// by default on Debian. The error of cilium/ebpf has the kernel's error number in its text
-// only.
+// the remedy.
 func explainRings(err error) error {
-	if strings.HasSuffix(err.Error(), unix.EACCES.Error()) {
-		return fmt.Errorf("opening the rings of %s: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: %w",
-			programMapAuditEvents, err)
+	if cause := causeOfRings(err); cause != "" {
+		return fmt.Errorf("opening the rings of %s: %s: %w", programMapAuditEvents, cause, err)
 	}
 	return fmt.Errorf("opening the rings of %s: %w", programMapAuditEvents, err)
 }

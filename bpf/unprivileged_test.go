@@ -19,7 +19,7 @@ import (
 // everywhere. The test uses the text of its error.
 func TestRefusedRingsNameTheRemedy(t *testing.T) {
 	err := explainRings(errors.New("failed to create perf ring for CPU 0: can't create perf event: permission denied"))
-	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN: " +
+	want := "opening the rings of audit_events: set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN, or use --audit.event-rate=0: " +
 		"failed to create perf ring for CPU 0: can't create perf event: permission denied"
 	if err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

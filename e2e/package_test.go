@@ -158,7 +158,7 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 	for _, test := range []struct {
 		description, dropIn, want string
 	}{
-		{"no bpf(2)", "SystemCallFilter=~bpf", "locked memory"},
+		{"no bpf(2)", "SystemCallFilter=~bpf", "bpf(2) is refused by a seccomp filter"},
 		{"no CAP_PERFMON", "AmbientCapabilities=~CAP_PERFMON", "CAP_PERFMON"},
 		{"no netlink", "RestrictAddressFamilies=~AF_NETLINK", "address family not supported"},
 		{"a trail where nothing can be written", `Environment="ARGS=--trail.file=/var/lib/trail.log"`, "read-only file system"},
