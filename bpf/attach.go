@@ -5,7 +5,6 @@ package bpf
 
 import (
 	"errors"
-	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -55,8 +54,9 @@ func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	if err != nil {
 		return err
 	}
+	h.isDeferred = s.isStarting && (isDisplacing || s.isReplacingMaps)
 	s.write(func() { d.prepared = h })
-	if s.isStarting && (isDisplacing || s.isReplacingMaps && !s.isReplaced(d)) {
+	if h.isDeferred {
 		return nil
 	}
 	return s.settle(d)
@@ -91,38 +91,23 @@ func (s *deviceSet) attachNew(d *device, p *loadedProgram) (xdpLink, Mode, error
 	return nil, "", refusals[len(refusals)-1]
 }
 
-// claimLink returns the one of the set's hooks that is on a network device, if the hook is in a
-// mode of the configuration. A hook in another mode is detached.
+// claimLink returns the one of the set's hooks that is on a network device, with its mode; nil if
+// there is none.
 func (s *deviceSet) claimLink(d *device, on netdev.Device) (xdpLink, Mode) {
 	l, ok := s.unclaimedLinks[on.Index]
 	if !ok {
 		return nil, ""
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
-	if !l.isOn(on.Index, ebpf.ProgramID(on.Program)) {
-		s.logger.Info("Hook detached that is not on this device, but on one with its index in another network namespace", "device", d.name)
-		if err := s.dropLink(l, on.Index); err != nil {
-			s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
-		}
-		return nil, ""
+	mode := modeOf(on.XDP)
+	if mode != "" && l.isOn(on.Index, ebpf.ProgramID(on.Program)) {
+		return l, mode
 	}
-	for _, mode := range s.modes(d) {
-		if attachedModes[mode] == on.XDP {
-			return l, mode
-		}
-	}
-	s.detachForNew(d, l, on.XDP, errors.New("the hook is in another mode"))
-	return nil, ""
-}
-
-// detachForNew detaches a hook whose program cannot be replaced.
-func (s *deviceSet) detachForNew(d *device, l xdpLink, attached netdev.XDPMode, reason error) {
-	s.logger.Info("Program of a hook cannot be replaced: detaching the hook and attaching a new one",
-		"device", d.name, "mode", s.config.Mode, "err", reason)
-	s.noteRollback(d, l, attached)
-	if err := s.dropLink(l, d.ifindex); err != nil {
+	s.logger.Info("Hook detached that is not on this device, but on one with its index in another network namespace", "device", d.name)
+	if err := s.dropLink(l, on.Index); err != nil {
 		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
+	return nil, ""
 }
 
 // attachOffloaded loads the program for the hardware of the device, and attaches it there. The
@@ -151,9 +136,4 @@ func (s *deviceSet) load(d *device, offloadTo int) error {
 		s.loaded(d, p)
 	}
 	return err
-}
-
-// isReplaced reports whether a hook was detached from the device for another.
-func (s *deviceSet) isReplaced(d *device) bool {
-	return slices.ContainsFunc(s.rollbacks, func(r hookRollback) bool { return r.device == d })
 }

@@ -27,6 +27,7 @@ type Audit struct {
 	events   *eventReader
 	watcher  *watcher // nil unless flows are watched
 	devices  *deviceSet
+	before   []deviceEntry // of the pinned table, for a start that fails; nil after Commit
 }
 
 // Open loads the program for each device and attaches it. An error says what failed and what to do;
@@ -101,17 +102,23 @@ func (c Config) resolve(logger *slog.Logger) (_ Config, devices []netdev.Device,
 // Commit completes a start that has succeeded. Hooks that are pinned on devices which are not in
 // the configuration are detached, and their indices and counters go to devices that need them.
 // Pinned maps of another layout are replaced. It needs no capability, unless
-// [Audit.CommitNeedsPrivilege] says so. A second call does nothing. If the context ends before
-// all devices run their program, the error wraps that of the context.
+// [Audit.CommitNeedsPrivilege] says so. A second call does nothing. If the context has ended
+// before, Commit changes nothing, and the error wraps that of the context. A context that ends
+// later does not stop Commit, because the audits of other devices are displaced by then.
 func (a *Audit) Commit(ctx context.Context) error {
 	return a.devices.change(func() error {
 		if !a.devices.isStarting {
 			return nil
 		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if err := a.maps.replacePins(a.pins, a.logger); err != nil {
 			return err
 		}
-		return a.devices.commit(ctx)
+		a.devices.commit()
+		a.before = nil
+		return nil
 	})
 }
 
@@ -200,7 +207,6 @@ func (a *Audit) Close() error {
 		if a.devices.isStarting {
 			return a.abandon()
 		}
-		a.devices.forgetRollbacks()
 		return a.release()
 	})
 }
@@ -216,6 +222,9 @@ func (a *Audit) abandon() error {
 	var err error
 	if a.pins != nil {
 		err = a.pins.discardNew()
+	}
+	if a.before != nil {
+		a.devices.restoreTable(a.before, a.pins.hasLink)
 	}
 	return errors.Join(err, a.release())
 }

@@ -67,7 +67,6 @@ type deviceSet struct {
 	gone           []*device       // matched a glob, have vanished and still have their index
 	noIndex        map[string]bool // names of devices that get no index
 	unclaimedLinks map[int]xdpLink // hooks without a device, by the index of the network device
-	rollbacks      []hookRollback  // detached hooks that a failed start restores
 }
 
 // device is one audited device. It keeps its program while it has no link, to attach it again.

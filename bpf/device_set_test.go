@@ -495,7 +495,11 @@ func TestStartTakesPinnedHooksOver(t *testing.T) {
 		t.Error("the start has detached the hook of a device that is not in the configuration")
 	}
 	s.resync(t.Context(), k.list(), false)
-	s.checkHooks(t, "after the first resync")
+	if k.hooks[2] == nil {
+		t.Error("a resync before the commit has detached the hook of a device that is not in the configuration")
+	}
+	s.commit()
+	s.checkHooks(t, "after the commit")
 }
 
 // An attempt takes as long as the kernel verifies a program. Readers do not wait for it; closing

@@ -25,8 +25,10 @@ type fakeKernel struct {
 	isNewPin     map[int]bool    // whether a pin is unpinned when the start fails
 	refused      map[string]bool // devices that refuse every program
 	refusedModes map[Mode]bool
-	isSecret     bool  // programs may not be opened by their id
-	loadError    error // of each program
+	accepted     map[Mode]bool // modes that no device refuses
+	isSecret     bool          // programs may not be opened by their id
+	loadError    error         // of each program
+	replaceError error         // of each hook
 	lookUpError  error
 
 	loads, attachments int
@@ -36,6 +38,7 @@ type fakeKernel struct {
 	owners             map[ebpf.ProgramID]deviceIdentity // the device that a program counts for
 
 	onAttach           func()
+	onReplace          func()
 	isLoading, mayLoad chan struct{} // of the next program, if that is to wait
 }
 
@@ -173,7 +176,7 @@ func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 		isRefused = isRefused || k.devices[name] == ifindex
 	}
 	switch {
-	case isRefused:
+	case isRefused && !k.accepted[mode]:
 		return nil, unix.EOPNOTSUPP
 	case k.hooks[ifindex] != nil:
 		return nil, unix.EBUSY
@@ -219,6 +222,12 @@ func (l *fakeLink) isOn(ifindex int, id ebpf.ProgramID) bool {
 }
 
 func (l *fakeLink) replace(p *loadedProgram) error {
+	if l.kernel.replaceError != nil {
+		return l.kernel.replaceError
+	}
+	if l.kernel.onReplace != nil {
+		l.kernel.onReplace()
+	}
 	l.hook.program = p.id
 	return nil
 }

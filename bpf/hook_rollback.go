@@ -10,79 +10,66 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// hookRollback is a hook that was detached so that its device could get a hook in another mode: the
-// kernel has no other way to change the mode. It is restored if the start fails.
-type hookRollback struct {
-	device  *device
-	mode    Mode
-	program *loadedProgram // nil if it may not be opened
+// modeOf returns the mode that a network device reports; empty if no hook of an audit has it.
+func modeOf(attached netdev.XDPMode) Mode {
+	for mode, reported := range attachedModes {
+		if reported == attached {
+			return mode
+		}
+	}
+	return ""
 }
 
-// noteRollback remembers a hook that is about to be detached.
-func (s *deviceSet) noteRollback(d *device, l xdpLink, attached netdev.XDPMode) {
-	for mode := range attachedModes {
-		if attachedModes[mode] == attached {
-			r := hookRollback{d, mode, l.program()}
-			s.write(func() { s.rollbacks = append(s.rollbacks, r) })
-		}
+// changeMode replaces a hook of the set by one in a mode of the configuration. The new hook has the
+// program of the old one, so it counts where that counted, and a start that fails later leaves it
+// like any other hook. If the program may not be opened, which takes CAP_SYS_ADMIN, the program of
+// this process replaces it at once. If that counts elsewhere before commit, the hook keeps its mode.
+func (s *deviceSet) changeMode(d *device, h *preparedHook) error {
+	p := h.link.program()
+	if p != nil {
+		defer func() { s.closeProgram(d, p) }()
+	} else if h.identity == nil && !(s.isStarting && s.isReplacingMaps) {
+		p = h.program
 	}
+	if p == nil && h.mode != "" {
+		s.logger.Warn("Hook keeps its mode: its program cannot move to another mode without CAP_SYS_ADMIN: restart to change the mode",
+			"device", d.name, "mode", h.mode, "wanted", s.config.Mode)
+		return nil
+	}
+	return s.reattach(d, h, p, p, errors.New("the hook is in another mode"))
 }
 
-// rollBack restores the hooks that were detached, and pins them as they were. If the program of a
-// hook may not be opened, the hook gets that of this process.
-func (s *deviceSet) rollBack() error {
-	var errs []error
-	for _, r := range s.rollbacks {
-		if r.device.link != nil {
-			continue // it has its new hook
-		}
-		if err := s.restore(r); err != nil {
-			errs = append(errs, fmt.Errorf("device %s is no longer audited in mode %s as before the start: %w", r.device.name, r.mode, err))
-		}
+// reattach detaches a hook and attaches a new one with a program. The kernel has no other way to
+// change the mode of a hook. If the network device refuses that, it gets a hook in the old mode,
+// with another program.
+func (s *deviceSet) reattach(d *device, h *preparedHook, p, old *loadedProgram, reason error) error {
+	s.logger.Info("Program of a hook cannot be replaced: detaching the hook and attaching a new one",
+		"device", d.name, "mode", s.config.Mode, "err", reason)
+	if err := s.dropLink(h.link, d.ifindex); err != nil {
+		s.logger.Warn("Hook could not be removed", "device", d.name, "err", err)
 	}
-	s.forgetRollbacks()
-	return errors.Join(errs...)
-}
-
-func (s *deviceSet) restore(r hookRollback) error {
-	d, p := r.device, r.program
-	if h := d.prepared; h != nil {
-		s.write(func() { d.prepared = nil })
-		if err := s.discard(d, h); err != nil {
-			return err
-		}
+	before := h.mode
+	h.link = nil
+	l, mode, err := s.attachNew(d, p)
+	if err == nil {
+		h.link, h.mode, h.attached = l, mode, p.id
+		return s.kernel.pin(l, d.ifindex, false)
 	}
-	if p == nil && !d.hasIndex() {
-		return errors.New("its program may not be opened")
-	}
-	if p == nil {
-		if d.program == nil {
-			if err := s.load(d, 0); err != nil {
-				return explainLoad(err)
-			}
-		}
-		p = d.program
-	}
-	l, err := s.kernel.attach(p, d.ifindex, r.mode)
-	if err != nil {
+	if before == "" {
 		return err
 	}
-	if err := errors.Join(s.kernel.pin(l, d.ifindex, false), l.Close()); err != nil {
-		return err
+	if l, failure := s.kernel.attach(old, d.ifindex, before); failure == nil {
+		h.link, h.attached = l, old.id
+		failure = s.kernel.pin(l, d.ifindex, false)
+		s.logger.Info("Hook restored as it was", "device", d.name, "mode", before)
+		return errors.Join(err, failure)
+	} else {
+		return errors.Join(err, fmt.Errorf("device %s is no longer audited in mode %s as before: %w", d.name, before, failure))
 	}
-	s.logger.Info("Hook restored as it was before the start", "device", d.name, "mode", r.mode)
-	return nil
 }
 
-// forgetRollbacks closes the programs of the hooks that were detached.
-func (s *deviceSet) forgetRollbacks() {
-	for _, r := range s.rollbacks {
-		if r.program == nil {
-			continue
-		}
-		if err := s.kernel.unload(r.program); err != nil {
-			s.logger.Warn("Program could not be closed", "device", r.device.name, "err", err)
-		}
+func (s *deviceSet) closeProgram(d *device, p *loadedProgram) {
+	if err := s.kernel.unload(p); err != nil {
+		s.logger.Warn("Program could not be closed", "device", d.name, "err", err)
 	}
-	s.write(func() { s.rollbacks = nil })
 }

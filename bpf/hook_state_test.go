@@ -36,6 +36,7 @@ func TestHookIsDownWhenItsDeviceIsElsewhere(t *testing.T) {
 				if err := s.start(t.Context(), s.kernel.list()); err != nil {
 					t.Fatal(err)
 				}
+				s.commit()
 				if got := s.hooks()[0]; !got.Up || got.Reason != "" || got.Mode != "drv" {
 					t.Fatalf("attached: got %+v", got)
 				}

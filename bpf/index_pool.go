@@ -50,13 +50,17 @@ func (s *deviceSet) identify(d *device) (id deviceIdentity, isDisplacing bool, e
 		return table.identity(d.index), false, nil
 	}
 	var planned []int
+	kept := 0 // for named devices, as others were listed when there was more room
 	for _, other := range s.listed {
-		if other.prepared != nil && other.prepared.identity != nil {
+		switch {
+		case other.prepared != nil && other.prepared.identity != nil:
 			planned = append(planned, other.prepared.identity.index)
+		case other != d && other.isNamed && !other.hasIndex():
+			kept++
 		}
 	}
 	index, err := table.choose(planned...)
-	if err != nil {
+	if err != nil || !d.isNamed && table.available() <= len(planned)+kept {
 		return id, false, s.noRoom(d.name)
 	}
 	id, err = table.plan(index, d.name)
@@ -107,6 +111,24 @@ func (s *deviceSet) returnIndex(d *device) {
 	s.write(func() {
 		s.pool.table.release(d.index)
 		d.index = -1
+	})
+}
+
+// restoreTable makes the table what it was before a start that has failed: indices that were taken
+// are free again, and devices that were gone are gone since then. A device keeps its new index if
+// its hook is left: the hook of a network device that was renamed.
+func (s *deviceSet) restoreTable(before []deviceEntry, isLeft func(ifindex int) bool) {
+	s.write(func() {
+		for i := range before {
+			counts := func(d *device) bool { return d.index == i && d.link != nil && isLeft(d.ifindex) }
+			entry := &s.pool.table.entries[i]
+			switch {
+			case before[i].isTaken():
+				entry.goneNs = before[i].goneNs
+			case entry.isTaken() && !slices.ContainsFunc(s.listed, counts):
+				s.pool.table.release(i)
+			}
+		}
 	})
 }
 

@@ -134,6 +134,12 @@ func (p *pins) unpinLink(ifindex int) error {
 	return p.remove(linkName(ifindex))
 }
 
+// hasLink reports whether the hook of a device is pinned.
+func (p *pins) hasLink(ifindex int) bool {
+	_, err := os.Lstat(filepath.Join(p.path, linkName(ifindex)))
+	return err == nil
+}
+
 // names returns the names of the pins that begin with prefix.
 func (p *pins) names(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(p.path)

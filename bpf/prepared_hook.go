@@ -4,9 +4,11 @@
 package bpf
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
@@ -17,7 +19,9 @@ import (
 type preparedHook struct {
 	link        xdpLink
 	mode        Mode
+	attached    ebpf.ProgramID  // the program that the link holds
 	isTakenOver bool            // the link is one of the set's hooks, and counts meanwhile
+	isDeferred  bool            // commit attaches the program, and may have no privileges
 	program     *loadedProgram  // of the device
 	identity    *deviceIdentity // with the index of a gone device; nil if the device has an index
 	placeholder *loadedProgram  // set with identity; a new link has it attached
@@ -45,20 +49,28 @@ func (s *deviceSet) prepare(d *device, id deviceIdentity, on netdev.Device, isDi
 		first = h.placeholder
 	}
 	if h.link, h.mode = s.claimLink(d, on); h.link != nil {
-		h.isTakenOver = true
+		h.isTakenOver, h.attached = true, ebpf.ProgramID(on.Program)
+		if !slices.Contains(s.modes(d), h.mode) {
+			return h, s.changeMode(d, h)
+		}
 		return h, nil
 	}
+	h.attached = first.id
 	h.link, h.mode, err = s.attachNew(d, first)
 	return h, err
 }
 
 // settle attaches the program of a prepared hook.
 func (s *deviceSet) settle(d *device) (err error) {
-	h := d.prepared
+	h, hadIndex := d.prepared, d.hasIndex()
 	s.write(func() { d.prepared = nil })
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.discard(d, h))
+		if err == nil {
+			return
+		}
+		err = errors.Join(err, s.discard(d, h))
+		if !hadIndex && d.hasIndex() {
+			s.returnIndex(d)
 		}
 	}()
 	if h.identity != nil {
@@ -67,36 +79,44 @@ func (s *deviceSet) settle(d *device) (err error) {
 		}
 	}
 	if h.isTakenOver || h.placeholder != nil {
-		err := h.link.replace(h.program)
-		switch {
-		case err != nil && !h.isTakenOver:
-			return fmt.Errorf("starting the program on device %s: %w", d.name, err)
-		case err != nil:
-			s.detachForNew(d, h.link, attachedModes[h.mode], err)
-			h.link, h.isTakenOver = nil, false
-			if h.link, h.mode, err = s.attachNew(d, h.program); err != nil {
-				return err
-			}
+		if err := s.startProgram(d, h); err != nil {
+			return err
 		}
 	}
 	if !h.isTakenOver {
-		if err := s.kernel.pin(h.link, d.ifindex, !s.isReplaced(d)); err != nil {
+		if err := s.kernel.pin(h.link, d.ifindex, true); err != nil {
 			return err
 		}
 	}
 	s.attached(d, h.program, h.link, h.mode)
-	if h.placeholder == nil {
-		return nil
-	}
-	if err := s.kernel.unload(h.placeholder); err != nil {
-		s.logger.Warn("Program could not be closed", "device", d.name, "err", err)
+	if h.placeholder != nil {
+		s.closeProgram(d, h.placeholder)
 	}
 	return nil
 }
 
+// startProgram replaces the program of a hook by that of the device. If that is not possible, one
+// of the set's hooks is replaced by a new one, but not in a commit, which needs no privileges: the
+// device is then tried again like one that was refused.
+func (s *deviceSet) startProgram(d *device, h *preparedHook) error {
+	err := h.link.replace(h.program)
+	if err == nil {
+		return nil
+	}
+	if !h.isTakenOver || h.isDeferred {
+		return fmt.Errorf("starting the program on device %s: %w", d.name, err)
+	}
+	old := h.link.program()
+	if old == nil {
+		return s.reattach(d, h, h.program, h.program, err)
+	}
+	defer s.closeProgram(d, old)
+	return s.reattach(d, h, h.program, old, err)
+}
+
 // displace takes the index of a gone device. Afterwards nothing counts in the index.
 func (s *deviceSet) displace(d *device, h *preparedHook) error {
-	if !h.isTakenOver && !h.link.isOn(d.ifindex, h.placeholder.id) {
+	if !h.link.isOn(d.ifindex, h.attached) {
 		return fmt.Errorf("device %s has vanished", d.name)
 	}
 	if err := s.silence(d, h); err != nil {
@@ -124,6 +144,7 @@ func (s *deviceSet) silence(d *device, h *preparedHook) error {
 		if err := p.link.replace(h.placeholder); err != nil {
 			return fmt.Errorf("taking over the hook of device %s: %w", other.name, err)
 		}
+		p.attached = h.placeholder.id
 	}
 	return nil
 }
@@ -153,16 +174,14 @@ func (s *deviceSet) discardLocked(d *device, h *preparedHook) error {
 }
 
 // commit ends a start that has succeeded: it attaches the programs of all prepared hooks, and
-// detaches the hooks that no device of the configuration has taken. It stops when the context ends.
-// Hooks that count meanwhile get their programs first, so that few packets pass a placeholder.
-func (s *deviceSet) commit(ctx context.Context) error {
+// detaches the hooks that no device of the configuration has taken. It is not interrupted: it has
+// displaced audits, and swapping programs takes milliseconds. Hooks that count meanwhile get their
+// programs first, so that few packets pass a placeholder.
+func (s *deviceSet) commit() {
 	for _, isTakenOver := range []bool{true, false} {
 		for _, d := range s.listed {
 			if d.prepared == nil || d.prepared.isTakenOver != isTakenOver {
 				continue
-			}
-			if err := ctx.Err(); err != nil {
-				return err
 			}
 			if err := s.settle(d); err != nil {
 				s.logFailures([]error{s.refused(d, d.retry.tried, err)})
@@ -173,5 +192,4 @@ func (s *deviceSet) commit(ctx context.Context) error {
 	}
 	s.isStarting = false
 	s.dropUnclaimed()
-	return nil
 }

@@ -15,15 +15,12 @@ import (
 // All functions here run in a change of the set.
 
 // start attaches the devices of the configuration to the network devices. It returns an error if
-// none can be attached and at least one has to be, or if the context ends; then the hooks that it
-// replaced are restored. commit completes a start that has succeeded.
+// none can be attached and at least one has to be, or if the context ends. commit completes a start
+// that has succeeded.
 func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 	s.isStarting = true
 	failures := s.reconcile(ctx, devices, true)
 	if err := ctx.Err(); err != nil {
-		if failure := s.rollBack(); failure != nil {
-			return errors.Join(err, failure)
-		}
 		return err
 	}
 	for _, glob := range s.config.Globs {
@@ -33,10 +30,9 @@ func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 	}
 	isAnyUp := slices.ContainsFunc(s.listed, func(d *device) bool { return d.link != nil || d.prepared != nil })
 	if !isAnyUp && !s.config.AllowNone && len(failures) > 0 {
-		return errors.Join(joinInOneLine(failures), s.rollBack())
+		return joinInOneLine(failures)
 	}
 	s.logFailures(failures)
-	s.forgetRollbacks()
 	return nil
 }
 
@@ -44,7 +40,7 @@ func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 // that no device has taken.
 func (s *deviceSet) resync(ctx context.Context, devices []netdev.Device, isRetry bool) {
 	s.logFailures(s.reconcile(ctx, devices, isRetry))
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || s.isStarting { // a start that fails leaves these hooks
 		return
 	}
 	s.dropUnclaimed()
@@ -174,10 +170,8 @@ func (s *deviceSet) announce(d *device) {
 	}
 }
 
-// dropUnclaimed detaches the hooks that no device of the configuration has taken, and forgets the
-// hooks that were detached for others.
+// dropUnclaimed detaches the hooks that no device of the configuration has taken.
 func (s *deviceSet) dropUnclaimed() {
-	s.forgetRollbacks()
 	for ifindex := range s.unclaimedLinks {
 		s.logger.Info("Hook detached from a device that is not in the configuration",
 			"device", nameOfHook(s.pool.table.entries, ifindex), "ifindex", ifindex)

@@ -3,6 +3,8 @@
 
 package bpf
 
+import "slices"
+
 // takeOver opens the hooks that are pinned, for the devices that they are on. If the maps are those
 // of the process before, it also accounts for the events that were in that process's rings. All
 // devices of the table are gone until they appear.
@@ -13,6 +15,9 @@ func (a *Audit) takeOver() error {
 		return err
 	}
 	table := a.maps.devices
+	if a.maps.isTakenOver {
+		a.before = slices.Clone(table.entries)
+	}
 	for i := range table.entries {
 		if table.entries[i].goneNs == 0 {
 			table.setGone(i, true)

@@ -21,6 +21,86 @@ import (
 // shutdownLimit is the documented time in which a signal ends the exporter.
 const shutdownLimit = 5 * time.Second
 
+// createMany makes devices with a prefix and the numbers from 0 on, which are up.
+func (l *lab) createMany(prefix string, devices int) {
+	l.t.Helper()
+	err := l.audited.Namespace.Do(func() error {
+		for i := 0; i < devices; i += 2 {
+			pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: fmt.Sprint(prefix, i+1)}
+			pair.Name = fmt.Sprint(prefix, i)
+			if err := netlink.LinkAdd(pair); err != nil {
+				return err
+			}
+			for _, name := range []string{pair.Name, pair.PeerName} {
+				end, err := netlink.LinkByName(name)
+				if err != nil {
+					return err
+				}
+				if err := netlink.LinkSetUp(end); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// expectEnd expects the process to end in time after a signal, with exit code 0.
+func (p *process) expectEnd(signal syscall.Signal) (took time.Duration) {
+	p.lab.t.Helper()
+	begin := time.Now()
+	p.signal(signal)
+	if code := p.wait(); code != 0 {
+		p.lab.t.Errorf("exit code %d after %v, want 0", code, signal)
+	}
+	if took = time.Since(begin); took > shutdownLimit {
+		p.lab.t.Errorf("it ended after %v, want at most %v", took, shutdownLimit)
+	}
+	return took
+}
+
+// A signal in the middle of a commit does not stop it: the devices that have taken the indices of
+// others are all audited, and go on without the exporter.
+func TestSIGTERMDuringACommit(t *testing.T) {
+	devices := 40
+	if testing.Short() {
+		devices = 10
+	}
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	l.createMany("before", devices)
+	l.createMany("after", devices)
+	args := []string{fmt.Sprintf("--audit.max-devices=%d", devices), "--bpf.pin-path=" + folder}
+	l.startExporter(append(args, "--audit.device=before*")...).endWith(syscall.SIGTERM)
+
+	p := l.start(binaries.exporter, serving(append(args, "--audit.device=after*")))
+	l.poll(func() error {
+		if p.logged("hook attached") == 0 {
+			return errors.New("the commit has not begun")
+		}
+		return nil
+	})
+	attached := p.logged("hook attached")
+	took := p.expectEnd(syscall.SIGTERM)
+	t.Logf("it ended after %v; %d of %d devices were attached at the signal", took, attached, devices)
+	if got := p.logged("hook attached"); got != devices {
+		t.Errorf("%d devices were attached, want %d", got, devices)
+	}
+	modes := l.attached()
+	for i := range devices {
+		if name := fmt.Sprint("after", i); modes[name] != attachedDriver {
+			t.Errorf("%s has mode %d, want %d", name, modes[name], attachedDriver)
+		}
+	}
+	if len(modes) != devices {
+		t.Errorf("%d devices have hooks, want %d", len(modes), devices)
+	}
+	l.unpin(folder)
+}
+
 // SIGTERM ends a start that attaches many devices, and leaves nothing: neither hooks nor pins.
 func TestSIGTERMEndsAStart(t *testing.T) {
 	devices := 302

@@ -206,16 +206,40 @@ func TestAStartThatFailsKeepsTheLayout(t *testing.T) {
 	}
 }
 
-// A hook that was attached again in another mode continues.
+// A hook that was attached again in another mode continues, and counts in the pinned maps, also if
+// the failed start has another layout.
 func TestAStartThatFailsLateKeepsTheNewMode(t *testing.T) {
+	for _, layout := range []string{"--audit.flows=65536", "--audit.flows=1024"} {
+		t.Run(layout, func(t *testing.T) {
+			l := newLab(t)
+			folder := l.mountBPF(0)
+			args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
+			p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(args, "--audit.mode=skb")...)
+			refusal := lastRefusals[0]
+			l.start(binaries.exporter, serving(append(refusal.args(t), append(args, layout)...))).expectFailure(refusal.want)
+			p.args = args
+			p.expectKept(map[string]uint32{device: attachedDriver}, 500)
+		})
+	}
+}
+
+// A start that fails keeps no index: the next device takes a free one, not that of an audit that
+// has ended.
+func TestAStartThatFailsLateReturnsItsIndex(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
-	args := []string{"--bpf.pin-path=" + folder, "--audit.device=" + device}
-	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(args, "--audit.mode=skb")...)
+	l.connect("audited1", "sender1", 1)
+	l.connect("audited2", "sender2", 2)
+	args := []string{"--bpf.pin-path=" + folder, "--audit.max-devices=2"}
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(args, "--audit.device="+device)...)
 	refusal := lastRefusals[0]
-	l.start(binaries.exporter, serving(append(refusal.args(t), args...))).expectFailure(refusal.want)
-	p.args = args
-	p.expectKept(map[string]uint32{device: attachedDriver}, 500)
+	failing := append(refusal.args(t), append(args, "--audit.device="+device+",audited1")...)
+	l.start(binaries.exporter, serving(failing)).expectFailure(refusal.want)
+	l.startExporter(append(args, "--audit.device=audited2")...).endWith(syscall.SIGTERM)
+	e := l.startExporter(p.args...)
+	e.expectPackets(device, 300)
+	e.endWith(syscall.SIGTERM)
+	l.unpin(folder)
 }
 
 // A device that does not exist takes no index from an audited device, even if there is only one.
@@ -245,20 +269,16 @@ func TestAStartThatFailsLateKeepsTheHook(t *testing.T) {
 }
 
 // If the device refuses the mode, the pinned audit continues in its mode. Putting its program
-// back needs CAP_SYS_ADMIN. Otherwise the program of the failed start stays, and with another
-// layout its maps end with the start.
+// back needs CAP_SYS_ADMIN. Otherwise the program of the failed start stays.
 func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
-	const withoutAdmin = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
 	for _, test := range []struct {
 		description string
 		wrapper     []string
 		args        []string
-		want        float64 // of 500 packets
 	}{
-		{"another mode", nil, nil, 500},
-		{"another mode and layout", nil, []string{"--audit.flows=1024"}, 500},
-		{"another mode, with three capabilities", []string{"setpriv", withoutAdmin}, nil, 500},
-		{"another mode and layout, with three capabilities", []string{"setpriv", withoutAdmin}, []string{"--audit.flows=1024"}, 300},
+		{"another mode", nil, nil},
+		{"another mode and layout", nil, []string{"--audit.flows=1024"}},
+		{"another mode, with three capabilities", withoutAdmin, nil},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			l := newLab(t)
@@ -269,9 +289,57 @@ func TestARefusedModeKeepsThePinnedAudit(t *testing.T) {
 			command := slices.Concat(test.wrapper, []string{binaries.exporter}, serving(args), test.args, []string{"--audit.mode=drv"})
 			l.start(command[0], command[1:]).expectFailure("lo", "native XDP", "skb")
 			p.expectSamePins()
-			p.expectKept(map[string]uint32{"lo": attachedGeneric}, test.want)
+			p.expectKept(map[string]uint32{"lo": attachedGeneric}, 500)
 		})
 	}
+}
+
+// withoutAdmin runs a command with the three capabilities that the exporter needs.
+var withoutAdmin = []string{"setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin"}
+
+// Without CAP_SYS_ADMIN, a start with another mode and another layout leaves the mode to the next
+// start: a hook in the new mode could not count in the pinned maps until nothing can fail.
+func TestANewModeAndLayoutWithThreeCapabilities(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	args := []string{"--audit.device=" + device, "--bpf.pin-path=" + folder}
+	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), append(args, "--audit.mode=skb")...)
+	start := func(args ...string) *exporter {
+		t.Helper()
+		command := slices.Concat(withoutAdmin, []string{binaries.exporter}, serving(args))
+		return l.launch(command[0], command[1:])
+	}
+	args = append(args, "--audit.mode=drv", "--audit.flows=1024")
+	refusal := lastRefusals[0]
+	start(append(refusal.args(t), args...)...).expectFailure(refusal.want)
+	p.expectKeptBy(p.startExporter(p.args...), attachedGeneric, 500)
+
+	for _, step := range []struct {
+		want    uint32 // the mode
+		packets float64
+	}{{attachedGeneric, 200}, {attachedDriver, 400}} {
+		e := start(args...)
+		e.awaitReady("/-/ready")
+		if isWarned := e.logged("level=WARN", "keeps its mode", "CAP_SYS_ADMIN") == 1; isWarned != (step.want == attachedGeneric) {
+			t.Errorf("the log has the warning: %t\n%s", isWarned, &e.stderr)
+		}
+		p.expectKeptBy(e, step.want, step.packets)
+	}
+	l.unpin(folder)
+}
+
+// expectKeptBy expects the mode of the hook, sends 200 packets, and expects the number of packets
+// that the exporter has counted. It ends the exporter.
+func (p *pinnedAudit) expectKeptBy(e *exporter, mode uint32, packets float64) {
+	p.t.Helper()
+	if modes := p.attached(); modes[device] != mode {
+		p.t.Errorf("attached are %v, want mode %d", modes, mode)
+	}
+	p.send(p.flow, 200)
+	if got := e.atRest().sum("packets_total", "protocol=udp"); got != packets {
+		p.t.Errorf("%v packets were counted, want %v", got, packets)
+	}
+	e.endWith(syscall.SIGTERM)
 }
 
 // An address in use is reported before anything is attached or taken over.
