@@ -86,6 +86,23 @@ func (s *deviceSet) hasRoom() bool {
 
 // takeIndex gives a device its planned index. It runs in a change of the set.
 func (s *deviceSet) takeIndex(d *device, id deviceIdentity) error {
+	s.vacate(id.index)
+	if s.pool.table.entries[id.index].generation > 0 {
+		awaitPrograms()
+	}
+	return s.assign(d, id)
+}
+
+// vacate detaches the hook that counts in the index of a gone device. Its program may run until
+// awaitPrograms.
+func (s *deviceSet) vacate(index int) {
+	if entry := &s.pool.table.entries[index]; entry.isTaken() {
+		s.dropUnclaimedOn(int(entry.ifindex))
+	}
+}
+
+// assign gives a device its planned index, in which no program counts any more.
+func (s *deviceSet) assign(d *device, id deviceIdentity) error {
 	entry := &s.pool.table.entries[id.index]
 	var errs []error
 	if entry.isTaken() {
@@ -134,7 +151,6 @@ func (s *deviceSet) restoreTable(before []deviceEntry, isLeft func(ifindex int) 
 
 // retire frees an index: it forgets the device that vanished.
 func (s *deviceSet) retire(index int) error {
-	s.dropUnclaimedOn(int(s.pool.table.entries[index].ifindex))
 	var err error
 	s.write(func() {
 		s.pool.table.release(index)
@@ -148,9 +164,8 @@ func (s *deviceSet) retire(index int) error {
 	return err
 }
 
-// clearIndex waits until no program counts in a free index, and clears the counters.
+// clearIndex clears the counters of a free index.
 func (s *deviceSet) clearIndex(index int) (err error) {
-	awaitPrograms()
 	s.write(func() {
 		s.pool.table.entries[index].goneFlows += s.pool.counters.netInserts(index)
 		err = s.pool.clearCounters(index)

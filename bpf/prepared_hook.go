@@ -25,6 +25,7 @@ type preparedHook struct {
 	program     *loadedProgram  // of the device
 	identity    *deviceIdentity // with the index of a gone device; nil if the device has an index
 	placeholder *loadedProgram  // set with identity; a new link has it attached
+	isVacated   bool            // no program counts in the index of identity
 }
 
 // prepare loads the program of a device, and finds out whether a network device accepts it.
@@ -114,18 +115,31 @@ func (s *deviceSet) startProgram(d *device, h *preparedHook) error {
 	return s.reattach(d, h, h.program, old, err)
 }
 
-// displace takes the index of a gone device. Afterwards nothing counts in the index.
+// displace takes the index of a gone device.
 func (s *deviceSet) displace(d *device, h *preparedHook) error {
+	if !h.isVacated {
+		if err := s.vacateFor(d, h); err != nil {
+			return err
+		}
+		awaitPrograms()
+	}
+	if err := s.assign(d, *h.identity); err != nil {
+		return err
+	}
+	s.write(func() { s.pool.table.entries[d.index].ifindex = uint32(d.ifindex) })
+	return nil
+}
+
+// vacateFor detaches the hook that counts in the index which a device is to take, or replaces its
+// program by the placeholder. Its program may run until awaitPrograms.
+func (s *deviceSet) vacateFor(d *device, h *preparedHook) error {
 	if !h.link.isOn(d.ifindex, h.attached) {
 		return fmt.Errorf("device %s has vanished", d.name)
 	}
 	if err := s.silence(d, h); err != nil {
 		return err
 	}
-	if err := s.takeIndex(d, *h.identity); err != nil {
-		return err
-	}
-	s.write(func() { s.pool.table.entries[d.index].ifindex = uint32(d.ifindex) })
+	s.vacate(h.identity.index)
 	return nil
 }
 
@@ -173,16 +187,36 @@ func (s *deviceSet) discardLocked(d *device, h *preparedHook) error {
 	return errors.Join(errs...)
 }
 
+// vacateAll vacates the indices that prepared devices are to take. What fails is tried again for
+// the device alone, which reports it.
+func (s *deviceSet) vacateAll(devices []*device) {
+	isAny := false
+	for _, d := range devices {
+		if h := d.prepared; h.identity != nil {
+			h.isVacated = s.vacateFor(d, h) == nil
+			isAny = isAny || h.isVacated
+		}
+	}
+	if isAny {
+		awaitPrograms()
+	}
+}
+
 // commit ends a start that has succeeded: it attaches the programs of all prepared hooks, and
 // detaches the hooks that no device of the configuration has taken. It is not interrupted: it has
 // displaced audits, and swapping programs takes milliseconds. Hooks that count meanwhile get their
-// programs first, so that few packets pass a placeholder.
+// programs first, so that few packets pass a placeholder. All indices of a group are vacated at
+// once, because awaitPrograms takes longer than everything else.
 func (s *deviceSet) commit() {
 	for _, isTakenOver := range []bool{true, false} {
+		var group []*device
 		for _, d := range s.listed {
-			if d.prepared == nil || d.prepared.isTakenOver != isTakenOver {
-				continue
+			if d.prepared != nil && d.prepared.isTakenOver == isTakenOver {
+				group = append(group, d)
 			}
+		}
+		s.vacateAll(group)
+		for _, d := range group {
 			if err := s.settle(d); err != nil {
 				s.logFailures([]error{s.refused(d, d.retry.tried, err)})
 				continue
