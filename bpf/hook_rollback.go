@@ -20,10 +20,11 @@ func modeOf(attached netdev.XDPMode) Mode {
 	return ""
 }
 
-// changeMode replaces a hook of the set by one in a mode of the configuration. The new hook has the
-// program of the old one, so it counts where that counted, and a start that fails later leaves it
-// like any other hook. If the program may not be opened, which takes CAP_SYS_ADMIN, the program of
-// this process replaces it at once. If that counts elsewhere before commit, the hook keeps its mode.
+// changeMode replaces a hook of the set by one in a mode of the configuration. The new hook has
+// the program of the old one, so it counts where that counted, and a start that fails later
+// leaves it like any other hook. If the program may not be opened, which takes CAP_SYS_ADMIN,
+// the new hook has the program of this process. If that may not count before the commit, the
+// hook keeps its mode.
 func (s *deviceSet) changeMode(d *device, h *preparedHook) error {
 	p := h.link.program()
 	if p != nil {

@@ -205,13 +205,28 @@ func (p *process) signal(signal syscall.Signal) {
 	}
 }
 
+// shutdownLimit is the documented time in which a signal ends the exporter.
+const shutdownLimit = 5 * time.Second
+
+// expectEnd sends SIGTERM, and expects the process to end in time with an exit code.
+func (p *process) expectEnd(exitCode int) (took time.Duration) {
+	p.lab.t.Helper()
+	begin := time.Now()
+	p.signal(syscall.SIGTERM)
+	code := p.wait()
+	if took = time.Since(begin); took > shutdownLimit {
+		p.lab.t.Errorf("it ended %v after SIGTERM, want at most %v", took, shutdownLimit)
+	}
+	if code != exitCode {
+		p.lab.t.Errorf("exit code %d after SIGTERM, want %d", code, exitCode)
+	}
+	return took
+}
+
 // expectStopped sends SIGTERM, and expects the process to detach and to exit with code 0.
 func (p *process) expectStopped() {
 	p.lab.t.Helper()
-	p.signal(syscall.SIGTERM)
-	if code := p.wait(); code != 0 {
-		p.lab.t.Errorf("exit code %d after SIGTERM, want 0", code)
-	}
+	p.expectEnd(0)
 	p.lab.expectNothingAttached()
 }
 

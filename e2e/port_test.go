@@ -137,12 +137,7 @@ func TestManyDevicesAndClientsThatDoNotRead(t *testing.T) {
 	t.Logf("%d devices: %v of CPU for a scrape; under attack %v in the median and %v at most, %.1f MiB",
 		manyDevices, cpu, median(took).Round(time.Microsecond), slowest.Round(time.Microsecond), mebibytes(resident))
 	stop()
-	e.signal(syscall.SIGTERM)
-	select {
-	case <-e.ended:
-	case <-time.After(3 * patience):
-		t.Error("the exporter does not end")
-	}
+	t.Logf("it ended after %v", e.expectEnd(0))
 }
 
 // connectMany adds n devices to the audited namespace.
@@ -195,11 +190,7 @@ func TestStandardErrorThatNobodyReads(t *testing.T) {
 	if _, err := e.scrapeUnderLoad(new(float64)); err != nil {
 		t.Error(err)
 	}
-	begin := time.Now()
 	e.expectStopped()
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("the end took %v, want at most 5 s", took)
-	}
 }
 
 // The exporter serves on a Unix socket, replaces a stale one, and removes its file at the end,

@@ -4,7 +4,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +103,54 @@ func TestAWriteThatHangsDoesNotKeepTheExporter(t *testing.T) {
 			e.expectLog("level=WARN", "events")
 		})
 	}
+}
+
+// Clients, the trail and the log together delay the end no longer than one of them, also if the
+// exporter ends with an error.
+func TestEverythingIsStuckAtTheEnd(t *testing.T) {
+	l := newLab(t)
+	pipe := func() *os.File {
+		t.Helper()
+		reader, writer, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { reader.Close(); writer.Close() })
+		limitPipe(t, writer, 4096)
+		if _, err := writer.Write(make([]byte, 4096)); err != nil { // full from the start
+			t.Fatal(err)
+		}
+		return writer
+	}
+	folder := filepath.Join(t.TempDir(), "baselines")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"--web.listen-address=" + address, "--audit.device=" + device, "--trail.file=-",
+		"--audit.baseline-file=" + filepath.Join(folder, "baseline.json")}, flagMuch...)
+	e := l.launch(binaries.exporter, args, func(cmd *exec.Cmd) { cmd.Stdout, cmd.Stderr = pipe(), pipe() })
+	e.awaitReady("/-/ready")
+	f := l.newFlow(l.audited.IPv4.Addr())
+	l.poll(func() error {
+		l.send(f, 1000)
+		if sent := e.scrape().sum("event_fates_total", "fate=sent"); sent == 0 {
+			return errors.New("no events were sent")
+		}
+		return nil
+	})
+	conn, err := l.audited.Namespace.Dial(l.ctx, "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\n"); err != nil { // no end
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(folder); err != nil { // so the exporter cannot save
+		t.Fatal(err)
+	}
+	t.Logf("it ended after %v", e.expectEnd(1))
+	l.expectNothingAttached()
 }
 
 func limitPipe(t *testing.T, pipe *os.File, size int) {

@@ -32,8 +32,9 @@ func Main(args []string, process Process) (exitCode int) {
 	// If the reader of the trail or of the log ends, the write fails and the audit goes on.
 	signal.Ignore(syscall.SIGPIPE)
 
+	end := newEnding(ctx)
 	if err := Run(ctx, args, process); err != nil {
-		logging.WriteWithin(process.Stderr, lastLine(err, isJSON(args)), flushTimeout)
+		logging.WriteWithin(process.Stderr, lastLine(err, isJSON(args)), end.limit(reportingUntil, flushTimeout))
 		return 1
 	}
 	return 0

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
@@ -78,7 +77,8 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	stderr := logging.NewWriter(process.Stderr)
-	defer flushAtEnd(ctx, stderr)()
+	end := newEnding(ctx)
+	defer flush(stderr, end)
 	o.log.Writer = stderr
 	switch {
 	case o.check:
@@ -92,7 +92,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 
-	e := &exporter{options: o, process: process, logger: stderr.CountLosses(promslog.New(&o.log))}
+	e := &exporter{options: o, process: process, end: end, logger: stderr.CountLosses(promslog.New(&o.log))}
 	defer func() {
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			e.logger.Info("Shutting down before the start is complete", "reason", err)
@@ -134,27 +134,11 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	return e.serve(ctx, handler, judge)
 }
 
-// The wait for the reader of the log when the exporter ends, and the wait after everything else has
-// taken all of shutdownTimeout.
-const (
-	flushTimeout  = time.Second
-	leastFlushing = 100 * time.Millisecond
-)
-
-// flushAtEnd returns a function that waits until the log is written, but hardly beyond
-// shutdownTimeout after the end of the context.
-func flushAtEnd(ctx context.Context, stderr *logging.Writer) func() {
-	ended := make(chan time.Time, 1)
-	stop := context.AfterFunc(ctx, func() { ended <- time.Now() })
-	return func() {
-		limit := flushTimeout
-		if !stop() {
-			limit = min(limit, max(time.Until((<-ended).Add(shutdownTimeout)), leastFlushing))
-		}
-		flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-		defer cancel()
-		stderr.Flush(flushing)
-	}
+// flush waits until the log is written, unless its reader is stuck.
+func flush(stderr *logging.Writer, end *ending) {
+	ctx, cancel := context.WithTimeout(context.Background(), end.limit(flushingUntil, flushTimeout))
+	defer cancel()
+	stderr.Flush(ctx)
 }
 
 // unpin removes the pins.
@@ -174,6 +158,7 @@ type exporter struct {
 	options   *options
 	process   Process
 	logger    *slog.Logger
+	end       *ending
 	hangup    <-chan os.Signal // receives SIGHUP
 	trail     *trail.Trail     // nil for none
 	listeners []net.Listener
@@ -250,7 +235,7 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 	e.isServing = true
 	record := newRecorder(e.trail, e.logger)
 	saver := e.options.newBaselineSaver(e.audit, e.logger)
-	err := serve(ctx, e.logger, e.listeners, e.options, handler,
+	err := serve(ctx, e.end, e.logger, e.listeners, e.options, handler,
 		func(ctx context.Context) error {
 			return e.audit.ReadEvents(ctx, func(event *bpf.Event) {
 				record(func() error { return e.trail.Write(event) })

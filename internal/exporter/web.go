@@ -28,13 +28,11 @@ const (
 	healthyPath = "/-/healthy"
 	readyPath   = "/-/ready"
 
-	shutdownTimeout = 5 * time.Second // for requests and events in progress
-
 	answerTimeout = time.Minute // for sending an answer
 )
 
 // serve answers requests and runs the tasks until the parent context ends or one of them fails.
-func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener, o *options, handler http.Handler,
+func serve(parent context.Context, end *ending, logger *slog.Logger, listeners []net.Listener, o *options, handler http.Handler,
 	tasks ...func(context.Context) error,
 ) error {
 	ctx, stop := context.WithCancelCause(parent)
@@ -74,12 +72,12 @@ func serve(parent context.Context, logger *slog.Logger, listeners []net.Listener
 		logger.Info("Shutting down", "reason", failure)
 		failure = nil
 	}
-	return errors.Join(failure, shutDown(ctx, logger, servers, &running))
+	return errors.Join(failure, shutDown(end, logger, servers, &running))
 }
 
-// shutDown lets requests and tasks end, up to shutdownTimeout.
-func shutDown(ctx context.Context, logger *slog.Logger, servers []*http.Server, running *sync.WaitGroup) error {
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+// shutDown lets requests and tasks end, up to servingUntil.
+func shutDown(end *ending, logger *slog.Logger, servers []*http.Server, running *sync.WaitGroup) error {
+	limit, cancel := context.WithTimeout(context.Background(), end.limit(servingUntil, servingUntil))
 	defer cancel()
 	var errs []error
 	for _, server := range servers {
