@@ -19,6 +19,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // validate checks the flags and completes the configuration of the audit, as far as that is
@@ -61,7 +62,7 @@ func checkPasswords(config string) error {
 	for _, user := range slices.Sorted(maps.Keys(content.Users)) {
 		if _, err := bcrypt.Cost([]byte(content.Users[user])); err != nil {
 			return fmt.Errorf("basic_auth_users: the password of user %q is not a bcrypt hash: "+
-				"create one with htpasswd -nBC 10 %q: %w", user, user, err)
+				"create one with htpasswd -nBC 10 %s: %w", user, printable.ShellWord(user), err)
 		}
 	}
 	return nil
