@@ -239,8 +239,8 @@ func gauge(desc *prometheus.Desc, value float64, labels ...string) prometheus.Me
 	return metric(desc, prometheus.GaugeValue, value, labels)
 }
 
-// metric returns a metric that carries an error if a label is not UTF-8. The kernel allows
-// device names that are not.
+// metric returns a metric that carries an error if a label is not UTF-8. The names of package bpf
+// are; another Source may have others.
 func metric(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels []string) prometheus.Metric {
 	m, err := prometheus.NewConstMetric(desc, kind, value, labels...)
 	if err != nil {

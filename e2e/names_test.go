@@ -162,6 +162,17 @@ func TestErrorsListStrangeNames(t *testing.T) {
 			}
 		}
 	}
+	for _, format := range []string{"logfmt", "json"} {
+		p := l.start(binaries.exporter, serving([]string{"--check", "--log.format=" + format}))
+		p.wait() // no device is given: all are reported
+		report := p.stdout.String() + p.stderr.String()
+		expectPrintable(t, "the report of --check", report)
+		for _, d := range strangeNames {
+			if label := strings.Trim(strconv.Quote(d.label), `"`); !strings.Contains(report, d.label) && !strings.Contains(report, label) {
+				t.Errorf("the report has no %s: %s", d.label, report)
+			}
+		}
+	}
 	p := l.start(binaries.exporter, serving([]string{"--audit.device=\x1b[2J", "--audit.colour=\x1b[31m\x9b"}))
 	p.expectRefusal("colour")
 	expectPrintable(t, "the error", p.stderr.String())
@@ -256,4 +267,18 @@ func TestARenamedDeviceWithAnAlternativeName(t *testing.T) {
 		t.Errorf("the hook did not go on:\n%s", &e.stderr)
 	}
 	e.expectStopped()
+}
+
+// Counters are those of the device, whichever of its names the exporter was given.
+func TestPinsOfAnAlternativeName(t *testing.T) {
+	l := newLab(t)
+	folder := l.mountBPF(0)
+	l.change(device, alias("uplink0", netlink.LinkAddAltName))
+	for i, given := range []string{"uplink0", device, "uplink0," + device, "uplink0"} {
+		e := l.startExporter("--audit.device="+given, "--bpf.pin-path="+folder, "--audit.max-devices=1")
+		l.send(l.newFlow(l.audited.IPv4.Addr()), 100)
+		e.expectPackets(device, float64(100*(i+1)))
+		e.endWith(syscall.SIGTERM)
+	}
+	l.unpin(folder).expectLog("hook detached", "device="+device)
 }
