@@ -147,7 +147,7 @@ var attempts = map[string]func(with string) error{
 		}
 		return unix.IoctlIfreq(fd, unix.SIOCSIFADDR, request)
 	},
-	"change a mode": func(path string) error { return os.Chmod(path, 0o644) },
+	"change a mode": func(path string) error { return os.Chmod(path, 0o400) },
 	"sniff": func(string) error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

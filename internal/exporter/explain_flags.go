@@ -33,8 +33,8 @@ func explainFlags(app *kingpin.Application, args []string, err error) error {
 			}
 		case !isLong:
 		case flag == nil:
-			if close := closest(name, flagNames(flags)); close != "" {
-				return fmt.Errorf("unknown flag --%s: did you mean --%s?", name, close)
+			if meant := closest(name, flagNames(flags)); meant != "" {
+				return fmt.Errorf("unknown flag --%s: did you mean --%s?", name, meant)
 			}
 			return fmt.Errorf("unknown flag --%s, try --help", name)
 		case hasValue && flag.IsBoolFlag():
