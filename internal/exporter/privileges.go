@@ -57,6 +57,13 @@ func (e *exporter) dropPrivileges() (*collector.Privileges, error) {
 	return (*collector.Privileges)(&held), nil
 }
 
+// refusePrograms gives up attaching programs, if the exporter attaches none any more.
+func (e *exporter) refusePrograms() {
+	if e.process.drop == nil && !e.options.keepPrivileges && !e.options.audit.Follow {
+		privilege.RefusePrograms(e.logger)
+	}
+}
+
 // needs returns the privileges that the exporter needs while it serves.
 func (e *exporter) needs() privilege.Needs {
 	o := e.options

@@ -40,7 +40,7 @@ type Process struct {
 	Hangup <-chan os.Signal
 
 	open openFunc // nil for bpf.Prepare
-	drop dropFunc // nil for privilege.Drop
+	drop dropFunc // nil for privilege.Drop and privilege.RefusePrograms
 
 	// setMemoryLimit sets the soft memory limit of the runtime; nil leaves it as it is.
 	setMemoryLimit func(bytes int64)
@@ -131,6 +131,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	if err := e.audit.Commit(ctx); err != nil {
 		return err
 	}
+	e.refusePrograms()
 	return e.serve(ctx, handler, judge)
 }
 

@@ -51,9 +51,8 @@ type Held struct {
 }
 
 // Drop gives up everything that needs does not list. It also empties the bounding set if the
-// process has CAP_SETPCAP, and refuses the commands of bpf(2) that use an open program. A kernel
-// without Landlock or without filters of system calls causes one log line each. Every other failure
-// is an error, after which the process may hold less than before.
+// process has CAP_SETPCAP. A kernel without Landlock causes one log line. Every other failure
+// is an error, after which the process may hold less than before. [RefusePrograms] gives up more.
 func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	kept, err := dropCapabilities(needs)
 	if err != nil {
@@ -69,9 +68,6 @@ func Drop(needs Needs, logger *slog.Logger) (Held, error) {
 	}
 	if held.LandlockABI, err = confine(needs, logger); err != nil {
 		return Held{}, fmt.Errorf("confining file access: %w", err)
-	}
-	if !needs.Attach {
-		refuseCommands(logger)
 	}
 	logger.Info("Privileges dropped", "capabilities_kept", strings.Join(held.Capabilities, ","), "landlock_abi", held.LandlockABI)
 	return held, nil

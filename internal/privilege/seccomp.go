@@ -33,10 +33,11 @@ const (
 // x32Bit marks the system calls of another ABI of amd64.
 const x32Bit = 0x40000000
 
-// refuseCommands makes the refused commands fail with EPERM in all threads, and all system calls of
-// another architecture. A kernel without filters causes one log line. The process must have
-// no-new-privileges.
-func refuseCommands(logger *slog.Logger) {
+// RefusePrograms refuses new uses of the BPF programs that are open: in all threads the commands of
+// bpf(2) that attach or run them fail with EPERM, and so do all system calls of another
+// architecture. A kernel without filters of system calls causes one log line. It is to be called
+// after [Drop], once the process attaches nothing more.
+func RefusePrograms(logger *slog.Logger) {
 	if err := installFilter(); err != nil {
 		logger.Warn("Open BPF programs can be attached to other devices by an attacker inside this process: "+
 			"the kernel takes no filter of system calls", "err", err)
