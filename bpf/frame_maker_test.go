@@ -12,7 +12,9 @@ import (
 
 const (
 	shortestFrame = 14 // the minimum of BPF_PROG_TEST_RUN
-	longestFrame  = 9000
+	longFrame     = 9000
+	longestFrame  = 68_000 // a little less than the kernel takes
+	bigFrames     = 2000   // one frame in this many has more than the header of IP can say
 )
 
 // frameMaker makes random frames. Most of them start as a valid frame of one of several hundred
@@ -28,7 +30,7 @@ type frameMaker struct {
 type look struct{ at, bytes int }
 
 func newFrameMaker(r *rand.Rand, on netdev.LinkLayer) *frameMaker {
-	return &frameMaker{r: r, on: on, frame: make([]byte, 0, 2*longestFrame)}
+	return &frameMaker{r: r, on: on, frame: make([]byte, 0, longestFrame)}
 }
 
 // next returns a frame, which is valid until the next call.
@@ -96,10 +98,16 @@ func (m *frameMaker) link() {
 			m.number(m.r.IntN(4)<<12|m.oneOf(0, 1, 100, 4095), 2)
 		}
 	}
-	switch m.r.IntN(16) {
+	switch m.r.IntN(20) {
 	case 0:
-		m.number(m.oneOf(etherARP, 0, 1500, 0x88cc, 0x8847, 0xffff), 2)
+		m.number(m.oneOf(etherARP, 0, 1500, 0x88cc, etherMPLS, etherPPPoE, 0xffff), 2)
 		m.noise(m.r.IntN(100))
+	case 16, 17:
+		m.number(etherPPPoE, 2)
+		m.pppoe()
+	case 18, 19:
+		m.number(m.oneOf(etherMPLS, etherMPLS, etherMPLSMulticast), 2)
+		m.mpls()
 	case 1, 2, 3, 4, 5, 6, 7:
 		m.number(etherIPv6, 2)
 		m.ipv6()
@@ -110,6 +118,42 @@ func (m *frameMaker) link() {
 	if m.r.IntN(4) == 0 {
 		m.zeros(m.r.IntN(32)) // padding
 	}
+}
+
+func (m *frameMaker) pppoe() {
+	m.number(0x11, 1)
+	m.number(0, 1)
+	m.noise(2)
+	begin := len(m.frame)
+	m.number(0, 2) // the length, which is set below
+	if m.r.IntN(2) == 0 {
+		m.number(pppIPv4, 2)
+		m.ipv4()
+	} else {
+		m.number(pppIPv6, 2)
+		m.ipv6()
+	}
+	binary.BigEndian.PutUint16(m.frame[begin:], uint16(len(m.frame)-begin-2))
+}
+
+// mpls makes a stack of up to nine labels, one more than the parser accepts.
+func (m *frameMaker) mpls() {
+	labels := m.oneOf(1, 1, 2, 2, 3, 8, 9)
+	for i := range labels {
+		m.number(m.oneOf(0, 1, m.r.IntN(1<<16)), 2)
+		bottom := m.r.IntN(8) << 1
+		if i == labels-1 {
+			bottom |= 1
+		}
+		m.number(bottom, 1)
+		m.zeros(1)
+	}
+	if m.r.IntN(8) == 0 {
+		m.number(m.oneOf(0, 1<<4, 0x45, 6<<4), 1)
+		m.noise(m.r.IntN(100))
+		return
+	}
+	m.ip()
 }
 
 // ip makes a packet of either version.
@@ -147,7 +191,11 @@ func (m *frameMaker) ipv4() {
 	m.address(4)
 	m.noise(4 * (words - 5))
 	m.transport(protocol)
-	binary.BigEndian.PutUint16(m.frame[begin+2:], uint16(len(m.frame)-begin))
+	length := len(m.frame) - begin
+	if m.isWithoutLength(length) {
+		length = 0
+	}
+	binary.BigEndian.PutUint16(m.frame[begin+2:], uint16(length))
 }
 
 func (m *frameMaker) ipv6() {
@@ -185,7 +233,16 @@ func (m *frameMaker) ipv6() {
 	if headers > 0 && kinds[0] == ipHopOptions && m.r.IntN(4) == 0 {
 		length = 0 // a jumbogram
 	}
+	if m.isWithoutLength(length) {
+		length = 0
+	}
 	binary.BigEndian.PutUint16(m.frame[begin+4:], uint16(length))
+}
+
+// isWithoutLength reports whether a packet gets a length of 0: most of those that are longer than
+// their header can say, and a few others.
+func (m *frameMaker) isWithoutLength(length int) bool {
+	return length > biggestIP && m.r.IntN(8) > 0 || m.r.IntN(500) == 0
 }
 
 // extension makes an extension header without its first byte.
@@ -246,9 +303,12 @@ func (m *frameMaker) transport(protocol int) {
 		port()
 		m.noise(4)
 	}
+	if m.r.IntN(bigFrames) == 0 {
+		m.zeros(biggestIP - 100 + m.r.IntN(longestFrame-biggestIP))
+	}
 	switch m.r.IntN(200) {
 	case 0:
-		m.zeros(m.r.IntN(longestFrame))
+		m.zeros(m.r.IntN(longFrame))
 	case 1, 2, 3, 4:
 		m.zeros(m.r.IntN(1500))
 	default:

@@ -85,7 +85,7 @@ func (r *runner) run(frame []byte, atNs uint64) error {
 		return fmt.Errorf("verdict %d, want XDP_PASS", a.verdict)
 	}
 	if out := r.out[:a.outBytes]; !bytes.Equal(out, in) {
-		return fmt.Errorf("the frame was changed to %x", out)
+		return fmt.Errorf("the frame was changed to %x", headers(out))
 	}
 	return nil
 }
@@ -174,8 +174,8 @@ func readableBytes(t testing.TB, audit *Audit) int {
 	}
 	readable, before := 0, parsed()
 	// Extension headers end at multiples of four bytes.
-	for headers := 8; headers < longestFrame/2; headers += 4 {
-		payload := udp(1, 2, make([]byte, longestFrame/2))
+	for headers := 8; headers < longFrame/2; headers += 4 {
+		payload := udp(1, 2, make([]byte, longFrame/2))
 		next, left := ipUDP, headers
 		if left%8 != 0 {
 			payload, next, left = authentication(next, 1, payload), ipAuth, left-12
@@ -237,7 +237,7 @@ func (f *framesTest) send(frames int) error {
 	const atATime = 4096 // makes far fewer events than a ring holds
 	for f.sent < frames {
 		if err := f.frame(); err != nil {
-			return fmt.Errorf("frame %d: %w: %x", f.sent, err, f.maker.frame)
+			return fmt.Errorf("frame %d: %w: %x", f.sent, err, headers(f.maker.frame))
 		}
 		if f.sent++; f.sent%atATime > 0 && f.sent < frames {
 			continue

@@ -17,6 +17,10 @@ const (
 	tagVLAN   = 0x8100
 	tagQinQ   = 0x88a8
 
+	etherPPPoE, etherMPLS, etherMPLSMulticast = 0x8864, 0x8847, 0x8848
+
+	pppIPv4, pppIPv6, pppLCP = 0x0021, 0x0057, 0xc021
+
 	ipICMP, ipTCP, ipUDP, ipGRE, ipESP, ipICMPv6, ipSCTP = 1, 6, 17, 47, 50, 58, 132
 
 	ipHopOptions, ipRouting, ipFragment, ipAuth, ipNoNext, ipDestOptions, ipMobility = 0, 43, 44, 51, 59, 60, 135
@@ -41,6 +45,42 @@ func tagged(id, ethertype int, payload []byte) []byte {
 	return concat(be16(id), be16(ethertype), payload)
 }
 
+// pppoe puts the headers of a PPPoE session and of PPP in front of a payload.
+func pppoe(protocol int, payload []byte) []byte {
+	return pppoeWith(0x1100, 2+len(payload), protocol, payload)
+}
+
+// pppoeWith is pppoe with its version, type and code, and with its length.
+func pppoeWith(begin, length, protocol int, payload []byte) []byte {
+	return concat(be16(begin), be16(0x1234), be16(length), be16(protocol), payload)
+}
+
+// mpls puts a stack of labels in front of a payload.
+func mpls(labels []int, payload []byte) []byte {
+	var stack []byte
+	for i, label := range labels {
+		entry := uint32(label)<<12 | 64
+		if i == len(labels)-1 {
+			entry |= 1 << 8
+		}
+		stack = binary.BigEndian.AppendUint32(stack, entry)
+	}
+	return append(stack, payload...)
+}
+
+// withoutLength sets the length in the header of IP to 0.
+func withoutLength(packet []byte) []byte {
+	at := 2
+	if packet[0]>>4 == 6 {
+		at = 4
+	}
+	packet[at], packet[at+1] = 0, 0
+	return packet
+}
+
+// bigTCP is TCP with more data than the header of IP can say.
+func bigTCP() []byte { return append(tcp(40000, 7777, 5), make([]byte, 66_000)...) }
+
 func ipv4(protocol int, payload []byte) []byte {
 	return ipv4With(ipv4Header{protocol: protocol, ihl: 5, destination: [4]byte{10, 0, 0, 2}}, payload)
 }
@@ -51,6 +91,9 @@ func ipv4From(source [4]byte, protocol int, payload []byte) []byte {
 	copy(packet[12:], source[:])
 	return packet
 }
+
+// headers returns the beginning of a frame, which is long enough for a message.
+func headers(frame []byte) []byte { return frame[:min(len(frame), 400)] }
 
 // fromHex returns the bytes of a frame as tcpdump -xx prints them.
 func fromHex(digits string) []byte {

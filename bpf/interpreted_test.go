@@ -93,10 +93,10 @@ func (p *interpretedProgram) send(t *testing.T, frame []byte, atNs uint64) Outco
 		t.Fatalf("frame %d: verdict %d, want XDP_PASS: %v", p.sent, verdict, err)
 	}
 	if passed := p.regions[p.data>>32-1].bytes[metadataBytes:][:len(frame)]; !bytes.Equal(passed, frame) {
-		t.Fatalf("frame %d was changed to %x", p.sent, passed)
+		t.Fatalf("frame %d was changed to %x", p.sent, headers(passed))
 	}
 	if cells.Packets[at.outcome] != before+1 {
-		t.Fatalf("frame %d is not counted as %v: %x", p.sent, at, frame)
+		t.Fatalf("frame %d is not counted as %v: %x", p.sent, at, headers(frame))
 	}
 	if key != (programFlowKey{}) && arrayOf[programFlowKey](p.interpreter, programMapFlowKeys)[slot] != key {
 		t.Fatalf("frame %d is not of the flow %+v in slot %d", p.sent, key, slot)

@@ -93,7 +93,7 @@ func newInterpreter(spec *ebpf.CollectionSpec, program string) (*interpreter, er
 		m.maps[name] = arrayMap{m.addRegion(region{name, values, isReadOnly}), valueSize, mapSpec.MaxEntries}
 	}
 	m.context = m.addRegion(region{name: "context"})
-	m.data = m.addRegion(region{name: "frame", bytes: make([]byte, metadataBytes+2*longestFrame)})
+	m.data = m.addRegion(region{name: "frame", bytes: make([]byte, metadataBytes+longestFrame+64)})
 	for range maxCalls {
 		m.addRegion(region{name: "stack", bytes: make([]byte, stackBytes)})
 	}

@@ -10,6 +10,9 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
+// biggestIP is the largest length that the header of IP can say.
+const biggestIP = 65535
+
 // parsed is the result of the model of the parser. The model was written from docs/DESIGN.md
 // and the RFCs, not from parse.h.
 type parsed struct {
@@ -17,6 +20,10 @@ type parsed struct {
 	protocol Protocol
 	class    class
 	key      programFlowKey // of a packet that belongs to a flow, without the owner
+
+	// The frame is longer than the header of IP can say. There Linux sets the length of TCP and
+	// UDP to 0, and the packet ends with its frame.
+	isBig bool
 }
 
 type class int
@@ -31,6 +38,7 @@ const (
 // `readable` bytes only.
 func parseModel(frame []byte, readable int, link netdev.LinkLayer) (p parsed) {
 	o := octets{frame[:min(readable, len(frame))], len(frame)}
+	p.isBig = len(frame) > biggestIP
 	if link == netdev.LinkEthernet {
 		p.class = p.ethernet(o)
 	} else {
@@ -94,6 +102,46 @@ func (p *parsed) ethernet(o octets) class {
 	case etherIPv6:
 		p.family = FamilyIPv6
 		return p.ipv6(o)
+	case etherPPPoE:
+		return p.pppoe(o)
+	case etherMPLS, etherMPLSMulticast:
+		return p.mpls(o)
+	}
+	return classUnparsed
+}
+
+// pppoe is a session of RFC 2516, with IP by the protocol numbers of RFC 1332 and RFC 5072.
+func (p *parsed) pppoe(o octets) class {
+	if !o.has(8) || o.read[0] != 0x11 || o.read[1] != 0 {
+		return classUnparsed
+	}
+	length, protocol := int(o.u16(4)), o.u16(6)
+	if o = o.after(6); length > o.all {
+		return classUnparsed
+	}
+	o = o.upTo(length).after(2)
+	switch {
+	case protocol == pppIPv4 && o.all >= 20:
+		p.family = FamilyIPv4
+		return p.ipv4(o)
+	case protocol == pppIPv6 && o.all >= 40:
+		p.family = FamilyIPv6
+		return p.ipv6(o)
+	}
+	return classUnparsed
+}
+
+// mpls is a stack of labels of RFC 3032, of which eight are parsed.
+func (p *parsed) mpls(o octets) class {
+	for range 8 {
+		if !o.has(4) {
+			return classUnparsed
+		}
+		isBottom := o.read[2]&1 == 1
+		o = o.after(4)
+		if isBottom {
+			return p.ip(o)
+		}
 	}
 	return classUnparsed
 }
@@ -121,6 +169,9 @@ func (p *parsed) ipv4(o octets) class {
 	header, total := 4*int(o.read[0]&0xf), int(o.u16(2))
 	p.key.Family, p.key.IpProtocol = uint8(FamilyIPv4), o.read[9]
 	p.protocol = map4[p.key.IpProtocol]
+	if total == 0 && p.isBig && (p.protocol == ProtocolTCP || p.protocol == ProtocolUDP) {
+		total = o.all
+	}
 	if total < header || total > o.all {
 		return classUnparsed
 	}
@@ -144,7 +195,9 @@ func (p *parsed) ipv6(o octets) class {
 		p.key.Destination[i] = binary.NativeEndian.Uint32(o.read[24+4*i:])
 	}
 	o = o.after(40)
-	if isJumbogram := length == 0 && next == ipHopOptions; !isJumbogram { // RFC 2675
+	isJumbogram := length == 0 && next == ipHopOptions // RFC 2675
+	isBig := length == 0 && p.isBig && !isJumbogram && (isExtension(next) || p.protocol == ProtocolTCP || p.protocol == ProtocolUDP)
+	if !isJumbogram && !isBig {
 		if length > o.all {
 			return classUnparsed
 		}
@@ -163,6 +216,9 @@ func (p *parsed) ipv6(o octets) class {
 			bytes = 8
 			if o.u16(2)>>3 > 0 {
 				p.protocol = map6[o.read[0]]
+				if isBig && p.protocol != ProtocolTCP && p.protocol != ProtocolUDP {
+					return classUnparsed
+				}
 				return classFragment
 			}
 		case ipAuth: // RFC 4302, section 2.2
@@ -179,6 +235,9 @@ func (p *parsed) ipv6(o octets) class {
 		return classUnparsed
 	}
 	p.key.IpProtocol, p.protocol = next, map6[next]
+	if isBig && p.protocol != ProtocolTCP && p.protocol != ProtocolUDP {
+		return classUnparsed
+	}
 	return p.transport(o)
 }
 

@@ -6,6 +6,7 @@ package bpf
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -133,6 +134,95 @@ var frameTable = []frameCase{
 		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 200"},
 	{"three tags, one more than the parser accepts", ethernet(tagQinQ, tagged(1, tagVLAN, tagged(2, tagVLAN, tagged(3, etherIPv4, ipv4(ipUDP, udp(5, 6, nil)))))),
 		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"IPv4 in a PPPoE session", ethernet(etherPPPoE, pppoe(pppIPv4, ipv4(ipTCP, tcp(40000, 443, 5)))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
+	{"IPv6 with extension headers in a PPPoE session", ethernet(etherPPPoE, pppoe(pppIPv6, ipv6(ipHopOptions, extension(ipDestOptions, 2, extension(ipUDP, 0, udp(5, 6, nil)))))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"a PPPoE session in two VLANs", ethernet(tagQinQ, tagged(200, tagVLAN, tagged(100, etherPPPoE, pppoe(pppIPv4, ipv4(ipUDP, udp(5, 6, nil)))))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 200"},
+	{"a PPPoE session with padding after it", append(ethernet(etherPPPoE, pppoe(pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))), make([]byte, 10)...),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 10.0.0.2:2 17 0"},
+	{"a PPPoE session with more than a packet of IP", ethernet(etherPPPoE, pppoe(pppIPv4, append(ipv4(ipUDP, udp(1, 2, nil)), 0, 0))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:1 10.0.0.2:2 17 0"},
+	{"a packet of IP that is longer than its PPPoE session", ethernet(etherPPPoE, pppoeWith(0x1100, 2+27, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"a PPPoE session too short for a header of IP", ethernet(etherPPPoE, pppoeWith(0x1100, 2+19, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a PPPoE session without PPP", ethernet(etherPPPoE, pppoeWith(0x1100, 0, pppIPv6, ipv6(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a PPPoE session beyond the frame", ethernet(etherPPPoE, pppoeWith(0x1100, 2+29, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"another version of PPPoE", ethernet(etherPPPoE, pppoeWith(0x2100, 2+28, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"another type of PPPoE", ethernet(etherPPPoE, pppoeWith(0x1200, 2+28, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"another code of PPPoE", ethernet(etherPPPoE, pppoeWith(0x1109, 2+28, pppIPv4, ipv4(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"PPP's own protocol in a PPPoE session", ethernet(etherPPPoE, pppoe(pppLCP, make([]byte, 40))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"IPv6 announced as IPv4 in a PPPoE session", ethernet(etherPPPoE, pppoe(pppIPv4, ipv6(ipUDP, udp(1, 2, nil)))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+
+	{"IPv4 below one label", ethernet(etherMPLS, mpls([]int{100}, ipv4(ipTCP, tcp(40000, 443, 5)))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
+	{"IPv6 below two labels of multicast", ethernet(etherMPLSMulticast, mpls([]int{100, 1<<20 - 1}, ipv6(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"labels in two VLANs", ethernet(tagQinQ, tagged(200, tagVLAN, tagged(100, etherMPLS, mpls([]int{16, 17}, ipv4(ipUDP, udp(5, 6, nil)))))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 200"},
+	{"the explicit null label of IPv4", ethernet(etherMPLS, mpls([]int{0}, ipv4(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 0"},
+	{"the explicit null label of IPv6", ethernet(etherMPLS, mpls([]int{100, 2}, ipv6(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyIPv6, ProtocolUDP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 17 0"},
+	{"eight labels", ethernet(etherMPLS, mpls([]int{1, 2, 3, 4, 5, 6, 7, 8}, ipv4(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 0"},
+	{"eight labels in two VLANs", ethernet(tagQinQ, tagged(200, tagVLAN, tagged(100, etherMPLS, mpls([]int{1, 2, 3, 4, 5, 6, 7, 8}, ipv6(ipTCP, tcp(5, 6, 5)))))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:5 [fd00::2]:6 6 200"},
+	{"nine labels, one more than the parser accepts", ethernet(etherMPLS, mpls([]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, ipv4(ipUDP, udp(5, 6, nil)))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"labels without a bottom", ethernet(etherMPLS, make([]byte, 40)),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"labels to the end of the frame", ethernet(etherMPLS, mpls([]int{16, 17}, nil)),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a pseudowire with a control word", ethernet(etherMPLS, mpls([]int{16, 17}, append([]byte{0, 0, 0, 1}, udpFrame()...))),
+		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a pseudowire whose address begins like IPv4", ethernet(etherMPLS, mpls([]int{16}, append([]byte{0x42}, udpFrame()[1:]...))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a length beyond the frame below a label", ethernet(etherMPLS, mpls([]int{16}, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 29}, udp(1, 2, nil)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"a later fragment below a label", ethernet(etherMPLS, mpls([]int{16}, ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, fragment: 0x2001}, make([]byte, 8)))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeFragment}, ""},
+
+	{"TCP over IPv4 above 64 KiB has a length of 0", ethernet(etherIPv4, withoutLength(ipv4(ipTCP, bigTCP()))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:7777 6 0"},
+	{"TCP over IPv6 above 64 KiB has a length of 0", ethernet(etherIPv6, withoutLength(ipv6(ipTCP, bigTCP()))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:40000 [fd00::2]:7777 6 0"},
+	{"TCP above 64 KiB after destination options", ethernet(etherIPv6, withoutLength(ipv6(ipDestOptions, extension(ipTCP, 0, bigTCP())))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:40000 [fd00::2]:7777 6 0"},
+	{"TCP above 64 KiB after the option of jumbograms", ethernet(etherIPv6, withoutLength(ipv6(ipHopOptions, extension(ipTCP, 0, bigTCP())))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:40000 [fd00::2]:7777 6 0"},
+	{"UDP over IPv4 above 64 KiB in a VLAN", ethernet(tagVLAN, tagged(100, etherIPv4, withoutLength(ipv4(ipUDP, udp(5, 6, make([]byte, 66_000)))))),
+		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "10.0.0.1:5 10.0.0.2:6 17 100"},
+	{"TCP above 64 KiB below a label", ethernet(etherMPLS, mpls([]int{16}, withoutLength(ipv4(ipTCP, bigTCP())))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:7777 6 0"},
+	{"the shortest frame above 64 KiB", ethernet(etherIPv4, withoutLength(ipv4(ipTCP, bigTCP())))[:65536],
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:7777 6 0"},
+	{"a length of 0 in the longest frame below 64 KiB", ethernet(etherIPv4, withoutLength(ipv4(ipTCP, bigTCP())))[:65535],
+		cell{FamilyIPv4, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"IPv6 with a length of 0 in the longest frame below 64 KiB", ethernet(etherIPv6, withoutLength(ipv6(ipTCP, bigTCP())))[:65535],
+		cell{FamilyIPv6, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"GRE above 64 KiB", ethernet(etherIPv4, withoutLength(ipv4(ipGRE, make([]byte, 66_000)))),
+		cell{FamilyIPv4, ProtocolOther, OutcomeUnparsed}, ""},
+	{"IPv6 with a length of 0 and no payload above 64 KiB", ethernet(etherIPv6, withoutLength(ipv6(ipNoNext, make([]byte, 66_000)))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeNewFlow}, "[fd00::1]:0 [fd00::2]:0 59 0"},
+	{"GRE above 64 KiB after destination options", ethernet(etherIPv6, withoutLength(ipv6(ipDestOptions, extension(ipGRE, 0, make([]byte, 66_000))))),
+		cell{FamilyIPv6, ProtocolOther, OutcomeUnparsed}, ""},
+	{"a TCP header above 64 KiB with fewer than 5 words", ethernet(etherIPv4, withoutLength(ipv4(ipTCP, append(tcp(1, 2, 4), make([]byte, 66_000)...)))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"a PPPoE session ends a packet without a length", ethernet(etherPPPoE, pppoeWith(0x1100, 2+39, pppIPv4, withoutLength(ipv4(ipTCP, bigTCP())))),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeUnparsed}, ""},
+	{"IPv6 without a length that is only a header in its PPPoE session", ethernet(etherPPPoE, pppoeWith(0x1100, 2+40, pppIPv6, withoutLength(ipv6(ipTCP, bigTCP())))),
+		cell{FamilyIPv6, ProtocolTCP, OutcomeUnparsed}, ""},
+
 	{"ARP", ethernet(etherARP, make([]byte, 28)),
 		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
 	{"a bare Ethernet header", ethernet(etherIPv4, nil),
@@ -155,6 +245,8 @@ var ipFrameTable = []frameCase{
 		cell{FamilyIPv4, ProtocolUDP, OutcomeFragment}, ""},
 	{"a length beyond the packet", ipv4With(ipv4Header{protocol: ipUDP, ihl: 5, length: 29}, udp(1, 2, nil)),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeUnparsed}, ""},
+	{"TCP above 64 KiB without Ethernet", withoutLength(ipv4(ipTCP, bigTCP())),
+		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:7777 6 0"},
 	{"neither version 4 nor 6", append([]byte{5 << 4}, ipv4(ipUDP, udp(1, 2, nil))[1:]...),
 		cell{FamilyOther, ProtocolOther, OutcomeUnparsed}, ""},
 	{"an Ethernet header where there is none", udpFrame(),
@@ -233,11 +325,15 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 			p = newProbeOn(t, testConfig(), test.link)
 			probes[test.link] = p
 		}
-		padding := 0
-		if test.about == "IPv4 with padding after it" {
-			padding = 18
-		}
+		padding := map[string]int{
+			"IPv4 with padding after it":            18,
+			"a PPPoE session with padding after it": 10,
+		}[test.about]
+		const long = 4000
 		for length := shortest; length <= len(test.frame); length++ {
+			if length > long && length < biggestIP-2 || length > biggestIP+2 && length < len(test.frame)-2 {
+				continue // all headers are there, and more of the payload changes nothing
+			}
 			before, _ := p.counts()
 			run(t, p.program(0), test.frame[:length], 1e9, 1)
 			totals[test.link]++
@@ -256,9 +352,11 @@ func TestTruncatedFramesAreCountedOnce(t *testing.T) {
 }
 
 // cutIsInvisible reports whether the headers do not tell that the frame was cut, as those of a
-// jumbogram.
+// jumbogram, and of a frame that is still above 64 KiB.
 func cutIsInvisible(about string, length int) bool {
-	return about == "a jumbogram has its length in an option" && length >= 14+40+8+8
+	return about == "a jumbogram has its length in an option" && length >= 14+40+8+8 ||
+		about == "IPv6 with a length of 0 and no payload above 64 KiB" && length >= 14+40 ||
+		strings.Contains(about, "above 64 KiB") && (length > biggestIP || strings.Contains(about, "jumbogram") && length >= 14+40+8+20)
 }
 
 func sumOf(p *Packets) (sum uint64) {

@@ -72,7 +72,7 @@ func (tun *tunDevice) receive(t *testing.T, packets int, digits string) {
 }
 
 // Packets of a device without an Ethernet header are parsed from the header of IP on, in generic
-// mode, and that is no reason for a warning.
+// mode, without a warning.
 func TestADeviceWithoutEthernetIsAudited(t *testing.T) {
 	const (
 		fromEight = "4500002c000000004011000008004500c0000208" + udpHeader + "00000000000000000000000000000000"
@@ -100,6 +100,36 @@ func TestADeviceWithoutEthernetIsAudited(t *testing.T) {
 				"packets_total device=tap-a family=ipv4 protocol=udp": 7,
 				"outcomes_total device=tun-a outcome=new_flow":        3,
 				"outcomes_total device=tun-a outcome=unparsed":        0,
+			} {
+				name, labels, _ := strings.Cut(series, " ")
+				if got := s.sum(name, strings.Fields(labels)...); got != want {
+					t.Errorf("%s is %v, want %v", series, got, want)
+				}
+			}
+			e.expectStopped()
+		})
+	}
+}
+
+// IP is found in sessions of PPPoE and below labels of MPLS, in both modes.
+func TestEncapsulatedIPIsAudited(t *testing.T) {
+	const (
+		addresses = "020000000001020000000002"
+		pppoe     = "8864" + "11001234001e0021"
+		mpls      = "8847" + "0001004000011140"
+	)
+	for _, mode := range []string{"drv", "skb"} {
+		t.Run(mode, func(t *testing.T) {
+			l := newLab(t)
+			tap := l.newTun("tap-a", unix.IFF_TAP, 0)
+			e := l.startExporter("--audit.device="+tap.name, "--audit.mode="+mode)
+			tap.receive(t, 100, addresses+pppoe+udpPacket)
+			tap.receive(t, 100, addresses+mpls+udpPacket)
+			s := e.atRest()
+			for series, want := range map[string]float64{
+				"packets_total family=ipv4 protocol=udp": 200,
+				"outcomes_total outcome=new_flow":        1, // a flow is that of its packets of IP
+				"outcomes_total outcome=unparsed":        0,
 			} {
 				name, labels, _ := strings.Cut(series, " ")
 				if got := s.sum(name, strings.Fields(labels)...); got != want {

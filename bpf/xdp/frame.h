@@ -39,8 +39,8 @@ static __always_inline struct frame frame_of(const struct xdp_md *ctx)
 	__u64 len = frame.data_end - frame.data;
 
 	/* Without this, clang 14 subtracts the lower halves of the pointers. The verifier of Linux
-	 * 6.1 and later takes these for numbers of any value and accepts that. Saves 1; costs 2 for
-	 * a frame that is not IP.
+	 * 6.1 and later takes these for numbers of any value and accepts that. Saves 1; costs 2
+	 * or 3 for a frame that is not IP.
 	 */
 	VERIFIER_KNOWS(len);
 	frame.len_bytes = len;
@@ -59,7 +59,7 @@ static __always_inline bool frame_has(const struct frame *frame, const void *byt
 }
 
 /* The bytes of a frame in all of its buffers. */
-static __always_inline __u32 len_of_buffers(struct xdp_md *ctx)
+static __always_inline __u64 len_of_buffers(struct xdp_md *ctx)
 {
 	struct frame frame = frame_of(ctx);
 
@@ -79,9 +79,9 @@ static __always_inline bool is_vlan_tag(__be16 ethertype)
 	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
 }
 
-/* Returns the offset of the payload of the link layer and its tags, or -1 if the tags are truncated.
- * The frame has an Ethernet header. Sets *ethertype to the payload's type and *vlan_id to the id of
- * the outer tag, or 0.
+/* Returns the offset of the payload of Ethernet and its tags, or -1 if the tags are truncated. The
+ * frame has an Ethernet header. Sets *ethertype to the payload's type and *vlan_id to the id of the
+ * outer tag, or 0.
  */
 static __always_inline int parse_tags(const struct frame *frame, __be16 *ethertype, __u32 *vlan_id)
 {

@@ -8,6 +8,7 @@
 
 #include <linux/ip.h>
 
+#include "find_ip.h"
 #include "frame.h"
 #include "hash.h"
 #include "parse_ipv6.h"
@@ -18,15 +19,15 @@
 /* The first byte of a header of IPv4: version 4, and 5 to 15 words. */
 #define MIN_IPV4_START 0x45
 #define MAX_IPV4_START 0x4f
-#define IP_OFFSET_MASK 0x7f /* for the verifier: the headers before IP are shorter */
 
 static __always_inline __u64 hash_ipv4_addresses(const struct iphdr *ip)
 {
 	return hash_pair(ip->saddr, ip->daddr, HASH_KEY_ADDRESSES);
 }
 
-static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, __u32 kind,
-				      struct packet *packet)
+/* Parses the packet of IPv4 at `offset`, which ends before `end`. */
+static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, __u32 end,
+				      __u32 kind, struct packet *packet)
 {
 	const struct iphdr *ip = frame_at(frame, offset);
 	__u32 header_len, total_len;
@@ -43,7 +44,14 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, _
 	packet->kind = kind | FAMILY_IPV4 << 8 | ip->protocol;
 	header_len = (start & 0xf) * 4;
 	total_len = bpf_ntohs(ip->tot_len);
-	if (total_len < header_len || offset + total_len > frame->len_bytes)
+	if (unlikely(total_len < header_len)) {
+		if (total_len || !is_big_frame(frame) || !has_big_packets(protocol))
+			return -1;
+		total_len = end - offset;
+		if (total_len < header_len)
+			return -1;
+	}
+	if (offset + total_len > end)
 		return -1;
 	packet->addresses = hash_ipv4_addresses(ip);
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET_MASK)) {
@@ -54,48 +62,44 @@ static __always_inline int parse_ipv4(const struct frame *frame, __u32 offset, _
 			       protocol, packet);
 }
 
-/* The ethertype of the version in the header of IP at `offset`, or 0. */
-static __always_inline __be16 ethertype_of_version(const struct frame *frame, __u32 offset)
+static __always_inline int parse_frame(const struct frame *frame, struct packet *packet,
+				       __u64 place)
 {
-	const __u8 *header = frame_at(frame, offset);
-
-	if (!frame_has(frame, header, sizeof(*header)))
-		return 0;
-	if (*header >> 4 == 4)
-		return bpf_htons(ETH_P_IP);
-	return *header >> 4 == 6 ? bpf_htons(ETH_P_IPV6) : 0;
-}
-
-static __always_inline int parse_frame(const struct frame *frame, struct packet *packet)
-{
+	__u32 vlan_id, end = frame->len_bytes;
 	__be16 ethertype;
-	__u32 vlan_id = 0;
-	int offset = 0;
+	int offset;
 
 	packet->len_bytes = frame->len_bytes;
-	if (config.link_layer == LINK_LAYER_ETHERNET) {
-		if (!frame_has(frame, frame_at(frame, 0), sizeof(struct ethhdr)))
+	if (likely(!place)) {
+		if (!frame_has(frame, frame->data, sizeof(struct ethhdr)))
 			return -1;
 		offset = parse_tags(frame, &ethertype, &vlan_id);
 		if (offset < 0)
 			return -1;
 	} else {
-		ethertype = ethertype_of_version(frame, offset);
+		offset = PLACE_OFFSET(place);
+		vlan_id = PLACE_VLAN_ID(place);
+		ethertype = bpf_htons(PLACE_VERSION(place) == 6 ? ETH_P_IPV6 : ETH_P_IP);
+		if (PLACE_END(place) > end)
+			return -1;
+		if (PLACE_END(place))
+			end = PLACE_END(place);
 	}
 	packet->ip_offset = offset;
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return parse_ipv4(frame, offset, vlan_id << 16, packet);
+		return parse_ipv4(frame, offset, end, vlan_id << 16, packet);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(frame, offset, vlan_id << 16, packet);
+		return parse_ipv6(frame, offset, end, vlan_id << 16, packet);
 	return -1;
 }
 
-/* Parses a frame into a zeroed packet. All headers have to be in the first buffer of the frame.
- * Lengths in them may include the next `beyond_bytes` bytes, which are in further buffers. Returns
- * 0, or -1 if the frame is not IP, truncated or malformed. Then the cell says as much as could be
- * read. A global function, so that the verifier follows it once and not once per path to it.
+/* Parses a frame into a zeroed packet, in which IP is at a place of find_ip(), or with 0 after
+ * Ethernet and its tags. All headers have to be in the first buffer of the frame. Lengths in them
+ * may include the next `beyond_bytes` bytes, which are in further buffers. Returns 0, or -1 if the
+ * frame is not IP, truncated or malformed. Then the cell says as much as could be read. A global
+ * function, so that the verifier follows it once and not once per path to it.
  */
-__noinline int parse_any(struct xdp_md *ctx, struct packet *packet, __u32 beyond_bytes)
+__noinline int parse_any(struct xdp_md *ctx, struct packet *packet, __u64 place, __u32 beyond_bytes)
 {
 	struct frame frame;
 
@@ -103,8 +107,8 @@ __noinline int parse_any(struct xdp_md *ctx, struct packet *packet, __u32 beyond
 		return -1;
 	frame = frame_of(ctx);
 	frame.len_bytes += beyond_bytes;
-	if (parse_frame(&frame, packet)) {
-		KEEP_BRANCH(); /* 7: clang would set the result before each condition */
+	if (parse_frame(&frame, packet, place)) {
+		KEEP_BRANCH(); /* 7 to 16: clang would set the result before each condition */
 		return -1;
 	}
 	return 0;

@@ -56,6 +56,7 @@ static const struct extension_size {
 };
 
 #define EXTENSION_SIZE_MASK 0xffc
+#define KIND_IS_BIG (1U << 31) /* the sign, which costs least to test */
 
 /* The result of a walk over extension headers, in one register. With a pointer to a result, or to a
  * struct frame, all packets would keep these on the stack.
@@ -104,11 +105,18 @@ static __always_inline __u64 hash_ipv6_addresses(const struct ipv6hdr *ip)
 	       hash_pair(source[3], destination[3], HASH_KEY_ADDRESSES + 6);
 }
 
-static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, __u32 kind,
-				      struct packet *packet)
+/* Whether this header or one after it may be TCP or UDP. */
+static __always_inline bool may_have_big_packets(__u8 header)
+{
+	return extension_kinds[header] || has_big_packets(protocol_of_ipv6(header));
+}
+
+/* Parses the packet of IPv6 at `offset`, which ends before `limit`. */
+static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, __u32 limit,
+				      __u32 kind, struct packet *packet)
 {
 	const struct ipv6hdr *ip = frame_at(frame, offset);
-	__u32 end;
+	__u32 len, end;
 	int header;
 
 	packet->cell = protocol_cell(FAMILY_IPV6, PROTOCOL_OTHER);
@@ -117,11 +125,18 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, _
 	packet->addresses = hash_ipv6_addresses(ip);
 	header = ip->nexthdr;
 	offset += sizeof(*ip);
-	end = offset + bpf_ntohs(ip->payload_len);
-	if (!ip->payload_len && header == IPPROTO_HOPOPTS)
-		end = frame->len_bytes; /* a jumbogram, RFC 2675 */
+	len = bpf_ntohs(ip->payload_len);
+	end = offset + len;
+	if (unlikely(!len)) {
+		if (header == IPPROTO_HOPOPTS) { /* a jumbogram, RFC 2675 */
+			end = limit;
+		} else if (is_big_frame(frame) && may_have_big_packets(header)) {
+			end = limit;
+			kind |= KIND_IS_BIG;
+		}
+	}
 	packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
-	if (end > frame->len_bytes)
+	if (end > limit)
 		return -1;
 	if (extension_kinds[header & 0xff]) {
 		int walk = parse_ipv6_extensions(frame->data, frame->data_end, offset, end, header);
@@ -132,6 +147,11 @@ static __always_inline int parse_ipv6(const struct frame *frame, __u32 offset, _
 		offset = WALK_OFFSET(walk);
 		packet->is_fragment = WALK_IS_FRAGMENT(walk);
 		packet->cell = protocol_cell(FAMILY_IPV6, protocol_of_ipv6(header));
+	}
+	if (unlikely((__s32)kind < 0)) {
+		if (!has_big_packets(protocol_of_ipv6(header)))
+			return -1;
+		kind &= ~KIND_IS_BIG;
 	}
 	packet->kind = kind | FAMILY_IPV6 << 8 | header;
 	if (packet->is_fragment)

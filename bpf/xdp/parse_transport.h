@@ -17,6 +17,7 @@
 #define IPV6_ECHO_REQUEST 128
 #define IPV6_ECHO_REPLY 129
 #define MIN_TRANSPORT_HEADER 8
+#define MAX_IP_LEN 0xffff
 
 /* <linux/icmp.h> needs a C library. The first 8 bytes of ICMPv6 are the same. */
 struct icmp_header {
@@ -49,6 +50,19 @@ static __always_inline __u8 protocol_of_ipv6(int header)
 	if (header == IPPROTO_ICMP)
 		return PROTOCOL_OTHER;
 	return protocols[header & 0xff];
+}
+
+/* Linux merges packets to more than the length in the header of IP can say. That length is 0 then:
+ * the packet ends with its frame.
+ */
+static __always_inline bool is_big_frame(const struct frame *frame)
+{
+	return frame->len_bytes > MAX_IP_LEN;
+}
+
+static __always_inline bool has_big_packets(__u8 protocol)
+{
+	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP;
 }
 
 static __always_inline bool is_icmp_echo(enum family family, __u8 type)
@@ -93,7 +107,6 @@ static __always_inline int parse_transport(const struct frame *frame, __u32 offs
 {
 	const void *header = frame_at(frame, offset);
 
-	packet->cell = protocol_cell(family, protocol);
 	if (protocol == PROTOCOL_OTHER)
 		return 0;
 	if (!has_header(frame, header, len, MIN_TRANSPORT_HEADER))

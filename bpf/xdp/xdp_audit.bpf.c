@@ -36,7 +36,7 @@ static __always_inline __u32 packet_len(struct packet_state *state, const struct
 
 /* Counts a packet that has no flow. */
 static __always_inline void count_without_flow(struct packet_state *state,
-					       const struct packet *packet, __u32 len_bytes,
+					       const struct packet *packet, __u64 len_bytes,
 					       enum outcome outcome)
 {
 	struct protocol_counters *cells = cells_of(state->counters, packet->cell);
@@ -68,7 +68,7 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 					   OUTCOME_UNPARSED);
 			return XDP_PASS;
 		}
-		if (parse_slow(state.ctx, &packet)) {
+		if (parse_slow(state.ctx, &packet, error)) {
 			count_without_flow(&state, &packet, packet.len_bytes, OUTCOME_UNPARSED);
 			return XDP_PASS;
 		}
