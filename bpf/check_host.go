@@ -18,8 +18,9 @@ import (
 
 // hostFindings returns the facts of the machine, in the order of the table.
 func (c *checker) hostFindings() []Finding {
+	refusal := checkBPF()
 	findings := []Finding{
-		kernelFinding(), btfFinding(), capabilitiesFinding(), namespaceFinding(), seccompFinding(), bpfFinding(), c.ringsFinding(),
+		kernelFinding(refusal != nil), btfFinding(), capabilitiesFinding(), namespaceFinding(), seccompFinding(), bpfFinding(refusal), c.ringsFinding(),
 		lockdownFinding(), jitFinding(), clockFinding(), c.memoryFinding(), memlockFinding(), c.filesFinding(),
 	}
 	if c.config.PinPath != "" {
@@ -37,32 +38,34 @@ func readWord(path string) string {
 	return strings.TrimSpace(string(text))
 }
 
-func kernelFinding() Finding {
+// kernelFinding says whether the kernel is new enough, unless bpf(2) is refused for another reason.
+func kernelFinding(isRefused bool) Finding {
 	release := kernelRelease()
 	f := Finding{Name: "kernel", State: FindingOK, Value: release + " " + runtime.GOARCH, Meaning: "it has the instructions that the program needs"}
-	if err := probeCompareAndSwap(); err != nil {
+	err := probeCompareAndSwap()
+	switch {
+	case err == nil:
+	case isRefused || explainProbe(err, release) == nil:
 		f.State, f.Meaning = FindingUnknown, "the program needs Linux 5.12 or later, on arm64 5.18 or later"
-		if err := explainProbe(err, release); err != nil {
-			f.State, f.Meaning = FindingFailure, err.Error()
-		}
+	default:
+		f.State, f.Meaning = FindingFailure, explainProbe(err, release).Error()
 	}
 	return f
 }
 
 func btfFinding() Finding {
-	const path = "/sys/kernel/btf/vmlinux"
-	if _, err := os.Stat(path); err != nil {
-		return Finding{
-			Name: "btf", State: FindingWarning, Value: "none", Meaning: "the program does without the functions of the kernel that need it",
-			Remedy: "use a kernel with CONFIG_DEBUG_INFO_BTF",
-		}
+	f := Finding{Name: "btf", State: FindingOK, Value: "/sys/kernel/btf/vmlinux", Meaning: "the exporter does not need it"}
+	if _, err := os.Stat(f.Value); err != nil {
+		f.Value = "none"
 	}
-	return Finding{Name: "btf", State: FindingOK, Value: path, Meaning: "the kernel describes its types"}
+	return f
 }
 
 func capabilitiesFinding() Finding {
 	f := Finding{Name: "capabilities", State: FindingOK, Value: "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN", Meaning: "the program can be loaded and attached"}
-	if err := checkCapabilities(); err != nil {
+	if readWord("/proc/self/status") == "" {
+		f.State, f.Value, f.Meaning = FindingUnknown, "not known", "the program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+	} else if err := checkCapabilities(); err != nil {
 		f.State, f.Value, f.Meaning = FindingFailure, fmt.Sprint("user ", os.Geteuid()), err.Error()
 	}
 	return f
@@ -73,40 +76,28 @@ const initialUserNamespace = 0xEFFFFFFD
 
 func namespaceFinding() Finding {
 	f := Finding{Name: "user namespace", State: FindingOK, Value: "initial", Meaning: "capabilities have their full meaning"}
-	var stat unix.Stat_t
-	switch err := unix.Stat("/proc/self/ns/user", &stat); {
-	case err != nil:
-		f.State, f.Value, f.Meaning = FindingUnknown, "not known: "+err.Error(), "bpf(2) needs capabilities of the initial one"
-	case stat.Ino != initialUserNamespace:
-		f.State, f.Value, f.Meaning = FindingFailure, fmt.Sprint(stat.Ino), "bpf(2) needs capabilities of the initial user namespace"
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		f.State, f.Value, f.Meaning = FindingUnknown, "not known", "bpf(2) needs capabilities of the initial one"
+	} else if isInUserNamespace() {
+		f.State, f.Value, f.Meaning = FindingFailure, "another", "bpf(2) needs capabilities of the initial user namespace"
 		f.Remedy = "start the exporter outside of the user namespace"
 	}
 	return f
 }
 
 func seccompFinding() Finding {
-	f := Finding{Name: "seccomp", State: FindingOK, Value: "off", Meaning: "no filter of system calls is in the way"}
-	_, rest, isKnown := strings.Cut(readWord("/proc/self/status"), "Seccomp:")
-	mode, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
-	switch {
-	case !isKnown:
-		f.State, f.Value, f.Meaning = FindingUnknown, "not known", "a filter must allow bpf(2) and perf_event_open(2)"
-	case mode != "0":
-		f.Value, f.Meaning = "a filter is in force", "it must allow bpf(2) and perf_event_open(2)"
+	if hasSeccompFilter() {
+		return Finding{Name: "seccomp", State: FindingOK, Value: "a filter is in force", Meaning: "it must allow bpf(2) and perf_event_open(2)"}
 	}
-	return f
+	return Finding{Name: "seccomp", State: FindingOK, Value: "off", Meaning: "no filter of system calls is in the way"}
 }
 
-// bpfFinding creates the smallest map.
-func bpfFinding() Finding {
-	f := Finding{Name: "bpf", State: FindingOK, Value: "allowed", Meaning: "the kernel creates maps for this process"}
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+// bpfFinding is about the error of checkBPF.
+func bpfFinding(err error) Finding {
 	if err != nil {
-		f.State, f.Value, f.Meaning = FindingFailure, rootCause(err).Error(), explainMap("check", 1, err).Error()
-		return f
+		return Finding{Name: "bpf", State: FindingFailure, Value: rootCause(err).Error(), Meaning: err.Error()}
 	}
-	m.Close()
-	return f
+	return Finding{Name: "bpf", State: FindingOK, Value: "allowed", Meaning: "the kernel creates maps for this process"}
 }
 
 // ringsFinding opens a perf event on each CPU, as the rings do.
@@ -179,6 +170,9 @@ func (c *checker) memoryFinding() Finding {
 	available, of := availableBytes()
 	f.Value = fmt.Sprintf("%d MiB needed", needed>>20+1)
 	switch {
+	case needed == 0:
+		f.State, f.Value, f.Meaning = FindingUnknown, "not known", "it depends on the number of CPUs"
+		return f
 	case available == 0:
 		f.State, f.Meaning = FindingUnknown, "the available memory is not known"
 		return f

@@ -65,12 +65,8 @@ func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath s
 		return fmt.Errorf("attaching to device %s: %s: %w", d.name, cause, err)
 	}
 	if !netdev.Exists(d.ifindex) {
-		level := slog.LevelInfo
-		if d.isNamed {
-			level = slog.LevelWarn
-		}
-		return &absentError{fmt.Errorf("device %s vanished while it was being attached; --audit.follow attaches it when it is back: %w",
-			d.name, err), level}
+		return &absentError{fmt.Errorf("device %s vanished while it was being attached: use --audit.follow to attach it when it is back: %w",
+			d.name, err), slog.LevelWarn}
 	}
 	driver := d.driver
 	if driver == "" {

@@ -240,30 +240,6 @@ func TestRoomForDevices(t *testing.T) {
 	e.expectStopped()
 }
 
-// A device that vanishes while it is being attached is waited for, and nothing else is said of it.
-func TestADeviceThatVanishesIsNotBlamed(t *testing.T) {
-	l := newLab(t)
-	e := l.startExporter("--audit.device=flap*", "--audit.follow")
-	l.poll(func() error {
-		err := l.audited.Namespace.Do(func() error {
-			pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "flappeer"}
-			pair.Name = "flap0"
-			return errors.Join(netlink.LinkAdd(pair), netlink.LinkDel(pair))
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e.logged("waiting for a device", "flap0 vanished") == 0 {
-			return errors.New("no attempt has missed the device")
-		}
-		return nil
-	})
-	if e.logged("level=ERROR") > 0 || e.logged("MTU") > 0 {
-		t.Errorf("the device is blamed:\n%s", &e.stderr)
-	}
-	e.expectStopped()
-}
-
 // With --audit.follow the exporter waits for its first device.
 func TestAbsentDevicesMayCome(t *testing.T) {
 	l := newLab(t)

@@ -67,7 +67,7 @@ func check(ctx context.Context, o *options, process Process) error {
 		return ctx.Err()
 	}
 	if invalid == nil { // otherwise that is the error of the audit as well
-		r.fail(found.Err)
+		r.fail(o.nameFlag(found.Err))
 	}
 	r.Host = findingsOf(found.Host)
 	for i := range found.Devices {

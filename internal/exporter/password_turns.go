@@ -20,8 +20,8 @@ import (
 // comparison of each other host.
 type passwordTurns struct {
 	mu      sync.Mutex
-	current *hostTurns   // whose turn it is; nil for none
-	waiting []*hostTurns // the others, in the order of their turns; none is empty
+	isTaken bool
+	waiting []*hostTurns // in the order of their turns; none is empty
 }
 
 // hostTurns has the waiting requests of a host, in the order of their arrival. A channel is closed
@@ -72,8 +72,8 @@ func (t *passwordTurns) wrap(toolkit http.Handler) http.Handler {
 // is that of the context.
 func (t *passwordTurns) begin(ctx context.Context, host netip.Prefix) error {
 	t.mu.Lock()
-	if t.current == nil {
-		t.current = &hostTurns{host: host}
+	if !t.isTaken {
+		t.isTaken = true
 		t.mu.Unlock()
 		return nil
 	}
@@ -100,18 +100,18 @@ func (t *passwordTurns) end() {
 	t.next()
 }
 
-// next is end. A host that has had its turn is the last in the order. t.mu is held.
+// next is end. t.mu is held.
 func (t *passwordTurns) next() {
-	if len(t.current.requests) > 0 {
-		t.waiting = append(t.waiting, t.current)
-	}
-	t.current = nil
-	if len(t.waiting) == 0 {
+	t.isTaken = len(t.waiting) > 0
+	if !t.isTaken {
 		return
 	}
-	t.current, t.waiting = t.waiting[0], t.waiting[1:]
-	close(t.current.requests[0])
-	t.current.requests = t.current.requests[1:]
+	queue := t.waiting[0]
+	t.waiting = t.waiting[1:]
+	close(queue.requests[0])
+	if queue.requests = queue.requests[1:]; len(queue.requests) > 0 {
+		t.waiting = append(t.waiting, queue)
+	}
 }
 
 // leave removes a request that waits, or ends the turn that it has been given.
@@ -129,9 +129,6 @@ func (t *passwordTurns) leave(host netip.Prefix, turn chan struct{}) {
 
 // queueOf returns the waiting requests of a host, or nil. t.mu is held.
 func (t *passwordTurns) queueOf(host netip.Prefix) *hostTurns {
-	if t.current.host == host {
-		return t.current
-	}
 	i := slices.IndexFunc(t.waiting, func(queue *hostTurns) bool { return queue.host == host })
 	if i < 0 {
 		return nil
