@@ -3,7 +3,11 @@
 
 package bpf
 
-import "github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+import (
+	"errors"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
 
 // maxPause is the largest number of resyncs from one attempt to attach a device to the next. In an
 // attempt the kernel verifies and compiles the whole program.
@@ -16,17 +20,20 @@ type backoff struct {
 	refusal string        // of the last attempt; empty if it succeeded
 	pause   int           // resyncs from the last attempt to the next, if that was refused
 	waited  int           // of these
+
+	lacksIndex bool // the refusal cost no attempt: the device got no index
 }
 
-// isDue reports whether the device is to be tried, and counts the resync. A device is tried at once
-// if it was not refused, or has changed since. Otherwise it is tried at resyncs: at each one if it
-// was up once or if its XDP program differs, as it does when another's program leaves the device, and
-// else after a pause that each attempt doubles. The program alone does not count as a change,
-// because each attempt may change the program.
+// isDue reports whether the device is to be tried, and counts the resync. A device is tried at
+// once if it was not refused, or only for the lack of an index, or has changed since. Otherwise
+// it is tried at resyncs: at each one if it was up once or if its XDP program differs, as it
+// does when another's program leaves the device, and else after a pause that each attempt
+// doubles. The program alone does not count as a change, because each attempt may change the
+// program.
 func (b *backoff) isDue(now netdev.Device, isResync, wasUp bool) bool {
 	same := now
 	same.XDP, same.Program = b.tried.XDP, b.tried.Program
-	if b.refusal == "" || same != b.tried {
+	if b.refusal == "" || b.lacksIndex || same != b.tried {
 		return true
 	}
 	if !isResync {
@@ -47,6 +54,6 @@ func (b *backoff) failed(tried netdev.Device, err error) (isNews bool) {
 		pause = min(2*b.pause, maxPause)
 	}
 	isNews = b.refusal != err.Error()
-	*b = backoff{tried: tried, refusal: err.Error(), pause: pause}
+	*b = backoff{tried: tried, refusal: err.Error(), pause: pause, lacksIndex: errors.Is(err, errNoIndex)}
 	return isNews
 }
