@@ -29,7 +29,7 @@ func (s *deviceSet) changeMode(d *device, h *preparedHook) error {
 	p := h.link.program()
 	if p != nil {
 		defer func() { s.closeProgram(d, p) }()
-	} else if h.identity == nil && !(s.isStarting && s.isReplacingMaps) {
+	} else if h.identity == nil && (!s.isStarting || !s.isReplacingMaps) {
 		p = h.program
 	}
 	if p == nil && h.mode != "" {

@@ -51,7 +51,10 @@ var supported = []group{
 	{"events", e2eTests, []string{"TestHangupReopensTheTrail"}},
 	{"check", e2eTests, []string{"TestCheckInJSON", "TestCheckWithoutPrivilege"}},
 	{"hotplug", e2eTests, []string{"TestACPUGoesAndComesBack"}},
-	{"restart", e2eTests, []string{"TestRestartsLoseNothing", "TestUpgrade"}},
+	{"restart", e2eTests, []string{
+		"TestRestartsLoseNothing", "TestUpgrade", "TestWantedDevicesKeepTheirIndices", "TestAStartThatFailsLateKeepsTheNewMode",
+		"TestAStartThatFailsLateReturnsItsIndex", "TestSIGTERMDuringACommit",
+	}},
 	{"follow", e2eTests, []string{"TestAGlobIsFollowed", "TestAbsentDevicesMayCome", "TestStateAndMTUChange", "TestAnAlternativeNameIsFollowed"}},
 	{"privileges", e2eTests, []string{
 		"TestNoPrivilegeAfterStart", "TestAttacksFromInside", "TestMissingPrivilegeIsRefused", "TestThreeCapabilitiesAreEnough",
@@ -60,7 +63,10 @@ var supported = []group{
 }
 
 // since62 are the tests that need Linux 6.2. Before, a device that is up cannot be renamed.
-var since62 = []group{{"rename", e2eTests, []string{"TestARenamedDevice", "TestARenamedDeviceWithAnAlternativeName"}}}
+var since62 = []group{
+	{"rename", e2eTests, []string{"TestARenamedDevice", "TestARenamedDeviceWithAnAlternativeName"}},
+	{"random restart", e2eTests, []string{"TestRandomRestartsOverAFullPool"}},
+}
 
 // refused are the tests for a kernel that cannot run the exporter.
 var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
