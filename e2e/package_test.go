@@ -181,6 +181,24 @@ func testUnitNeedsWhatItKeeps(t *testing.T, deb string) {
 			}
 		})
 	}
+	t.Run("nothing is refused", func(t *testing.T) {
+		if err := os.WriteFile(filepath.Join(dropIns, "test.conf"), []byte("[Service]\nStandardError=truncate:/run/log.txt\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h.run("systemctl", "daemon-reload")
+		h.run("systemctl", "start", unit)
+		log := ""
+		l.poll(func() error {
+			if log = h.run("cat", "/run/log.txt"); !strings.Contains(log, "Listening on") {
+				return errors.New("the exporter does not listen yet")
+			}
+			return nil
+		})
+		if strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
+			t.Errorf("the log complains:\n%s", log)
+		}
+		h.run("systemctl", "stop", unit)
+	})
 }
 
 // testSysAdmin adds CAP_SYS_ADMIN to the unit, as kernels with a high kernel.perf_event_paranoid
