@@ -49,7 +49,7 @@ func (l *lab) createMany(prefix string, devices int) {
 func TestSIGTERMDuringACommit(t *testing.T) {
 	devices := 40
 	if testing.Short() {
-		devices = 10
+		devices = 4
 	}
 	l := newLab(t)
 	folder := l.mountBPF(0)
