@@ -130,11 +130,7 @@ func (t *auditMaps) replacePins(p *pins, logger *slog.Logger) error {
 	replacing := t.replacing
 	t.replacing = nil
 	logger.Warn("Pinned maps do not fit and are replaced: all counters and baselines start from zero", "path", p.path, "differs", replacing.differs)
-	err := p.removeMaps()
-	if err == nil {
-		err = p.pinMaps(replacing.maps, replacing.layout)
-	}
-	return errors.Join(err, replacing.layout.Close())
+	return errors.Join(p.replaceMaps(replacing.maps, replacing.layout), replacing.layout.Close())
 }
 
 func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {

@@ -21,6 +21,7 @@ import (
 const (
 	mapPinPrefix  = "map_"
 	linkPinPrefix = "link_"
+	newPinPrefix  = "new_" // of maps that are about to replace others
 )
 
 // pins is a directory in a bpf file system that this process has locked.
@@ -50,6 +51,7 @@ func openPins(path string) (*pins, error) {
 		directory.Close()
 		return nil, err
 	}
+	_ = p.removeNewMaps() // of a process that was killed; what is left does no harm
 	return p, nil
 }
 
@@ -183,6 +185,37 @@ func (p *pins) removeMaps() error {
 	return nil
 }
 
+// replaceMaps replaces the pinned maps and their layout. What may fail precedes the end of the old
+// pins: the new maps are pinned beside the old ones, and renamed.
+func (p *pins) replaceMaps(maps map[string]*ebpf.Map, layout *ebpf.Map) error {
+	err := p.removeNewMaps()
+	pin := func(name string, m *ebpf.Map) {
+		if err == nil {
+			err = m.Pin(filepath.Join(p.path, newPinPrefix+name))
+		}
+	}
+	for name, m := range maps {
+		pin(name, m)
+	}
+	if pin(layoutName, layout); err != nil {
+		return errors.Join(explainPin(p.path, err), p.removeNewMaps())
+	}
+	if err := p.removeMaps(); err != nil {
+		return errors.Join(err, p.removeNewMaps())
+	}
+	return p.pinMaps(maps, layout)
+}
+
+// removeNewMaps removes the pins of maps that have not replaced others.
+func (p *pins) removeNewMaps() error {
+	names, err := p.names(newPinPrefix)
+	errs := []error{err}
+	for _, name := range names {
+		errs = append(errs, p.remove(name))
+	}
+	return errors.Join(errs...)
+}
+
 // discardNew removes the pins that a failed start has created, and the directory if it is empty
 // then. New maps stay pinned if hooks of an earlier process count in them by now. A hook whose pin
 // cannot be removed is detached.
@@ -204,7 +237,7 @@ func (p *pins) discardNew() error {
 	return errors.Join(errs...)
 }
 
-// pinMaps pins maps, and then their layout. No maps may be pinned before.
+// pinMaps pins maps, and then their layout. No maps may have these pins.
 func (p *pins) pinMaps(maps map[string]*ebpf.Map, layout *ebpf.Map) error {
 	p.isNew = true
 	for name, m := range maps {
