@@ -98,8 +98,8 @@ func onlineCPUs(possible int) (online []int, err error) {
 	return online, nil
 }
 
-// openPerfEvent opens a perf event like that of a ring, and closes it. The error is ENODEV for a CPU
-// that is offline.
+// openPerfEvent opens a perf event like that of a ring, and closes it. The error is ENODEV for a
+// CPU that is offline.
 func openPerfEvent(cpu int) error {
 	event := unix.PerfEventAttr{
 		Type: unix.PERF_TYPE_SOFTWARE, Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
