@@ -32,7 +32,7 @@ func (s *deviceSet) changeMode(d *device, h *preparedHook) error {
 	} else if h.identity == nil && (!s.isStarting || !s.isReplacingMaps) {
 		p = h.program
 	}
-	if p == nil && h.mode != "" {
+	if p == nil {
 		s.logger.Warn("Hook keeps its mode: its program cannot move to another mode without CAP_SYS_ADMIN: restart to change the mode",
 			"device", d.name, "mode", h.mode, "wanted", s.config.Mode)
 		return nil
@@ -56,17 +56,13 @@ func (s *deviceSet) reattach(d *device, h *preparedHook, p, old *loadedProgram, 
 		h.link, h.mode, h.attached = l, mode, p.id
 		return s.kernel.pin(l, d.ifindex, false)
 	}
-	if before == "" {
-		return err
-	}
-	if l, failure := s.kernel.attach(old, d.ifindex, before); failure == nil {
-		h.link, h.attached = l, old.id
-		failure = s.kernel.pin(l, d.ifindex, false)
-		s.logger.Info("Hook restored as it was", "device", d.name, "mode", before)
-		return errors.Join(err, failure)
-	} else {
+	l, failure := s.kernel.attach(old, d.ifindex, before)
+	if failure != nil {
 		return errors.Join(err, fmt.Errorf("device %s is no longer audited in mode %s as before: %w", d.name, before, failure))
 	}
+	h.link, h.attached = l, old.id
+	s.logger.Info("Hook restored as it was", "device", d.name, "mode", before)
+	return errors.Join(err, s.kernel.pin(l, d.ifindex, false))
 }
 
 func (s *deviceSet) closeProgram(d *device, p *loadedProgram) {
