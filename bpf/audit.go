@@ -49,9 +49,10 @@ func Open(config Config, logger *slog.Logger) (*Audit, error) {
 }
 
 // Prepare does the part of Open that may fail, for a caller whose own start may fail afterwards. It
-// changes no hook, counter or baseline of a pinned audit, except that devices which are in both
-// audits run the new program. The start ends with [Audit.Commit], or with [Audit.Abandon] if it has
-// failed. If the context ends before all devices are attached, the error wraps that of the context.
+// changes no hook, counter or baseline of a pinned audit, except that hooks on devices which are in
+// both audits get the new mode, and the new program if that counts in the same maps. The start ends
+// with [Audit.Commit], or with [Audit.Abandon] if it has failed. If the context ends before all
+// devices are attached, the error wraps that of the context.
 func Prepare(ctx context.Context, config Config, logger *slog.Logger) (audit *Audit, err error) {
 	config, devices, err := config.resolve(logger)
 	if err != nil {
