@@ -108,7 +108,7 @@ type Config struct {
 	Calibrate float64
 
 	Flows     uint32 // slots of the flow table, rounded up to a power of two
-	EventRate uint32 // maximum number of perf events per second and CPU; 0 sends none, without rings
+	EventRate uint32 // maximum number of perf events per second and CPU; 0 opens no rings
 
 	// Watches is the number of the busiest flows whose deltas are recorded for Audit.Watch. With
 	// 0, no deltas are recorded.

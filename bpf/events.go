@@ -49,7 +49,7 @@ type eventReader struct {
 	// counting is held while an event is counted in the device table, and while the rings are
 	// reopened.
 	counting sync.Mutex
-	reader   *perf.Reader  // replaced by ReadEvents only, while it holds counting; nil without rings
+	reader   *perf.Reader  // nil without rings; replaced by ReadEvents only, which holds counting
 	isClosed bool          // the device table may be unmapped and the maps closed
 	closed   chan struct{} // closed with isClosed
 }

@@ -52,7 +52,7 @@ func TestRingsWithAFalseListOfCPUs(t *testing.T) {
 	cpus := twoCPUs(t)
 	for _, list := range []string{"1\n", "0\n", "0-1023\n", ""} {
 		config := testConfig()
-		config.Threshold, config.Calibrate, config.EventRate = 0, 0, MaxEventRate // each scored packet
+		config.Threshold, config.Calibrate, config.EventRate = 0, 0, MaxEventRate
 		var audit *Audit
 		var err error
 		withFile(t, "/sys/devices/system/cpu/online", list, func() {
