@@ -71,17 +71,16 @@ func TestRingsWithAFalseListOfCPUs(t *testing.T) {
 			done := make(chan error)
 			go func() {
 				runtime.LockOSThread()
-				done <- moveTo(cpu)
+				err := moveTo(cpu)
 				for range flags {
 					now += 1_500_000
 					run(t, p.program(0), udpFrame(), now, 1)
 				}
-				close(done)
+				done <- err
 			}()
 			if err := <-done; err != nil {
 				t.Fatal(err)
 			}
-			<-done
 		}
 		fates := p.Counters()[0].Fates
 		if events := p.readAll(t); len(events) != len(cpus)*flags || fates[FateSent] != uint64(len(cpus)*flags) {
