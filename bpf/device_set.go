@@ -67,6 +67,11 @@ type deviceSet struct {
 	gone           []*device       // matched a glob, have vanished and still have their index
 	noIndex        map[string]bool // names of devices that get no index
 	unclaimedLinks map[int]xdpLink // hooks without a device, by the index of the network device
+
+	// What follows is used in changes only.
+	resyncs          int
+	retries          map[string]backoff // of forgotten devices without an index
+	isNoRoomReported bool               // since there was room
 }
 
 // device is one audited device. It keeps its program while it has no link, to attach it again.
@@ -102,7 +107,7 @@ func (d *device) isCounted() bool { return d.program != nil && !d.isGone }
 // newDeviceSet returns a set without devices. Its kernel and its pool are set before the first
 // device appears.
 func newDeviceSet(config Config, logger *slog.Logger) *deviceSet {
-	s := &deviceSet{config: config, named: config.Devices, logger: logger, noIndex: map[string]bool{}, unclaimedLinks: map[int]xdpLink{}}
+	s := &deviceSet{config: config, named: config.Devices, logger: logger, noIndex: map[string]bool{}, retries: map[string]backoff{}, unclaimedLinks: map[int]xdpLink{}}
 	s.changed = sync.NewCond(&s.mu)
 	return s
 }
@@ -161,11 +166,12 @@ func (s *deviceSet) appeared(name string) (*device, error) {
 	}
 	d := &device{name: name, index: s.pool.table.find(name), isNamed: slices.Contains(s.named, name)}
 	if !d.hasIndex() && !d.isNamed && !s.hasRoom() {
-		isFirst := len(s.noIndex) == 0
+		isFirst := len(s.noIndex) == 0 && !s.isNoRoomReported
 		s.write(func() { s.noIndex[name] = true })
 		if !isFirst {
 			return nil, nil
 		}
+		s.isNoRoomReported = true
 		return nil, s.noRoom(name)
 	}
 	if !d.hasIndex() && d.isNamed && canHaveEntry(name) {
@@ -175,6 +181,8 @@ func (s *deviceSet) appeared(name string) (*device, error) {
 			}
 		}
 	}
+	d.retry = s.retries[name]
+	delete(s.retries, name)
 	s.write(func() {
 		delete(s.noIndex, name)
 		s.listed = append(s.listed, d)
@@ -237,23 +245,23 @@ func (s *deviceSet) hookLost(d *device, reason string) {
 // vanished notes that no network device has the name of the device any more.
 func (s *deviceSet) vanished(d *device) {
 	s.write(func() {
-		d.isGone, d.retry = true, backoff{}
+		d.isGone = true
+		d.retry.vanished()
 		if !d.isNamed {
 			s.forget(d)
 		}
 	})
-	if d.wasUp {
-		s.logger.Info("Device is gone", "device", d.name)
-	}
 }
 
-// forget removes a device from the list. It keeps its index until another device needs that. The
-// lock is held.
+// forget removes a device from the list. It keeps its index until another device needs that, and the
+// memory of its attempts until it may be tried as often as any other. The lock is held.
 func (s *deviceSet) forget(d *device) {
 	s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
 	if d.hasIndex() {
 		s.gone = append(s.gone, d)
 		s.pool.table.setGone(d.index, true)
+	} else if d.retry.atOnce > 0 {
+		s.retries[d.name] = d.retry
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -32,12 +33,16 @@ type fakeKernel struct {
 	lookUpError  error
 
 	loads, attachments int
-	lookUps            int // of one device each
-	programs           int // that are loaded and not closed
-	lastProgram        ebpf.ProgramID
-	owners             map[ebpf.ProgramID]deviceIdentity // the device that a program counts for
+	lookUps, lists     int // of one device each, and of all
 
-	onAttach           func()
+	changes     fakeSubscription
+	flags       net.Flags // of all devices
+	attempts    int       // to attach a program
+	programs    int       // that are loaded and not closed
+	lastProgram ebpf.ProgramID
+	owners      map[ebpf.ProgramID]deviceIdentity // the device that a program counts for
+
+	onAttach, onList   func()
 	onReplace          func()
 	isLoading, mayLoad chan struct{} // of the next program, if that is to wait
 }
@@ -61,7 +66,7 @@ func newFakeKernel() *fakeKernel {
 func (k *fakeKernel) list() []netdev.Device {
 	var devices []netdev.Device
 	for name, index := range k.devices {
-		d := netdev.Device{Name: name, Index: index}
+		d := netdev.Device{Name: name, Index: index, Flags: k.flags}
 		for alias, device := range k.aliases {
 			if device == name {
 				d.AltNames += alias + " "
@@ -122,6 +127,23 @@ func (k *fakeKernel) release(ifindex int, hook *fakeHook) {
 	}
 }
 
+func (k *fakeKernel) listDevices() ([]netdev.Device, error) {
+	k.lists++
+	if k.onList != nil {
+		k.onList()
+	}
+	return k.list(), nil
+}
+
+func (k *fakeKernel) subscribe() (subscription, error) { return k.changes, nil }
+
+// fakeSubscription reports changes, as if the kernel reported them all the time.
+type fakeSubscription chan struct{}
+
+func (s fakeSubscription) Changes() <-chan struct{} { return s }
+
+func (fakeSubscription) Close() {}
+
 func (k *fakeKernel) lookUp(indices ...int) ([]netdev.Device, error) {
 	if k.lookUpError != nil {
 		return nil, k.lookUpError
@@ -171,6 +193,7 @@ func (k *fakeKernel) unload(*loadedProgram) error {
 }
 
 func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, error) {
+	k.attempts++
 	isRefused := k.refusedModes[mode]
 	for name := range k.refused {
 		isRefused = isRefused || k.devices[name] == ifindex

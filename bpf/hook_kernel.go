@@ -18,6 +18,10 @@ import (
 // hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a
 // fake one.
 type hookKernel interface {
+	// listDevices lists the network devices.
+	listDevices() ([]netdev.Device, error)
+	// subscribe reports changes of network devices.
+	subscribe() (subscription, error)
 	// lookUp returns the network devices with these indices, in their order, and a zero device for
 	// an index that none has.
 	lookUp(indices ...int) ([]netdev.Device, error)
@@ -71,6 +75,10 @@ type kernelHooks struct {
 	config Config
 	pins   *pins // nil unless hooks are pinned
 }
+
+func (k *kernelHooks) listDevices() ([]netdev.Device, error) { return netdev.List() }
+
+func (k *kernelHooks) subscribe() (subscription, error) { return netdev.Subscribe() }
 
 func (k *kernelHooks) lookUp(indices ...int) ([]netdev.Device, error) {
 	return netdev.LookUp(indices...)

@@ -39,6 +39,10 @@ func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 // resync attaches devices that have appeared or are to be tried again, and then detaches the hooks
 // that no device has taken.
 func (s *deviceSet) resync(ctx context.Context, devices []netdev.Device, isRetry bool) {
+	if isRetry {
+		s.regain()
+		s.isNoRoomReported = s.isNoRoomReported && len(s.noIndex) > 0
+	}
 	s.logFailures(s.reconcile(ctx, devices, isRetry))
 	if ctx.Err() != nil || s.isStarting { // a start that fails leaves these hooks
 		return
@@ -97,8 +101,8 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 // device that has vanished is noted.
 func (s *deviceSet) detachStale(devices []netdev.Device) {
 	for _, d := range slices.Clone(s.listed) {
-		now := withName(d.name, devices)
-		if p := d.place(); d.link != nil && !p.isOn(now) {
+		now, wasUp := withName(d.name, devices), d.link != nil
+		if p := d.place(); wasUp && !p.isOn(now) {
 			holder := withIndex(d.ifindex, devices)
 			switch reason := p.whyDown(holder, nil); {
 			case s.config.Follow && holder.Name != d.name && holder.Holds(uint32(d.id)):
@@ -116,6 +120,27 @@ func (s *deviceSet) detachStale(devices []netdev.Device) {
 		wasHere := !d.isGone && d.retry.tried != netdev.Device{}
 		if s.config.Follow && now.Index == 0 && wasHere {
 			s.vanished(d)
+			if wasUp {
+				s.logger.Info("Device is gone", "device", d.name)
+			}
+		}
+	}
+}
+
+// regain notes a resync, and allows devices that change all the time one more attempt at once, if it
+// is time.
+func (s *deviceSet) regain() {
+	if s.resyncs++; s.resyncs%regainInterval != 0 {
+		return
+	}
+	for _, d := range slices.Concat(s.listed, s.gone) {
+		d.retry.regain()
+	}
+	for name, retry := range s.retries {
+		if retry.regain() {
+			delete(s.retries, name)
+		} else {
+			s.retries[name] = retry
 		}
 	}
 }
@@ -191,8 +216,8 @@ func (s *deviceSet) dropUnclaimedOn(ifindex int) {
 }
 
 // dropLink detaches a hook. It unpins the hook first: the kernel detaches at once with the last
-// descriptor, but some time after the last pin. If the pin cannot be removed, the next start removes
-// it.
+// descriptor, but some time after the last pin. If the pin cannot be removed, the next start
+// removes it.
 func (s *deviceSet) dropLink(l xdpLink, ifindex int) error {
 	err := s.kernel.unpin(ifindex)
 	if err != nil {

@@ -137,7 +137,8 @@ func (s *deviceSet) unwanted(d *device) {
 		s.renamed(d)
 	}
 	s.write(func() {
-		d.isGone, d.retry = true, backoff{}
+		d.isGone = true
+		d.retry.vanished()
 		s.forget(d)
 	})
 }

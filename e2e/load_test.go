@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -157,10 +158,18 @@ type usage struct {
 	descriptors int
 }
 
-// usage reads /proc.
+// usage reads /proc. The exporter opens its last socket, which reports changes of devices, shortly
+// after it serves.
 func (p *process) usage() (u usage) {
 	p.lab.t.Helper()
 	folder := filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid))
+	p.lab.poll(func() error {
+		sockets, err := os.ReadFile(filepath.Join(folder, "net", "netlink"))
+		if err == nil && !regexp.MustCompile(`(?m)^\S+ +0 +\d+ +00000001 `).Match(sockets) {
+			err = errors.New("no socket reports changes of devices")
+		}
+		return err
+	})
 	status, err1 := os.ReadFile(filepath.Join(folder, "status"))
 	stat, err2 := os.ReadFile(filepath.Join(folder, "stat"))
 	descriptors, err3 := os.ReadDir(filepath.Join(folder, "fd"))

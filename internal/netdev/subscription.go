@@ -4,46 +4,92 @@
 package netdev
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Subscription reports that devices were added, removed, renamed or changed otherwise. The kernel
 // does not report that a program was detached by force, nor that another process's program left a
 // device.
+//
+// A report stands for any number of messages, and messages are not read before the report about
+// those before was received. So the receiver decides what the messages cost, also if a device
+// changes its state thousands of times in a second, as the peer of a veth device in another network
+// namespace can make it do.
 type Subscription struct {
+	socket  *os.File
 	changes chan struct{}
 	quit    chan struct{}
 }
 
 // Subscribe starts to report changes. [Subscription.Close] ends that.
 func Subscribe() (*Subscription, error) {
-	s := &Subscription{changes: make(chan struct{}, 1), quit: make(chan struct{})}
-	updates := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribe(updates, s.quit); err != nil {
-		close(s.quit)
+	socket, err := subscribe()
+	if err != nil {
 		return nil, fmt.Errorf("subscribing to changes of devices: %w", err)
 	}
-	go s.merge(updates)
+	s := &Subscription{socket: socket, changes: make(chan struct{}), quit: make(chan struct{})}
+	go s.report()
 	return s, nil
 }
 
-// merge makes one report of the updates that arrive before the last report was received: one
-// listing answers all of them.
-func (s *Subscription) merge(updates <-chan netlink.LinkUpdate) {
+// subscribe opens a socket that receives the kernel's messages about devices. Nobody else can send
+// to it.
+func subscribe() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+}
+
+func (s *Subscription) report() {
 	defer close(s.changes)
-	for range updates {
+	for s.discard() == nil {
 		select {
 		case s.changes <- struct{}{}:
-		default:
+		case <-s.quit:
+			return
 		}
 	}
 }
 
+// discard waits for messages and discards those that are there. What they say is not used: a
+// listing answers all of them. ENOBUFS means that there were more than the socket holds.
+func (s *Subscription) discard() error {
+	const most = 1000 // at a time
+	connection, err := s.socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failure error
+	err = connection.Read(func(fd uintptr) (isDone bool) {
+		var discarded [1]byte
+		for n := range most {
+			_, _, err := unix.Recvfrom(int(fd), discarded[:], unix.MSG_DONTWAIT)
+			switch {
+			case err == nil, errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.EAGAIN):
+				return n > 0
+			default:
+				failure = err
+				return true
+			}
+		}
+		return true
+	})
+	return errors.Join(err, failure)
+}
+
 // Changes returns a channel with one value for all the changes since the value before. It is closed
-// when the kernel had more to report than the socket holds: changes were lost, and a new
-// subscription is needed. Without a subscription (nil), the channel is nil and never ready.
+// if the socket fails: then a new subscription is needed. Without a subscription (nil), the channel
+// is nil and never ready.
 func (s *Subscription) Changes() <-chan struct{} {
 	if s == nil {
 		return nil
@@ -51,13 +97,13 @@ func (s *Subscription) Changes() <-chan struct{} {
 	return s.changes
 }
 
-// Close ends the subscription and waits for its goroutines. Closing a nil subscription does
-// nothing.
+// Close ends the subscription and waits for its goroutine. Closing a nil subscription does nothing.
 func (s *Subscription) Close() {
 	if s == nil {
 		return
 	}
 	close(s.quit)
-	for range s.changes { //nolint:revive // until merge has ended
+	_ = s.socket.Close()  // nothing is written to it
+	for range s.changes { //nolint:revive // until report has ended
 	}
 }
