@@ -73,13 +73,20 @@ func (s *deviceSet) modes(d *device) []Mode {
 	return []Mode{s.config.Mode}
 }
 
-// attachNew attaches a program in the first mode that the network device accepts.
+// attachNew attaches a program in the first mode that the network device accepts. If the device
+// refuses a mode and says what to change, no other mode is tried: generic mode is slower, and sees
+// merged frames.
 func (s *deviceSet) attachNew(d *device, p *loadedProgram) (xdpLink, Mode, error) {
 	var refusals []error
 	for _, mode := range s.modes(d) {
 		l, err := s.kernel.attach(p, d.ifindex, mode)
 		if err != nil {
-			refusals = append(refusals, s.kernel.explain(d, p, mode, err))
+			reason := s.kernel.explain(d, p, mode, err)
+			var r *refusal
+			if errors.As(reason, &r) && r.namesCure {
+				return nil, "", reason // another mode would hide it
+			}
+			refusals = append(refusals, reason)
 			continue
 		}
 		if len(refusals) > 0 {

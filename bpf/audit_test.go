@@ -180,3 +180,62 @@ func TestAVanishedDeviceIsNotBlamed(t *testing.T) {
 		}
 	}
 }
+
+// A refusal begins with the words of the driver, if it has any. Only the kernel's own words say that
+// a driver has no native XDP. Mode auto takes generic mode only if nothing can be changed.
+func TestRefusalsBeginWithTheWordsOfTheDriver(t *testing.T) {
+	lo := &device{name: "lo", ifindex: 1, driver: "virtio_net"}
+	const atOnce, says = "has no native XDP", "--audit.mode=skb"
+	for _, test := range []struct {
+		description, words string
+		errno              unix.Errno
+		want               []string
+		isNative           bool // the driver has native XDP
+		namesCure          bool
+	}{
+		{"no native XDP", noNative, unix.EOPNOTSUPP, []string{"device lo (driver virtio_net) " + atOnce, says}, false, false},
+		{"guest offloads", "Can't set XDP while host is implementing GRO_HW/CSUM, disable GRO_HW/CSUM first", unix.EOPNOTSUPP, []string{"device lo", says}, true, true},
+		{"a program on a port", "Slave has XDP program loaded, please unload before enslaving", unix.EOPNOTSUPP, []string{"device lo", says}, true, true},
+		{"a port without XDP", "Slave device does not support XDP", unix.EOPNOTSUPP, []string{"device lo", says}, true, false},
+		{"the peer's MTU", "Peer MTU is too large to set XDP", unix.ERANGE, []string{"device lo", says}, true, true},
+		{"queues", "XDP expects number of rx queues not less than peer tx queues", unix.ENOSPC, []string{"device lo", says}, true, true},
+		{"LRO", "XDP: not support LRO", unix.EOPNOTSUPP, []string{"device lo", says}, true, true},
+		{"no words", "", unix.EOPNOTSUPP, []string{"does not say why", "dmesg", says}, true, false},
+		{"an upper device", "Cannot attach when an upper device already has a program", unix.EEXIST, []string{"upper devices", "before"}, true, true},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			var cause error = test.errno
+			if test.words != "" {
+				cause = &saidError{test.errno, test.words}
+			}
+			err := explainRefusal(lo, nil, ModeDriver, fmt.Errorf("create link: %w", cause), "")
+			text := err.Error()
+			if !errors.Is(err, test.errno) || strings.Contains(text, atOnce) == test.isNative {
+				t.Errorf("got %s", text)
+			}
+			if test.isNative && !strings.HasPrefix(text, test.words) || strings.Contains(text, "\n") {
+				t.Errorf("got %q, want one line that begins with %q", text, test.words)
+			}
+			for _, part := range test.want {
+				if !strings.Contains(text, part) {
+					t.Errorf("%q is missing: %s", part, text)
+				}
+			}
+
+			kernel := newFakeKernel()
+			kernel.devices["a"] = 1
+			kernel.refusedModes[ModeDriver], kernel.refusal = true, err
+			config := setConfig([]string{"a"}, nil)
+			config.Mode = ModeAuto
+			s := newTestSet(config, kernel)
+			s.resync(t.Context(), kernel.list(), true)
+			want := "a 0 skb"
+			if test.namesCure {
+				want = "a 0 waiting"
+			}
+			if got := s.state(); got != want {
+				t.Errorf("mode auto: got %q, want %q", got, want)
+			}
+		})
+	}
+}

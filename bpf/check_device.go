@@ -59,7 +59,10 @@ func (c *checker) nativeFinding(d *netdev.Details) Finding {
 		f.Value, f.Meaning = "not known: "+reason, "the driver decides when the audit starts"
 	case FindingFailure:
 		f.Value, f.Meaning, f.Remedy = "no: "+reason, "the driver does not run the program", "use --audit.mode=skb"
-		if c.config.Mode == ModeGeneric || c.config.Mode == ModeAuto {
+		if namesCure(reason) {
+			f.Remedy = "remove this cause, or use --audit.mode=skb"
+		}
+		if c.config.Mode == ModeGeneric || c.config.Mode == ModeAuto && !namesCure(reason) {
 			f.State, f.Meaning, f.Remedy = FindingOK, "the audit runs in generic mode", ""
 		}
 	}

@@ -4,7 +4,6 @@
 package bpf
 
 import (
-	"fmt"
 	"net"
 	"slices"
 
@@ -61,8 +60,6 @@ func (n *network) hasPorts(d *netdev.Details) bool {
 // tells. Devices of hardware have no kind.
 var nativeKinds = []string{"bond", "device", "tuntap", "veth"}
 
-const noNative = "Underlying driver does not support XDP in native mode"
-
 // native finds out whether a driver has native XDP. If it has none, the reason is what the driver
 // or the kernel answers to an attempt to attach.
 func (n *network) native(d *netdev.Details) (is FindingState, reason string) {
@@ -108,12 +105,12 @@ func (k *checkHooks) attach(_ *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 	}
 	for i := range k.network.devices {
 		if upper := &k.network.devices[i]; upper.IsUpperOf(d) && k.holds(upper) {
-			return nil, fmt.Errorf("%w: Cannot attach when an upper device already has a program: %s", unix.EEXIST, upper.Name)
+			return nil, &saidError{unix.EEXIST, "Cannot attach when an upper device already has a program (" + upper.Name + ")"}
 		}
 	}
 	if mode == ModeDriver {
 		if is, reason := k.network.native(d); is == FindingFailure {
-			return nil, fmt.Errorf("%w: %s", unix.EOPNOTSUPP, reason)
+			return nil, &saidError{unix.EOPNOTSUPP, reason}
 		}
 		if err := k.checkPorts(d); err != nil {
 			return nil, err
@@ -131,7 +128,7 @@ func (k *checkHooks) checkPorts(d *netdev.Details) error {
 	}
 	for i := range k.network.devices {
 		if port := &k.network.devices[i]; port.Master == d.Index && k.holds(port) {
-			return fmt.Errorf("%w: Slave has XDP program loaded, please unload before enslaving: %s", unix.EOPNOTSUPP, port.Name)
+			return &saidError{unix.EOPNOTSUPP, "Slave has XDP program loaded, please unload before enslaving (" + port.Name + ")"}
 		}
 	}
 	return nil

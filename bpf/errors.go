@@ -79,10 +79,9 @@ func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath s
 		holds = netdev.ProgramID(d.ifindex)
 	}
 	isTaken := holds != 0
+	words := wordsOf(err)
 	if !isTaken && p != nil && mode != ModeHW {
-		if reason := netdev.RefusalReason(p.FD(), d.ifindex, attachedModes[mode]); reason != "" {
-			err = fmt.Errorf("%w: %s", err, reason)
-		}
+		words = netdev.RefusalReason(p.FD(), d.ifindex, attachedModes[mode])
 	}
 	switch {
 	case isTaken:
@@ -90,14 +89,66 @@ func explainRefusal(d *device, p *loadedProgram, mode Mode, err error, pinPath s
 	case mode == ModeHW:
 		return fmt.Errorf("device %s (driver %s) cannot run XDP programs in hardware: use mode drv or skb: the kernel refused to load the program for it: %w",
 			d.name, driver, rootCause(err))
-	case mode == ModeDriver && errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("device %s (driver %s) has no native XDP: use mode skb: %w", d.name, driver, err)
+	case mode == ModeDriver && words == noNative:
+		return fmt.Errorf("device %s (driver %s) has no native XDP: use --audit.mode=skb: %w: %s", d.name, driver, rootCause(err), words)
 	case errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("attaching to device %s in mode %s: list it before its upper devices, or detach their programs: %w", d.name, mode, err)
+		return &refusal{fmt.Errorf("%sattaching to device %s in mode %s: attach to it before its upper devices (bridge, bond, VLAN), or detach their programs: %w",
+			leading(words), d.name, mode, rootCause(err)), true}
+	case mode == ModeDriver && words != "":
+		return &refusal{fmt.Errorf("%s: device %s (driver %s) refuses native XDP: remove this cause, or use --audit.mode=skb: %w",
+			words, d.name, driver, rootCause(err)), namesCure(words)}
 	case mode == ModeDriver && !isBusy:
-		return fmt.Errorf("device %s (driver %s) refused native XDP: check its MTU and queues, or use mode skb: %w", d.name, driver, err)
+		return fmt.Errorf("device %s (driver %s) refuses native XDP and does not say why: look for a message in dmesg, check its MTU and queues, or use --audit.mode=skb: %w",
+			d.name, driver, rootCause(err))
 	}
-	return fmt.Errorf("attaching to device %s in mode %s: %w", d.name, mode, err)
+	return fmt.Errorf("%sattaching to device %s in mode %s: %w", leading(words), d.name, mode, err)
+}
+
+// leading returns words as the beginning of an error.
+func leading(words string) string {
+	if words == "" {
+		return ""
+	}
+	return words + ": "
+}
+
+// noNative is the kernel's answer for a driver that runs no programs.
+const noNative = "Underlying driver does not support XDP in native mode"
+
+// namesCure reports whether the words of a driver say what keeps it from running a program, so that
+// it may be changed: offloads, an MTU, queues, or the program of a port. Words that say that a
+// device, or the port of a bond, does not support XDP name nothing of the kind.
+func namesCure(words string) bool {
+	return words != "" && !strings.Contains(words, "does not support XDP")
+}
+
+// refusal is the error of a device that refused a program, and said why.
+type refusal struct {
+	error
+	namesCure bool
+}
+
+// Unwrap returns the error.
+func (r *refusal) Unwrap() error { return r.error }
+
+// saidError is an error number with the words that explain it.
+type saidError struct {
+	unix.Errno
+	words string
+}
+
+// Error implements error.
+func (e *saidError) Error() string { return e.Errno.Error() + ": " + e.words }
+
+// Unwrap returns the error number.
+func (e *saidError) Unwrap() error { return e.Errno }
+
+func wordsOf(err error) string {
+	var said *saidError
+	if errors.As(err, &said) {
+		return said.words
+	}
+	return ""
 }
 
 // explainLoad returns an error that says why the kernel refused the program. Of the verifier's

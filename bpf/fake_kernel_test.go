@@ -31,6 +31,7 @@ type fakeKernel struct {
 	loadError    error         // of each program
 	replaceError error         // of each hook
 	lookUpError  error
+	refusal      error // what explain returns; nil for a usual one
 
 	loads, attachments int
 	lookUps, lists     int // of one device each, and of all
@@ -212,7 +213,10 @@ func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 	return k.open(ifindex), nil
 }
 
-func (*fakeKernel) explain(d *device, _ *loadedProgram, mode Mode, err error) error {
+func (k *fakeKernel) explain(d *device, _ *loadedProgram, mode Mode, err error) error {
+	if k.refusal != nil {
+		return k.refusal
+	}
 	return fmt.Errorf("device %s refuses mode %s: %w", d.name, mode, err)
 }
 

@@ -143,6 +143,30 @@ func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 	})
 }
 
+// In mode auto, a device whose driver says what keeps it from native mode is refused with these
+// words. It has generic mode for those who ask for that.
+func TestAutoDoesNotHideACure(t *testing.T) {
+	const queues = "XDP expects number of rx queues not less than peer tx queues"
+	l := newLab(t)
+	err := l.audited.Namespace.Do(func() error {
+		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "audited1", NumRxQueues: 1, NumTxQueues: 1}, PeerName: "peer1", PeerNumTxQueues: 2, PeerNumRxQueues: 2}
+		return netlink.LinkAdd(pair)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"auto", "drv"} {
+		p := l.start(binaries.exporter, serving([]string{"--audit.device=audited1", "--audit.mode=" + mode}))
+		p.expectRefusal("error: veth: "+queues, "audited1", "--audit.mode=skb")
+		if log := p.stderr.String(); strings.Contains(log, "no native XDP") {
+			t.Errorf("another reason is given: %s", log)
+		}
+	}
+	e := l.startExporter("--audit.device=audited1", "--audit.mode=skb")
+	l.awaitAttached("audited1")
+	e.expectStopped()
+}
+
 const bridge = "bridge0"
 
 // newBridgeLab makes a network in which the audited device is a port of a bridge.
