@@ -22,9 +22,10 @@ type fakeKernel struct {
 	aliases map[string]string // alternative names, with the names of their devices
 	hooks   map[int]*fakeHook // by index of their network device
 
-	isPinning    bool            // hooks are pinned
-	isNewPin     map[int]bool    // whether a pin is unpinned when the start fails
-	refused      map[string]bool // devices that refuse every program
+	isPinning    bool              // hooks are pinned
+	isNewPin     map[int]bool      // whether a pin is unpinned when the start fails
+	masters      map[string]string // bridges of devices, by name
+	refused      map[string]bool   // devices that refuse every program
 	refusedModes map[Mode]bool
 	accepted     map[Mode]bool // modes that no device refuses
 	isSecret     bool          // programs may not be opened by their id
@@ -67,7 +68,7 @@ func newFakeKernel() *fakeKernel {
 func (k *fakeKernel) list() []netdev.Device {
 	var devices []netdev.Device
 	for name, index := range k.devices {
-		d := netdev.Device{Name: name, Index: index, Flags: k.flags}
+		d := netdev.Device{Name: name, Index: index, Flags: k.flags, Master: k.devices[k.masters[name]]}
 		for alias, device := range k.aliases {
 			if device == name {
 				d.AltNames += alias + " "
@@ -195,6 +196,11 @@ func (k *fakeKernel) unload(*loadedProgram) error {
 
 func (k *fakeKernel) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink, error) {
 	k.attempts++
+	for name, master := range k.masters {
+		if k.devices[name] == ifindex && k.hooks[k.devices[master]] != nil {
+			return nil, unix.EEXIST
+		}
+	}
 	isRefused := k.refusedModes[mode]
 	for name := range k.refused {
 		isRefused = isRefused || k.devices[name] == ifindex

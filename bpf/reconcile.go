@@ -75,7 +75,7 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 	s.detachStale(devices)
 	wanted := s.noteNames(devices)
 	s.claimIndices(wanted)
-	for _, name := range wanted {
+	for _, name := range netdev.LowersFirst(wanted, devices) {
 		if ctx.Err() != nil {
 			return failures
 		}

@@ -135,12 +135,14 @@ func TestADeviceBelowOneThatIsTakenIsRefused(t *testing.T) {
 			}
 		})
 	}
-	t.Run("in order", func(t *testing.T) {
-		l := newBridgeLab(t)
-		e := l.startExporter("--audit.device="+device+","+bridge, "--audit.mode=skb")
-		l.awaitAttached(device, bridge)
-		e.expectStopped()
-	})
+	for _, names := range []string{device + "," + bridge, bridge + "," + device, "*0"} {
+		t.Run("both, by "+names, func(t *testing.T) {
+			l := newBridgeLab(t)
+			e := l.startExporter("--audit.device="+names, "--audit.mode=skb")
+			l.awaitAttached(device, bridge)
+			e.expectStopped()
+		})
+	}
 }
 
 // In mode auto, a device whose driver says what keeps it from native mode is refused with these

@@ -33,7 +33,7 @@ func Inspect() ([]Details, error) {
 	for _, l := range links {
 		attrs := l.Attrs()
 		d := Details{
-			Device: newDevice(attrs), Kind: l.Type(), Parent: attrs.ParentIndex, OperState: attrs.OperState.String(),
+			Device: newDevice(l), Kind: l.Type(), Parent: attrs.ParentIndex, OperState: attrs.OperState.String(),
 			Driver: Driver(printable.Name(attrs.Name)),
 		}
 		if d.Driver == "virtio_net" {

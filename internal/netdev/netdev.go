@@ -44,6 +44,7 @@ type Device struct {
 	MTU      int
 	Flags    net.Flags
 	Master   int // index of the bridge or bond that the device is a port of; 0 for none
+	Lower    int // index of the device below a VLAN, macvlan and the like; 0 for none in this namespace
 	XDP      XDPMode
 	Link     LinkLayer
 
@@ -68,7 +69,7 @@ func List() ([]Device, error) {
 	}
 	devices := make([]Device, 0, len(links))
 	for _, l := range links {
-		devices = append(devices, newDevice(l.Attrs()))
+		devices = append(devices, newDevice(l))
 	}
 	return devices, nil
 }
@@ -86,13 +87,17 @@ func listLinks() ([]netlink.Link, error) {
 	return links, nil
 }
 
-func newDevice(attrs *netlink.LinkAttrs) Device {
+func newDevice(link netlink.Link) Device {
+	attrs := link.Attrs()
 	d := Device{
 		Name: printable.Name(attrs.Name), Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex,
 	}
 	d.LinkType, d.Link = linkOf(attrs.EncapType)
 	for _, name := range attrs.AltNames {
 		d.AltNames = strings.TrimLeft(d.AltNames+" "+printable.Name(name), " ")
+	}
+	if attrs.NetNsID < 0 && slices.Contains(kindsOnTop, link.Type()) {
+		d.Lower = attrs.ParentIndex
 	}
 	if attrs.Xdp != nil {
 		d.XDP, d.Program = XDPMode(attrs.Xdp.AttachMode), attrs.Xdp.ProgId
@@ -117,7 +122,7 @@ func LookUp(indices ...int) ([]Device, error) {
 		var isAbsent netlink.LinkNotFoundError
 		switch {
 		case err == nil:
-			devices[i] = newDevice(link.Attrs())
+			devices[i] = newDevice(link)
 		case !errors.As(err, &isAbsent) && !errors.Is(err, unix.ENODEV):
 			return nil, fmt.Errorf("cannot look up the network device %d: %w", index, err)
 		}
