@@ -4,7 +4,6 @@
 package bpf
 
 import (
-	"net"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -57,7 +56,7 @@ func (n *network) hasPorts(d *netdev.Details) bool {
 }
 
 // nativeKinds are the kinds of virtual devices with native XDP before Linux 6.3, the first that
-// tells. Devices of hardware have no kind.
+// tells. Devices of hardware have no kind, but a driver.
 var nativeKinds = []string{"bond", "device", "tuntap", "veth"}
 
 // native finds out whether a driver has native XDP. If it has none, the reason is what the driver
@@ -74,7 +73,7 @@ func (n *network) native(d *netdev.Details) (is FindingState, reason string) {
 		return FindingUnknown, "a bond without ports reports no features"
 	case isKnown && d.Kind == "veth":
 		return FindingFailure, "XDP expects number of rx queues not less than peer tx queues"
-	case isKnown, !slices.Contains(nativeKinds, d.Kind), d.Flags&net.FlagLoopback != 0, d.Kind == "tuntap" && d.Link != netdev.LinkEthernet:
+	case isKnown, !slices.Contains(nativeKinds, d.Kind), d.Kind == "device" && d.Driver == "", d.Kind == "tuntap" && d.Link != netdev.LinkEthernet:
 		return FindingFailure, noNative
 	}
 	return FindingUnknown, "the kernel does not tell before Linux 6.3"

@@ -17,14 +17,14 @@ import (
 )
 
 func madeUp(name string, index int, kind string) netdev.Details {
-	return netdev.Details{Device: netdev.Device{Name: name, Index: index, MTU: 1500, Flags: net.FlagUp, LinkType: "ether"}, Kind: kind}
+	return netdev.Details{Device: netdev.Device{Name: name, Index: index, MTU: 1500, Flags: net.FlagUp, LinkType: "ether"}, Kind: kind, Driver: "made-up"}
 }
 
 // What a check says about native XDP, with the features of drivers from Linux 6.3 on, and by their
 // kind before.
 func TestNativeXDPIsForetold(t *testing.T) {
 	lo, tun, merging := madeUp("lo", 1, "device"), madeUp("tun0", 2, "tuntap"), madeUp("eth1", 3, "device")
-	lo.Flags |= net.FlagLoopback
+	lo.Driver = ""
 	tun.Link = netdev.LinkIP
 	merging.RefusesXDP = "Can't set XDP"
 	port := madeUp("port0", 9, "veth")
@@ -123,6 +123,8 @@ func TestDeviceFindings(t *testing.T) {
 	jumbo.MTU = 9000
 	ip.Link, ip.LinkType = netdev.LinkIP, "none"
 	other.Link, other.LinkType = netdev.LinkOther, "infiniband"
+	merging := madeUp("eth2", 5, "device")
+	merging.RefusesXDP = "Can't set XDP while host is implementing GRO_HW/CSUM, disable GRO_HW/CSUM first"
 	n := &network{devices: []netdev.Details{down, jumbo, ip, other}}
 	for _, test := range []struct {
 		device *netdev.Details
@@ -140,6 +142,8 @@ func TestDeviceFindings(t *testing.T) {
 		{&down, ModeDriver, "driver", FindingUnknown, []string{"6.3"}},
 		{&ip, ModeDriver, "native", FindingFailure, []string{"--audit.mode=skb"}},
 		{&ip, ModeAuto, "native", FindingOK, []string{"generic mode"}},
+		{&merging, ModeAuto, "native", FindingFailure, []string{"GRO_HW", "remove this cause"}},
+		{&merging, ModeGeneric, "native", FindingOK, []string{"generic mode"}},
 		{&ip, ModeDriver, "link type", FindingFailure, []string{"none", "--audit.mode=skb"}},
 		{&ip, ModeAuto, "link type", FindingOK, []string{"none", "IP"}},
 		{&other, ModeGeneric, "link type", FindingFailure, []string{"infiniband"}},
