@@ -64,9 +64,12 @@ func (s *deviceSet) hooks() []Hook {
 		here[now.Index] = now
 	}
 	for i := range hooks {
-		hooks[i].Up = places[i].isOn(here[places[i].ifindex])
-		if !hooks[i].Up {
-			hooks[i].Mode, hooks[i].Reason = "", places[i].whyDown(here[places[i].ifindex], err)
+		now := here[places[i].ifindex]
+		hooks[i].Up = places[i].isOn(now)
+		if hooks[i].Up {
+			hooks[i].Received = now.Received
+		} else {
+			hooks[i].Mode, hooks[i].Reason = "", places[i].whyDown(now, err)
 		}
 	}
 	return hooks

@@ -16,6 +16,8 @@ var (
 	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to the device.", "device")
 	hookInfoDesc = newDesc("hook_info", "Mode, driver, clock and program of the attached audit; the value is always 1.",
 		"device", "mode", "driver", "clock", "program_id", "program_tag")
+	deviceReceivedDesc = newDesc("device_received_packets_total",
+		"Total number of packets that the kernel counts as received by the device.", "device")
 	deviceSlotsDesc     = newDesc("device_slots", "Maximum number of devices.")
 	deviceSlotsUsedDesc = newDesc("device_slots_used", "Number of devices that are audited, or given by name and expected to appear.")
 	devicesRefusedDesc  = newDesc("devices_refused", "Number of devices that match a glob but are not audited, because all device slots are used.")
@@ -50,6 +52,7 @@ func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 		ch <- gauge(hookUpDesc, 1, hook.Device)
 		ch <- gauge(hookInfoDesc, 1, hook.Device, hook.Mode, hook.Driver, hook.Clock,
 			strconv.FormatUint(uint64(hook.ProgramID), 10), hook.ProgramTag)
+		ch <- counter(deviceReceivedDesc, float64(hook.Received), hook.Device)
 	}
 	slots := c.source.DeviceSlots()
 	ch <- gauge(deviceSlotsDesc, float64(slots.Total))

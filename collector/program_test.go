@@ -11,10 +11,13 @@ import (
 
 func TestProgram(t *testing.T) {
 	source := &fakeSource{hooks: []bpf.Hook{
-		{Device: "eth0", Up: true, Mode: "drv", Driver: "veth", Clock: "ktime", ProgramID: 42, ProgramTag: "0123456789abcdef"},
+		{Device: "eth0", Up: true, Mode: "drv", Driver: "veth", Clock: "ktime", ProgramID: 42, ProgramTag: "0123456789abcdef", Received: 1000},
 		{Device: "eth1", Clock: "ktime"},
 	}, devices: bpf.DeviceSlots{Total: 64, Used: 2, Refused: 1}}
 	hooks := `
+# HELP xdp_audit_device_received_packets_total Total number of packets that the kernel counts as received by the device.
+# TYPE xdp_audit_device_received_packets_total counter
+xdp_audit_device_received_packets_total{device="eth0"} 1000
 # HELP xdp_audit_device_slots Maximum number of devices.
 # TYPE xdp_audit_device_slots gauge
 xdp_audit_device_slots 64

@@ -114,6 +114,12 @@ func TestHookIsUpOnItsDeviceOnly(t *testing.T) {
 				before := programOf(t, l.audited.Namespace, device)
 				l.send(l.newFlow(l.audited.IPv4.Addr()), 100)
 				e.expectPackets(device, 100)
+				e.await(func(s scrape) error {
+					if got := s.sum("device_received_packets_total", "device="+device); got < 100 {
+						return fmt.Errorf("the kernel has counted %v packets, want at least 100", got)
+					}
+					return nil
+				})
 
 				test.leave(l)
 				if s := e.scrape(); !isFollowing || test.comeBack != nil {

@@ -44,7 +44,7 @@ type Device struct {
 	MTU      int
 	Flags    net.Flags
 	Master   int // index of the bridge or bond that the device is a port of; 0 for none
-	Lower    int // index of the device below a VLAN, macvlan and the like; 0 for none in this namespace
+	Lower    int // index of the device below a VLAN, macvlan and the like; 0 for none here
 	XDP      XDPMode
 	Link     LinkLayer
 
@@ -53,6 +53,8 @@ type Device struct {
 	LinkType string
 
 	Program uint32 // id of the XDP program; 0 for none, and with XDPMulti
+
+	Received uint64 // packets that the kernel counts as received; of LookUp only
 }
 
 // Holds reports whether the device runs the XDP program with that id. With XDPMulti, it reports
@@ -123,6 +125,9 @@ func LookUp(indices ...int) ([]Device, error) {
 		switch {
 		case err == nil:
 			devices[i] = newDevice(link)
+			if statistics := link.Attrs().Statistics; statistics != nil {
+				devices[i].Received = statistics.RxPackets
+			}
 		case !errors.As(err, &isAbsent) && !errors.Is(err, unix.ENODEV):
 			return nil, fmt.Errorf("cannot look up the network device %d: %w", index, err)
 		}

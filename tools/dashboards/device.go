@@ -103,6 +103,11 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.graph(8, "Audit trail", "pps", "Trail records of all devices of the exporter. Empty without --trail.file.",
 		query{`rate(xdp_audit_trail_records_total{` + ofInstance + `}[$__rate_interval])`, "written"},
 		query{`rate(xdp_audit_trail_write_errors_total{` + ofInstance + `}[$__rate_interval])`, "not written"})
+	b.graph(12, "Unparsed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and are not scored.",
+		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "unparsed"})
+	b.graph(12, "Received packets", "pps", "Packets that the kernel counts as received by the device, and packets that the program sees: less in generic mode, which sees merged frames, and none if packets take a way without XDP.",
+		query{`sum(rate(xdp_audit_device_received_packets_total{` + ofDevice + `}[$__rate_interval]))`, "received"},
+		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, "seen by the program"})
 	b.graph(8, "Contended packets", "percentunit", "Fraction of packets that were not judged because two CPUs used the same set of the flow table at once.",
 		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="contended"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"fragment|untimed|unparsed"}[$__rate_interval])) > 0)`, "contended"})
 	b.graph(8, "Flows", "pps", "New flows of the device, and flows that lost their slot to a new flow.",

@@ -66,6 +66,10 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.row("Losses")
 	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost, by reason.",
 		query{`sum by (instance, fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[$__rate_interval]))`, "{{instance}} {{fate}}"})
+	b.graph(8, "Unparsed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and are not scored. The alert fires above 50 % and ten packets a second.",
+		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
+	b.graph(8, "Received packets that the program sees", "percentunit", "Packets that the program sees, as a fraction of those that the kernel counts as received. Less than 1 in generic mode, which sees merged frames; 0 for a device that is audited in name only, for which an alert fires.",
+		query{`sum by (instance, device) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_device_received_packets_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 	b.graph(8, "Contended packets", "percentunit", "Fraction of packets that were not judged because two CPUs used the same set of the flow table at once. The alert fires above 1 %.",
 		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="contended"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"fragment|untimed|unparsed"}[$__rate_interval])) > 0)`, perDevice})
 	b.graph(8, "Flow table", "percentunit", "Fraction of slots with a live or expired flow. A full table is normal, but live flows should not lose their slots (next panel).",
