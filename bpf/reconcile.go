@@ -33,6 +33,7 @@ func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 		return joinInOneLine(failures)
 	}
 	s.logFailures(failures)
+	s.warnAtStart(devices)
 	return nil
 }
 

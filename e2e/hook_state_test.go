@@ -197,3 +197,14 @@ func TestReadiness(t *testing.T) {
 	awaitUnready("no device matches nothing*")
 	e.expectStopped()
 }
+
+// A device that is down is attached, and warned of at the start, once.
+func TestADeviceThatIsDownIsWarnedOf(t *testing.T) {
+	l := newLab(t)
+	l.change(device, netlink.LinkSetDown)
+	e := l.startExporter("--audit.device="+device, "--audit.follow")
+	e.await(hookIs(device, 1))
+	e.scrape()
+	e.expectLog("level=WARN", device, "is down", "ip link set")
+	e.expectStopped()
+}
