@@ -24,15 +24,20 @@ var linkTypes = map[string]string{
 // begin with IP, because the kernel sets the MAC header to where the packet in the tunnel begins.
 var linkLayers = map[string]LinkLayer{
 	"ether": LinkEthernet, "loopback": LinkEthernet,
-	"none":  LinkIP, // tun, wireguard, xfrm, VXLAN-GPE
+	"none":  LinkIP, // tun, wireguard, VXLAN-GPE
 	"ppp":   LinkIP,
 	"rawip": LinkIP, // modems
 	"ipip":  LinkIP, "tunnel6": LinkIP, "sit": LinkIP, "gre": LinkIP, "gre6": LinkIP,
 }
 
-// linkOf returns the link type of a device as ip-link(8) names it, and its link layer. The netlink
-// library calls a type that it has no name for "unknown" with the number.
-func linkOf(encapsulation string) (string, LinkLayer) {
+// ethernetKinds are the kinds of devices whose frames begin with an Ethernet header although they
+// have a link type without one: IPsec moves the header of the packet that arrived in front of the
+// packet that was inside of it.
+var ethernetKinds = map[string]bool{"vti": true, "vti6": true, "xfrm": true}
+
+// linkOf returns the link type of a device of a kind as ip-link(8) names it, and its link layer.
+// The netlink library calls a type that it has no name for "unknown" with the number.
+func linkOf(kind, encapsulation string) (string, LinkLayer) {
 	name, ok := linkTypes[encapsulation]
 	if !ok {
 		name = encapsulation
@@ -40,6 +45,9 @@ func linkOf(encapsulation string) (string, LinkLayer) {
 	layer, ok := linkLayers[name]
 	if !ok {
 		layer = LinkOther
+	}
+	if layer == LinkIP && ethernetKinds[kind] {
+		layer = LinkEthernet
 	}
 	return name, layer
 }

@@ -94,7 +94,7 @@ func newDevice(link netlink.Link) Device {
 	d := Device{
 		Name: printable.Name(attrs.Name), Index: attrs.Index, MTU: attrs.MTU, Flags: attrs.Flags, Master: attrs.MasterIndex,
 	}
-	d.LinkType, d.Link = linkOf(attrs.EncapType)
+	d.LinkType, d.Link = linkOf(link.Type(), attrs.EncapType)
 	for _, name := range attrs.AltNames {
 		d.AltNames = strings.TrimLeft(d.AltNames+" "+printable.Name(name), " ")
 	}

@@ -133,28 +133,32 @@ func TestDevicesOfANamespace(t *testing.T) {
 
 func TestLinkTypes(t *testing.T) {
 	for _, test := range []struct {
-		encapsulation, name string
+		kind, encapsulation string
+		name                string
 		layer               LinkLayer
 	}{
-		{"ether", "ether", LinkEthernet},
-		{"loopback", "loopback", LinkEthernet},
-		{"none", "none", LinkIP},
-		{"ppp", "ppp", LinkIP},
-		{"unknown519", "rawip", LinkIP},
-		{"ipip", "ipip", LinkIP},
-		{"tunnel6", "tunnel6", LinkIP},
-		{"sit", "sit", LinkIP},
-		{"gre", "gre", LinkIP},
-		{"unknown823", "gre6", LinkIP},
-		{"void", "void", LinkOther},
-		{"infiniband", "infiniband", LinkOther},
-		{"ieee802.11/radiotap", "ieee802.11/radiotap", LinkOther},
-		{"unknown280", "can", LinkOther},
-		{"unknown824", "netlink", LinkOther},
-		{"unknown4711", "unknown4711", LinkOther},
+		{"", "ether", "ether", LinkEthernet},
+		{"", "loopback", "loopback", LinkEthernet},
+		{"wireguard", "none", "none", LinkIP},
+		{"", "ppp", "ppp", LinkIP},
+		{"", "unknown519", "rawip", LinkIP},
+		{"ipip", "ipip", "ipip", LinkIP},
+		{"", "tunnel6", "tunnel6", LinkIP},
+		{"", "sit", "sit", LinkIP},
+		{"", "gre", "gre", LinkIP},
+		{"", "unknown823", "gre6", LinkIP},
+		{"", "void", "void", LinkOther},
+		{"", "infiniband", "infiniband", LinkOther},
+		{"", "ieee802.11/radiotap", "ieee802.11/radiotap", LinkOther},
+		{"", "unknown280", "can", LinkOther},
+		{"", "unknown824", "netlink", LinkOther},
+		{"", "unknown4711", "unknown4711", LinkOther},
+		{"xfrm", "none", "none", LinkEthernet},
+		{"vti", "ipip", "ipip", LinkEthernet},
+		{"vti6", "tunnel6", "tunnel6", LinkEthernet},
 	} {
-		if name, layer := linkOf(test.encapsulation); name != test.name || layer != test.layer {
-			t.Errorf("%s: got %s and layer %d, want %s and %d", test.encapsulation, name, layer, test.name, test.layer)
+		if name, layer := linkOf(test.kind, test.encapsulation); name != test.name || layer != test.layer {
+			t.Errorf("%s %s: got %s and layer %d, want %s and %d", test.kind, test.encapsulation, name, layer, test.name, test.layer)
 		}
 	}
 }
