@@ -206,9 +206,9 @@ test-kernels: check-root deps ## test inside virtual machines with the kernels K
 	$(call give_back,.build)
 
 .PHONY: kernel-table
-kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md (root)
-	@echo ">> writing the table of kernels"
-	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs/kernels.md" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
+kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md and docs/devices.md (root)
+	@echo ">> writing the tables of kernels and devices"
+	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: faults

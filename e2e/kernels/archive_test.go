@@ -6,8 +6,10 @@ package kernels
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,8 +45,19 @@ type image struct {
 	modules []string
 }
 
-// modules are loaded in a guest in this order.
-var modules = []string{"veth"}
+// modules are those of the devices that the tests make, and of what the devices need to work. The
+// modules that these depend on are added. A guest loads veth, and the others when a device is made.
+var modules = []string{
+	requiredModule,
+	"netkit", "bridge", "bonding", "team", "team_mode_roundrobin", "dummy", "vrf", "nlmon", "vsockmon", "tun",
+	"macvlan", "macvtap", "ipvlan", "ipvtap", "8021q", "macsec",
+	"ifb", "sch_ingress", "cls_matchall", "act_mirred",
+	"vxlan", "geneve", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "l2tp_eth", "wireguard",
+	"ip_vti", "ip6_vti", "xfrm_interface", "xfrm_user", "ah4", "ah6",
+	"gcm", "ctr", "ghash_generic", // of MACsec
+}
+
+const requiredModule = "veth"
 
 // openArchive updates the lists if they are old. Without a network an archive has the kernels
 // that it had before.
@@ -198,11 +211,14 @@ func numbers(version string) (all []int) {
 func (a *archive) image(ctx context.Context, abi string) (image, error) {
 	folder := filepath.Join(a.folder, "images", abi)
 	i := image{abi: abi, kernel: filepath.Join(folder, "vmlinuz")}
-	for _, name := range modules {
-		i.modules = append(i.modules, filepath.Join(folder, name+".ko"))
+	isReady := func() (bool, error) {
+		var err error
+		i.modules, err = filepath.Glob(filepath.Join(folder, moduleFolder, "*.ko"))
+		_, missing := os.Stat(filepath.Join(folder, moduleFolder))
+		return missing == nil, err
 	}
-	if _, err := os.Stat(folder); err == nil {
-		return i, nil
+	if ready, err := isReady(); ready || err != nil {
+		return i, err
 	}
 	scratch, err := os.MkdirTemp(a.folder, "unpacking-")
 	if err != nil {
@@ -219,8 +235,17 @@ func (a *archive) image(ctx context.Context, abi string) (image, error) {
 	if err := extract(ctx, root, abi, ready); err != nil {
 		return i, err
 	}
-	return i, os.Rename(ready, folder)
+	// A folder of an earlier version has other modules.
+	if err := errors.Join(os.RemoveAll(folder), os.Rename(ready, folder)); err != nil {
+		return i, err
+	}
+	_, err = isReady()
+	return i, err
 }
+
+// moduleFolder is where an unpacked kernel has its modules. Its name has a number, which grows when
+// the list of modules changes.
+const moduleFolder = "modules-1"
 
 // unpack downloads the packages of a kernel to one directory and unpacks them into another.
 func (a *archive) unpack(ctx context.Context, abi, folder, root string) error {
@@ -261,11 +286,29 @@ func extract(ctx context.Context, root, abi, to string) error {
 	if err := os.Rename(kernel, filepath.Join(to, "vmlinuz")); err != nil {
 		return err
 	}
-	for _, name := range modules {
-		const below = "lib/modules/*/kernel/drivers/*/"
-		module, err := findOne(root, below+name+".ko*", "usr/"+below+name+".ko*")
-		if err != nil {
-			return err
+	files := map[string]string{} // by the name of the module
+	err = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if name, _, isModule := strings.Cut(filepath.Base(path), ".ko"); isModule {
+			files[normal(name)] = path
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	folder := filepath.Join(to, moduleFolder)
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		return err
+	}
+	wanted := slices.Clone(modules)
+	for n := 0; n < len(wanted); n++ {
+		name := wanted[n]
+		module, isThere := files[name]
+		if !isThere && name == requiredModule {
+			return fmt.Errorf("the packages have no module %s", name)
+		}
+		if !isThere {
+			continue // a part of the kernel, or not in this one: its test fails
 		}
 		if strings.HasSuffix(module, ".xz") {
 			if _, err := output(exec.CommandContext(ctx, "unxz", module)); err != nil {
@@ -273,11 +316,50 @@ func extract(ctx context.Context, root, abi, to string) error {
 			}
 			module = strings.TrimSuffix(module, ".xz")
 		}
-		if err := os.Rename(module, filepath.Join(to, name+".ko")); err != nil {
+		depends, err := dependencies(module)
+		if err != nil {
+			return err
+		}
+		for _, other := range depends {
+			if !slices.Contains(wanted, other) {
+				wanted = append(wanted, other)
+			}
+		}
+		if err := os.Rename(module, filepath.Join(folder, name+".ko")); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// normal returns the name of a module as the kernel writes it.
+func normal(module string) string { return strings.ReplaceAll(module, "-", "_") }
+
+// dependencies returns the names of the modules that a module lists in its section .modinfo.
+func dependencies(module string) (names []string, err error) {
+	f, err := elf.Open(module)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	section := f.Section(".modinfo")
+	if section == nil {
+		return nil, fmt.Errorf("%s has no section .modinfo", module)
+	}
+	text, err := section.Data()
+	if err != nil {
+		return nil, err
+	}
+	for entry := range strings.SplitSeq(string(text), "\x00") {
+		if list, isList := strings.CutPrefix(entry, "depends="); isList {
+			for name := range strings.SplitSeq(list, ",") {
+				if name != "" {
+					names = append(names, normal(name))
+				}
+			}
+		}
+	}
+	return names, nil
 }
 
 // findOne returns the one file that matches one of the patterns.

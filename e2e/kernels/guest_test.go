@@ -9,9 +9,11 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -96,7 +98,7 @@ func boot(ctx context.Context, i image, p programs, groups []group) (report, con
 // writeInitramfs packs all files of a guest.
 func writeInitramfs(ctx context.Context, path string, i image, p programs, groups []group) error {
 	root := path + ".root"
-	for _, folder := range []string{"bin", "dev", "etc", "modules", "proc", "programs", "sys", "tmp"} {
+	for _, folder := range []string{"bin", "dev", "etc", "proc", "programs", "sys", "tmp", i.moduleFolder()} {
 		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
 			return err
 		}
@@ -119,8 +121,13 @@ func writeInitramfs(ctx context.Context, path string, i image, p programs, group
 		}
 	}
 	copies := map[string]string{"/bin/busybox": "bin/busybox"}
+	ip, err := filesOf(ctx, "ip")
+	if err != nil {
+		return err
+	}
+	maps.Copy(copies, ip)
 	for _, module := range i.modules {
-		copies[module] = "modules/" + filepath.Base(module)
+		copies[module] = filepath.Join(i.moduleFolder(), filepath.Base(module))
 	}
 	for _, name := range programFiles {
 		copies[p.path(name)] = "programs/" + name
@@ -130,12 +137,16 @@ func writeInitramfs(ctx context.Context, path string, i image, p programs, group
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(root, to), content, 0o755); err != nil {
+		path := filepath.Join(root, to)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o755)); err != nil {
 			return err
 		}
 	}
+	if _, err := output(exec.CommandContext(ctx, "busybox", "depmod", "-b", root, i.abi)); err != nil {
+		return err
+	}
 	var names bytes.Buffer
-	err := filepath.Walk(root, func(path string, _ os.FileInfo, err error) error {
+	err = filepath.Walk(root, func(path string, _ os.FileInfo, err error) error {
 		name, _ := filepath.Rel(root, path)
 		fmt.Fprintln(&names, name)
 		return err
@@ -147,4 +158,25 @@ func writeInitramfs(ctx context.Context, path string, i image, p programs, group
 	cmd.Dir, cmd.Stdin = root, &names
 	_, err = output(cmd)
 	return err
+}
+
+// moduleFolder returns the folder of the modules in a guest, as modprobe expects it.
+func (i image) moduleFolder() string { return filepath.Join("lib/modules", i.abi, "kernel") }
+
+// filesOf returns the files of a program of this machine with its libraries, each with its path in
+// a guest.
+func filesOf(ctx context.Context, program string) (map[string]string, error) {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{path: "sbin/" + program}
+	libraries, err := output(exec.CommandContext(ctx, "ldd", path))
+	if err != nil {
+		return nil, err
+	}
+	for _, match := range regexp.MustCompile(`(/\S+) \(0x`).FindAllStringSubmatch(libraries, -1) {
+		files[match[1]] = match[1]
+	}
+	return files, nil
 }

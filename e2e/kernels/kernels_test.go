@@ -6,6 +6,7 @@
 package kernels
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,8 +27,8 @@ type kernel struct {
 
 var kernels = []kernel{
 	{"5.10", false, refused},
-	{"6.1", true, supported},
-	{"6.12", true, slices.Concat(supported, since62)},
+	{"6.1", true, slices.Concat(supported, devices)},
+	{"6.12", true, slices.Concat(supported, since62, devices)},
 	{"6.18", false, slices.Concat(supported, since62)},
 	{"7", false, slices.Concat(supported, since62)},
 }
@@ -67,6 +68,9 @@ var since62 = []group{
 	{"rename", e2eTests, []string{"TestARenamedDevice", "TestARenamedDeviceWithAnAlternativeName"}},
 	{"random restart", e2eTests, []string{"TestRandomRestartsOverAFullPool"}},
 }
+
+// devices are the tests of all kinds of devices, which take as long as all others of a kernel.
+var devices = []group{{"devices", e2eTests, []string{"TestKindsOfDevice"}}}
 
 // refused are the tests for a kernel that cannot run the exporter.
 var refused = []group{{"refusal", e2eTests, []string{"TestAnOldKernelIsRefused"}}}
@@ -110,8 +114,8 @@ func cacheFolder(t *testing.T) string {
 }
 
 // TestInsideKernels runs the groups of each kernel in it. KERNELS chooses the kernels. If
-// KERNEL_REPORT names a document, the test writes its table; otherwise the table in
-// docs/kernels.md must be correct.
+// KERNEL_REPORT names the folder of documents, the test writes the tables of kernels.md and
+// devices.md; otherwise these must be correct.
 func TestInsideKernels(t *testing.T) {
 	needKernels(t)
 	chosen, err := choose(os.Getenv("KERNELS"))
@@ -151,24 +155,35 @@ func TestInsideKernels(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	const text = "../../docs/kernels.md"
-	if path := os.Getenv("KERNEL_REPORT"); path != "" {
+	if folder := os.Getenv("KERNEL_REPORT"); folder != "" {
 		if len(table) != len(kernels) {
-			t.Fatalf("%s is not written: it is of %d kernels, and %d were tested", path, len(kernels), len(table))
+			t.Fatalf("the tables in %s are not written: they are of %d kernels, and %d were tested", folder, len(kernels), len(table))
 		}
-		if err := document.Update(path, "kernels", table.markdown()); err != nil {
+		if err := errors.Join(
+			document.Update(filepath.Join(folder, kernelsDocument), "kernels", table.markdown()),
+			document.Update(filepath.Join(folder, devicesDocument), "devices", table.deviceMarkdown()),
+		); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
-	content, err := os.ReadFile(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, difference := range table.differences(string(content)) {
-		t.Errorf("docs/kernels.md %s: run make kernel-table", difference)
+	for name, differences := range map[string]func(string) []string{
+		kernelsDocument: table.differences, devicesDocument: table.deviceDifferences,
+	} {
+		content, err := os.ReadFile(filepath.Join("../../docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, difference := range differences(string(content)) {
+			t.Errorf("docs/%s %s: run make kernel-table", name, difference)
+		}
 	}
 }
+
+const (
+	kernelsDocument = "kernels.md"
+	devicesDocument = "devices.md"
+)
 
 // testInside boots a kernel and expects its groups to pass.
 func testInside(t *testing.T, k kernel, i image, p programs) *column {

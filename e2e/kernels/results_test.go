@@ -30,6 +30,7 @@ type results struct {
 	failures     []string       // each with the output of the tests
 	instructions map[string]int // verified instructions, by variant of the program
 	landlock     int
+	devices      []device
 }
 
 var (
@@ -86,6 +87,9 @@ func parse(report string, groups []group) *results {
 
 // read reads one line of the output of a test.
 func (r *results) read(line string) {
+	if r.readDevice(line) {
+		return
+	}
 	if match := passLine.FindStringSubmatch(line); match != nil {
 		r.passed[match[1]] = true
 	} else if match := instructionLine.FindStringSubmatch(line); match != nil {

@@ -7,7 +7,7 @@
 # program and pattern, and powers off. The report goes to the second serial port, and the
 # first is the kernel's. Lines that begin with @ are for the parser of the report.
 
-export PATH=/bin HOME=/ TMPDIR=/tmp E2E_BINARIES=/programs E2E_OWN_KERNEL=1 REQUIRE_BPF=1 CPU_HOTPLUG=1
+export PATH=/sbin:/bin HOME=/ TMPDIR=/tmp E2E_BINARIES=/programs E2E_OWN_KERNEL=1 REQUIRE_BPF=1 CPU_HOTPLUG=1
 
 set -e
 /bin/busybox --install -s /bin
@@ -17,9 +17,12 @@ mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 exec >/dev/ttyS1 2>&1
 echo "@kernel $(uname -r) $(uname -v)"
-for module in /modules/*.ko; do
-	insmod "$module"
-done
+# The kernel loads the module of a device when the device is made. Modules of tunnels make no
+# devices by themselves.
+echo /bin/modprobe >/proc/sys/kernel/modprobe
+echo 2 >/proc/sys/net/core/fb_tunnels_only_for_init_net
+modprobe veth
+modprobe -q tun || true # makes /dev/net/tun
 # The tests run the exporter with CAP_PERFMON, for which Debian's default is too strict.
 echo 2 >/proc/sys/kernel/perf_event_paranoid
 set +e
