@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// --check foretells the mode in which a device of each kind that this kernel can make is audited, or
+// --check foretells in which mode a device of each kind that this kernel can make is audited, or
 // that it is refused. With -short, mode auto is compared alone.
 func TestCheckOfKinds(t *testing.T) {
 	k := newKindLab(t)
