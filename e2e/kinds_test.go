@@ -471,8 +471,8 @@ func (k *kindLab) arguments(mode string, isAudited func(*kindDevice) bool) []str
 		if !isAudited(d) {
 			continue
 		}
-		// The kernel refuses a device under one that has a program.
-		for _, name := range []string{d.below, d.name} {
+		// The exporter has to attach to the lower device first.
+		for _, name := range []string{d.name, d.below} {
 			if name != "" && !slices.Contains(devices, name) && (mode != "drv" || name == d.name) {
 				devices = append(devices, name)
 			}
