@@ -122,18 +122,31 @@ func (p *Packets) judgedIn(cells cellSet) (sum uint64) {
 	return sum
 }
 
-// loadUint128 reads a sum that grows meanwhile. The program stores the low word first and then
-// the carry, so that a sum read between the two stores is 2⁶⁴ too small. Such a sum is below
-// the last one, and is read again.
+// loadUint128 reads a sum that grows meanwhile. It tries again if a carry was stored between its
+// loads. No CPU carries so often that eight attempts fail. If they do, the sum is the last one.
 func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
-	for range 1 << 20 {
-		high := atomic.LoadUint64(&words[1])
-		sum := Uint128{Hi: high, Lo: atomic.LoadUint64(&words[0])}
-		if atomic.LoadUint64(&words[1]) == high && sum.Cmp(*last) >= 0 {
+	for range 8 {
+		high, low, again := atomic.LoadUint64(&words[1]), atomic.LoadUint64(&words[0]), atomic.LoadUint64(&words[1])
+		if sum, ok := wordsToSum(high, low, again); ok && sum.Cmp(*last) >= 0 {
 			return sum
 		}
 	}
 	return *last
+}
+
+// sumCarries is SUM_CARRIES of counters.h.
+const sumCarries = 1 << 63
+
+// wordsToSum returns the sum of the words that were loaded in this order, the high word twice.
+// While the program stores a carry, the high word is that of the sum after it, with sumCarries.
+// Then the highest bit of the low word tells whether that is the one before it. The result is not
+// ok if the high word has changed.
+func wordsToSum(high, low, again uint64) (sum Uint128, ok bool) {
+	sum = Uint128{Hi: high &^ sumCarries, Lo: low}
+	if high&sumCarries != 0 && low>>63 != 0 {
+		sum.Hi--
+	}
+	return sum, high == again
 }
 
 // loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile.

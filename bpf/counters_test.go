@@ -35,20 +35,6 @@ func TestTotalIsExactAndNeverDecreases(t *testing.T) {
 	}
 }
 
-// The program stores the low word of a sum before the carry into the high word. A sum that is
-// read between the two stores is discarded.
-func TestSumWithoutItsCarryIsReadAgain(t *testing.T) {
-	last := Uint128{Hi: 1, Lo: 1<<64 - 5}
-	words := [2]uint64{3, 1}
-	if got := loadUint128(&words, &last); got != last {
-		t.Errorf("before the carry: got %v, want %v as before", got, last)
-	}
-	words[1] = 2
-	if got, want := loadUint128(&words, &last), (Uint128{Hi: 2, Lo: 3}); got != want {
-		t.Errorf("after the carry: got %v, want %v", got, want)
-	}
-}
-
 // The reader skips the blocks of CPUs without packets. What it reads is the sum over all blocks,
 // and a baseline does not outlive the clearing of its block.
 func TestUnusedBlocksAddNothing(t *testing.T) {

@@ -125,7 +125,7 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n,
 	product = round_q16(deviation.q16) * round_q16(deviation.q16 - step);
 	baseline->mean_q16 += with_sign(step, deviation.sign);
 	m2_low = baseline->m2_low + product;
-	KEEP_IN_REGISTER(m2_low); /* 4: as in add_u128() */
+	KEEP_IN_REGISTER(m2_low); /* 4: as in add_to_sum() */
 	baseline->m2_low = m2_low;
 	if (m2_low < product)
 		baseline->m2_high++;

@@ -13,6 +13,12 @@
 #include "maps.h"
 #include "math.h"
 
+/* Set in the high word of a sum while the low word wraps around. No addend exceeds 2⁶², so the
+ * highest bit of the low word is set before that and clear after it. Therefore a reader that finds
+ * the same high word before and after the low word knows the sum: wordsToSum() in counter_block.go.
+ */
+#define SUM_CARRIES (1ULL << 63)
+
 /* Returns NULL only if the map is smaller than the configuration says. */
 static __always_inline struct device_counters *counters_of_cpu(__u32 cpu)
 {
@@ -45,11 +51,31 @@ static __noinline __u64 choose_reference(struct device_counters *counters, __u64
 	return chosen;
 }
 
+/* Adds to the sum at an offset in the counters. Branches on the carry, which is rare: most calls
+ * leave the high word alone. The stores of a carry are exchanges, because readers must see them in
+ * this order. The offset is an argument of its own, or clang would compute the address of the sum
+ * for all packets (1).
+ */
+static __always_inline void add_to_sum(void *counters, __u32 offset, __u64 v)
+{
+	__u64 *sum = counters + offset;
+	__u64 low = sum[0] + v, high;
+
+	KEEP_IN_REGISTER(low); /* 10: clang would compute the carry first and keep it */
+	if (likely(low >= v)) {
+		sum[0] = low;
+		return;
+	}
+	high = sum[1] + 1;
+	__sync_lock_test_and_set(&sum[1], high | SUM_CARRIES);
+	__sync_lock_test_and_set(&sum[0], low);
+	__sync_lock_test_and_set(&sum[1], high);
+}
+
 /* Counts a delta in the histogram and in the sums. */
 static __always_inline void count_delta(struct device_counters *counters, __u64 delta_ns)
 {
-	struct delta_sums *sums = &counters->sums;
-	__u64 reference = sums->reference_ns;
+	__u64 reference = counters->sums.reference_ns;
 	__s64 difference, sign;
 	__u64 distance, side;
 
@@ -59,9 +85,10 @@ static __always_inline void count_delta(struct device_counters *counters, __u64 
 	difference = delta_ns - reference;
 	sign = sign_of(difference);
 	distance = with_sign(difference, sign);
-	side = sign & sizeof(sums->deviation[0]);
-	add_u128((void *)sums->deviation + side, distance);
-	add_u128(sums->squared, distance * distance);
+	side = sign & sizeof(counters->sums.deviation[0]);
+	add_to_sum((void *)counters + side, offsetof(struct device_counters, sums.deviation),
+		   distance);
+	add_to_sum(counters, offsetof(struct device_counters, sums.squared), distance * distance);
 }
 
 #endif

@@ -259,7 +259,8 @@ struct last_flag {
 };
 
 /* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns². Each sum has 128 bits:
- * low, high. Deviations above the reference are in deviation[0], those below in deviation[1].
+ * low, high; see add_to_sum(). Deviations above the reference are in deviation[0], those below in
+ * deviation[1].
  */
 struct delta_sums {
 	__u64 reference_ns;

@@ -52,17 +52,6 @@ static __always_inline __s64 with_sign(__s64 v, __s64 sign)
 	return (v ^ sign) - sign;
 }
 
-/* Branches on the carry, which is rare: most calls leave the high word alone. */
-static __always_inline void add_u128(__u64 sum[2], __u64 v)
-{
-	__u64 low = sum[0] + v;
-
-	KEEP_IN_REGISTER(low); /* 8: clang would compute the carry first and keep it */
-	sum[0] = low;
-	if (low < v)
-		sum[1]++;
-}
-
 /* Shifts by 0 to 63. */
 static __always_inline struct u128 shift_left(struct u128 v, __u32 by)
 {
