@@ -192,9 +192,9 @@ func loadWith(config Config, named []string, keys io.Reader, logger *slog.Logger
 func (a *Audit) CommitNeedsPrivilege() bool { return needsPrivilege(kernelRelease()) }
 
 // Follow attaches devices of the configuration when they appear, and detaches from those that
-// vanish, until the context ends. Without Config.Follow it only detaches: from devices that were
-// renamed, or moved to another network namespace, where the hook would count packets as those of the
-// device. It logs what fails, tries again and returns nil.
+// vanish, until the context ends. Without Config.Follow it only detaches: from devices that
+// were renamed, or moved to another network namespace, where the hook would count packets as
+// those of the device. It logs what fails, tries again and returns nil.
 func (a *Audit) Follow(ctx context.Context) error {
 	a.devices.follow(ctx)
 	return nil
@@ -256,8 +256,8 @@ func (a *Audit) release() error {
 // Slots returns the number of slots of the flow table.
 func (a *Audit) Slots() int { return a.config.Slots() }
 
-// Hooks returns the state of every configured device, in the order of the configuration. It asks the
-// kernel for each of them: 400 devices take 8 ms of CPU time.
+// Hooks returns the state of every configured device, in the order of the configuration. It
+// asks the kernel for each of them: 400 devices take 8 ms of CPU time.
 func (a *Audit) Hooks() []Hook { return a.devices.hooks() }
 
 // Ready returns nil if at least one device is audited now. Otherwise the error says why none is.

@@ -181,8 +181,8 @@ func TestAVanishedDeviceIsNotBlamed(t *testing.T) {
 	}
 }
 
-// A refusal begins with the words of the driver, if it has any. Only the kernel's own words say that
-// a driver has no native XDP. Mode auto takes generic mode only if nothing can be changed.
+// A refusal begins with the words of the driver, if it has any. Only the kernel's own words say
+// that a driver has no native XDP. Mode auto takes generic mode only if nothing can be changed.
 func TestRefusalsBeginWithTheWordsOfTheDriver(t *testing.T) {
 	lo := &device{name: "lo", ifindex: 1, driver: "virtio_net"}
 	const atOnce, says = "has no native XDP", "--audit.mode=skb"

@@ -15,10 +15,10 @@ const (
 	// an attempt the kernel verifies and compiles the whole program.
 	maxPause = 30
 
-	// maxAtOnce is the number of attempts at once because a device has appeared or changed. One more
-	// is allowed after regainInterval resyncs. A device that comes and goes all the time would keep
-	// the exporter busy. To attach a program again that is loaded takes much less time: that counts
-	// as one of reattachments attempts.
+	// maxAtOnce is the number of attempts at once because a device has appeared or changed. One
+	// more is allowed after regainInterval resyncs. A device that comes and goes all the time
+	// would keep the exporter busy. To attach a program again that is loaded takes much less
+	// time: that counts as one of reattachments attempts.
 	maxAtOnce      = 5
 	regainInterval = 6
 	reattachments  = 20

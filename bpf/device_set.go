@@ -253,8 +253,8 @@ func (s *deviceSet) vanished(d *device) {
 	})
 }
 
-// forget removes a device from the list. It keeps its index until another device needs that, and the
-// memory of its attempts until it may be tried as often as any other. The lock is held.
+// forget removes a device from the list. It keeps its index until another device needs that,
+// and the memory of its attempts until it may be tried as often as any other. The lock is held.
 func (s *deviceSet) forget(d *device) {
 	s.listed = slices.DeleteFunc(s.listed, func(other *device) bool { return other == d })
 	if d.hasIndex() {

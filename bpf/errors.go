@@ -48,8 +48,8 @@ func missingCapabilities(effective uint64) []string {
 	return missing
 }
 
-// absentError is the error of a device that is not there. It is logged at that level while the device
-// is waited for.
+// absentError is the error of a device that is not there. It is logged at that level while the
+// device is waited for.
 type absentError struct {
 	error
 	level slog.Level

@@ -13,10 +13,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
 
-// A link holds its program on a network device wherever that is: the device may be renamed, or moved
-// to another network namespace, where its index stays the same if it is free. So a hook is up only
-// if a device of this namespace with the name and the index runs the program, and has the link type
-// that the program parses.
+// A link holds its program on a network device wherever that is: the device may be renamed, or
+// moved to another network namespace, where its index stays the same if it is free. So a hook
+// is up only if a device of this namespace with the name and the index runs the program, and
+// has the link type that the program parses.
 
 // place is where a device is to run its program.
 type place struct {

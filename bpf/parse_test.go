@@ -235,7 +235,7 @@ var ipFrameTable = []frameCase{
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "192.0.2.9:40000 192.0.2.8:5353 17 0"},
 	{"TCP over IPv4 without Ethernet", ipv4(ipTCP, tcp(40000, 443, 8)),
 		cell{FamilyIPv4, ProtocolTCP, OutcomeNewFlow}, "10.0.0.1:40000 10.0.0.2:443 6 0"},
-	{"a source of 8.0.69.0 is no ethertype", ipv4From([4]byte{8, 0, 69, 0}, ipUDP, udp(1000, 53, make([]byte, 40))),
+	{"a source of 8.0.69.0 is not an ethertype", ipv4From([4]byte{8, 0, 69, 0}, ipUDP, udp(1000, 53, make([]byte, 40))),
 		cell{FamilyIPv4, ProtocolUDP, OutcomeNewFlow}, "8.0.69.0:1000 10.0.0.2:53 17 0"},
 	{"TCP over IPv6 without Ethernet", ipv6(ipTCP, tcp(1000, 80, 8)),
 		cell{FamilyIPv6, ProtocolTCP, OutcomeNewFlow}, "[fd00::1]:1000 [fd00::2]:80 6 0"},

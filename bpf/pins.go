@@ -186,7 +186,7 @@ func (p *pins) removeMaps() error {
 }
 
 // replaceMaps replaces the pinned maps and their layout. What may fail precedes the end of the old
-// pins: the new maps are pinned beside the old ones, and renamed.
+// pins: the new maps are pinned next to the old ones, and renamed.
 func (p *pins) replaceMaps(maps map[string]*ebpf.Map, layout *ebpf.Map) error {
 	err := p.removeNewMaps()
 	pin := func(name string, m *ebpf.Map) {

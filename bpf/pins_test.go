@@ -82,7 +82,7 @@ func TestAFailedReplacementKeepsThePinnedMaps(t *testing.T) {
 			expect(p, "after the failure", 0),
 			p.replaceMaps(map[string]*ebpf.Map{"a": after, "b": others[2]}, layouts[2]),
 			expect(p, "after a replacement", 1),
-			others[3].Pin(filepath.Join(p.path, newPinPrefix+"a")), // as a process that is killed leaves it
+			others[3].Pin(filepath.Join(p.path, newPinPrefix+"a")), // as a killed process leaves it
 			p.close(),
 		)
 		if err != nil {

@@ -96,10 +96,10 @@ func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRe
 	return failures
 }
 
-// detachStale takes the hooks from devices that are not what they were: vanished, moved to another
-// network namespace, replaced by another device of the name, renamed, or with their program detached
-// by force. If devices are followed, the hook of a renamed device waits for the new name, and a
-// device that has vanished is noted.
+// detachStale takes the hooks from devices that are not what they were: vanished, moved to
+// another network namespace, replaced by another device of the name, renamed, or with their
+// program detached by force. If devices are followed, the hook of a renamed device waits for
+// the new name, and a device that has vanished is noted.
 func (s *deviceSet) detachStale(devices []netdev.Device) {
 	for _, d := range slices.Clone(s.listed) {
 		now, wasUp := withName(d.name, devices), d.link != nil
@@ -128,8 +128,8 @@ func (s *deviceSet) detachStale(devices []netdev.Device) {
 	}
 }
 
-// regain notes a resync, and allows devices that change all the time one more attempt at once, if it
-// is time.
+// regain notes a resync, and allows devices that change all the time one more attempt at once,
+// if it is time.
 func (s *deviceSet) regain() {
 	if s.resyncs++; s.resyncs%regainInterval != 0 {
 		return

@@ -259,7 +259,7 @@ type Hook struct {
 	Device     string
 	Up         bool   // a device of that name in this network namespace runs the program now
 	Reason     string // why it is not up; empty while it is
-	Received   uint64 // packets that the kernel counts as received by the device; 0 while it is not up
+	Received   uint64 // packets that the kernel counts as received by the device, if it is up
 	Mode       string // drv, skb or hw; empty when the program is not attached
 	Driver     string // driver of the device; empty if the kernel does not name it
 	Clock      string // ktime, hw or metadata

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// All waits share the time since the signal, however many there are, and the last leaves some of it.
+// All waits share the time since the signal, however many there are, and the last leaves some
+// of it.
 func TestWaitsShareTheTimeSinceTheSignal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
