@@ -106,6 +106,7 @@ func (s *deviceSet) claimLink(d *device, on netdev.Device) (xdpLink, Mode) {
 		return nil, ""
 	}
 	s.write(func() { delete(s.unclaimedLinks, on.Index) })
+	delete(s.pinnedFor, on.Index)
 	mode := modeOf(on.XDP)
 	if mode != "" && l.isOn(on.Index, ebpf.ProgramID(on.Program)) {
 		return l, mode

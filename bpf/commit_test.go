@@ -282,3 +282,34 @@ func TestAnAbandonedStartReturnsItsIndices(t *testing.T) {
 		})
 	}
 }
+
+// A pinned hook counts on if no program can be loaded for its device, also while that is tried
+// again.
+func TestAHookCountsOnIfItsDeviceGetsNoProgram(t *testing.T) {
+	for _, isOtherLayout := range []bool{false, true} {
+		t.Run(fmt.Sprintf("other layout %t", isOtherLayout), func(t *testing.T) {
+			s := pinnedSet(t, setConfig([]string{"a", "b"}, nil), "a", "b")
+			s.isReplacingMaps = isOtherLayout
+			s.kernel.loadErrors = map[string]error{"a": unix.ENOMEM}
+			s.mustStart(t)
+			s.commit()
+			want := "hook a, hook b, a 10, b 20"
+			if isOtherLayout {
+				want = "hook b, a 10, b 20"
+			}
+			for range 2 {
+				if got := s.pinned(); got != want {
+					t.Fatalf("got %q, want %q", got, want)
+				}
+				s.resync(t.Context(), s.kernel.list(), true)
+			}
+			s.kernel.loadErrors = nil
+			s.listed[0].retry = backoff{}
+			s.resync(t.Context(), s.kernel.list(), true)
+			if got := s.state(); got != "a 0 drv, b 1 drv" {
+				t.Errorf("got %q after a retry", got)
+			}
+			s.checkHooks(t, "after a retry")
+		})
+	}
+}

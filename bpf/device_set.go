@@ -67,6 +67,7 @@ type deviceSet struct {
 	gone           []*device       // matched a glob, have vanished and still have their index
 	noIndex        map[string]bool // names of devices that get no index
 	unclaimedLinks map[int]xdpLink // hooks without a device, by the index of the network device
+	pinnedFor      map[int]string  // names that pinned hooks count for; used in changes
 
 	// What follows is used in changes only.
 	resyncs          int
@@ -94,6 +95,8 @@ type device struct {
 	prepared *preparedHook // nil unless commit has to attach its program
 
 	reason string // why it is not attached; empty while it is
+
+	keepsHook bool // its pinned hook counts on, as it got no program; used in changes
 
 	retry backoff // used in changes only
 }

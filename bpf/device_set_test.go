@@ -500,6 +500,9 @@ func TestStartTakesPinnedHooksOver(t *testing.T) {
 	}
 	s.commit()
 	s.checkHooks(t, "after the commit")
+	if want := `in the configuration" device=b`; !strings.Contains(s.log.String(), want) {
+		t.Errorf("the log lacks %q:\n%s", want, s.log)
+	}
 }
 
 // An attempt takes as long as the kernel verifies a program. Readers do not wait for it; closing

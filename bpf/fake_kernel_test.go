@@ -27,10 +27,11 @@ type fakeKernel struct {
 	masters      map[string]string // bridges of devices, by name
 	refused      map[string]bool   // devices that refuse every program
 	refusedModes map[Mode]bool
-	accepted     map[Mode]bool // modes that no device refuses
-	isSecret     bool          // programs may not be opened by their id
-	loadError    error         // of each program
-	replaceError error         // of each hook
+	accepted     map[Mode]bool    // modes that no device refuses
+	isSecret     bool             // programs may not be opened by their id
+	loadError    error            // of each program
+	loadErrors   map[string]error // of the programs of devices
+	replaceError error            // of each hook
 	lookUpError  error
 	refusal      error // what explain returns; nil for a usual one
 
@@ -169,6 +170,9 @@ func (k *fakeKernel) load(id deviceIdentity, _ int) (*loadedProgram, error) {
 	}
 	if k.loadError != nil {
 		return nil, k.loadError
+	}
+	if err := k.loadErrors[id.name]; err != nil {
+		return nil, err
 	}
 	k.programs++
 	k.lastProgram++

@@ -104,6 +104,29 @@ func explainPin(path string, err error) error {
 	return fmt.Errorf("pin path %s: %w", path, err)
 }
 
+// explainOpening returns an error that says why a pin cannot be opened, and the remedy.
+func (p *pins) explainOpening(name string, err error) error {
+	cause := causeOfFiles(err)
+	if cause == "" && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)) {
+		cause = fmt.Sprintf("let user %d read and write it, or remove the audit with --bpf.unpin as its owner", os.Geteuid())
+	}
+	if cause != "" {
+		cause += ": "
+	}
+	return fmt.Errorf("opening the pin %s in %s: %s%w", name, p.path, cause, err)
+}
+
+// isDenied reports whether a pin could not be opened for want of a privilege or of a resource, and
+// not because of what is pinned.
+func isDenied(err error) bool {
+	for _, errno := range []unix.Errno{unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EPERM, unix.EACCES, unix.EAGAIN} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *pins) close() error {
 	if p.directory == nil {
 		return nil
@@ -256,7 +279,8 @@ func (p *pins) pinMap(name string, m *ebpf.Map) error {
 }
 
 // loadMaps opens the maps of those names, if all of them are pinned and their layout is text.
-// Otherwise it returns no maps, and what differs; differs is empty if no maps are pinned.
+// Otherwise it returns no maps, and what differs; differs is empty if no maps are pinned. Pins that
+// this process cannot open are an error: they may hold an audit, and are not to be replaced.
 func (p *pins) loadMaps(names []string, text string) (maps map[string]*ebpf.Map, differs string, err error) {
 	record, err := p.readLayout()
 	if errors.Is(err, os.ErrNotExist) {
@@ -265,6 +289,9 @@ func (p *pins) loadMaps(names []string, text string) (maps map[string]*ebpf.Map,
 			differs = "they have no layout, which means that a start was interrupted"
 		}
 		return nil, differs, err
+	}
+	if isDenied(err) {
+		return nil, "", p.explainOpening(mapPinPrefix+layoutName, err)
 	}
 	if err != nil {
 		return nil, "their layout cannot be read", nil //nolint:nilerr // the layout is replaced
@@ -276,6 +303,9 @@ func (p *pins) loadMaps(names []string, text string) (maps map[string]*ebpf.Map,
 	for _, name := range names {
 		if maps[name], err = ebpf.LoadPinnedMap(p.mapPath(name), nil); err != nil {
 			delete(maps, name)
+			if isDenied(err) {
+				return nil, "", errors.Join(p.explainOpening(mapPinPrefix+name, err), closeMaps(maps))
+			}
 			return nil, name + " is missing", closeMaps(maps)
 		}
 	}
@@ -318,7 +348,7 @@ func (p *pins) loadLinks() (map[int]xdpLink, error) {
 	for _, name := range names {
 		l, err := link.LoadPinnedLink(filepath.Join(p.path, name), nil)
 		if err != nil {
-			return links, fmt.Errorf("opening the pinned hook %s in %s: %w", name, p.path, err)
+			return links, p.explainOpening(name, err)
 		}
 		ifindex := ifindexOf(l)
 		if ifindex != 0 && name == linkName(ifindex) {

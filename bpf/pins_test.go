@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -92,6 +93,65 @@ func TestAFailedReplacementKeepsThePinnedMaps(t *testing.T) {
 			return err
 		}
 		return errors.Join(expect(p, "after a kill", 1), p.close())
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Pinned maps that this process may not open are an error: they are not replaced.
+func TestPinsThatCannotBeOpenedAreNotReplaced(t *testing.T) {
+	needBPF(t)
+	const user = 1234
+	namespace, err := netlab.NewNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(namespace.Close)
+	root := t.TempDir()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	layout, err := newLayoutMap("x=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer layout.Close()
+	if err := namespace.Do(func() error {
+		if err := errors.Join(
+			unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			os.Chmod(filepath.Dir(root), 0o755),
+			os.Chmod(root, 0o755),
+			unix.Mount("bpf", root, "bpf", 0, ""),
+		); err != nil {
+			return err
+		}
+		p, err := openPins(filepath.Join(root, "pins"))
+		if err != nil {
+			return err
+		}
+		defer p.close()
+		if err := p.pinMaps(map[string]*ebpf.Map{"a": m}, layout); err != nil {
+			return err
+		}
+		for _, owned := range []string{p.path, p.mapPath(layoutName)} {
+			if err := os.Chown(owned, user, 0); err != nil {
+				return err
+			}
+			if err := unix.Setfsuid(user); err != nil {
+				return err
+			}
+			_, differs, err := p.loadMaps([]string{"a"}, "x=1")
+			if !errors.Is(err, unix.EACCES) || differs != "" {
+				t.Errorf("%s is owned: got %q and %v, want EACCES", owned, differs, err)
+			}
+			if err := unix.Setfsuid(0); err != nil {
+				return err
+			}
+		}
+		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,9 @@ func (s *deviceSet) prepare(d *device, id deviceIdentity, on netdev.Device, isDi
 		}
 	}()
 	if h.program == nil {
-		if h.program, err = s.kernel.load(id, 0); err != nil {
+		h.program, err = s.kernel.load(id, 0)
+		d.keepsHook = err != nil && s.pinnedFor[on.Index] == d.name
+		if err != nil {
 			return h, explainLoad(err)
 		}
 	}
@@ -225,5 +227,10 @@ func (s *deviceSet) commit() {
 		}
 	}
 	s.isStarting = false
+	for _, d := range s.listed {
+		if _, isUnclaimed := s.unclaimedLinks[d.ifindex]; isUnclaimed && s.isKept(d.ifindex) {
+			s.logger.Warn("Hook of the process before counts on, and its counters are not shown", "device", d.name)
+		}
+	}
 	s.dropUnclaimed()
 }

@@ -19,6 +19,7 @@ import (
 // that has succeeded.
 func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 	s.isStarting = true
+	s.noteOwners()
 	failures := s.reconcile(ctx, devices, true)
 	if err := ctx.Err(); err != nil {
 		return err
@@ -196,11 +197,36 @@ func (s *deviceSet) announce(d *device) {
 	}
 }
 
-// dropUnclaimed detaches the hooks that no device of the configuration has taken.
+// noteOwners notes which devices the pinned hooks count for.
+func (s *deviceSet) noteOwners() {
+	s.pinnedFor = map[int]string{}
+	for ifindex := range s.unclaimedLinks {
+		if !s.isReplacingMaps {
+			s.pinnedFor[ifindex] = nameOfHook(s.pool.table.entries, ifindex)
+		}
+	}
+}
+
+// isKept reports whether an unclaimed hook counts for a device that waits for a program.
+func (s *deviceSet) isKept(ifindex int) bool {
+	return slices.ContainsFunc(s.listed, func(d *device) bool {
+		return d.keepsHook && d.link == nil && !d.isGone && d.ifindex == ifindex
+	})
+}
+
+// dropUnclaimed detaches the hooks that no device of the configuration has taken, except those that
+// count for a device whose program could not be loaded: nothing is lost until that is possible.
 func (s *deviceSet) dropUnclaimed() {
 	for ifindex := range s.unclaimedLinks {
-		s.logger.Info("Hook detached from a device that is not in the configuration",
-			"device", nameOfHook(s.pool.table.entries, ifindex), "ifindex", ifindex)
+		if s.isKept(ifindex) {
+			continue
+		}
+		name := nameOfHook(s.pool.table.entries, ifindex)
+		if devices, err := s.lookUp([]int{ifindex}); name == "" && err == nil {
+			// It counted in other maps.
+			name = devices[0].Name
+		}
+		s.logger.Info("Hook detached from a device that is not in the configuration", "device", name, "ifindex", ifindex)
 		s.dropUnclaimedOn(ifindex)
 	}
 }
