@@ -22,9 +22,9 @@ func FuzzFrame(f *testing.F) {
 	}
 	config := testConfig()
 	config.Flows = flowWays
-	readable := readableBytes(f, loadTest(f, config))
 	var fuzzed []*fuzzedProgram
 	for link := range netdev.LinkOther {
+		readable := readableBytes(f, loadTestOn(f, config, link))
 		audit := loadTestOn(f, config, link)
 		fuzzed = append(fuzzed, &fuzzedProgram{audit, newRunner(f, audit.program(0).FD()), link, readable})
 	}
