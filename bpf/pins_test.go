@@ -132,7 +132,11 @@ func TestPinsThatCannotBeOpenedAreNotReplaced(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer p.close()
+		defer func() {
+			if err := p.close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		if err := p.pinMaps(map[string]*ebpf.Map{"a": m}, layout); err != nil {
 			return err
 		}
