@@ -24,15 +24,13 @@ func (s *deviceSet) attach(d *device, on netdev.Device) (err error) {
 	if err := s.config.checkLink(on); err != nil {
 		return err
 	}
-	if err := s.setLink(d, on); err != nil {
-		return err
-	}
+	s.setLink(d, on)
 	isNewIndex := !d.hasIndex()
 	id, isDisplacing, err := s.identify(d)
 	if err != nil {
 		return err
 	}
-	id.linkLayer = on.Link
+	id.linkLayer, id.boundTo = d.linkLayer, d.boundTo
 	if isNewIndex && (!isDisplacing || s.config.Mode == ModeHW) {
 		if err := s.takeIndex(d, id); err != nil {
 			return err
@@ -138,7 +136,7 @@ func (s *deviceSet) attachOffloaded(d *device) error {
 // runs it, 0 for the CPU.
 func (s *deviceSet) load(d *device, offloadTo int) error {
 	id := s.pool.table.identity(d.index)
-	id.linkLayer = d.linkLayer
+	id.linkLayer, id.boundTo = d.linkLayer, d.boundTo
 	p, err := s.kernel.load(id, offloadTo)
 	if err == nil {
 		s.loaded(d, p)

@@ -162,6 +162,9 @@ func (m *measurement) load(t testing.TB, spec *ebpf.CollectionSpec, names map[st
 	}
 	wanted := slices.Collect(maps.Values(names))
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(wanted, name) })
+	for _, p := range spec.Programs {
+		dropMetadataCalls(p)
+	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.audit.maps.byName})
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,8 @@ func newInjector(t *testing.T, p *probe, packets int) *injector {
 		t.Fatal(err)
 	}
 	spec.Maps[benchMapBenchInjected].MaxEntries = uint32(packets)
-	for name := range spec.Programs {
+	for name, program := range spec.Programs {
+		dropMetadataCalls(program)
 		if name != benchProgBenchAuditInjected {
 			delete(spec.Programs, name)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
@@ -21,10 +22,28 @@ func (t *auditMaps) programSpec(config Config, id deviceIdentity) (*ebpf.Collect
 	if err != nil {
 		return nil, err
 	}
+	p := spec.Programs[programProgXdpAudit]
 	if !t.hasFrags {
-		spec.Programs[programProgXdpAudit].Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	if id.boundTo != 0 {
+		p.Ifindex = uint32(id.boundTo)
+		p.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
+	} else {
+		dropMetadataCalls(p)
 	}
 	return spec, t.configure(spec, config, id)
+}
+
+// dropMetadataCalls replaces the call that tells a VLAN tag by its error for no tag. The kernel
+// rejects the call in a program that is not bound to a device, even where it cannot be reached, and
+// without a JIT compiler.
+func dropMetadataCalls(p *ebpf.ProgramSpec) {
+	for i := range p.Instructions {
+		if ins := &p.Instructions[i]; ins.IsKfuncCall() {
+			*ins = asm.Mov.Imm(asm.R0, -int32(unix.ENODATA))
+		}
+	}
 }
 
 // configure configures a program for a device, and gives the shared maps their sizes.
@@ -34,6 +53,9 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id devic
 	values.HashKeys = id.keys
 	values.Owner = id.owner()
 	values.LinkLayer = uint32(id.linkLayer) // the numbers are those of enum link_layer
+	if id.boundTo != 0 {
+		values.LinkLayer = linkLayerStripped
+	}
 	if t.hasFrags {
 		values.HasFrags = 1
 	}
@@ -114,6 +136,8 @@ func (c Config) programConfig() programAuditConfig {
 
 const (
 	clockSourceMetadata = 1 // enum clock_source in xdp/layout.h
+
+	linkLayerStripped = 2 // enum link_layer in xdp/layout.h
 
 	// enum judging_mode in xdp/layout.h
 	modeLog2   = 1

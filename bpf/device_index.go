@@ -103,7 +103,10 @@ type deviceIdentity struct {
 	generation uint32
 	keys       [10]uint32
 	name       string
-	linkLayer  netdev.LinkLayer // of the network device; not in the table
+
+	// These two are not in the table.
+	linkLayer netdev.LinkLayer // of the network device
+	boundTo   int              // index of the only network device that takes the program; 0 for any
 }
 
 // owner returns the number that marks the flows and events of the device: the index and the

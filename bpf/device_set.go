@@ -85,6 +85,8 @@ type device struct {
 
 	ifindex   int // of the network device at the last attempt
 	linkLayer netdev.LinkLayer
+	boundTo   int  // as in deviceIdentity
+	isStale   bool // the program was loaded for another link layer, or is bound
 	driver    string
 	mode      Mode           // empty while it is not attached
 	program   *loadedProgram // nil until the first attempt
@@ -216,6 +218,9 @@ func (s *deviceSet) loaded(d *device, p *loadedProgram) {
 // attached notes that the program of a device runs on it. The hook of no other device is on that
 // network device any more, so that the hook does not end with the index of an old name.
 func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) {
+	if old := d.program; old != nil && old != p {
+		defer s.closeProgram(d, old)
+	}
 	s.write(func() {
 		entries := s.pool.table.entries
 		for i := range entries {
@@ -223,7 +228,7 @@ func (s *deviceSet) attached(d *device, p *loadedProgram, l xdpLink, mode Mode) 
 				entries[i].ifindex = 0
 			}
 		}
-		d.program, d.id, d.tag = p, p.id, p.tag
+		d.program, d.id, d.tag, d.isStale = p, p.id, p.tag, false
 		d.link, d.mode, d.wasUp, d.reason = l, mode, true, ""
 	})
 }

@@ -22,6 +22,7 @@ type fakeKernel struct {
 	aliases map[string]string // alternative names, with the names of their devices
 	hooks   map[int]*fakeHook // by index of their network device
 
+	vlanTags     map[int]bool      // indices of network devices whose driver tells VLAN tags
 	isPinning    bool              // hooks are pinned
 	isNewPin     map[int]bool      // whether a pin is unpinned when the start fails
 	masters      map[string]string // bridges of devices, by name
@@ -160,6 +161,8 @@ func (k *fakeKernel) lookUp(indices ...int) ([]netdev.Device, error) {
 }
 
 func (*fakeKernel) driver(string) string { return "fake" }
+
+func (k *fakeKernel) tellsVLANTags(ifindex int) bool { return k.vlanTags[ifindex] }
 
 func (k *fakeKernel) load(id deviceIdentity, _ int) (*loadedProgram, error) {
 	k.loads++

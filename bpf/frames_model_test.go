@@ -98,15 +98,18 @@ type framesModel struct {
 	sets     uint64
 	readable int // number of bytes of a frame that the program can read
 	link     netdev.LinkLayer
-	packets  Packets
-	bytes    [NumFamilies][NumProtocols]uint64
-	words    []uint32
+
+	strippedID uint16 // of the VLAN tag that the driver has removed from the next frame; 0 for none
+
+	packets Packets
+	bytes   [NumFamilies][NumProtocols]uint64
+	words   []uint32
 }
 
 // observe returns the cell that counts the frame and, if the frame belongs to a flow, the key
 // and slot of the flow.
 func (m *framesModel) observe(frame []byte, atNs uint64) (at cell, key programFlowKey, slot uint64) {
-	p := parseModel(frame, m.readable, m.link)
+	p := parseModel(frame, m.readable, m.link, m.strippedID)
 	at = cell{p.family, p.protocol, OutcomeUnparsed}
 	switch {
 	case p.class == classFragment:

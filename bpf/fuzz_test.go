@@ -50,7 +50,7 @@ type fuzzedProgram struct {
 
 func (p *fuzzedProgram) check(t *testing.T, frame []byte, now uint64) {
 	t.Helper()
-	want := parseModel(frame, p.readable, p.link)
+	want := parseModel(frame, p.readable, p.link, 0)
 	before := p.Counters()[0]
 	if err := p.runner.run(frame, now); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,9 @@ type hookKernel interface {
 	// driver returns the name of the driver of a network device, empty if the kernel does not name
 	// one.
 	driver(name string) string
+	// tellsVLANTags reports whether programs that are bound to a network device get the VLAN tags
+	// that its driver has removed.
+	tellsVLANTags(ifindex int) bool
 	// load loads the program of a device. offloadTo is the index of the network device whose
 	// hardware runs the program, 0 for the CPU.
 	load(id deviceIdentity, offloadTo int) (*loadedProgram, error)
@@ -86,12 +89,29 @@ func (k *kernelHooks) lookUp(indices ...int) ([]netdev.Device, error) {
 
 func (k *kernelHooks) driver(name string) string { return netdev.Driver(name) }
 
+func (k *kernelHooks) tellsVLANTags(ifindex int) bool {
+	features, err := netdev.ListFeatures([]int{ifindex})
+	return err == nil && features[ifindex].RxMetadata&netdev.MetadataVLANTag != 0
+}
+
+// load loads a program without binding it to its device if the kernel does not take it otherwise.
 func (k *kernelHooks) load(id deviceIdentity, offloadTo int) (*loadedProgram, error) {
+	p, err := k.loadProgram(id, offloadTo)
+	if err != nil && id.boundTo != 0 {
+		id.boundTo = 0
+		return k.loadProgram(id, offloadTo)
+	}
+	return p, err
+}
+
+func (k *kernelHooks) loadProgram(id deviceIdentity, offloadTo int) (*loadedProgram, error) {
 	spec, err := k.maps.programSpec(k.config, id)
 	if err != nil {
 		return nil, err
 	}
-	spec.Programs[programProgXdpAudit].Ifindex = uint32(offloadTo)
+	if offloadTo != 0 {
+		spec.Programs[programProgXdpAudit].Ifindex = uint32(offloadTo)
+	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: k.maps.byName})
 	if err != nil {
 		return nil, err

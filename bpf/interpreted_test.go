@@ -33,6 +33,12 @@ const (
 
 func newInterpretedProgram(t *testing.T, config Config, firstBuffer int, link netdev.LinkLayer) *interpretedProgram {
 	t.Helper()
+	return newInterpretedProgramOn(t, config, firstBuffer, link, uint32(link))
+}
+
+// newInterpretedProgramOn is newInterpretedProgram for a link layer of enum link_layer.
+func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link netdev.LinkLayer, layer uint32) *interpretedProgram {
+	t.Helper()
 	spec, err := loadProgram()
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +46,7 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int, link ne
 	values := config.programConfig()
 	// As on x86, so that counts do not depend on the machine.
 	values.StoresAreOrdered, values.HasFrags, values.Owner = 1, 1, 3<<ownerShift
-	values.LinkLayer = uint32(link)
+	values.LinkLayer = layer
 	keys := testKeys()
 	for i := range values.HashKeys {
 		values.HashKeys[i] = uint32(keys.Uint64())
@@ -66,6 +72,12 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int, link ne
 			link: link,
 		},
 	}
+}
+
+// strip removes a VLAN tag with that control field from the frames that follow, as a driver does.
+func (p *interpretedProgram) strip(tag uint16) {
+	const idMask = 1<<12 - 1
+	p.strippedTag, p.model.strippedID = tag, tag&idMask
 }
 
 // arrayOf returns the elements of an array.
@@ -237,8 +249,12 @@ func TestInterpretedFramesEqualModel(t *testing.T) {
 	const frames = 30_000
 	config := testConfig()
 	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate
-	for link := range netdev.LinkOther {
-		p := newInterpretedProgram(t, config, 3000, link)
+	for layer := range uint32(linkLayerStripped + 1) {
+		link := netdev.LinkLayer(layer)
+		if layer == linkLayerStripped {
+			link = netdev.LinkEthernet
+		}
+		p := newInterpretedProgramOn(t, config, 3000, link, layer)
 		r := rand.New(rand.NewPCG(7, 7))
 		maker := newFrameMaker(r, link)
 		now := uint64(1e12)
@@ -250,6 +266,9 @@ func TestInterpretedFramesEqualModel(t *testing.T) {
 				atNs = 0 // no metadata
 			case 1:
 				atNs -= r.Uint64N(1e8)
+			}
+			if layer == linkLayerStripped {
+				p.strip(uint16(r.IntN(3) * r.IntN(1<<16)))
 			}
 			p.send(t, maker.next(), atNs)
 		}

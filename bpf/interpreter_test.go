@@ -55,8 +55,11 @@ type interpreter struct {
 	dataEnd       uint64
 
 	// Results of helpers.
-	cpu    uint32
-	nowNs  uint64
+	cpu   uint32
+	nowNs uint64
+
+	strippedTag uint16 // that the driver has removed from the frame; 0 for none
+
 	events [][]byte // perf records, in order
 
 	r        [11]uint64
@@ -241,10 +244,31 @@ func (m *interpreter) callFunction(ins *asm.Instruction, pc int) error {
 	if ins.IsFunctionCall() {
 		return m.call(m.targets[pc])
 	}
+	if ins.IsKfuncCall() {
+		return m.tellVLANTag()
+	}
 	if !ins.IsBuiltinCall() {
 		return errors.ErrUnsupported
 	}
 	return m.helper(asm.BuiltinFunc(ins.Constant))
+}
+
+// tellVLANTag executes bpf_xdp_metadata_rx_vlan_tag. Its pointers are those to the context, to the
+// type of the tag, and to its control field.
+func (m *interpreter) tellVLANTag() error {
+	if m.strippedTag == 0 {
+		m.r[asm.R0] = ^uint64(0) // an error
+		return nil
+	}
+	for register, v := range map[asm.Register]uint16{asm.R2: inOrder(tagVLAN), asm.R3: m.strippedTag} {
+		bytes, err := m.memory(m.r[register], 2, true)
+		if err != nil {
+			return err
+		}
+		write(bytes, uint64(v))
+	}
+	m.r[asm.R0] = 0
+	return nil
 }
 
 // operand returns the second operand of an instruction, sign-extended if it is a constant.

@@ -24,14 +24,18 @@ func (c Config) checkLink(on netdev.Device) error {
 	return nil
 }
 
-// setLink notes the link layer of the network device that a device is about to be attached to. It
-// unloads a program that was loaded for another link layer.
-func (s *deviceSet) setLink(d *device, on netdev.Device) error {
-	p := d.program
-	if d.linkLayer == on.Link || p == nil {
-		s.write(func() { d.linkLayer = on.Link })
-		return nil
+// setLink notes the link layer of the network device that a device is about to be attached to, and
+// whether the program is to be bound to that. Only a bound program gets the VLAN tags that a driver
+// has removed. The kernel does not let it move to generic mode, as a pinned hook may have to. It is
+// loaded for each attempt: one that is bound to a network device of the past cannot be attached.
+func (s *deviceSet) setLink(d *device, on netdev.Device) {
+	boundTo := 0
+	mayBind := on.Link == netdev.LinkEthernet && s.config.Mode == ModeDriver && s.config.PinPath == ""
+	if mayBind && s.kernel.tellsVLANTags(on.Index) {
+		boundTo = on.Index
 	}
-	s.write(func() { d.linkLayer, d.program = on.Link, nil })
-	return s.kernel.unload(p)
+	s.write(func() {
+		d.isStale = d.program != nil && (d.isStale || on.Link != d.linkLayer || boundTo != d.boundTo || d.boundTo != 0)
+		d.linkLayer, d.boundTo = on.Link, boundTo
+	})
 }

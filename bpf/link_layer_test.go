@@ -4,8 +4,11 @@
 package bpf
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 )
@@ -94,6 +97,78 @@ func TestLinkLayerChanges(t *testing.T) {
 		}
 		if got := kernel.owners[hook.program].linkLayer; got != step.on.Link || kernel.programs != 1 {
 			t.Errorf("step %d: %d programs, for link layer %d, want 1 for %d", i, kernel.programs, got, step.on.Link)
+		}
+	}
+}
+
+// Where a driver tells programs the VLAN tags that it has removed, the program is bound to the network
+// device: in native mode without pins only, and loaded for each attempt, because a program that is bound to
+// a network device of the past cannot be attached. The device is counted all the time.
+func TestProgramsThatAreBound(t *testing.T) {
+	for _, test := range []struct {
+		mode    Mode
+		link    netdev.LinkLayer
+		tells   bool
+		pinPath string
+		isBound bool
+	}{
+		{ModeDriver, netdev.LinkEthernet, true, "", true},
+		{ModeDriver, netdev.LinkEthernet, false, "", false},
+		{ModeDriver, netdev.LinkEthernet, true, "/pins", false},
+		{ModeAuto, netdev.LinkEthernet, true, "", false},
+		{ModeGeneric, netdev.LinkEthernet, true, "", false},
+		{ModeGeneric, netdev.LinkIP, true, "", false},
+	} {
+		t.Run(fmt.Sprint(test.mode, test.link, test.tells, test.pinPath), func(t *testing.T) {
+			config := setConfig([]string{"a"}, nil)
+			config.Mode, config.PinPath = test.mode, test.pinPath
+			kernel := newFakeKernel()
+			kernel.vlanTags = map[int]bool{1: test.tells, 2: test.tells}
+			s := newTestSet(config, kernel)
+			for _, index := range []int{1, 2} {
+				kernel.remove("a")
+				kernel.devices["a"] = index
+				now := onLink("a", index, test.link, "ether")
+				s.resync(t.Context(), []netdev.Device{now}, true)
+				want := 0
+				if test.isBound {
+					want = index
+				}
+				if got := kernel.owners[kernel.hooks[index].program].boundTo; got != want || kernel.programs != 1 {
+					t.Errorf("%d programs, bound to %d, want 1 bound to %d", kernel.programs, got, want)
+				}
+				if !s.listed[0].isCounted() {
+					t.Error("the device is not counted")
+				}
+			}
+			loads := 1
+			if test.isBound {
+				loads = 2
+			}
+			if kernel.loads != loads {
+				t.Errorf("%d programs were loaded, want %d", kernel.loads, loads)
+			}
+		})
+	}
+}
+
+// A program that is bound to a device asks for the tag; any other does not have the call.
+func TestOnlyBoundProgramsAskForTags(t *testing.T) {
+	maps := &auditMaps{cpus: 1}
+	for _, boundTo := range []int{0, 7} {
+		spec, err := maps.programSpec(testConfig(), deviceIdentity{boundTo: boundTo})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := spec.Programs[programProgXdpAudit]
+		calls := 0
+		for i := range p.Instructions {
+			if p.Instructions[i].IsKfuncCall() {
+				calls++
+			}
+		}
+		if isBound := p.Flags&unix.BPF_F_XDP_DEV_BOUND_ONLY != 0; (calls > 0) != (boundTo != 0) || isBound != (boundTo != 0) || int(p.Ifindex) != boundTo {
+			t.Errorf("bound to %d: %d calls, flags %#x, device %d", boundTo, calls, p.Flags, p.Ifindex)
 		}
 	}
 }

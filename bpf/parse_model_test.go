@@ -35,14 +35,17 @@ const (
 )
 
 // parseModel parses a frame of a device with that link layer. Programs can read its first
-// `readable` bytes only.
-func parseModel(frame []byte, readable int, link netdev.LinkLayer) (p parsed) {
+// `readable` bytes only. The driver has removed a VLAN tag with that id; 0 for none.
+func parseModel(frame []byte, readable int, link netdev.LinkLayer, strippedID uint16) (p parsed) {
 	o := octets{frame[:min(readable, len(frame))], len(frame)}
 	p.isBig = len(frame) > biggestIP
 	if link == netdev.LinkEthernet {
 		p.class = p.ethernet(o)
 	} else {
 		p.class = p.ip(o)
+	}
+	if strippedID != 0 { // the outer tag
+		p.key.VlanId = strippedID
 	}
 	if p.class != classFlow {
 		p.key = programFlowKey{}
@@ -312,7 +315,7 @@ func appendWords(words []uint32, key *programFlowKey) []uint32 {
 func TestParserModel(t *testing.T) {
 	for _, test := range allFrames() {
 		t.Run(test.about, func(t *testing.T) {
-			p := parseModel(test.frame, len(test.frame), test.link)
+			p := parseModel(test.frame, len(test.frame), test.link, 0)
 			got := cell{p.family, p.protocol, map[class]Outcome{
 				classUnparsed: OutcomeUnparsed, classFragment: OutcomeFragment, classFlow: OutcomeNewFlow,
 			}[p.class]}

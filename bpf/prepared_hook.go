@@ -36,7 +36,7 @@ func (s *deviceSet) prepare(d *device, id deviceIdentity, on netdev.Device, isDi
 			err = errors.Join(err, s.discard(d, h))
 		}
 	}()
-	if h.program == nil {
+	if h.program == nil || d.isStale {
 		h.program, err = s.kernel.load(id, 0)
 		d.keepsHook = err != nil && s.pinnedFor[on.Index] == d.name
 		if err != nil {

@@ -13,6 +13,7 @@
 
 #include "compiler.h"
 #include "frame.h"
+#include "vlan.h"
 
 #define PPPOE_VERSION_AND_TYPE 0x11
 #define PPPOE_SESSION_DATA 0
@@ -105,8 +106,8 @@ static __always_inline __u64 find_below_mpls(const struct frame *frame, __u32 of
 __noinline __u64 find_ip(struct xdp_md *ctx)
 {
 	struct frame frame = frame_of(ctx);
+	__u32 vlan_id, stripped_id = 0;
 	__be16 ethertype;
-	__u32 vlan_id;
 	int offset;
 
 	if (config.link_layer == LINK_LAYER_NONE)
@@ -114,7 +115,18 @@ __noinline __u64 find_ip(struct xdp_md *ctx)
 	if (!frame_has(&frame, frame.data, sizeof(struct ethhdr)))
 		return 0;
 	offset = parse_tags(&frame, &ethertype, &vlan_id);
-	if (offset < 0 || !is_encapsulation(ethertype))
+	if (offset < 0)
+		return 0;
+	if (config.link_layer == LINK_LAYER_STRIPPED) {
+		stripped_id = stripped_vlan_id(ctx);
+		if (stripped_id)
+			vlan_id = stripped_id;
+		if (ethertype == bpf_htons(ETH_P_IP))
+			return PLACE(offset, 4, vlan_id, 0);
+		if (ethertype == bpf_htons(ETH_P_IPV6))
+			return PLACE(offset, 6, vlan_id, 0);
+	}
+	if (!is_encapsulation(ethertype))
 		return 0;
 	if (ethertype == bpf_htons(ETH_P_PPP_SES))
 		return find_in_pppoe(&frame, offset, vlan_id);

@@ -92,7 +92,8 @@ enum clock_source {
 /* What the frames of a device begin with. */
 enum link_layer {
 	LINK_LAYER_ETHERNET,
-	LINK_LAYER_NONE, /* the header of IP, as on tunnel devices */
+	LINK_LAYER_NONE,     /* the header of IP, as on tunnel devices */
+	LINK_LAYER_STRIPPED, /* Ethernet, from which the driver may have removed the outer tag */
 };
 
 /* Deviations from the default mode, in which a delta in ns is judged against the baseline of its

@@ -45,6 +45,35 @@ static __always_inline void count_without_flow(struct packet_state *state,
 	cells->packets[outcome]++;
 }
 
+/* Parses a frame that parse_fast() left with an error. Returns 0, or -1 if the packet has no flow.
+ * Then it is counted.
+ */
+static __always_inline int parse_uncommon(struct packet_state *state, const struct frame *frame,
+					  struct packet *packet, int error)
+{
+	if (error == ENCAPSULATED && config.link_layer == LINK_LAYER_STRIPPED) {
+		error = parse_fast_ethernet(frame, stripped_vlan_id(state->ctx), packet);
+		if (likely(!error))
+			return 0;
+		if (error != NOT_IP)
+			error = ENCAPSULATED; /* find_ip() knows of the stripped tag */
+	}
+	if (error == NOT_IP) {
+		packet->cell = protocol_cell(FAMILY_OTHER, PROTOCOL_OTHER);
+		count_without_flow(state, packet, len_of_buffers(state->ctx), OUTCOME_UNPARSED);
+		return -1;
+	}
+	if (parse_slow(state->ctx, packet, error)) {
+		count_without_flow(state, packet, packet->len_bytes, OUTCOME_UNPARSED);
+		return -1;
+	}
+	if (packet->is_fragment) {
+		count_without_flow(state, packet, packet_len(state, packet), OUTCOME_FRAGMENT);
+		return -1;
+	}
+	return 0;
+}
+
 static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 {
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
@@ -61,23 +90,8 @@ static __always_inline int xdp_audit_body(struct xdp_md *ctx)
 	state.counters = counters;
 	frame = frame_of(ctx);
 	error = parse_fast(&frame, &packet);
-	if (unlikely(error)) {
-		if (error == NOT_IP) {
-			packet.cell = protocol_cell(FAMILY_OTHER, PROTOCOL_OTHER);
-			count_without_flow(&state, &packet, len_of_buffers(state.ctx),
-					   OUTCOME_UNPARSED);
-			return XDP_PASS;
-		}
-		if (parse_slow(state.ctx, &packet, error)) {
-			count_without_flow(&state, &packet, packet.len_bytes, OUTCOME_UNPARSED);
-			return XDP_PASS;
-		}
-		if (packet.is_fragment) {
-			count_without_flow(&state, &packet, packet_len(&state, &packet),
-					   OUTCOME_FRAGMENT);
-			return XDP_PASS;
-		}
-	}
+	if (unlikely(error) && parse_uncommon(&state, &frame, &packet, error))
+		return XDP_PASS;
 	state.len_bytes = packet_len(&state, &packet);
 	state.cells = cells_of(state.counters, packet.cell);
 	state.cells->bytes += state.len_bytes;

@@ -27,6 +27,10 @@ const (
 	FeatureRxSG      = 1 << 5 // frames in several buffers
 )
 
+// MetadataVLANTag is the bit of Features.RxMetadata of a driver that tells programs which VLAN tag
+// it has removed from a frame.
+const MetadataVLANTag = 1 << 2
+
 var (
 	xdpNames        = []string{"basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg"}
 	rxMetadataNames = []string{"timestamp", "hash", "vlan-tag"}
