@@ -56,6 +56,10 @@ xdp_audit_delta_deviation_below_seconds_total{device="eth1"} 0
 # TYPE xdp_audit_delta_deviation_seconds_squared_total counter
 xdp_audit_delta_deviation_seconds_squared_total{device="eth0"} 3.9999960000020045
 xdp_audit_delta_deviation_seconds_squared_total{device="eth1"} 0
+# HELP xdp_audit_delta_octaves_total Total of log2 of the inter-arrival times in nanoseconds, each taken as the middle of its cell, at most 6.25 % wide.
+# TYPE xdp_audit_delta_octaves_total counter
+xdp_audit_delta_octaves_total{device="eth0"} 60.63327064535348
+xdp_audit_delta_octaves_total{device="eth1"} 0
 # HELP xdp_audit_delta_reference_seconds Reference of the deviations in seconds: the first inter-arrival time of the device; 0 before it is measured.
 # TYPE xdp_audit_delta_reference_seconds gauge
 xdp_audit_delta_reference_seconds{device="eth0"} 1e-06

@@ -101,11 +101,12 @@ type Buckets struct {
 	native  [Cells]int // native bucket; unused for cell 0, the deltas of 0 ns
 	classic [Cells]int // index into bounds; len(bounds) above the last bound
 	bounds  []float64
+	octaves *[Cells]float64
 }
 
 // NewBuckets computes the buckets of every cell.
 func NewBuckets() *Buckets {
-	b := &Buckets{}
+	b := &Buckets{octaves: CellOctaves()}
 	for e := classicMin; e <= classicMax; e++ {
 		b.bounds = append(b.bounds, math.Ldexp(1, e))
 	}
