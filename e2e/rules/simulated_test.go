@@ -14,6 +14,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // simulated is a device with made-up deltas. Its counters are counted like those in the kernel,
@@ -24,10 +25,11 @@ type simulated struct {
 	deltas   [][]float64 // ns, by the minute of the scrape
 	values   map[string][]string
 	counters bpf.Counters
+	cuts     *[timing.LinearCells]uint32
 }
 
 func newSimulated(t *testing.T, instance string) *simulated {
-	return &simulated{t: t, instance: instance, values: map[string][]string{}, counters: bpf.Counters{Device: "eth0"}}
+	return &simulated{t: t, instance: instance, values: map[string][]string{}, counters: bpf.Counters{Device: "eth0"}, cuts: timing.Cuts()}
 }
 
 // source is the input of the collector.
@@ -53,6 +55,7 @@ func (s *simulated) observe(times uint64, deltas ...float64) {
 		*sum = sum.Add(bpf.Uint128{Lo: distance}.Mul64(times))
 		c.Sums.SquaredNs2 = c.Sums.SquaredNs2.Add(bpf.Uint128{Lo: distance * distance}.Mul64(times))
 		c.Sums.TotalNs = c.Sums.TotalNs.Add(bpf.Uint128{Lo: ns}.Mul64(times))
+		c.Histogram[timing.Cell(ns, s.cuts)] += times
 		c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][bpf.OutcomeJudged] += times
 	}
 }

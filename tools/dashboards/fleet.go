@@ -59,9 +59,9 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_delta_seconds:effect5m_1h{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Welch's t", "short", "Compares the last 5 minutes with the hour before. With many packets, t is large even for insignificant shifts: also check the effect.",
 		query{`instance_device:xdp_audit_delta_seconds:tscore5m_1h{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Welch's t of the fleet", "short", "Combines the differences of all devices, each against its own past. Large if all devices shift alike. Not filtered by instance and device.",
-		query{`job:xdp_audit_delta_seconds:tscore5m_1h`, "5 minutes against the hour before"},
-		query{`job:xdp_audit_delta_seconds:tscore1h_1d`, "hour against the day before"})
+	b.graph(12, "Change of the fleet (z)", "short", "z for the null hypothesis that no device changed, each compared with its own past. Large if all devices shift a little, or if one shifts much. Investigate |z| of 5 or more that lasts. Not filtered by instance and device.",
+		query{`job:xdp_audit_delta_octaves:zscore5m_1h`, "5 minutes against the hour before"},
+		query{`job:xdp_audit_delta_octaves:zscore1h_1d`, "hour against the day before"})
 
 	b.row("Losses")
 	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost, by reason.",
