@@ -78,6 +78,8 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
 		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
+		{statisticsDocument, tableUnchanged, r.pivot(tableUnchanged, figure.String, pairNames()...)},
+		{statisticsDocument, tableOneOf3, r.pivot(tableOneOf3, figure.String, pairNames()...)},
 		{statisticsDocument, "bounds", r.bounds()},
 		{limitsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
 	}
