@@ -114,7 +114,7 @@ func (c *checker) ringsFinding() Finding {
 	}
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		f.State, f.Meaning = FindingFailure, "counting the possible CPUs: "+err.Error()
+		f.State, f.Meaning = FindingFailure, explainCPUs(err).Error()
 		return f
 	}
 	online, err := onlineCPUs(cpus)

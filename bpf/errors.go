@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -26,15 +27,21 @@ const privilegeRemedy = "run as root, or grant CAP_BPF, CAP_PERFMON and CAP_NET_
 
 // checkCapabilities returns an error that names the capabilities that this process lacks.
 func checkCapabilities() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var words [2]unix.CapUserData
-	if err := unix.Capget(&header, &words[0]); err != nil {
-		return nil //nolint:nilerr // the error of the refused system call has to do
-	}
-	if missing := missingCapabilities(uint64(words[1].Effective)<<32 | uint64(words[0].Effective)); len(missing) > 0 {
+	if missing := missingCapabilities(effectiveCapabilities()); len(missing) > 0 {
 		return fmt.Errorf("missing privilege: %s: %s", strings.Join(missing, ", "), privilegeRemedy)
 	}
 	return nil
+}
+
+// effectiveCapabilities returns the capabilities of this thread as bits, and all bits if they are not
+// known: then the error of the refused system call has to do.
+func effectiveCapabilities() uint64 {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var words [2]unix.CapUserData
+	if unix.Capget(&header, &words[0]) != nil {
+		return math.MaxUint64
+	}
+	return uint64(words[1].Effective)<<32 | uint64(words[0].Effective)
 }
 
 func missingCapabilities(effective uint64) []string {
@@ -154,6 +161,9 @@ func wordsOf(err error) string {
 // explainLoad returns an error that says why the kernel refused the program. Of the verifier's
 // log it has the last line only.
 func explainLoad(err error) error {
+	if cause := causeOfFiles(err); cause != "" { // also after the verifier has accepted the program
+		return fmt.Errorf("the kernel refused to load the program: %s: %w", cause, rootCause(err))
+	}
 	var verifier *ebpf.VerifierError
 	if errors.As(err, &verifier) {
 		return fmt.Errorf("the kernel's verifier refused the program: %w", err)

@@ -41,7 +41,7 @@ type replacement struct {
 func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return nil, fmt.Errorf("counting the possible CPUs: %w", err)
+		return nil, explainCPUs(err)
 	}
 	spec, err := loadProgram()
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -111,7 +113,7 @@ func causeOfBPF(err error) string {
 
 // causeOfRings returns cause and remedy of a refused perf_event_open(2), and "" if they are not
 // known. CAP_PERFMON does not suffice if kernel.perf_event_paranoid is above 2, as it is by default
-// on Debian.
+// on Debian; otherwise the setting is not the cause.
 func causeOfRings(err error) string {
 	if cause := causeOfFiles(err); cause != "" {
 		return cause
@@ -125,6 +127,13 @@ func causeOfRings(err error) string {
 		_, errno := unix.PerfEventOpen(&unix.PerfEventAttr{}, -1, 0, -1, math.MaxInt32)
 		if cause := causeOfFiltered("perf_event_open", "CONFIG_PERF_EVENTS", errno); cause != "" {
 			return cause + without
+		}
+		if isInUserNamespace() {
+			return "perf_event_open(2) is refused in a user namespace: start the exporter outside of it" + without
+		}
+		setting, unknown := strconv.Atoi(readWord("/proc/sys/kernel/perf_event_paranoid"))
+		if lacks := slices.Contains(missingCapabilities(effectiveCapabilities()), "CAP_PERFMON"); lacks && unknown == nil && setting <= 2 {
+			return "grant CAP_PERFMON" + without
 		}
 		return "set kernel.perf_event_paranoid to 2 or less, or grant CAP_SYS_ADMIN" + without
 	}
@@ -158,4 +167,12 @@ func isInUserNamespace() bool {
 	var namespace unix.Stat_t
 	err := unix.Stat("/proc/self/ns/user", &namespace)
 	return err == nil && namespace.Ino != initialUserNamespace
+}
+
+// explainCPUs returns an error that says why the possible CPUs of the machine cannot be counted.
+func explainCPUs(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the number of CPUs is not known without sysfs: mount it at /sys: %w", err)
+	}
+	return fmt.Errorf("counting the possible CPUs: %w", err)
 }

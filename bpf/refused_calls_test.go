@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,8 +44,8 @@ func withFilter(t *testing.T, call uint32, errno unix.Errno, f func()) {
 	}
 }
 
-// expectCause expects an error with all parts, that blames neither the limit of locked memory nor
-// the version of the kernel.
+// expectCause expects an error with all parts, that blames neither the verifier, nor the limit of
+// locked memory, nor the version of the kernel.
 func expectCause(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {
@@ -56,7 +57,7 @@ func expectCause(t *testing.T, err error, parts ...string) {
 			t.Errorf("the error does not contain %q: %v", part, err)
 		}
 	}
-	for _, wrong := range []string{"locked memory", "MEMLOCK", "requires >=", "compare-and-swap", "cgroup", "\n"} {
+	for _, wrong := range []string{"verifier", "locked memory", "MEMLOCK", "requires >=", "compare-and-swap", "cgroup", "\n"} {
 		if strings.Contains(err.Error(), wrong) {
 			t.Errorf("the error contains %q: %v", wrong, err)
 		}
@@ -109,12 +110,35 @@ func TestRefusedCallsNameTheRemedy(t *testing.T) {
 		{explainRings(errors.New("can't mmap: operation not permitted")), []string{"kernel.perf_event_mlock_kb", "CAP_IPC_LOCK", "--audit.event-rate=0"}},
 		{errors.New(causeOfFiltered("perf_event_open", "CONFIG_PERF_EVENTS", unix.ENOSYS)), []string{"the kernel has no perf_event_open(2)", "CONFIG_PERF_EVENTS"}},
 		{errors.New(causeOfFiltered("bpf", "CONFIG_BPF_SYSCALL", unix.EPERM)), []string{"bpf(2)", "security module"}},
+		{explainCPUs(fmt.Errorf("open possible: %w", unix.ENOENT)), []string{"CPUs", "mount it at /sys"}},
 		{explainMap("flow_sets", 8, fmt.Errorf("map create: %w", unix.EMFILE)), []string{"flow_sets", "open files", "ulimit -n", "LimitNOFILE="}},
 		{explainMap("flow_sets", 8, fmt.Errorf("map create: %w", unix.ENFILE)), []string{"flow_sets", "fs.file-max"}},
 		{explainMap("flow_sets", 8, fmt.Errorf("map create: %w (MEMLOCK may be too low)", unix.EPERM)), []string{"flow_sets", "CAP_BPF", "operation not permitted"}},
 		{explainLoad(fmt.Errorf("load program: %w (MEMLOCK may be too low)", unix.EPERM)), []string{"program", "CAP_BPF"}},
+		{explainLoad(&ebpf.VerifierError{Cause: fmt.Errorf("load program: %w", unix.EMFILE), Log: []string{"Func#9 is safe"}}), []string{"program", "open files", "ulimit -n"}},
 	} {
 		expectCause(t, test.err, test.want...)
+	}
+}
+
+// A setting of the kernel that allows the rings to CAP_PERFMON is not blamed for their refusal.
+func TestRefusedRingsNeedPerfmonFirst(t *testing.T) {
+	if hasSeccompFilter() {
+		t.Skip("system calls of the test are filtered")
+	}
+	refused := fmt.Errorf("can't create perf event: %w", unix.EACCES)
+	for setting, want := range map[string]string{
+		"3": "set kernel.perf_event_paranoid to 2 or less",
+		"2": "grant CAP_PERFMON, or use --audit.event-rate=0",
+	} {
+		withFile(t, "/proc/sys/kernel/perf_event_paranoid", setting, func() { // in a thread of its own
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var none [2]unix.CapUserData
+			if err := unix.Capset(&header, &none[0]); err != nil {
+				t.Error(err)
+			}
+			expectCause(t, explainRings(refused), want)
+		})
 	}
 }
 
