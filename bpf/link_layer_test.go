@@ -101,9 +101,9 @@ func TestLinkLayerChanges(t *testing.T) {
 	}
 }
 
-// Where a driver tells programs the VLAN tags that it has removed, the program is bound to the network
-// device: in native mode without pins only, and loaded for each attempt, because a program that is bound to
-// a network device of the past cannot be attached. The device is counted all the time.
+// Where a driver tells programs the VLAN tags that it has removed, the program is bound to the
+// network device, in native mode without pins. It is loaded for each attempt: a program that is
+// bound to a network device of the past cannot be attached. The device is counted all the time.
 func TestProgramsThatAreBound(t *testing.T) {
 	for _, test := range []struct {
 		mode    Mode

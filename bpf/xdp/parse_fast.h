@@ -127,8 +127,7 @@ static __always_inline int parse_fast_short(const struct frame *frame, const str
 
 /* Parses most packets of a device with Ethernet, from whose frame the driver has removed the tag of
  * the VLAN stripped_id; 0 for none. Returns 0, one of the results above, or -1 if the packet needs
- * the complete parser. The complete parser would find the same of a frame that is not IP, in 76 more
- * instructions.
+ * the complete parser. That would find the same of a frame that is not IP, in 76 more instructions.
  */
 static __always_inline int parse_fast_ethernet(const struct frame *frame, __u32 stripped_id,
 					       struct packet *packet)
