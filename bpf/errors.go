@@ -33,8 +33,8 @@ func checkCapabilities() error {
 	return nil
 }
 
-// effectiveCapabilities returns the capabilities of this thread as bits, and all bits if they are not
-// known: then the error of the refused system call has to do.
+// effectiveCapabilities returns the capabilities of this thread as bits, and all bits if they are
+// not known: then the error of the refused system call has to do.
 func effectiveCapabilities() uint64 {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var words [2]unix.CapUserData

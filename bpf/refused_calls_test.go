@@ -131,7 +131,8 @@ func TestRefusedRingsNeedPerfmonFirst(t *testing.T) {
 		"3": "set kernel.perf_event_paranoid to 2 or less",
 		"2": "grant CAP_PERFMON, or use --audit.event-rate=0",
 	} {
-		withFile(t, "/proc/sys/kernel/perf_event_paranoid", setting, func() { // in a thread of its own
+		// In a thread of its own.
+		withFile(t, "/proc/sys/kernel/perf_event_paranoid", setting, func() {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			var none [2]unix.CapUserData
 			if err := unix.Capset(&header, &none[0]); err != nil {
