@@ -17,8 +17,9 @@
 //
 // A program that embeds this package must call Audit.ReadEvents, or configure an event rate of
 // 0. Otherwise the event rings fill up and events_total stays 0. The metrics of the collector
-// covert come from a [Covert], which judges the windows of Audit.Watch. The kernel counts
-// everything that the other collectors export.
+// covert come from a [Covert], which judges the windows of Audit.Watch, and flag_excess_score
+// comes from an [Excess], whose Run reads the counters once a minute. The kernel counts everything
+// else.
 package collector
 
 import (
@@ -66,6 +67,7 @@ type Options struct {
 	Collectors []string     // by name; nil for [Defaults], empty for none
 	Trail      Trail        // audit trail; nil for none
 	Covert     *Covert      // judge of the windows of Audit.Watch; nil for none
+	Excess     *Excess      // excess of flagged packets; nil for none
 	Privileges *Privileges  // privileges of the process; nil if unknown
 	Logger     *slog.Logger // logs failures of collectors; nil to discard them
 }
@@ -76,6 +78,7 @@ type Set struct {
 	source     Source
 	trail      Trail
 	covert     *Covert
+	excess     *Excess
 	privileges *Privileges
 	logger     *slog.Logger
 	buckets    *timing.Buckets
@@ -98,7 +101,7 @@ type subject struct {
 func subjects() []subject {
 	return []subject{
 		{"packets", true, func(_ *Set, r *reading) Collector { return newPacketsCollector(r) }},
-		{"flags", true, func(_ *Set, r *reading) Collector { return newFlagsCollector(r, bpf.Flag.WallTime) }},
+		{"flags", true, func(s *Set, r *reading) Collector { return newFlagsCollector(r, s.excess, bpf.Flag.WallTime) }},
 		{"timing", true, func(s *Set, r *reading) Collector { return newTimingCollector(r, s.buckets) }},
 		{"events", true, func(_ *Set, r *reading) Collector { return newEventsCollector(r) }},
 		{"flows", true, func(_ *Set, r *reading) Collector { return newFlowsCollector(r) }},
@@ -155,6 +158,7 @@ func New(source Source, options Options) (*Set, error) {
 		source:     source,
 		trail:      options.Trail,
 		covert:     options.Covert,
+		excess:     options.Excess,
 		privileges: options.Privileges,
 		logger:     options.Logger,
 		buckets:    timing.NewBuckets(),

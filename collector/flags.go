@@ -27,22 +27,25 @@ type flagsSource interface {
 
 type flagsCollector struct {
 	source   flagsSource
+	excess   *Excess
 	wallTime func(bpf.Flag) time.Time
 }
 
 // newFlagsCollector takes a function that converts the time of a flag, which the kernel reads
-// from CLOCK_MONOTONIC.
-func newFlagsCollector(source flagsSource, wallTime func(bpf.Flag) time.Time) flagsCollector {
-	return flagsCollector{source, wallTime}
+// from CLOCK_MONOTONIC. With a nil Excess there are no scores of an excess.
+func newFlagsCollector(source flagsSource, excess *Excess, wallTime func(bpf.Flag) time.Time) flagsCollector {
+	return flagsCollector{source, excess, wallTime}
 }
 
-// Update sends the number of flagged packets by direction, and the last flagged packet.
+// Update sends the number of flagged packets by direction, the score of an
+// excess, and the last flagged packet.
 func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
 		device, packets := counters[i].Device, &counters[i].Packets
 		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedEarly)), device, "early")
 		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedLate)), device, "late")
+		c.excess.send(ch, device)
 
 		var score, delta, length, timestamp float64
 		if flag := counters[i].LastFlag; flag != nil {

@@ -25,7 +25,7 @@ func TestFlags(t *testing.T) {
 		counters("eth1", func(*bpf.Counters) {}),
 	}}
 	wallTime := func(f bpf.Flag) time.Time { return time.Unix(1_800_000_000, int64(f.KtimeNs)) }
-	expect(t, newFlagsCollector(source, wallTime), `
+	expect(t, newFlagsCollector(source, nil, wallTime), `
 # HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.
 # TYPE xdp_audit_last_delta_seconds gauge
 xdp_audit_last_delta_seconds{device="eth0"} 9e-07

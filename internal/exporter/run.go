@@ -122,8 +122,8 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	if err := o.checkSaving(); err != nil {
 		return err
 	}
-	judge := collector.NewCovert()
-	handler, err := e.newHandler(judge, privileges)
+	judge, excess := collector.NewCovert(), collector.NewExcess()
+	handler, err := e.newHandler(judge, excess, privileges)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	e.refusePrograms()
-	return e.serve(ctx, handler, judge)
+	return e.serve(ctx, handler, judge, excess)
 }
 
 // flush waits until the log is written, unless its reader is stuck.
@@ -214,9 +214,9 @@ func (e *exporter) attach(ctx context.Context) error {
 }
 
 // newHandler returns the handler of all paths over the collectors of the flags.
-func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Privileges) (http.Handler, error) {
+func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess, privileges *collector.Privileges) (http.Handler, error) {
 	options := collector.Options{
-		Collectors: e.options.collectors, Covert: judge, Privileges: privileges, Logger: logging.Limit(e.logger),
+		Collectors: e.options.collectors, Covert: judge, Excess: excess, Privileges: privileges, Logger: logging.Limit(e.logger),
 	}
 	if e.trail != nil { // a nil *trail.Trail would be a Trail that is not nil
 		options.Trail = e.trail
@@ -229,9 +229,9 @@ func (e *exporter) newHandler(judge *collector.Covert, privileges *collector.Pri
 	return newHandler(e.options, newScrapeHandler(set, e.options, memory.grow, e.logger), e.audit.Ready, e.process.Handlers)
 }
 
-// serve serves the metrics, and reads events and windows, until the context is canceled or a
-// part fails.
-func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *collector.Covert) error {
+// serve serves the metrics, and reads events, windows and the flags of each minute, until the
+// context is canceled or a part fails.
+func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *collector.Covert, excess *collector.Excess) error {
 	e.logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
 	e.isServing = true
 	record := newRecorder(e.trail, e.logger)
@@ -249,6 +249,7 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 				}
 			})
 		},
+		func(ctx context.Context) error { return excess.Run(ctx, e.audit) },
 		e.audit.Follow,
 		e.reopenTrail,
 		saver.run,

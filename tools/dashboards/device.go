@@ -64,14 +64,15 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.row("Flags")
 	b.graph(8, "Flagged packets by direction", "pps", "Flagged packets, by whether they are earlier or later than the mean of their flow.",
 		query{`sum by (direction) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, "{{direction}}"})
-	b.graph(8, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes, and the threshold of the alert: three times the mean of the device over the day before.",
-		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, "now"},
-		query{`3 * avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m)`, "alert"})
+	b.graph(8, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes.",
+		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, "now"})
+	b.graph(8, "Excess of flagged packets", "short", "Score against the past of the device. An alert fires at 6 (a burst), or after 15 minutes at 1 or more (a lasting excess).",
+		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, "score"})
 	b.graph(8, "Score of the last flag", "short", "|t| of the last flagged packet at each scrape.",
 		query{`xdp_audit_last_tscore{` + ofDevice + `}`, "|t|"})
-	b.graph(12, "Delta of the last flag", "s", "Time between the last flagged packet and its predecessor.",
+	b.graph(8, "Delta of the last flag", "s", "Time between the last flagged packet and its predecessor.",
 		query{`xdp_audit_last_delta_seconds{` + ofDevice + `}`, "delta"})
-	b.graph(12, "Length of the last flag", "bytes", "Length of the last flagged frame.",
+	b.graph(8, "Length of the last flag", "bytes", "Length of the last flagged frame.",
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
 
 	b.row("Calibration")

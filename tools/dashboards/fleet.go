@@ -45,8 +45,8 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`sum by (instance, device) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
 	b.graph(12, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes, by device.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Share of flagged packets against the device's own", "short", "Fraction of flagged packets divided by the mean of the device over the day before. The alert fires at 3.",
-		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} / (avg_over_time(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}[1d] offset 30m) > 0)`, perDevice})
+	b.graph(12, "Excess of flagged packets", "short", "Score against the past of the device. An alert fires at 6 (a burst), or after 15 minutes at 1 or more (a lasting excess).",
+		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Flows with signs of a covert channel", "short", "Flows with alarms in four consecutive windows, by device. The alert fires at 1. Empty without --collector.covert.",
 		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that is rare enough for the device (--audit.calibrate), before the limit of the event rate.",

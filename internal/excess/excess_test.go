@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package excess
+
+import (
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
+)
+
+// alerts follows the two shipped alerts: a burst, a score of burstScore; and a lasting excess, 15
+// minutes of 1 or more.
+type alerts struct {
+	bursts, lasting int
+	isBurst         bool
+	minutes         int // of 1 or more
+}
+
+const (
+	burstScore     = 6
+	lastingMinutes = 15
+)
+
+func (a *alerts) add(score float64) {
+	wasBurst := a.isBurst
+	if a.isBurst = score >= burstScore; a.isBurst && !wasBurst {
+		a.bursts++
+	}
+	if score < 1 {
+		a.minutes = 0
+	} else if a.minutes++; a.minutes == lastingMinutes+1 {
+		a.lasting++
+	}
+}
+
+// A device and month has at most 0.1 false alerts. EXCESS_MONTHS=100 with -v prints the table of
+// docs/statistics.md.
+func TestQuietMonths(t *testing.T) {
+	months := 10
+	if text := os.Getenv("EXCESS_MONTHS"); text != "" {
+		var err error
+		if months, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range traffic.QuietDevices() {
+		t.Run(test.Name, func(t *testing.T) {
+			t.Parallel()
+			var a alerts
+			for month := range months {
+				r := traffic.Rand(uint64(month), test.Name)
+				of := test.New()
+				var d Device
+				for i := range 30 * 1440 {
+					d.AddMinute(of(r, i))
+					a.add(d.Score())
+				}
+			}
+			t.Logf("| %s | %d | %d of %d |", test.Name, a.bursts, a.lasting, months)
+			if a.bursts+a.lasting > months/10 {
+				t.Errorf("%d bursts and %d lasting excesses in %d months", a.bursts, a.lasting, months)
+			}
+		})
+	}
+}
+
+// device returns a device that has seen days of a kind of minutes.
+func device(r *rand.Rand, days int, of traffic.Minutes) *Device {
+	d := &Device{}
+	for i := range days * 1440 {
+		d.AddMinute(of(r, i))
+	}
+	return d
+}
+
+// Leaks are flags in addition to the usual ones. A lasting excess is found within the median number
+// of minutes of docs/statistics.md, and ends within an hour after the leak.
+func TestLeaksAreFound(t *testing.T) {
+	for _, test := range []struct {
+		name                 string
+		judged, usual, leak  float64
+		days, median, within int
+	}{
+		{"1e-4 on 7e-5 at 1,000 packets a second", 60000, 7e-5, 1e-4, 3, 8, 20},
+		{"1e-4 on 7e-5 at 100 packets a second", 6000, 7e-5, 1e-4, 3, 90, 240},
+		{"1e-2 on 8e-3 at 1,000 packets a second", 60000, 8e-3, 1e-2, 3, 5, 5},
+		{"5e-2 on 2.7e-2 at 1,000 packets a second", 60000, 2.7e-2, 5e-2, 3, 5, 5},
+		{"1e-2 on 8e-3 at 1,000 packets a second, after 6 hours", 60000, 8e-3, 1e-2, 0, 5, 6},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			usual, leaking := traffic.PoissonMinutes(test.judged, test.usual), traffic.PoissonMinutes(test.judged, test.usual+test.leak)
+			var times, ends []int
+			for run := range 25 {
+				r := traffic.Rand(uint64(run), test.name)
+				d := device(r, test.days, usual)
+				for i := range MinMinutes {
+					d.AddMinute(usual(r, i))
+				}
+				minutes := 0
+				for ; d.sum < limit && minutes < 1000; minutes++ {
+					d.AddMinute(leaking(r, minutes))
+				}
+				times = append(times, minutes)
+				for i := range 120 {
+					d.AddMinute(leaking(r, i))
+				}
+				end := 0
+				for ; d.Score() >= 1 && end < 1000; end++ {
+					d.AddMinute(usual(r, end))
+				}
+				ends = append(ends, end)
+			}
+			slices.Sort(times)
+			slices.Sort(ends)
+			t.Logf("found after %v minutes, ended after %v", times, ends)
+			if times[len(times)/2] > test.median || times[len(times)-1] > test.within {
+				t.Errorf("found after %v minutes", times)
+			}
+			if ends[len(ends)-1] > 60 {
+				t.Errorf("ended after %v minutes", ends)
+			}
+		})
+	}
+}
+
+// A burst is a burst in its minute and for five minutes, no lasting excess, and leaves the device
+// able to find the next one.
+func TestBurst(t *testing.T) {
+	r := traffic.Rand(1, "burst")
+	usual := traffic.PoissonMinutes(60000, 7e-5)
+	d := device(r, 1, usual)
+	for range 2 {
+		var a alerts
+		d.AddMinute(60000, 50000)
+		a.add(d.Score())
+		if a.bursts != 1 {
+			t.Fatalf("the score is %v", d.Score())
+		}
+		for i := range 120 {
+			d.AddMinute(usual(r, i))
+			a.add(d.Score())
+			if i >= 4 && d.Score() >= 1 {
+				t.Errorf("minute %d after the burst: the score is %v", i, d.Score())
+			}
+		}
+		if a.bursts != 1 || a.lasting != 0 {
+			t.Errorf("%d bursts, %d lasting excesses", a.bursts, a.lasting)
+		}
+	}
+}
+
+// Without a past, without packets and without flags nothing is an excess.
+func TestNoPast(t *testing.T) {
+	var d Device
+	for range MinMinutes {
+		d.AddMinute(0, 0)
+	}
+	for range MinMinutes - 1 {
+		d.AddMinute(1000, 0)
+	}
+	d.AddMinute(1000, 1000)
+	if d.Score() != 0 {
+		t.Errorf("the score is %v in the first %d minutes with packets", d.Score(), MinMinutes)
+	}
+	d = Device{}
+	for range MinMinutes {
+		d.AddMinute(1000, 0)
+	}
+	d.AddMinute(1000, 1)
+	if got := d.Score(); got <= 0 || got >= 1 {
+		t.Errorf("the score of one flag after none is %v", got)
+	}
+}
