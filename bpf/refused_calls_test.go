@@ -134,7 +134,7 @@ func TestRefusedRingsNeedPerfmonFirst(t *testing.T) {
 		// In a thread of its own.
 		withFile(t, "/proc/sys/kernel/perf_event_paranoid", setting, func() {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-			var none [2]unix.CapUserData
+			var none [2]unix.CapUserData // of this thread, which ends with the function
 			if err := unix.Capset(&header, &none[0]); err != nil {
 				t.Error(err)
 			}
