@@ -158,6 +158,12 @@ type usage struct {
 	descriptors int
 }
 
+// usage is the resource usage of the exporter, without the connection that its client keeps.
+func (e *exporter) usage() usage {
+	e.client.CloseIdleConnections()
+	return e.process.usage()
+}
+
 // usage reads /proc. The exporter opens its last socket, which reports changes of devices, shortly
 // after it serves.
 func (p *process) usage() (u usage) {
