@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // Any frame passes unchanged, is counted in the model's cell, and belongs to the model's flow, on
@@ -150,7 +151,8 @@ func FuzzDeviceTable(f *testing.F) {
 			copy(unsafe.Slice((*byte)(unsafe.Pointer(&table.entries[0])), len(memory)), memory)
 		}
 		given := map[int]string{}
-		for _, name := range []string{name, name + "'", "other"} {
+		for _, bytes := range []string{name, name + "'", "other"} {
+			name := printable.Name(bytes)
 			index := table.find(name)
 			if index < 0 {
 				var err error
@@ -177,7 +179,7 @@ func FuzzDeviceTable(f *testing.F) {
 			if owner := table.owner(index); owner&(1<<ownerShift-1) != uint32(index) {
 				t.Errorf("owner %#x of index %d", owner, index)
 			}
-			if len(name) < 16 && table.find(name) < 0 {
+			if len(bytes) < 16 && table.find(name) < 0 {
 				t.Errorf("%q has index %d, but is not found", name, index)
 			}
 		}
