@@ -17,8 +17,9 @@ const (
 
 	// maxAtOnce is the number of attempts at once because a device has appeared or changed. One
 	// more is allowed after regainInterval resyncs. A device that comes and goes all the time
-	// would keep the exporter busy. To attach a program again that is loaded takes much less
-	// time: that counts as one of reattachments attempts.
+	// would keep the exporter busy. To attach a device again that was up counts as one of
+	// reattachments attempts: unless its program is bound to a network device, the program is
+	// still loaded, so that this takes much less time.
 	maxAtOnce      = 5
 	regainInterval = 6
 	reattachments  = 20

@@ -100,7 +100,7 @@ func (p place) whyDown(now netdev.Device, err error) string {
 	case now.Link != p.link:
 		return "the link type of the device has changed"
 	}
-	return "its program was detached or replaced by another process"
+	return "another process has detached or replaced its program, or the device was replaced by another one of the same name"
 }
 
 // ready returns nil if a device is audited, and otherwise an error that says why none is. It asks

@@ -61,6 +61,8 @@ func TestMessages(t *testing.T) {
 		{"a URL", nil, []string{audit, "--web.listen-address=http://127.0.0.1:9400/metrics"}, []string{"--web.listen-address", "use 127.0.0.1:9400\n"}},
 		{"the path of a socket", nil, []string{audit, "--web.listen-address=/run/a/web.sock"}, []string{"--web.listen-address", "use unix:/run/a/web.sock"}},
 		{"a port that cannot be", nil, []string{audit, "--web.listen-address=:99999"}, []string{"--web.listen-address", "99999", "65535"}},
+		{"an address of another host", nil, []string{audit, "--web.listen-address=203.0.113.1:9400"}, []string{"--web.listen-address", "203.0.113.1", "choose an address of this host"}},
+		{"a socket in no directory", nil, []string{audit, "--web.listen-address=unix:/missing/web.sock"}, []string{"--web.listen-address", "/missing", "create it first"}},
 		{"a check of a port alone", nil, []string{"--healthcheck", "--web.listen-address=9407"}, []string{"--web.listen-address", `"9407"`, "use :9407"}},
 		{"a password that is not a hash", nil, []string{audit, "--web.config.file=" + config},
 			[]string{"--web.config.file", config, `"bob"`, "bcrypt", "htpasswd"}},

@@ -363,5 +363,5 @@ func TestAnAddressInUseIsRefused(t *testing.T) {
 	}
 	defer taken.Close()
 	args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
-	l.start(binaries.exporter, args).expectRefusal("--web.listen-address", address, "address already in use")
+	l.start(binaries.exporter, args).expectRefusal("--web.listen-address", address, "address already in use", "choose another address")
 }

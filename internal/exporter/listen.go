@@ -55,11 +55,25 @@ func listen(flags *web.FlagConfig) (listeners []net.Listener, err error) {
 		listener, err := listenOn(address)
 		if err != nil {
 			closeAll(listeners)
-			return nil, flagError("web.listen-address", err)
+			return nil, listenError(err)
 		}
 		listeners = append(listeners, listener)
 	}
 	return listeners, nil
+}
+
+// listenError returns an error of a listen address with the remedy.
+func listenError(err error) error {
+	for cause, remedy := range map[error]string{
+		unix.EADDRINUSE:    "end the process that listens there, or choose another address",
+		unix.EADDRNOTAVAIL: "choose an address of this host, or :9400 for all of them",
+		unix.EACCES:        "choose a port above 1023 or a socket in a directory in which the exporter may write",
+	} {
+		if errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %s", err, remedy)
+		}
+	}
+	return flagError("web.listen-address", err)
 }
 
 // checkListening returns the error with which listen would fail. It leaves no socket and creates
@@ -81,14 +95,14 @@ func checkListening(flags *web.FlagConfig) error {
 				err = inUse(path)
 			}
 			if err != nil {
-				return flagError("web.listen-address", err)
+				return listenError(err)
 			}
 			seen[path] = true
 			continue
 		}
 		listener, err := listenOn(address)
 		if err != nil {
-			return flagError("web.listen-address", err)
+			return listenError(err)
 		}
 		listeners = append(listeners, listener)
 	}
@@ -189,6 +203,9 @@ func (o *options) socketDirectories() (directories []string) {
 // system.
 func (o *options) checkSockets() error {
 	for _, directory := range o.socketDirectories() {
+		if info, err := os.Stat(directory); err != nil || !info.IsDir() {
+			return flagError("web.listen-address", fmt.Errorf("%s is not a directory; create it first", directory))
+		}
 		if privilege.IsShared(directory) && !o.keepPrivileges {
 			return flagError("web.listen-address", fmt.Errorf(
 				"%s is shared by the whole system, and the exporter would keep the right to remove its files; "+
