@@ -66,7 +66,6 @@ var supported = []group{
 // since62 are the tests that need Linux 6.2. Before, a device that is up cannot be renamed.
 var since62 = []group{
 	{"rename", e2eTests, []string{"TestARenamedDevice", "TestARenamedDeviceWithAnAlternativeName"}},
-	{"random restart", e2eTests, []string{"TestRandomRestartsOverAFullPool"}},
 }
 
 // devices are the tests of all kinds of devices, which take as long as all others of a kernel.

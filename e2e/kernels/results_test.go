@@ -152,6 +152,11 @@ PASS
 	if want := map[string]bool{"TestA": true, "TestB": true, "TestC": true, "TestC/native": true}; !maps.Equal(good.passed, want) {
 		t.Errorf("passed are %v", good.passed)
 	}
+	for _, g := range slices.Concat(supported, since62, devices, refused) {
+		if strings.ContainsRune(g.name, ' ') {
+			t.Errorf("a report cannot name the group %q: its lines consist of words", g.name)
+		}
+	}
 	for _, test := range []struct {
 		description, report string
 		want                []string // a part of each failure
