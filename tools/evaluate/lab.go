@@ -94,6 +94,8 @@ func (l *lab) open(config bpf.Config) (a *audited, err error) {
 		return nil, err
 	}
 	config.Devices, config.Clock = []string{near.Device}, bpf.ClockMetadata
+	// In native mode the program may be bound to its device, and then no other can call it.
+	config.Mode = bpf.ModeGeneric
 	a = &audited{config: config}
 	err = l.audited.Do(func() (err error) {
 		a.audit, err = bpf.Open(config, slog.New(slog.DiscardHandler))
