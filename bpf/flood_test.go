@@ -73,8 +73,11 @@ func TestChosenFlowsKeepTheirSlots(t *testing.T) {
 			found := float64(after.Deltas()-before.Deltas()) / flows
 			c := audit.Counters()[0]
 			t.Logf("%.4f found their slot, %d evictions", found, c.Evictions[EvictionLive])
-			// Poisson distribution: fewer than 8 other flows in a set with a mean of 4.
-			if want := 0.9489; math.Abs(found-want) > 0.01 {
+			// Poisson distribution: fewer than 8 other flows in a set with a mean of 4. The keys of
+			// the hash are random: for 300 simulated sets of ideal hashes, and for 150 keys, the
+			// standard deviation was 0.0036 and 0.0035.
+			const want, deviation = 0.9489, 0.0036
+			if math.Abs(found-want) > 6*deviation {
 				t.Errorf("%.4f of the flows found their slot, want %.4f", found, want)
 			}
 			if all := sumOf(&after); all != 3*flows {
