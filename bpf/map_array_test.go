@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -52,9 +53,17 @@ func openTestArray[T any](t testing.TB, m *ebpf.Map, protection int) *mapArray[T
 	return array
 }
 
-// mappedArrays returns how many maps of the kernel are in the memory of this process.
+// mappedArrays returns how many maps of the kernel are in the memory of this process. Before it
+// counts, it collects garbage: the library unmaps the data of a program when that is garbage, so
+// that the number would fall at any time.
 func mappedArrays(t testing.TB) int {
 	t.Helper()
+	for range 2 {
+		isCollected := make(chan struct{})
+		runtime.AddCleanup(new([64]byte), func(c chan struct{}) { close(c) }, isCollected)
+		runtime.GC()
+		<-isCollected
+	}
 	text, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		t.Fatal(err)
