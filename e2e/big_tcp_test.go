@@ -9,27 +9,16 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
-
-	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
 // growSegments lets both ends of the pair exchange frames of more than 64 KiB, as BIG TCP does.
 func (l *lab) growSegments(bytes int) {
 	l.t.Helper()
-	for _, end := range []netlab.End{l.audited, l.sender} {
-		err := end.Namespace.Do(func() error {
-			link, err := netlink.LinkByName(end.Device)
-			if err != nil {
-				return err
-			}
-			return errors.Join(
-				netlink.LinkSetGSOMaxSize(link, bytes), netlink.LinkSetGSOIPv4MaxSize(link, bytes),
-				netlink.LinkSetGROMaxSize(link, bytes), netlink.LinkSetGROIPv4MaxSize(link, bytes))
-		})
-		if err != nil {
-			l.t.Fatal(err)
-		}
-	}
+	l.changeBothEnds(func(link netlink.Link) error {
+		return errors.Join(
+			netlink.LinkSetGSOMaxSize(link, bytes), netlink.LinkSetGSOIPv4MaxSize(link, bytes),
+			netlink.LinkSetGROMaxSize(link, bytes), netlink.LinkSetGROIPv4MaxSize(link, bytes))
+	})
 }
 
 // Frames of more than 64 KiB have a length of 0 in the header of IP, and are parsed. The kernel

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os/exec"
@@ -16,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
@@ -250,6 +253,36 @@ func (l *lab) startExporter(args ...string) *exporter {
 func (l *lab) launch(path string, args []string, edits ...func(*exec.Cmd)) *exporter {
 	l.t.Helper()
 	return &exporter{l.start(path, args, edits...), l.client(), "http"}
+}
+
+// occupyAddress listens on the address of the lab, so that no exporter can.
+func (l *lab) occupyAddress() (taken net.Listener) {
+	l.t.Helper()
+	err := l.audited.Namespace.Do(func() (err error) {
+		taken, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return taken
+}
+
+// changeBothEnds calls change with the link of each end of the pair, in the namespace of the end.
+func (l *lab) changeBothEnds(change func(netlink.Link) error) {
+	l.t.Helper()
+	for _, end := range []netlab.End{l.audited, l.sender} {
+		err := end.Namespace.Do(func() error {
+			link, err := netlink.LinkByName(end.Device)
+			if err != nil {
+				return err
+			}
+			return change(link)
+		})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
 }
 
 // client returns an HTTP client in the audited namespace.

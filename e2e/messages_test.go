@@ -6,7 +6,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,15 +101,7 @@ func TestMessages(t *testing.T) {
 // Errors that have nothing to do with flags are JSON, too, if the log is.
 func TestErrorsAreJSON(t *testing.T) {
 	l := newLab(t)
-	var taken net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		taken, err = net.Listen("tcp", address)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
+	defer l.occupyAddress().Close()
 	for _, args := range [][]string{
 		{"--audit.device=" + device, "--web.listen-address=" + address},
 		{"--audit.device=absent0", "--web.listen-address=127.0.0.1:0"},

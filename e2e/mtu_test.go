@@ -72,18 +72,9 @@ func TestJumboFrames(t *testing.T) {
 // resize sets the MTU of both ends of the pair, and waits until they are up.
 func (l *lab) resize(mtu int) {
 	l.t.Helper()
-	for _, end := range []netlab.End{l.audited, l.sender} {
-		err := end.Namespace.Do(func() error {
-			link, err := netlink.LinkByName(end.Device)
-			if err != nil {
-				return err
-			}
-			return errors.Join(netlink.LinkSetMTU(link, mtu), netlink.LinkSetUp(link))
-		})
-		if err != nil {
-			l.t.Fatal(err)
-		}
-	}
+	l.changeBothEnds(func(link netlink.Link) error {
+		return errors.Join(netlink.LinkSetMTU(link, mtu), netlink.LinkSetUp(link))
+	})
 	for _, end := range []netlab.End{l.audited, l.sender} {
 		l.poll(func() error {
 			link, err := end.Namespace.Link(end.Device)

@@ -5,7 +5,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -353,15 +352,7 @@ func TestParanoidKernelsNameTheSetting(t *testing.T) {
 
 func TestAnAddressInUseIsRefused(t *testing.T) {
 	l := newLab(t)
-	var taken net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		taken, err = net.Listen("tcp", address)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
+	defer l.occupyAddress().Close()
 	args := []string{"--web.listen-address=" + address, "--audit.device=" + device}
 	l.start(binaries.exporter, args).expectRefusal("--web.listen-address", address, "address already in use", "choose another address")
 }

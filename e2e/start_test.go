@@ -5,7 +5,6 @@ package e2e
 
 import (
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -347,18 +346,7 @@ func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	l := newLab(t)
 	folder := l.mountBPF(0)
 	args := []string{"--audit.device=" + device, "--bpf.pin-path=" + folder}
-	var taken net.Listener
-	listen := func() {
-		t.Helper()
-		err := l.audited.Namespace.Do(func() (err error) {
-			taken, err = net.Listen("tcp", address)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	listen()
+	taken := l.occupyAddress()
 	l.start(binaries.exporter, serving(args)).expectRefusal(address, "address already in use")
 	taken.Close()
 	if _, exists := l.pinned(folder); exists {
@@ -367,7 +355,7 @@ func TestAnAddressInUseLeavesThePins(t *testing.T) {
 	l.expectNothingAttached()
 
 	p := l.pinAudit(folder, l.newFlow(l.audited.IPv4.Addr()), args...)
-	listen()
+	taken = l.occupyAddress()
 	l.start(binaries.exporter, serving(append(args, "--audit.flows=1024"))).expectRefusal(address, "address already in use")
 	taken.Close()
 	p.expectKept(map[string]uint32{device: attachedDriver}, 500)

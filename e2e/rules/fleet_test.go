@@ -6,6 +6,7 @@ package rules
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/stat"
@@ -148,12 +149,6 @@ func TestFleetScore(t *testing.T) {
 
 // The z of a fleet, computed from recorded z of its devices: it is at most 0.001 off.
 func TestFleetScoreOfScores(t *testing.T) {
-	same := func(n int, z float64) (all []float64) {
-		for range n {
-			all = append(all, z)
-		}
-		return all
-	}
 	for _, test := range []struct {
 		description string
 		z           []float64
@@ -162,8 +157,8 @@ func TestFleetScoreOfScores(t *testing.T) {
 		{"none changed", []float64{0.1, -0.2, 0.3}},
 		{"all are 0", []float64{0, 0}},
 		{"one of three", []float64{0, 6.25, 0.5}},
-		{"one of a hundred, faster", append(same(99, 0.1), -7)},
-		{"all of a hundred", same(100, 0.6)},
+		{"one of a hundred, faster", append(slices.Repeat([]float64{0.1}, 99), -7)},
+		{"all of a hundred", slices.Repeat([]float64{0.6}, 100)},
 		{"each way alike", []float64{4, -4}},
 		{"at the mark", []float64{0, 0, 4.7}},
 		{"enormous", []float64{30, 0, 0}},

@@ -5,6 +5,7 @@ package fleet
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/stat/distuv"
@@ -75,12 +76,6 @@ func combined(z []float64) float64 {
 }
 
 func TestCombine(t *testing.T) {
-	same := func(n int, z float64) (all []float64) {
-		for range n {
-			all = append(all, z)
-		}
-		return all
-	}
 	for _, test := range []struct {
 		description string
 		z           []float64
@@ -89,10 +84,10 @@ func TestCombine(t *testing.T) {
 		{"nothing", []float64{0.1, -0.2, 0.3}, 0, 0},
 		{"one device alone", []float64{5}, 5, 4.7},
 		{"one of three", []float64{0, 7, 0.5}, 7, 6.7},
-		{"one of a hundred, which is faster", append(same(99, 0.1), -9), -8.3, -9},
-		{"all of a hundred, a little", same(100, 0.6), 6, 5.8},
-		{"all of a hundred, a little faster", same(100, -0.6), -5.8, -6},
-		{"half of them each way", append(same(50, 1.5), same(50, -1.5)...), 0.01, -0.01},
+		{"one of a hundred, which is faster", append(slices.Repeat([]float64{0.1}, 99), -9), -8.3, -9},
+		{"all of a hundred, a little", slices.Repeat([]float64{0.6}, 100), 6, 5.8},
+		{"all of a hundred, a little faster", slices.Repeat([]float64{-0.6}, 100), -5.8, -6},
+		{"half of them each way", append(slices.Repeat([]float64{1.5}, 50), slices.Repeat([]float64{-1.5}, 50)...), 0.01, -0.01},
 		{"an enormous z", []float64{30, 0, 0}, 30, 29.9},
 	} {
 		got, want := Combine(test.z), combined(test.z)
