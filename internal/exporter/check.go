@@ -4,6 +4,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -56,7 +57,7 @@ func check(ctx context.Context, o *options, process Process) error {
 	var invalid error
 	o.audit, invalid = o.auditConfig()
 	r.exporter("audit flags", "valid", "the audit can be configured", invalid)
-	r.exporter("web configuration", orElse(*o.web.WebConfigFile, "none"), "the web server can be configured", o.validateWeb())
+	r.exporter("web configuration", cmp.Or(*o.web.WebConfigFile, "none"), "the web server can be configured", o.validateWeb())
 	if o.trailFile != "" {
 		r.exporter("trail", o.trailFile, "flagged packets can be appended", e.checkTrail())
 	}
@@ -84,13 +85,6 @@ func check(ctx context.Context, o *options, process Process) error {
 		return fmt.Errorf("--check: the exporter would not start: %s", strings.Join(r.Errors, "; "))
 	}
 	return nil
-}
-
-func orElse(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
 }
 
 // addresses returns where the exporter listens.
@@ -185,7 +179,7 @@ func (r *checkReport) write(ctx context.Context, to io.Writer, asJSON bool) erro
 
 // print writes the tables.
 func (r *checkReport) print(to *strings.Builder) {
-	fmt.Fprintf(to, "%s %s, revision %s\n\nexporter\n", Name, orElse(r.Version, "of no version"), r.Revision)
+	fmt.Fprintf(to, "%s %s, revision %s\n\nexporter\n", Name, cmp.Or(r.Version, "of no version"), r.Revision)
 	printFindings(to, r.Exporter)
 	fmt.Fprint(to, "\nhost\n")
 	printFindings(to, r.Host)

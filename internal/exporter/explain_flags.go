@@ -94,11 +94,7 @@ func checkEnvironment(app *kingpin.Application, environment []string) error {
 		if !strings.HasPrefix(name, prefix) || slices.Contains(variables, name) {
 			continue
 		}
-		meant := natural[name]
-		if meant == "" && distance(name, closest(name, variables)) <= maxTypos {
-			meant = closest(name, variables)
-		}
-		if meant != "" {
+		if meant := cmp.Or(natural[name], closest(name, variables)); meant != "" {
 			return fmt.Errorf("the environment variable %s sets no flag: use %s, or remove it", name, meant)
 		}
 	}
