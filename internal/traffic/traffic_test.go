@@ -51,6 +51,12 @@ func TestDistributions(t *testing.T) {
 		{"exponential", Exponential(1e5), distuv.Exponential{Rate: 1e-5}.CDF, 0},
 		{"lognormal", Lognormal(1e5, 1.5), distuv.LogNormal{Mu: math.Log(1e5), Sigma: 1.5}.CDF, 0},
 		{"Pareto", Pareto(1e4, 1.5), distuv.Pareto{Xm: 1e4, Alpha: 1.5}.CDF, 0},
+		{"Weibull", Weibull(1e5, 0.5), distuv.Weibull{K: 0.5, Lambda: 1e5}.CDF, 0},
+		{"gamma, shape 0.5", Gamma(1e5, 0.5), distuv.Gamma{Alpha: 0.5, Beta: 0.5 / 1e5}.CDF, 0},
+		{"gamma, shape 3", Gamma(1e5, 3), distuv.Gamma{Alpha: 3, Beta: 3 / 1e5}.CDF, 0},
+		{"hyperexponential", Mixture(0.5, Exponential(1e6), Exponential(3e7)), func(x float64) float64 {
+			return 1 - 0.5*math.Exp(-x/1e6) - 0.5*math.Exp(-x/3e7)
+		}, 0},
 		{"correlated", AR1(1e6, 2e4, 0.9), distuv.Normal{Mu: 1e6, Sigma: 2e4}.CDF, 0.9},
 		{"correlated logarithms", LogAR1(1e5, 0.5, 0.9), distuv.LogNormal{Mu: math.Log(1e5), Sigma: 0.5}.CDF, 0.9},
 	} {
