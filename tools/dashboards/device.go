@@ -104,8 +104,9 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.graph(8, "Audit trail", "pps", "Trail records of all devices of the exporter. Empty without --trail.file.",
 		query{`rate(xdp_audit_trail_records_total{` + ofInstance + `}[$__rate_interval])`, "written"},
 		query{`rate(xdp_audit_trail_write_errors_total{` + ofInstance + `}[$__rate_interval])`, "not written"})
-	b.graph(12, "Unparsed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and are not scored.",
-		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "unparsed"})
+	b.graph(12, "Unparsed and untimed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and fraction of the others that have no time (--audit.clock=metadata). Neither are scored.",
+		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "unparsed"},
+		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="untimed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"unparsed|fragment"}[$__rate_interval])) > 0)`, "untimed"})
 	b.graph(12, "Received packets", "pps", "Packets that the kernel counts as received by the device, and packets that the program sees: less in generic mode, which sees merged frames, and none if packets take a way without XDP.",
 		query{`sum(rate(xdp_audit_device_received_packets_total{` + ofDevice + `}[$__rate_interval]))`, "received"},
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, "seen by the program"})

@@ -66,8 +66,9 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.row("Losses")
 	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost, by reason.",
 		query{`sum by (instance, fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[$__rate_interval]))`, "{{instance}} {{fate}}"})
-	b.graph(8, "Unparsed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and are not scored. The alert fires above 50 % and ten packets a second.",
-		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
+	b.graph(8, "Unparsed and untimed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and fraction of the others that have no time (--audit.clock=metadata). Neither are scored. Alerts fire above 50 %, for unparsed packets if they are more than ten a second.",
+		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice + " unparsed"},
+		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="untimed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"unparsed|fragment"}[$__rate_interval])) > 0)`, perDevice + " untimed"})
 	b.graph(8, "Received packets that the program sees", "percentunit", "Packets that the program sees, as a fraction of those that the kernel counts as received. Less than 1 in generic mode, which sees merged frames; 0 for a device that is audited in name only, for which an alert fires.",
 		query{`sum by (instance, device) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_device_received_packets_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 	b.graph(8, "Contended packets", "percentunit", "Fraction of packets that were not judged because two CPUs used the same set of the flow table at once. The alert fires above 1 %.",
