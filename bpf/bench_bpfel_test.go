@@ -130,6 +130,17 @@ type benchFlowKey struct {
 	Reserved        uint32
 }
 
+type benchFlowRecord struct {
+	_         structs.HostLayout
+	Tag       uint32
+	Mark      uint16
+	Run       uint8
+	RunIsLate uint8
+	N         uint32
+	Reserved  uint32
+	Reserved2 [6]uint64
+}
+
 type benchFlowSamples struct {
 	_        structs.HostLayout
 	Taken    uint64
@@ -186,6 +197,7 @@ const (
 	benchMapBenchTimes           = "bench_times"
 	benchMapEventAllowances      = "event_allowances"
 	benchMapFlowKeys             = "flow_keys"
+	benchMapFlowRecords          = "flow_records"
 	benchMapFlowSets             = "flow_sets"
 	benchMapFlowWatches          = "flow_watches"
 	benchMapSampledFlows         = "sampled_flows"
@@ -272,6 +284,7 @@ type benchMapSpecs struct {
 	BenchTimes      *ebpf.MapSpec `ebpf:"bench_times"`
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.MapSpec `ebpf:"flow_records"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
@@ -320,6 +333,7 @@ type benchMaps struct {
 	BenchTimes      *ebpf.Map `ebpf:"bench_times"`
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.Map `ebpf:"flow_records"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
@@ -334,6 +348,7 @@ func (m *benchMaps) Close() error {
 		m.BenchTimes,
 		m.EventAllowances,
 		m.FlowKeys,
+		m.FlowRecords,
 		m.FlowSets,
 		m.FlowWatches,
 		m.SampledFlows,

@@ -130,6 +130,17 @@ type benchLRUFlowKey struct {
 	Reserved        uint32
 }
 
+type benchLRUFlowRecord struct {
+	_         structs.HostLayout
+	Tag       uint32
+	Mark      uint16
+	Run       uint8
+	RunIsLate uint8
+	N         uint32
+	Reserved  uint32
+	Reserved2 [6]uint64
+}
+
 type benchLRUFlowSamples struct {
 	_        structs.HostLayout
 	Taken    uint64
@@ -181,6 +192,7 @@ const (
 	benchLRUMapBenchLruFlows      = "bench_lru_flows"
 	benchLRUMapEventAllowances    = "event_allowances"
 	benchLRUMapFlowKeys           = "flow_keys"
+	benchLRUMapFlowRecords        = "flow_records"
 	benchLRUMapFlowSets           = "flow_sets"
 	benchLRUMapFlowWatches        = "flow_watches"
 	benchLRUMapSampledFlows       = "sampled_flows"
@@ -250,6 +262,7 @@ type benchLRUMapSpecs struct {
 	BenchLruFlows   *ebpf.MapSpec `ebpf:"bench_lru_flows"`
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.MapSpec `ebpf:"flow_records"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
@@ -293,6 +306,7 @@ type benchLRUMaps struct {
 	BenchLruFlows   *ebpf.Map `ebpf:"bench_lru_flows"`
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.Map `ebpf:"flow_records"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
@@ -305,6 +319,7 @@ func (m *benchLRUMaps) Close() error {
 		m.BenchLruFlows,
 		m.EventAllowances,
 		m.FlowKeys,
+		m.FlowRecords,
 		m.FlowSets,
 		m.FlowWatches,
 		m.SampledFlows,

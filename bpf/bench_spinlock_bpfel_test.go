@@ -130,6 +130,17 @@ type benchSpinlockFlowKey struct {
 	Reserved        uint32
 }
 
+type benchSpinlockFlowRecord struct {
+	_         structs.HostLayout
+	Tag       uint32
+	Mark      uint16
+	Run       uint8
+	RunIsLate uint8
+	N         uint32
+	Reserved  uint32
+	Reserved2 [6]uint64
+}
+
 type benchSpinlockFlowSamples struct {
 	_        structs.HostLayout
 	Taken    uint64
@@ -199,6 +210,7 @@ const (
 	benchSpinlockMapBenchLockedSets = "bench_locked_sets"
 	benchSpinlockMapEventAllowances = "event_allowances"
 	benchSpinlockMapFlowKeys        = "flow_keys"
+	benchSpinlockMapFlowRecords     = "flow_records"
 	benchSpinlockMapFlowSets        = "flow_sets"
 	benchSpinlockMapFlowWatches     = "flow_watches"
 	benchSpinlockMapSampledFlows    = "sampled_flows"
@@ -263,6 +275,7 @@ type benchSpinlockMapSpecs struct {
 	BenchLockedSets *ebpf.MapSpec `ebpf:"bench_locked_sets"`
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.MapSpec `ebpf:"flow_records"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
@@ -303,6 +316,7 @@ type benchSpinlockMaps struct {
 	BenchLockedSets *ebpf.Map `ebpf:"bench_locked_sets"`
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.Map `ebpf:"flow_records"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
@@ -315,6 +329,7 @@ func (m *benchSpinlockMaps) Close() error {
 		m.BenchLockedSets,
 		m.EventAllowances,
 		m.FlowKeys,
+		m.FlowRecords,
 		m.FlowSets,
 		m.FlowWatches,
 		m.SampledFlows,

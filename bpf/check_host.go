@@ -190,7 +190,8 @@ func (c *checker) neededBytes() uint64 {
 	if err != nil || c.config.Flows > MaxFlows || c.config.MaxDevices > maxDevices {
 		return 0
 	}
-	needed := uint64(c.config.sets())*uint64(unsafe.Sizeof(programFlowSet{})) + uint64(c.config.Slots())*uint64(unsafe.Sizeof(programFlowKey{}))
+	slotBytes := unsafe.Sizeof(programFlowSet{})/flowWays + unsafe.Sizeof(programFlowKey{}) + unsafe.Sizeof(programFlowRecord{})
+	needed := uint64(c.config.Slots()) * uint64(slotBytes)
 	needed += uint64(c.config.deviceCapacity()*cpus) * uint64(unsafe.Sizeof(programDeviceCounters{}))
 	needed += uint64(c.config.Watches) * uint64(unsafe.Sizeof(programWatch{}))
 	if c.config.EventRate > 0 {

@@ -198,5 +198,8 @@ func flagOf(state *programFlagState, domain Domain) Flag {
 }
 
 func (b *programBaseline) state() timing.State {
-	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
+	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: Uint128{Hi: uint64(b.M2High & m2HighMask), Lo: b.M2Low}}
 }
+
+// m2HighMask is M2_HIGH_MASK in xdp/layout.h. The other bits belong to the flow's record.
+const m2HighMask = 1<<23 - 1

@@ -79,7 +79,7 @@ func TestProgramEqualsModelAtTheLimits(t *testing.T) {
 			learnt, []int64{-1, 1, 1e6, -1 << 40, 1e6, 1 << 40}, []Outcome{back, early, judged, back, judged, pause}},
 		{"the same packet again", DomainLinear, learnt, []int64{0, 1e6}, []Outcome{early, judged}},
 		{"the largest M2, mean in the middle", DomainLinear,
-			timing.State{N: most - 3, MeanQ16: middle, M2: Uint128{Hi: math.MaxUint32, Lo: 1 << 63}},
+			timing.State{N: most - 3, MeanQ16: middle, M2: Uint128{Hi: m2HighMask, Lo: 1 << 63}},
 			[]int64{0, timing.MaxDelta, 0, timing.MaxDelta}, []Outcome{judged, judged, judged, judged}},
 		{"the largest M2 that can be", DomainLinear,
 			timing.State{N: most - 1, MeanQ16: middle, M2: Uint128{Hi: 1 << (25 + 60 - 64)}},

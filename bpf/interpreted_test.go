@@ -56,7 +56,8 @@ func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link 
 	}
 	for name, n := range map[string]int{
 		programMapAuditCounters: interpretedCPUs, programMapEventAllowances: interpretedCPUs, programMapSampledFlows: interpretedCPUs,
-		programMapFlowSets: int(config.sets()), programMapFlowKeys: config.Slots(), programMapFlowWatches: int(max(config.Watches, 1)),
+		programMapFlowSets: int(config.sets()), programMapFlowKeys: config.Slots(), programMapFlowRecords: config.Slots(),
+		programMapFlowWatches: int(max(config.Watches, 1)),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}

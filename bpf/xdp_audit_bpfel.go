@@ -139,6 +139,17 @@ type programFlowKey struct {
 	Reserved        uint32
 }
 
+type programFlowRecord struct {
+	_         structs.HostLayout
+	Tag       uint32
+	Mark      uint16
+	Run       uint8
+	RunIsLate uint8
+	N         uint32
+	Reserved  uint32
+	Reserved2 [6]uint64
+}
+
 type programFlowSamples struct {
 	_        structs.HostLayout
 	Taken    uint64
@@ -190,6 +201,7 @@ const (
 	programMapAuditEvents     = "audit_events"
 	programMapEventAllowances = "event_allowances"
 	programMapFlowKeys        = "flow_keys"
+	programMapFlowRecords     = "flow_records"
 	programMapFlowSets        = "flow_sets"
 	programMapFlowWatches     = "flow_watches"
 	programMapSampledFlows    = "sampled_flows"
@@ -253,6 +265,7 @@ type programMapSpecs struct {
 	AuditEvents     *ebpf.MapSpec `ebpf:"audit_events"`
 	EventAllowances *ebpf.MapSpec `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.MapSpec `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.MapSpec `ebpf:"flow_records"`
 	FlowSets        *ebpf.MapSpec `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.MapSpec `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.MapSpec `ebpf:"sampled_flows"`
@@ -292,6 +305,7 @@ type programMaps struct {
 	AuditEvents     *ebpf.Map `ebpf:"audit_events"`
 	EventAllowances *ebpf.Map `ebpf:"event_allowances"`
 	FlowKeys        *ebpf.Map `ebpf:"flow_keys"`
+	FlowRecords     *ebpf.Map `ebpf:"flow_records"`
 	FlowSets        *ebpf.Map `ebpf:"flow_sets"`
 	FlowWatches     *ebpf.Map `ebpf:"flow_watches"`
 	SampledFlows    *ebpf.Map `ebpf:"sampled_flows"`
@@ -303,6 +317,7 @@ func (m *programMaps) Close() error {
 		m.AuditEvents,
 		m.EventAllowances,
 		m.FlowKeys,
+		m.FlowRecords,
 		m.FlowSets,
 		m.FlowWatches,
 		m.SampledFlows,

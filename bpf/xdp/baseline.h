@@ -130,9 +130,13 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n,
 	if (m2_low < product)
 		baseline->m2_high++;
 	if (all == config.baseline_halved_at) {
+		__u32 high = baseline->m2_high;
+
 		all >>= 1;
-		baseline->m2_low = baseline->m2_low >> 1 | (__u64)baseline->m2_high << 63;
-		baseline->m2_high >>= 1;
+		baseline->m2_low = baseline->m2_low >> 1 | (__u64)high << 63;
+		baseline->m2_high = (high & ~M2_HIGH_MASK) | (high & M2_HIGH_MASK) >> 1;
+		if (high < MOST_HALVINGS)
+			baseline->m2_high += 1U << HALVINGS_SHIFT;
 	}
 	baseline->n = all;
 }
@@ -176,7 +180,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	bool is_flagged = true, is_far;
 	__u64 n = baseline->n;
 	__u32 outcome;
-	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high };
+	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high & M2_HIGH_MASK };
 
 	flag->delta_ns = delta_ns;
 	flag->mean_q16 = baseline->mean_q16;

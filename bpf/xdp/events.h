@@ -15,6 +15,7 @@
 #include "maps.h"
 #include "parse_fast.h"
 #include "publish.h"
+#include "record.h"
 
 #define ENOENT 2
 #define ENOSPC 28
@@ -46,12 +47,6 @@ static __always_inline enum fate fate_of(long error)
 	if (error == -ENOENT)
 		return FATE_NO_READER;
 	return FATE_OTHER;
-}
-
-static __always_inline bool is_flagged(enum outcome outcome)
-{
-	return (__u32)outcome - OUTCOME_FLAGGED_EARLY <=
-	       OUTCOME_FLAGGED_LATE - OUTCOME_FLAGGED_EARLY;
 }
 
 static __noinline int send_event(struct xdp_md *ctx, const struct event_allowance *allowance,

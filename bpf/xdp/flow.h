@@ -17,6 +17,7 @@
 #include "modes.h"
 #include "parse_fast.h"
 #include "publish.h"
+#include "record.h"
 
 /* See set_find(). */
 #define WAY_OF_CANDIDATE 0x08002a004c006e00ULL
@@ -196,11 +197,13 @@ static __always_inline enum outcome slot_observe_slow(struct packet_state *state
 	counters = state->counters;
 	delta_ns = state->delta_ns;
 	if (config.modes)
-		outcome = observe_in_modes(state->slot, state->set, state->slot_index, delta_ns,
+		outcome = observe_in_modes(state->slot, state->set, state->set_index, delta_ns,
 					   counters);
 	else
 		outcome = baseline_observe_slow(&state->slot->baseline, delta_ns, delta_ns,
 						&counters->last_flag);
+	if (is_flagged(outcome))
+		record_flag(state, outcome);
 	count_delta(counters, delta_ns);
 	return outcome;
 }
@@ -242,10 +245,11 @@ static __always_inline enum outcome flow_observe(struct packet_state *state,
 						 const struct packet *packet)
 {
 	__u64 hash = hash_packet(packet), way = first_way_of(hash), now_ns;
-	__u32 map_key = set_of(hash); /* a copy: the argument of a helper is on the stack */
-	struct flow_set *set = bpf_map_lookup_elem(&flow_sets, &map_key);
+	struct flow_set *set;
 	enum outcome outcome;
 
+	state->set_index = set_of(hash);
+	set = bpf_map_lookup_elem(&flow_sets, &state->set_index);
 	if (unlikely(!set))
 		return cold_outcome(OUTCOME_CONTENDED);
 	if (unlikely(!clock_read(state, &now_ns)))
@@ -262,8 +266,6 @@ static __always_inline enum outcome flow_observe(struct packet_state *state,
 			return cold_outcome(OUTCOME_NEW_FLOW);
 		}
 	}
-	if (config.modes)
-		state->slot_index = set_of(hash) * FLOW_WAYS + way;
 	outcome = slot_observe(state, slot_at(set, way), state->now_ns);
 	set_unlock(state->set);
 	return outcome;

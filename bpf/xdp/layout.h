@@ -110,9 +110,18 @@ enum judging_mode {
 struct baseline {
 	__u64 mean_q16; /* unit · 2¹⁶ */
 	__u64 m2_low;	/* sum of squared deviations from the mean, unit² */
-	__u32 m2_high;	/* 96 bits suffice: n ≤ 2²⁵ samples of at most (2³¹ units)² each */
+	/* 23 bits of m2: n ≤ 2²⁵ samples of at most (2³¹ units)² each. HAS_RECORD is 1 if the
+	 * flow's record belongs to this baseline. The highest 8 bits count how often n was halved
+	 * since the flow's last flagged packet, up to 255.
+	 */
+	__u32 m2_high;
 	__u32 n;
 };
+
+#define M2_HIGH_MASK ((1U << 23) - 1)
+#define HAS_RECORD (1U << 23)
+#define HALVINGS_SHIFT 24
+#define MOST_HALVINGS (255U << HALVINGS_SHIFT)
 
 /* The configuration of the program of one device. User space sets it before load. */
 struct audit_config {
@@ -181,7 +190,7 @@ struct packet_state {
 	struct flow_slot *slot;
 	__u64 now_ns;
 	__u64 delta_ns;
-	__u32 slot_index; /* see struct flow_sample */
+	__u32 set_index;
 	__u32 len_bytes;
 };
 
@@ -201,6 +210,19 @@ struct flow_set {
 	__u16 marks[FLOW_WAYS];
 	__u32 tags[FLOW_WAYS];
 	__u8 watches[FLOW_WAYS];
+};
+
+/* What only flagged packets need of a flow. One cache line. Mark and tag tell whose record it is: a
+ * slot without a flagged packet keeps that of an earlier flow.
+ */
+struct flow_record {
+	__u32 tag;
+	__u16 mark;
+	__u8 run;	  /* flagged packets in a row on one side, up to 255 */
+	__u8 run_is_late; /* its side */
+	__u32 n;	  /* of the flow's baseline after the last flagged packet */
+	__u32 reserved;
+	__u64 reserved2[6];
 };
 
 /* The last deltas of a watched flow. User space writes mark and tag before it assigns the watch.

@@ -61,6 +61,18 @@ struct {
 	__type(value, struct flow_key);
 } flow_keys SEC(".maps");
 
+/* What flagged packets need of a flow. Key: set · FLOW_WAYS + way. Value: the record of the flow
+ * in that slot, or of an earlier one there. Writer: the holder of the set's lock, for a flagged
+ * packet.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FLOW_WAYS);
+	__type(key, __u32);
+	__type(value, struct flow_record);
+} flow_records SEC(".maps");
+
 /* Key: index of a watch. Value: the last deltas of the flow that has the watch. Writers: the
  * deltas and their number, the holder of the lock of the flow's set; tag and mark, user space
  * while no flow has the watch. The oldest deltas are overwritten.

@@ -13,13 +13,14 @@
 #include "log2.h"
 #include "maps.h"
 #include "publish.h"
+#include "record.h"
 #include "watch.h"
 
 /* baseline_observe() in the modes of the configuration. A function of its own, so that the program
  * in the default mode does not pay for them.
  */
 static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct flow_set *set,
-						__u32 slot_index, __u64 delta_ns,
+						__u32 set_index, __u64 delta_ns,
 						struct device_counters *counters)
 {
 	__u64 sample = config.modes & MODE_LOG2 ? log2_of_delta(delta_ns) : delta_ns;
@@ -27,7 +28,8 @@ static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct f
 	enum outcome outcome;
 
 	if (config.modes & MODE_WATCH)
-		watch_observe(set, slot_index, delta_ns, slot->last_ns);
+		watch_observe(set, set_index * FLOW_WAYS + way_of(set, slot), delta_ns,
+			      slot->last_ns);
 	if (config.modes & MODE_FROZEN) {
 		/* A copy, which is discarded with what it learns. */
 		struct baseline as_saved = {

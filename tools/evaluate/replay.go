@@ -198,7 +198,8 @@ func (r *replayer) follow(lastNs uint64) error {
 }
 
 func (b *replayBaseline) state() timing.State {
-	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: timing.Uint128{Hi: uint64(b.M2High), Lo: b.M2Low}}
+	const m2HighMask = 1<<23 - 1 // M2_HIGH_MASK in layout.h
+	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: timing.Uint128{Hi: uint64(b.M2High & m2HighMask), Lo: b.M2Low}}
 }
 
 // makeFrame returns a UDP frame of 60 bytes for the flow with that number.

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package bpf
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+)
+
+// onlyRecord returns the record of the only flow that has one.
+func (p *interpretedProgram) onlyRecord(t *testing.T) programFlowRecord {
+	t.Helper()
+	records := slices.DeleteFunc(slices.Clone(arrayOf[programFlowRecord](p.interpreter, programMapFlowRecords)), func(r programFlowRecord) bool {
+		return r == programFlowRecord{}
+	})
+	if len(records) != 1 {
+		t.Fatalf("%d records, want 1", len(records))
+	}
+	return records[0]
+}
+
+// A flow's record counts flagged packets in a row on one side. A packet that is not flagged, and
+// one on the other side, end a run.
+func TestRunsOfFlags(t *testing.T) {
+	const usual, late, early = 1_000_000, 1_600_000, 400_000
+	config := testConfig()
+	config.Flows, config.MinSamples, config.Window = flowWays, 100, 128
+	p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+	now := uint64(1e12)
+	send := func(delta uint64) {
+		now += delta
+		p.send(t, udpFrame(), now)
+	}
+	for i := range 200 {
+		send(usual + uint64(i%7)*20_000)
+	}
+	for _, step := range []struct {
+		name   string
+		deltas []uint64
+		run    uint8
+		isLate uint8
+	}{
+		{"the first flag", []uint64{late}, 1, 1},
+		{"flags in a row", []uint64{late, late}, 3, 1},
+		{"a flag on the other side", []uint64{early}, 1, 0},
+		{"one more there", []uint64{early}, 2, 0},
+		{"a packet between that is not flagged", []uint64{usual, early}, 1, 0},
+		{"a whole window between", slices.Repeat([]uint64{usual, usual + 120_000}, 64), 1, 0},
+		{"a flag after it, at the same number of samples", []uint64{late}, 1, 1},
+	} {
+		for _, delta := range step.deltas {
+			send(delta)
+		}
+		if got := p.onlyRecord(t); got.Run != step.run || got.RunIsLate != step.isLate {
+			t.Errorf("%s: run of %d, late %d, want %d and %d", step.name, got.Run, got.RunIsLate, step.run, step.isLate)
+		}
+	}
+	p.compare(t)
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Copyright The XDP Audit Exporter Authors */
+
+/* The records of flows, which only flagged packets touch, under the lock of the flow's set. */
+
+#ifndef XDP_AUDIT_RECORD_H
+#define XDP_AUDIT_RECORD_H
+
+#include "maps.h"
+
+#define LONGEST_RUN 255
+
+static __always_inline bool is_flagged(enum outcome outcome)
+{
+	return (__u32)outcome - OUTCOME_FLAGGED_EARLY <=
+	       OUTCOME_FLAGGED_LATE - OUTCOME_FLAGGED_EARLY;
+}
+
+/* The way of a slot in its set. A difference of pointers, so that most packets need not keep it. */
+static __always_inline __u32 way_of(const struct flow_set *set, const struct flow_slot *slot)
+{
+	return (__u32)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
+}
+
+/* Returns the record of the packet's flow, cleared if it was that of another flow. Returns NULL
+ * only if the map is smaller than the configuration says.
+ */
+static __always_inline struct flow_record *record_of(const struct packet_state *state)
+{
+	const struct flow_set *set = state->set;
+	__u32 way = way_of(set, state->slot);
+	__u32 index = state->set_index * FLOW_WAYS + way;
+	struct flow_record *record = bpf_map_lookup_elem(&flow_records, &index);
+
+	if (!record)
+		return NULL;
+	if (record->tag != set->tags[way] || record->mark != set->marks[way]) {
+		__builtin_memset(record, 0, sizeof(*record));
+		record->tag = set->tags[way];
+		record->mark = set->marks[way];
+	}
+	return record;
+}
+
+/* The number of samples that the baseline of the flow has got since the flow's last flagged packet,
+ * or since it began. Too low after 255 halvings of the baseline.
+ */
+static __always_inline __u64 samples_since(const struct flow_record *record,
+					   const struct baseline *baseline)
+{
+	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
+	__u64 samples = halvings * (config.baseline_halved_at >> 1) + baseline->n;
+
+	return baseline->m2_high & HAS_RECORD ? samples - record->n : samples;
+}
+
+/* Counts a flagged packet in the run of flagged packets in a row. Returns the length of the run. */
+static __always_inline __u32 count_run(struct flow_record *record, __u64 samples, bool is_late)
+{
+	if (samples != 1 || record->run_is_late != is_late)
+		record->run = 0;
+	record->run_is_late = is_late;
+	if (record->run < LONGEST_RUN)
+		record->run++;
+	return record->run;
+}
+
+/* Records a flagged packet, which was added to the flow's baseline. */
+static __always_inline void record_flag(const struct packet_state *state, enum outcome outcome)
+{
+	struct flow_record *record = record_of(state);
+	struct baseline *baseline = &state->slot->baseline;
+
+	if (!record || config.modes & (MODE_DEVICE | MODE_FROZEN))
+		return;
+	count_run(record, samples_since(record, baseline), outcome == OUTCOME_FLAGGED_LATE);
+	/* An emptied baseline, with m2_high of 0, begins a new run and a new count of samples. */
+	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
+	record->n = baseline->n;
+}
+
+#endif
