@@ -9,15 +9,12 @@ import (
 	"log/slog"
 	"reflect"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
 // lab has one device for each requested configuration of the audit. The devices are in network
@@ -30,11 +27,11 @@ type lab struct {
 
 // audited is the audit of a device to which nothing else sends packets.
 type audited struct {
-	audit    *bpf.Audit
-	config   bpf.Config
-	replayer *replayer
-	flows    uint32 // so far
-	nowNs    uint64 // on the audit clock
+	audit     *bpf.Audit
+	config    bpf.Config
+	replayer  *replayer
+	flowsSent uint32
+	nowNs     uint64 // on the audit clock
 }
 
 func newLab() (*lab, error) {
@@ -84,8 +81,8 @@ func (l *lab) alone(config bpf.Config, f func(*audited) error) error {
 	return errors.Join(f(a), a.close())
 }
 
-// open starts the audit of a new device. The lab sets the devices and the clock of the
-// configuration.
+// open starts the audit of a new device. The lab sets the devices, the clock and the default
+// event rate of the configuration.
 func (l *lab) open(config bpf.Config) (a *audited, err error) {
 	near := netlab.End{Namespace: l.audited, Device: fmt.Sprintf("audited%d", l.devices)}
 	far := netlab.End{Namespace: l.far, Device: fmt.Sprintf("far%d", l.devices)}
@@ -94,6 +91,10 @@ func (l *lab) open(config bpf.Config) (a *audited, err error) {
 		return nil, err
 	}
 	config.Devices, config.Clock = []string{near.Device}, bpf.ClockMetadata
+	// The event rate counts in real time, in which packets arrive about a thousand times as fast.
+	if config.EventRate == bpf.DefaultConfig().EventRate {
+		config.EventRate = bpf.MaxEventRate
+	}
 	// In native mode the program may be bound to its device, and then no other can call it.
 	config.Mode = bpf.ModeGeneric
 	a = &audited{config: config}
@@ -115,107 +116,30 @@ func (l *lab) open(config bpf.Config) (a *audited, err error) {
 
 func (a *audited) close() error { return errors.Join(a.replayer.close(), a.audit.Close()) }
 
-// packet is a packet and what the audit decided about it.
-type packet struct {
-	number    int // in its flow; 0 is the first packet, which has no delta
-	deltaNs   uint64
-	isPlanted bool
-	before    timing.State // the flow's baseline before it
-	isJudged  bool
-	isFlagged bool
-	isEvent   bool // becomes an event, whether or not events are sent
-}
+// tally counts packets by outcome. Flags of both directions are counted as late.
+type tally [bpf.NumOutcomes]uint64
 
-// score returns the exact t-score of a judged packet.
-func (a *audited) score(p *packet) float64 { return a.config.Domain.Score(p.deltaNs, p.before) }
-
-// flow sends a new flow with that many deltas and passes every packet with a delta to observe.
-func (a *audited) flow(deltas int, next traffic.Planted, observe func(*packet)) error {
-	return pinned(func() error { return a.flowHere(deltas, next, observe) })
-}
-
-func (a *audited) flowHere(deltas int, next traffic.Planted, observe func(*packet)) error {
-	frame := makeFrame(a.flows)
-	a.flows++
-	a.nowNs += uint64(time.Hour) // makes the last packets of different flows differ in time
-	a.replayer.times[0] = a.nowNs
-	before := a.audit.Counters()[0].Packets
-	if err := errors.Join(a.replayer.send(frame, 1), a.replayer.follow(a.nowNs)); err != nil {
-		return err
-	}
-	tally := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1}
-	planted := make([]bool, min(deltas, batchPackets))
-	for sent := 0; sent < deltas; {
-		n := min(deltas-sent, batchPackets)
-		first := a.nowNs
-		for i := range n {
-			delta, isPlanted := next()
-			a.nowNs += traffic.Round(delta)
-			a.replayer.times[i], planted[i] = a.nowNs, isPlanted
-		}
-		if err := a.replayer.send(frame, n); err != nil {
-			return err
-		}
-		a.replay(n, sent+1, first, planted, tally, observe)
-		sent += n
-	}
-	after := a.audit.Counters()[0].Packets
-	return a.checkTally(tally, &before, &after)
-}
-
-// replay evaluates the records of a batch of packets.
-func (a *audited) replay(n, number int, lastNs uint64, planted []bool, tally map[bpf.Outcome]uint64, observe func(*packet)) {
-	counted := a.audit.Counters()[0]
-	flags := counted.Packets.Outcome(bpf.OutcomeFlaggedEarly) + counted.Packets.Outcome(bpf.OutcomeFlaggedLate)
-	suppressed := counted.Fates[bpf.FateSuppressed]
-	records := a.replayer.records[:n]
-	var pauses, few, flagged uint64
-	for i := range records {
-		record := &records[i]
-		p := packet{
-			number: number + i, deltaNs: a.replayer.times[i] - lastNs, isPlanted: planted[i],
-			before: record.Baseline.state(),
-		}
-		lastNs = a.replayer.times[i]
-		flagsAfter, suppressedAfter := flags, suppressed
-		if i+1 < n {
-			flagsAfter, suppressedAfter = records[i+1].Flags, records[i+1].Suppressed
-		}
-		p.isFlagged = flagsAfter != record.Flags
-		p.isEvent = p.isFlagged && suppressedAfter == record.Suppressed
-		switch {
-		case p.deltaNs > uint64(a.config.IdleTimeout):
-			pauses++
-		case p.before.N < uint64(a.config.MinSamples):
-			few++
-		default:
-			p.isJudged = true
-			if p.isFlagged {
-				flagged++
-			}
-		}
-		observe(&p)
-	}
-	tally[bpf.OutcomeIdleGap] += pauses
-	tally[bpf.OutcomeMinSamples] += few
-	tally[bpf.OutcomeFlaggedLate] += flagged
-	tally[bpf.OutcomeJudged] += uint64(n) - pauses - few - flagged
-}
-
-// checkTally returns an error unless the audit counted the packets as they were recorded. The
-// tally counts flags of both directions as late.
-func (a *audited) checkTally(tally map[bpf.Outcome]uint64, before, after *bpf.Packets) error {
+// checkTally returns an error unless the audit counted the packets as they were recorded, and
+// counted a fate for each flagged packet.
+func (a *audited) checkTally(recorded *tally, before, after *bpf.Counters) error {
 	for o := range bpf.NumOutcomes {
-		counted := after.Outcome(o) - before.Outcome(o)
+		counted := after.Packets.Outcome(o) - before.Packets.Outcome(o)
 		switch o {
 		case bpf.OutcomeFlaggedEarly:
 			continue
 		case bpf.OutcomeFlaggedLate:
-			counted += after.Outcome(bpf.OutcomeFlaggedEarly) - before.Outcome(bpf.OutcomeFlaggedEarly)
+			counted += after.Packets.Outcome(bpf.OutcomeFlaggedEarly) - before.Packets.Outcome(bpf.OutcomeFlaggedEarly)
 		}
-		if counted != tally[o] {
-			return fmt.Errorf("the audit counted %d packets with outcome %v, but %d were recorded", counted, o, tally[o])
+		if counted != recorded[o] {
+			return fmt.Errorf("the audit counted %d packets with outcome %v, but %d were recorded", counted, o, recorded[o])
 		}
+	}
+	fates := uint64(0)
+	for fate := range bpf.NumFates {
+		fates += after.Fates[fate] - before.Fates[fate]
+	}
+	if flags := recorded[bpf.OutcomeFlaggedLate]; fates != flags {
+		return fmt.Errorf("the audit counted %d fates of %d flagged packets", fates, flags)
 	}
 	return nil
 }

@@ -111,6 +111,13 @@ func TestFiguresThatDiffer(t *testing.T) {
 	}
 }
 
+// paramsOf returns the parameters of the model of an audit.
+func paramsOf(config bpf.Config) timing.Params {
+	return timing.Params{
+		Threshold: config.Threshold, MinSamples: uint64(config.MinSamples), Window: uint64(config.Window), Domain: config.Domain,
+	}
+}
+
 // Every packet reaches the program with its own delta: the recorded states and the decisions
 // equal those of the model. Batches, pauses and packets at the same time make no difference.
 func TestReplayedPacketsAreAudited(t *testing.T) {
@@ -122,9 +129,7 @@ func TestReplayedPacketsAreAudited(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			params := timing.Params{
-				Threshold: config.Threshold, MinSamples: uint64(config.MinSamples), Window: uint64(config.Window), Domain: config.Domain,
-			}
+			params := paramsOf(config)
 			r := traffic.Rand(1, "replay")
 			i := -1
 			next := func() (float64, bool) {
@@ -160,32 +165,97 @@ func TestReplayedPacketsAreAudited(t *testing.T) {
 			if number != packets {
 				t.Errorf("%d packets were observed, want %d", number, packets)
 			}
-			if last := a.replayer.last(); last != state {
+			if last := a.replayer.last(0); last != state {
 				t.Errorf("baseline at the end: got %+v, want %+v", last, state)
 			}
 		})
 	}
 }
 
-// A packet that is not of the flow, or that is counted other than it was recorded, is an error.
+// Packets of flows that are sent together arrive in the order of their times, and each is judged
+// against the baseline of its own flow.
+func TestFlowsTogether(t *testing.T) {
+	const packets = batchPackets // of the first flow: the others need a second batch
+	l := newTestLab(t)
+	config := bpf.DefaultConfig()
+	a, err := l.audit(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	params := paramsOf(config)
+	var next []traffic.Planted
+	for i, kind := range []traffic.Kind{traffic.Constant(1e6, 2e4), traffic.MissedTicks(4e6, 0.02), traffic.Pareto(1e7, 1.1)} {
+		next = append(next, traffic.Delay{Share: 0.01, Ns: 1e6 * float64(i)}.Plant(kind, traffic.Rand(1, "together")))
+	}
+	states, numbers, times := make([]timing.State, len(next)), make([]int, len(next)), make([]uint64, len(next))
+	lastNs, flagged, fates := uint64(0), 0, map[bpf.Fate]int{}
+	err = a.flows(packets, next, func(p *packet) {
+		numbers[p.flow]++
+		times[p.flow] += p.deltaNs
+		// The first packet of flow i is at i ns.
+		if p.number != numbers[p.flow] || p.atNs < lastNs || p.atNs != times[p.flow]+uint64(p.flow) {
+			t.Fatalf("packet %d of flow %d: got %+v after %d ns", numbers[p.flow], p.flow, *p, lastNs)
+		}
+		lastNs = p.atNs
+		state := &states[p.flow]
+		if p.before != *state {
+			t.Fatalf("packet %d of flow %d: got %+v, want %+v", p.number, p.flow, p.before, *state)
+		}
+		decision := timing.TooFewSamples
+		if p.deltaNs <= uint64(config.IdleTimeout) {
+			decision = params.Observe(state, p.deltaNs)
+		}
+		isFlagged := decision == timing.Early || decision == timing.Late
+		if p.isJudged != (decision != timing.TooFewSamples) || p.isFlagged != isFlagged {
+			t.Fatalf("packet %d of flow %d: got %+v, want the decision %d", p.number, p.flow, *p, decision)
+		}
+		if isFlagged {
+			flagged++
+			fates[p.fate]++
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, state := range states {
+		if last := a.replayer.last(i); last != state {
+			t.Errorf("baseline of flow %d at the end: got %+v, want %+v", i, last, state)
+		}
+	}
+	if numbers[0] != packets || numbers[1] < packets/5 || numbers[2] < packets/200 {
+		t.Errorf("the flows have %d packets, want %d of the first and many of the others", numbers, packets)
+	}
+	if sum := fates[bpf.FateSuppressed] + fates[bpf.FateSent] + fates[bpf.FateRingFull]; sum != flagged || fates[bpf.FateSuppressed] == 0 || fates[bpf.FateSent] == 0 {
+		t.Errorf("fates of %d flagged packets: %v", flagged, fates)
+	}
+}
+
+// A packet that is not of the flow, or that is counted other than it was recorded, is an error,
+// and so is a flagged packet without a fate.
 func TestPacketsTooManyOrTooFew(t *testing.T) {
 	a := &audited{}
-	tally := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 10, bpf.OutcomeFlaggedLate: 3}
-	counted := func(outcomes map[bpf.Outcome]uint64) *bpf.Packets {
-		var p bpf.Packets
+	recorded := tally{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 10, bpf.OutcomeFlaggedLate: 3}
+	counted := func(outcomes tally, fates ...uint64) *bpf.Counters {
+		var c bpf.Counters
 		for o, n := range outcomes {
-			p[bpf.FamilyIPv4][bpf.ProtocolUDP][o] = n
+			c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][o] = n
 		}
-		return &p
+		copy(c.Fates[:], fates)
+		return &c
 	}
-	before := counted(map[bpf.Outcome]uint64{bpf.OutcomeJudged: 5})
-	right := map[bpf.Outcome]uint64{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 15, bpf.OutcomeFlaggedLate: 2, bpf.OutcomeFlaggedEarly: 1}
-	if err := a.checkTally(tally, before, counted(right)); err != nil {
+	before := counted(tally{bpf.OutcomeJudged: 5}, 1, 1)
+	right := tally{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 15, bpf.OutcomeFlaggedLate: 2, bpf.OutcomeFlaggedEarly: 1}
+	if err := a.checkTally(&recorded, before, counted(right, 2, 3)); err != nil {
 		t.Errorf("the same packets: %v", err)
+	}
+	for _, fates := range [][]uint64{{1, 3}, {2, 4}} {
+		if err := a.checkTally(&recorded, before, counted(right, fates...)); err == nil {
+			t.Errorf("fates %v: no error", fates)
+		}
 	}
 	for o := range bpf.NumOutcomes {
 		right[o]++
-		if err := a.checkTally(tally, before, counted(right)); err == nil {
+		if err := a.checkTally(&recorded, before, counted(right, 2, 3)); err == nil {
 			t.Errorf("one more with the outcome %v: no error", o)
 		}
 		right[o]--

@@ -18,10 +18,13 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type record -type flow_set -type baseline -output-stem replay replay replay.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I../../bpf/xdp -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type record -type place -type flow_set -type baseline -output-stem replay replay replay.bpf.c -- -O3 -mcpu=v3 -Wall -Wextra -Werror -Wpadded -I../../bpf/xdp -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 // batchPackets is the maximum number of packets replayed at once.
 const batchPackets = 1 << 20
+
+// mostFlows is the maximum number of flows whose packets are replayed together.
+const mostFlows = 1 << 12
 
 // replayer sends packets, with generated arrival times, through the program that is attached to
 // a device.
@@ -29,11 +32,11 @@ type replayer struct {
 	objects replayObjects
 	hook    link.Link
 	mapped  [][]byte
-	times   []uint64
+	times   []uint64 // of the packets
+	flows   []uint64 // of the packets, from 0 on
 	records []replayRecord
+	places  []replayPlace // of the flows
 	sets    []replayFlowSet
-	set     uint32 // place of the followed flow in the flow table
-	way     uint32
 }
 
 // newReplayer returns a replayer for the program with that id.
@@ -55,8 +58,10 @@ func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 		defer m.Close()
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
-	spec.Maps[replayMapTimes].MaxEntries = batchPackets
-	spec.Maps[replayMapRecords].MaxEntries = batchPackets
+	for _, name := range []string{replayMapTimes, replayMapFlows, replayMapRecords} {
+		spec.Maps[name].MaxEntries = batchPackets
+	}
+	spec.Maps[replayMapPlaces].MaxEntries = mostFlows
 	r := &replayer{}
 	defer func() {
 		if err != nil {
@@ -70,6 +75,12 @@ func newReplayer(id ebpf.ProgramID) (_ *replayer, err error) {
 		return nil, fmt.Errorf("setting program %d as the target of the replay: %w", id, err)
 	}
 	if r.times, err = mapArray[uint64](r, r.objects.Times, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return nil, err
+	}
+	if r.flows, err = mapArray[uint64](r, r.objects.Flows, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return nil, err
+	}
+	if r.places, err = mapArray[replayPlace](r, r.objects.Places, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return nil, err
 	}
 	if r.records, err = mapArray[replayRecord](r, r.objects.Records, unix.PROT_READ); err != nil {
@@ -161,14 +172,17 @@ type xdpContext struct {
 	IngressIfindex, RxQueueIndex, EgressIfindex uint32
 }
 
-// send sends a frame at each of the first n times.
+// send sends a frame at each of the first n times, for the flow of that packet. The frame is of
+// flow 0.
 func (r *replayer) send(frame []byte, n int) error {
-	if err := errors.Join(r.objects.Next.Set(uint32(0)), r.objects.Packets.Set(uint32(n))); err != nil {
+	source := binary.BigEndian.Uint32(frame[sourceOffset:])
+	err := errors.Join(r.objects.Next.Set(uint32(0)), r.objects.Packets.Set(uint32(n)), r.objects.Source.Set(source))
+	if err != nil {
 		return err
 	}
 	in := append(make([]byte, metadataBytes), frame...)
 	// After a signal the kernel starts the run again. The program continues with the next packet.
-	_, err := r.objects.Replay.Run(&ebpf.RunOptions{
+	_, err = r.objects.Replay.Run(&ebpf.RunOptions{
 		Data: in, Context: xdpContext{Data: metadataBytes, DataEnd: uint32(len(in))}, Repeat: uint32(n),
 	})
 	if err != nil {
@@ -184,17 +198,22 @@ func (r *replayer) send(frame []byte, n int) error {
 	return nil
 }
 
-// follow selects the flow to record: the one whose last packet was at that time.
-func (r *replayer) follow(lastNs uint64) error {
+// follow finds the slots of flows by the times of their last packets, so that their baselines are
+// recorded. No flow of another number may have such a time.
+func (r *replayer) follow(firstNs uint64, flows int) error {
+	found := 0
 	for s := range r.sets {
 		for w, slot := range r.sets[s].Slots {
-			if slot.LastNs == lastNs {
-				r.set, r.way = uint32(s), uint32(w)
-				return errors.Join(r.objects.Set.Set(r.set), r.objects.Way.Set(r.way))
+			if flow := slot.LastNs - firstNs; flow < uint64(flows) {
+				r.places[flow] = replayPlace{Set: uint32(s), Way: uint32(w)}
+				found++
 			}
 		}
 	}
-	return fmt.Errorf("no flow was last seen at %d ns", lastNs)
+	if found != flows {
+		return fmt.Errorf("%d of %d flows are in the flow table", found, flows)
+	}
+	return nil
 }
 
 func (b *replayBaseline) state() timing.State {
@@ -202,12 +221,15 @@ func (b *replayBaseline) state() timing.State {
 	return timing.State{N: uint64(b.N), MeanQ16: b.MeanQ16, M2: timing.Uint128{Hi: uint64(b.M2High & m2HighMask), Lo: b.M2Low}}
 }
 
+// sourceOffset is the offset of the source address in a frame.
+const sourceOffset = 26
+
 // makeFrame returns a UDP frame of 60 bytes for the flow with that number.
 func makeFrame(flow uint32) []byte {
 	frame := make([]byte, 60)
 	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00})
 	copy(frame[14:], []byte{0x45, 0, 0, 46, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0})
-	binary.BigEndian.PutUint32(frame[26:], 10<<24|flow)
+	binary.BigEndian.PutUint32(frame[sourceOffset:], 10<<24|flow)
 	copy(frame[30:], []byte{198, 51, 100, 2, 1000 >> 8, 1000 & 0xff, 0, 53, 0, 26})
 	return frame
 }
@@ -234,7 +256,8 @@ func pinned(f func() error) (err error) {
 	return f()
 }
 
-// last returns the baseline of the followed flow.
-func (r *replayer) last() timing.State {
-	return r.sets[r.set].Slots[r.way].Baseline.state()
+// last returns the baseline of the flow with that number.
+func (r *replayer) last(flow int) timing.State {
+	place := r.places[flow]
+	return r.sets[place.Set].Slots[place.Way].Baseline.state()
 }

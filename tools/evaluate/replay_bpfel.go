@@ -91,11 +91,17 @@ type replayFlowSet struct {
 	Watches [8]uint8
 }
 
+type replayPlace struct {
+	_   structs.HostLayout
+	Set uint32
+	Way uint32
+}
+
 type replayRecord struct {
-	_          structs.HostLayout
-	Baseline   replayBaseline
-	Flags      uint64
-	Suppressed uint64
+	_        structs.HostLayout
+	Baseline replayBaseline
+	Flags    uint64
+	Fates    [8]uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -105,13 +111,14 @@ const (
 	replayMapAuditCounters = "audit_counters"
 	replayMapAudits        = "audits"
 	replayMapFlowSets      = "flow_sets"
+	replayMapFlows         = "flows"
+	replayMapPlaces        = "places"
 	replayMapRecords       = "records"
 	replayMapTimes         = "times"
 	replayProgReplay       = "replay"
 	replayVarNext          = "next"
 	replayVarPackets       = "packets"
-	replayVarSet           = "set"
-	replayVarWay           = "way"
+	replayVarSource        = "source"
 )
 
 // loadReplay returns the embedded CollectionSpec for replay.
@@ -166,6 +173,8 @@ type replayMapSpecs struct {
 	AuditCounters *ebpf.MapSpec `ebpf:"audit_counters"`
 	Audits        *ebpf.MapSpec `ebpf:"audits"`
 	FlowSets      *ebpf.MapSpec `ebpf:"flow_sets"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	Places        *ebpf.MapSpec `ebpf:"places"`
 	Records       *ebpf.MapSpec `ebpf:"records"`
 	Times         *ebpf.MapSpec `ebpf:"times"`
 }
@@ -176,8 +185,7 @@ type replayMapSpecs struct {
 type replayVariableSpecs struct {
 	Next    *ebpf.VariableSpec `ebpf:"next"`
 	Packets *ebpf.VariableSpec `ebpf:"packets"`
-	Set     *ebpf.VariableSpec `ebpf:"set"`
-	Way     *ebpf.VariableSpec `ebpf:"way"`
+	Source  *ebpf.VariableSpec `ebpf:"source"`
 }
 
 // replayObjects contains all objects after they have been loaded into the kernel.
@@ -203,6 +211,8 @@ type replayMaps struct {
 	AuditCounters *ebpf.Map `ebpf:"audit_counters"`
 	Audits        *ebpf.Map `ebpf:"audits"`
 	FlowSets      *ebpf.Map `ebpf:"flow_sets"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	Places        *ebpf.Map `ebpf:"places"`
 	Records       *ebpf.Map `ebpf:"records"`
 	Times         *ebpf.Map `ebpf:"times"`
 }
@@ -212,6 +222,8 @@ func (m *replayMaps) Close() error {
 		m.AuditCounters,
 		m.Audits,
 		m.FlowSets,
+		m.Flows,
+		m.Places,
 		m.Records,
 		m.Times,
 	)
@@ -223,8 +235,7 @@ func (m *replayMaps) Close() error {
 type replayVariables struct {
 	Next    *ebpf.Variable `ebpf:"next"`
 	Packets *ebpf.Variable `ebpf:"packets"`
-	Set     *ebpf.Variable `ebpf:"set"`
-	Way     *ebpf.Variable `ebpf:"way"`
+	Source  *ebpf.Variable `ebpf:"source"`
 }
 
 // replayPrograms contains all programs after they have been loaded into the kernel.

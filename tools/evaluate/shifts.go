@@ -66,7 +66,7 @@ func (s shift) flow(a *audited, r run, before int, observe func(*packet)) (timin
 			observe(p)
 		}
 	})
-	return a.replayer.last(), err
+	return a.replayer.last(0), err
 }
 
 // phases returns lengths of the time before a shift. How fast a baseline learns depends on its
