@@ -131,19 +131,3 @@ func (c *ruleCase) expect(minute int, series string, want, tolerance float64) {
 func (c *ruleCase) expectNone(minute int, series string) {
 	c.Expressions = append(c.Expressions, ruleExpr{Expr: series, At: fmt.Sprintf("%dm", minute), Samples: []ruleSample{}})
 }
-
-// recipe returns the query of docs/metrics.md that follows a phrase.
-func recipe(t *testing.T, phrase string) string {
-	t.Helper()
-	text, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(text), phrase)
-	_, query, _ := strings.Cut(after, "```promql\n")
-	query, _, isQuery := strings.Cut(query, "```")
-	if !isQuery {
-		t.Fatalf("docs/metrics.md has no query after %q", phrase)
-	}
-	return query
-}

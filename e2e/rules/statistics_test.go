@@ -257,7 +257,7 @@ func TestScoreOfTwoDevices(t *testing.T) {
 	b.addTo(&c)
 	want := compare(a.window(7, 5), b.window(7, 5)).tscore
 	c.Expressions = append(c.Expressions, ruleExpr{
-		Expr: fmt.Sprintf("abs(%s - %v) <= bool 1e-6", strings.TrimSpace(recipe(t, "between two devices")), want), At: "7m",
+		Expr: fmt.Sprintf("abs(%s - %v) <= bool 1e-6", queryWith(t, "docs/metrics.md", "scalar"), want), At: "7m",
 		Samples: []ruleSample{{"{}", 1}},
 	})
 	check(t, c)
