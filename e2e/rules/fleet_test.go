@@ -22,32 +22,53 @@ const approximate = 0.021
 // change is the comparison of the mean of log2 Δ in two windows.
 type change struct{ difference, standardError, degrees, z float64 }
 
-// exactChange computes the comparison with gonum: the mean of each minute weighs as much as its
-// deltas. Minutes without deltas do not count.
-func exactChange(now, before [][]float64) (c change) {
-	cuts, octaves := timing.Cuts(), timing.CellOctaves()
-	var means, deltas, squares [2]float64
-	c.degrees = -2
-	for i, minutes := range [][][]float64{now, before} {
-		var ofMinutes, weights []float64
-		for _, minute := range minutes {
-			if len(minute) == 0 {
-				continue
-			}
-			sum := 0.0
-			for _, delta := range minute {
-				sum += octaves[timing.Cell(uint64(delta), cuts)]
-			}
-			ofMinutes, weights = append(ofMinutes, sum/float64(len(minute))), append(weights, float64(len(minute)))
-			deltas[i] += float64(len(minute))
+// octaves are the sums of log2 Δ in the batches of a window.
+type octaves struct{ batches, deltas, mean, squares float64 }
+
+// exactOctaves computes the sums with gonum: the mean of each minute weighs as much as its deltas.
+// Minutes without deltas do not count.
+func exactOctaves(minutes [][]float64) (o octaves) {
+	cuts, ofCell := timing.Cuts(), timing.CellOctaves()
+	var means, weights []float64
+	for _, minute := range minutes {
+		if len(minute) == 0 {
+			continue
 		}
-		mean, variance := stat.MeanVariance(ofMinutes, weights)
-		means[i], squares[i] = mean, variance*(deltas[i]-1)
-		c.degrees += float64(len(ofMinutes))
+		sum := 0.0
+		for _, delta := range minute {
+			sum += ofCell[timing.Cell(uint64(delta), cuts)]
+		}
+		means, weights = append(means, sum/float64(len(minute))), append(weights, float64(len(minute)))
+		o.deltas += float64(len(minute))
 	}
-	c.difference = means[0] - means[1]
-	variance := max((squares[0]+squares[1])/c.degrees, 1.0/16/16/12)
-	c.standardError = math.Sqrt(variance * (1/deltas[0] + 1/deltas[1]))
+	mean, variance := stat.MeanVariance(means, weights)
+	o.batches, o.mean, o.squares = float64(len(means)), mean, variance*(o.deltas-1)
+	return o
+}
+
+func (o octaves) expect(c *ruleCase, at int, s *simulated, window string) {
+	c.expect(at, s.series("delta_octaves:batches"+window), o.batches, 0)
+	c.expect(at, s.series("delta_octaves:deltas"+window), o.deltas, 0)
+	c.expect(at, s.series("delta_octaves:mean"+window), o.mean, 1e-9)
+	// The squares are a small difference of large sums.
+	c.expectWithin(at, "instance_device:xdp_audit_delta_octaves:squares"+window, s.labels(), o.squares, 1e-12*o.deltas*o.mean*o.mean)
+}
+
+// expectBatch expects the sums of the last batch.
+func (o octaves) expectBatch(c *ruleCase, at int, s *simulated) {
+	sum := o.deltas * o.mean
+	c.expect(at, s.series("deltas:increase1m"), o.deltas, 0)
+	c.expect(at, s.series("delta_octaves:increase1m"), sum, 1e-9)
+	c.expect(at, s.series("delta_octaves:squares1m"), sum*sum/o.deltas, 1e-9)
+}
+
+// exactChange computes the comparison of two windows.
+func exactChange(now, before [][]float64) (c change) {
+	a, b := exactOctaves(now), exactOctaves(before)
+	c.degrees = a.batches + b.batches - 2
+	c.difference = a.mean - b.mean
+	variance := max((a.squares+b.squares)/c.degrees, 1.0/16/16/12)
+	c.standardError = math.Sqrt(variance * (1/a.deltas + 1/b.deltas))
 	t := math.Abs(c.difference / c.standardError)
 	c.z = math.Copysign(ofTail(distuv.StudentsT{Sigma: 1, Nu: c.degrees}.CDF(-t)), c.difference)
 	return c
@@ -129,6 +150,9 @@ func TestFleetScore(t *testing.T) {
 				s.addTo(&c)
 				own := exactChange(s.minutes(last, 5), s.minutes(last-5, 60))
 				own.expect(&c, last, s, "5m_1h")
+				exactOctaves(s.minutes(last, 5)).expect(&c, last, s, "5m")
+				exactOctaves(s.minutes(last, 60)).expect(&c, last, s, "1h")
+				exactOctaves(s.minutes(last, 1)).expectBatch(&c, last, s)
 				zs = append(zs, own.z)
 			}
 			const labels = `{job="xdp_audit"}`
@@ -147,7 +171,7 @@ func TestFleetScore(t *testing.T) {
 	}
 }
 
-// The z of a fleet, computed from recorded z of its devices: it is at most 0.001 off.
+// The z of a fleet and its parts, computed from recorded z of its devices: z is at most 0.001 off.
 func TestFleetScoreOfScores(t *testing.T) {
 	for _, test := range []struct {
 		description string
@@ -165,13 +189,27 @@ func TestFleetScoreOfScores(t *testing.T) {
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			c := ruleCase{Interval: "1m"}
-			for i, z := range test.z {
-				c.InputSeries = append(c.InputSeries, ruleSeries{
-					fmt.Sprintf(`instance_device:xdp_audit_delta_octaves:zscore1h_1d{job="xdp_audit",instance="host%d:9400",device="eth0"}`, i), fmt.Sprintf("%vx2", z),
-				})
+			const labels = `{job="xdp_audit"}`
+			stouffer, greatest, z := exactFleet(test.z)
+			ofAll := math.Log(math.Erfc(math.Abs(stouffer) / math.Sqrt2))
+			ofOne := math.Log(float64(len(test.z)) * math.Erfc(math.Abs(greatest)/math.Sqrt2))
+			for _, windows := range []string{"5m_1h", "1h_1d"} {
+				for i, z := range test.z {
+					c.InputSeries = append(c.InputSeries, ruleSeries{
+						fmt.Sprintf(`instance_device:xdp_audit_delta_octaves:zscore%s{job="xdp_audit",instance="host%d:9400",device="eth0"}`, windows, i),
+						fmt.Sprintf("%vx2", z),
+					})
+				}
+				const of = "job:xdp_audit_delta_octaves:"
+				c.expectWithin(1, of+"devices"+windows, labels, float64(len(test.z)), 0)
+				c.expectWithin(1, of+"stouffer"+windows, labels, stouffer, 1e-9)
+				c.expectWithin(1, of+"greatest"+windows, labels, greatest, 0)
+				// p is at most 0.28 % off.
+				c.expectWithin(1, of+"stouffer_log_pvalue"+windows, labels, ofAll, 0.0028)
+				c.expectWithin(1, of+"greatest_log_pvalue"+windows, labels, ofOne, 0.0028)
+				c.expectWithin(1, of+"log_pvalue"+windows, labels, min(0, math.Ln2+min(ofAll, ofOne)), 0.0028)
+				c.expectWithin(1, of+"zscore"+windows, labels, z, 0.001)
 			}
-			_, _, z := exactFleet(test.z)
-			c.expectWithin(1, "job:xdp_audit_delta_octaves:zscore1h_1d", `{job="xdp_audit"}`, z, 0.001)
 			check(t, c)
 		})
 	}
@@ -194,6 +232,7 @@ func TestFleetScoreOfAnHour(t *testing.T) {
 	enough.addTo(&c)
 	less.addTo(&c)
 	exactChange(enough.minutes(last, 60), enough.minutes(last-60, 24*60)).expect(&c, last, enough, "1h_1d")
+	exactOctaves(enough.minutes(last, 24*60)).expect(&c, last, enough, "1d")
 	c.expectNone(last, less.series("delta_octaves:zscore1h_1d"))
 	c.expect(last, `job:xdp_audit_delta_octaves:devices1h_1d{job="xdp_audit"}`, 1, 0)
 	check(t, c)

@@ -221,26 +221,37 @@ func TestFleet(t *testing.T) {
 		s.addTo(&c)
 		devices = append(devices, s)
 	}
-	var all []float64
-	var within, degrees, effects float64
-	for _, s := range devices {
-		now := s.window(last, 5)
-		n, _, variance := moments(now)
-		all = append(all, now...)
-		within, degrees = within+(n-1)*variance, degrees+n-1
-		own := compare(now, s.window(last-5, 60))
-		effects += own.effect
-	}
-	n, mean, naive := moments(all)
 	series := func(name string) string { return "job:xdp_audit_" + name + `{job="xdp_audit"}` }
-	c.expect(last, series("deltas:increase5m"), n, 0)
-	c.expect(last, series("delta_seconds:mean5m"), mean, 1e-9)
-	c.expect(last, series("delta_seconds:variance5m"), within/degrees, exact)
-	c.expect(last, series("delta_seconds:effect5m_1h"), effects/3, 1e-6)
-	check(t, c)
-	if naive < 100*within/degrees {
-		t.Errorf("the variance %v of all deltas together is not much above %v within devices: this shows nothing", naive, within/degrees)
+	effects := 0.0
+	for _, s := range devices {
+		effects += compare(s.window(last, 5), s.window(last-5, 60)).effect
 	}
+	c.expect(last, series("delta_seconds:effect5m_1h"), effects/3, 1e-6)
+	for name, minutes := range map[string]int{"5m": 5, "1h": 60} {
+		var all []float64
+		var within, degrees float64
+		for _, s := range devices {
+			deltas := s.window(last, minutes)
+			n, _, variance := moments(deltas)
+			all = append(all, deltas...)
+			within, degrees = within+(n-1)*variance, degrees+n-1
+		}
+		n, mean, naive := moments(all)
+		c.expect(last, series("deltas:increase"+name), n, 0)
+		c.expect(last, series("delta_seconds:mean"+name), mean, 1e-9)
+		c.expect(last, series("delta_seconds:variance"+name), within/degrees, exact)
+		if naive < 100*within/degrees {
+			t.Errorf("the variance %v of all deltas together is not much above %v within devices: this shows nothing", naive, within/degrees)
+		}
+	}
+	// The effects of the longer pair of windows, as the devices have recorded them.
+	for i, effect := range []string{"0.5", "-0.25", "0.125"} {
+		c.InputSeries = append(c.InputSeries, ruleSeries{
+			fmt.Sprintf(`instance_device:xdp_audit_delta_seconds:effect1h_1d{job="xdp_audit",instance="host%d:9400",device="eth0"}`, i), effect + "x70",
+		})
+	}
+	c.expect(last, series("delta_seconds:effect1h_1d"), 0.125, 1e-12)
+	check(t, c)
 }
 
 // Two devices are compared in the same window, with the query in docs/metrics.md.
