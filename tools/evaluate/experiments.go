@@ -75,10 +75,14 @@ func (f figure) String() string {
 // text returns the figure without its interval.
 func (f figure) text() string {
 	switch {
+	case f.Share != nil && f.Value > 0.99:
+		return shareText(f.Value, 2, 4)
 	case f.Share != nil:
 		return shareText(f.Value, 2, 3)
 	case f.Unit == "":
 		return grouped(int(f.Value))
+	case f.Value == math.Trunc(f.Value):
+		return grouped(int(f.Value)) + " " + f.Unit
 	}
 	return strconv.FormatFloat(f.Value, 'f', 3, 64) + " " + f.Unit
 }
@@ -105,39 +109,59 @@ type question struct {
 	Column  string `json:"column"`
 	Flags   string `json:"flags,omitempty"` // other than the defaults
 	Packets int    `json:"packets"`
-	Bound   string `json:"bound,omitempty"` // what must hold
+	Bound   bound  `json:"bound,omitzero"` // what must hold
 }
 
 func (e *experiment) question() question {
 	return question{
-		Table: e.table, Row: e.row, Column: e.column, Flags: flagsOf(e.config), Packets: e.packets, Bound: e.bound.String(),
+		Table: e.table, Row: e.row, Column: e.column, Flags: flagsOf(e.config), Packets: e.packets, Bound: e.bound,
 	}
 }
 
 // String returns the name of the experiment.
 func (q question) String() string { return q.Table + ": " + q.Row + ", " + q.Column }
 
-// result is a figure with the question it answers.
+// result is the figure of the first seed, with the question it answers.
 type result struct {
 	question
-	IsMet bool `json:"met"`
+	IsMet bool `json:"met"` // by the figures of all seeds
 	figure
+	Others []figure `json:"others,omitempty"` // of the other seeds; none if there is no bound
 }
+
+// figures returns the figures of all seeds.
+func (r *result) figures() []figure { return append([]figure{r.figure}, r.Others...) }
 
 // bound is the range that a figure must be in. A figure is never negative. The zero value
 // accepts everything except NaN.
 type bound struct {
-	least, most float64 // 0 for none
+	Least float64 `json:"least,omitempty"` // 0 for none
+	Most  float64 `json:"most,omitempty"`  // the same
 }
 
-func atLeast(least float64) bound { return bound{least: least} }
+func atLeast(least float64) bound { return bound{Least: least} }
 
-func atMost(most float64) bound { return bound{most: most} }
+func atMost(most float64) bound { return bound{Most: most} }
 
 func between(least, most float64) bound { return bound{least, most} }
 
 func (b bound) isMet(value float64) bool {
-	return !math.IsNaN(value) && value >= b.least && (b.most == 0 || value <= b.most)
+	return !math.IsNaN(value) && value >= b.Least && (b.Most == 0 || value <= b.Most)
+}
+
+func (b bound) isAsked() bool { return b != bound{} }
+
+// margin says how far a value is from what would break the bound: 1 at the bound, more if it is
+// met, and less if not.
+func (b bound) margin(value float64) float64 {
+	margin := math.Inf(1)
+	if b.Least > 0 {
+		margin = value / b.Least
+	}
+	if b.Most > 0 {
+		margin = min(margin, b.Most/value)
+	}
+	return margin
 }
 
 // String returns the bound as shown in tables; empty for no bound.
@@ -145,12 +169,12 @@ func (b bound) String() string {
 	switch {
 	case b == bound{}:
 		return ""
-	case b.most == 0:
-		return "≥ " + shortNumber(b.least)
-	case b.least == 0:
-		return "≤ " + shortNumber(b.most)
+	case b.Most == 0:
+		return "≥ " + shortNumber(b.Least)
+	case b.Least == 0:
+		return "≤ " + shortNumber(b.Most)
 	}
-	return shortNumber(b.least) + " to " + shortNumber(b.most)
+	return shortNumber(b.Least) + " to " + shortNumber(b.Most)
 }
 
 // shortNumber formats a number without trailing zeros.

@@ -40,7 +40,7 @@ func newTestLab(t *testing.T) *lab {
 // A small run of all experiments with other random numbers agrees with the documents: shares
 // differ by chance only, and all other figures meet their bounds.
 func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
-	const part, seed = 0.05, defaultSeed + 1
+	const part, seed = 0.05, 4
 	l := newTestLab(t)
 	got, err := l.runAll(io.Discard, seed, part, func(question) bool { return true })
 	if err != nil {
@@ -48,7 +48,7 @@ func TestSmallRunAgreesWithTheDocuments(t *testing.T) {
 	}
 	documents := committed(t)
 	for i, e := range experiments() {
-		small := got.Results[i]
+		small := got[i]
 		want := documents.find(e.table, e.row, e.column)
 		if want == nil {
 			t.Errorf("%v: missing from the documents", e.question())

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,8 +26,18 @@ const (
 
 // report has all results of a run.
 type report struct {
-	Seed    uint64   `json:"seed"`
+	Seeds   []uint64 `json:"seeds"`
 	Results []result `json:"results"`
+}
+
+// add adds the results of another seed. The plots show the scores of the first seed only.
+func (r *report) add(results []result) {
+	for _, found := range results {
+		first := r.find(found.Table, found.Row, found.Column)
+		found.Scores = nil
+		first.Others = append(first.Others, found.figure)
+		first.IsMet = first.IsMet && found.IsMet
+	}
 }
 
 // in returns the results of a table, in their order.
@@ -56,7 +67,7 @@ func (r *report) failed() error {
 	var errs []error
 	for _, result := range r.Results {
 		if !result.IsMet {
-			errs = append(errs, fmt.Errorf("%v: %v, want %s", result.question, result.figure, result.Bound))
+			errs = append(errs, fmt.Errorf("%v: %v with the seeds %v, want %s", result.question, result.figures(), r.Seeds, result.Bound))
 		}
 	}
 	return errors.Join(errs...)
@@ -108,22 +119,64 @@ func (r *report) pivot(table string, text func(figure) string, columns ...string
 	return b.String()
 }
 
-// bounds returns a Markdown table of all bounds and whether they are met.
+// bounds returns a Markdown table of all bounds. A line is of the experiments of a table that have
+// the same bound in the same column, with the figure of each seed that is closest to the bound.
 func (r *report) bounds() string {
 	var b strings.Builder
-	b.WriteString("| | traffic | | packets | counted | found | bound | met |\n| --- | --- | --- | --: | --: | --- | --- | --- |\n")
-	for _, result := range r.Results {
-		if result.Bound == "" {
-			continue
+	b.WriteString("| | traffic | bound |")
+	for _, seed := range r.Seeds {
+		fmt.Fprintf(&b, " seed %d |", seed)
+	}
+	fmt.Fprintf(&b, "\n|%s\n", strings.Repeat(" --- |", 3+len(r.Seeds)))
+	for _, lines := range r.bounded() {
+		first := lines[0]
+		rows := first.Row
+		if len(lines) > 1 {
+			rows = fmt.Sprintf("the worst of %d", len(lines))
 		}
-		met := "yes"
-		if !result.IsMet {
-			met = "**no**"
+		fmt.Fprintf(&b, "| %s, %s | %s | %s |", first.Table, first.Column, rows, first.Bound)
+		for seed := range r.Seeds {
+			fmt.Fprintf(&b, " %s |", worst(lines, seed))
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %v | %s | %s |\n",
-			result.Table, result.Row, result.Column, grouped(result.Packets), result.counted(), result.figure, result.Bound, met)
+		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// bounded returns the results with a bound. Those of a table that have the same bound in the same
+// column are together.
+func (r *report) bounded() (groups [][]result) {
+	numbers := map[question]int{}
+	for _, result := range r.Results {
+		if !result.Bound.isAsked() {
+			continue
+		}
+		of := question{Table: result.Table, Column: result.Column, Bound: result.Bound}
+		number, isKnown := numbers[of]
+		if !isKnown {
+			number = len(groups)
+			numbers[of] = number
+			groups = append(groups, nil)
+		}
+		groups[number] = append(groups[number], result)
+	}
+	return groups
+}
+
+// worst returns the figure of a seed that is closest to the bound of the results. It is bold if it
+// breaks the bound.
+func worst(results []result, seed int) string {
+	found, margin := figure{}, math.Inf(1)
+	for _, result := range results {
+		f := result.figures()[seed]
+		if m := result.Bound.margin(f.Value); m < margin || math.IsNaN(m) {
+			found, margin = f, m
+		}
+	}
+	if margin >= 1 {
+		return found.text()
+	}
+	return "**" + found.text() + "**"
 }
 
 // counted returns the counts of a share; empty for other figures.
