@@ -128,6 +128,44 @@ func TestLeaksAreFound(t *testing.T) {
 	}
 }
 
+// A leak that stays becomes usual: the score is 1 or more for the days of docs/statistics.md.
+func TestALeakBecomesUsual(t *testing.T) {
+	const least, most = 0.8, 2.5 // days
+	for _, test := range []struct {
+		name                string
+		judged, usual, leak float64
+		past                int // days
+	}{
+		{"1e-4 on 7e-5 at 1,000 packets a second", 60000, 7e-5, 1e-4, 3},
+		{"1e-4 on 7e-5 at 1,000 packets a second, after two weeks", 60000, 7e-5, 1e-4, 14},
+		{"1e-2 on 8e-3 at 1,000 packets a second", 60000, 8e-3, 1e-2, 3},
+		{"5e-2 on 2.7e-2 at 1,000 packets a second", 60000, 2.7e-2, 5e-2, 3},
+		{"5e-2 on 2.7e-2 at 1,000 packets a second, after two weeks", 60000, 2.7e-2, 5e-2, 14},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			usual, leaking := traffic.PoissonMinutes(test.judged, test.usual), traffic.PoissonMinutes(test.judged, test.usual+test.leak)
+			var ends []float64
+			for run := range 10 {
+				r := traffic.Rand(uint64(run), test.name)
+				d := device(r, test.past, usual)
+				last := 0
+				for i := range 20 * 1440 {
+					d.AddMinute(leaking(r, i))
+					if d.Score() >= 1 {
+						last = i
+					}
+				}
+				ends = append(ends, float64(last)/1440)
+			}
+			slices.Sort(ends)
+			t.Logf("usual after %.2f days", ends)
+			if ends[0] < least || ends[len(ends)-1] > most {
+				t.Errorf("usual after %.2f days, want %v to %v", ends, least, most)
+			}
+		})
+	}
+}
+
 // A burst is a burst in its minute and for five minutes, no lasting excess, and leaves the device
 // able to find the next one.
 func TestBurst(t *testing.T) {
