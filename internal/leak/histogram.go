@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package leak
+
+import (
+	"iter"
+	"math/bits"
+	"slices"
+)
+
+const (
+	cellBits = 7 // log2 of the number of cells of an octave
+	octave   = 1 << cellBits
+	// longestNs is the longest time, 18 minutes. Longer ones count as this.
+	longestNs      = 1<<40 - 1
+	histogramCells = (40 - cellBits + 1) * octave
+)
+
+// histogram counts whole numbers, exactly up to 127 and then in 128 cells an octave.
+type histogram struct {
+	count uint64
+	cells [histogramCells]uint64
+}
+
+func (h *histogram) add(v uint64) {
+	h.count++
+	h.cells[cellOf(v)]++
+}
+
+func cellOf(v uint64) int {
+	v = min(v, longestNs)
+	shift := max(bits.Len64(v)-cellBits-1, 0)
+	return shift<<cellBits + int(v>>shift)
+}
+
+// bounds returns the least and the greatest number of a cell.
+func bounds(cell int) (least, greatest uint64) {
+	if cell < octave {
+		return uint64(cell), uint64(cell)
+	}
+	shift := cell>>cellBits - 1
+	least = uint64(octave+cell%octave) << shift
+	return least, least + 1<<shift - 1
+}
+
+// atRank returns the cell of the number of that rank, from 1 to count.
+func (h *histogram) atRank(rank uint64) int {
+	for cell, n := range h.cells {
+		if rank <= n {
+			return cell
+		}
+		rank -= n
+	}
+	return histogramCells - 1
+}
+
+// quantile returns about the quantile p of the numbers; 0 without any. Within a cell the numbers
+// count as evenly spread.
+func (h *histogram) quantile(p float64) float64 {
+	if h.count == 0 {
+		return 0
+	}
+	below := p * float64(h.count)
+	for cell, n := range h.cells {
+		if n > 0 && below <= float64(n) {
+			least, greatest := bounds(cell)
+			if least == greatest {
+				return float64(least)
+			}
+			return float64(least) - 0.5 + below/float64(n)*float64(greatest-least+1)
+		}
+		below -= float64(n)
+	}
+	return longestNs
+}
+
+// Cell is a cell of a histogram: a count of whole numbers of nanoseconds.
+type Cell struct {
+	LeastNs, GreatestNs uint64
+	Count               uint64
+}
+
+// all returns the cells that are not empty, in ascending order.
+func (h *histogram) all() iter.Seq[Cell] {
+	return func(yield func(Cell) bool) {
+		for cell, n := range h.cells {
+			if n == 0 {
+				continue
+			}
+			least, greatest := bounds(cell)
+			if !yield(Cell{least, greatest, n}) {
+				return
+			}
+		}
+	}
+}
+
+const (
+	firstSample = 1024 // responses after which the cells are fixed
+	sampleSize  = 2048
+)
+
+// sample keeps times at even distances over all responses. When it is full it drops every other
+// one.
+type sample struct {
+	values       []uint64
+	skip, left   uint64 // responses from one value to the next, and until the next
+	firstIsTaken bool
+	first        int
+}
+
+func newSample(first int) sample {
+	return sample{values: make([]uint64, 0, sampleSize), skip: 1, left: 1, first: first}
+}
+
+// add reports whether there is a new sample to be taken.
+func (s *sample) add(ns uint64) bool {
+	if s.left--; s.left > 0 {
+		return false
+	}
+	if len(s.values) == sampleSize {
+		for i := range sampleSize / 2 {
+			s.values[i] = s.values[2*i]
+		}
+		s.values = s.values[:sampleSize/2]
+		s.skip *= 2
+	}
+	s.left = s.skip
+	s.values = append(s.values, ns)
+	isFirst := !s.firstIsTaken && len(s.values) == s.first
+	s.firstIsTaken = s.firstIsTaken || isFirst
+	return isFirst || len(s.values) == sampleSize
+}
+
+func (s *sample) sorted() []uint64 {
+	sorted := slices.Clone(s.values)
+	slices.Sort(sorted)
+	return sorted
+}
