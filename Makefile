@@ -140,9 +140,9 @@ bench-live: check-root ## measure the audit of a device under real frames, for d
 
 # The documents contain the figures of the default seed, so another seed does not write them.
 .PHONY: evaluate
-evaluate: check-root ## measure with generated traffic, for docs/statistics.md; SEED=4 only prints (root)
+evaluate: check-root ## measure with generated traffic, for docs/statistics.md; SEED=4 only prints, TRACES=directory adds recordings (root)
 	@echo ">> evaluating"
-	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..)
+	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..) $(if $(TRACES),-traces '$(abspath $(TRACES))')
 	$(call give_back,docs)
 
 .PHONY: soak

@@ -24,19 +24,20 @@ func main() {
 	seed := flag.Uint64("seed", 0, "seed of the random numbers; 0 for the seeds of the documents")
 	only := flag.String("only", "", "regular expression of the experiments to run, matched with names such as 'detection: constant, log2, +5σ'")
 	write := flag.String("write", "", "write tables, figures and plots into the documents of the repository in this directory")
+	traces := flag.String("traces", "", "directory with recorded times, for the experiments with recordings")
 	flag.Parse()
 
 	seeds := defaultSeeds
 	if *seed != 0 {
 		seeds = []uint64{*seed}
 	}
-	if err := evaluate(os.Stdout, seeds, *only, *write); err != nil {
+	if err := evaluate(os.Stdout, seeds, *only, *write, *traces); err != nil {
 		fmt.Fprintln(os.Stderr, "evaluate:", err)
 		os.Exit(1)
 	}
 }
 
-func evaluate(w io.Writer, seeds []uint64, only, repository string) error {
+func evaluate(w io.Writer, seeds []uint64, only, repository, traces string) error {
 	if repository != "" && (!slices.Equal(seeds, defaultSeeds) || only != "") {
 		return errors.New("the documents need the figures of all experiments with the default seeds: leave out --write")
 	}
@@ -44,11 +45,19 @@ func evaluate(w io.Writer, seeds []uint64, only, repository string) error {
 	if err != nil {
 		return err
 	}
+	recorded, err := recordings(traces)
+	if err != nil {
+		return err
+	}
 	l, err := newLab()
 	if err != nil {
 		return err
 	}
-	r, err := l.runSeeds(w, seeds, func(q question) bool { return wanted.MatchString(q.String()) })
+	isWanted := func(q question) bool { return wanted.MatchString(q.String()) }
+	r, err := l.runSeeds(w, seeds, isWanted)
+	if err == nil {
+		r.Recordings, err = l.runThese(w, recorded, seeds[0], 1, isWanted)
+	}
 	if err := errors.Join(err, l.close()); err != nil {
 		return err
 	}
@@ -82,8 +91,12 @@ func (l *lab) runSeeds(w io.Writer, seeds []uint64, isWanted func(question) bool
 // runAll runs the wanted experiments with a part of their packets, 1 for all, and prints each
 // result.
 func (l *lab) runAll(w io.Writer, seed uint64, part float64, isWanted func(question) bool) ([]result, error) {
+	return l.runThese(w, experiments(), seed, part, isWanted)
+}
+
+func (l *lab) runThese(w io.Writer, all []experiment, seed uint64, part float64, isWanted func(question) bool) ([]result, error) {
 	var results []result
-	for _, e := range experiments() {
+	for _, e := range all {
 		if !isWanted(e.question()) {
 			continue
 		}

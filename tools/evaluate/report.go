@@ -20,15 +20,21 @@ import (
 const (
 	statisticsDocument = "docs/statistics.md"
 	limitsDocument     = "docs/limits.md"
+	leakDocument       = "docs/leak.md"
 	figuresFile        = "docs/statistics.json"
 	imagesFolder       = "docs/images"
 )
 
-// report has all results of a run.
+// report has all results of a run. Those of recordings need no seed. A run without recordings
+// keeps those of an earlier one in the documents.
 type report struct {
-	Seeds   []uint64 `json:"seeds"`
-	Results []result `json:"results"`
+	Seeds      []uint64 `json:"seeds"`
+	Results    []result `json:"results"`
+	Recordings []result `json:"recordings,omitempty"`
 }
+
+// all returns the results of all experiments.
+func (r *report) all() []result { return slices.Concat(r.Results, r.Recordings) }
 
 // add adds the results of another seed. The plots show the scores of the first seed only.
 func (r *report) add(results []result) {
@@ -43,7 +49,7 @@ func (r *report) add(results []result) {
 // in returns the results of a table, in their order.
 func (r *report) in(table string) []result {
 	var all []result
-	for _, result := range r.Results {
+	for _, result := range r.all() {
 		if result.Table == table {
 			all = append(all, result)
 		}
@@ -53,10 +59,12 @@ func (r *report) in(table string) []result {
 
 // find returns the result of a row and a column, or nil.
 func (r *report) find(table, row, column string) *result {
-	for i := range r.Results {
-		q := r.Results[i].question
-		if q.Table == table && q.Row == row && q.Column == column {
-			return &r.Results[i]
+	for _, results := range [][]result{r.Results, r.Recordings} {
+		for i := range results {
+			q := results[i].question
+			if q.Table == table && q.Row == row && q.Column == column {
+				return &results[i]
+			}
 		}
 	}
 	return nil
@@ -65,7 +73,7 @@ func (r *report) find(table, row, column string) *result {
 // failed returns an error that names every bound that is not met.
 func (r *report) failed() error {
 	var errs []error
-	for _, result := range r.Results {
+	for _, result := range r.all() {
 		if !result.IsMet {
 			errs = append(errs, fmt.Errorf("%v: %v with the seeds %v, want %s", result.question, result.figures(), r.Seeds, result.Bound))
 		}
@@ -91,6 +99,11 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, tableUnchanged, r.pivot(tableUnchanged, figure.String, pairNames()...)},
 		{statisticsDocument, tableOneOf3, r.pivot(tableOneOf3, figure.String, pairNames()...)},
+		{leakDocument, tableLeakNone, r.pivot(tableLeakNone, figure.String, columnEver20, columnEver1e5)},
+		{leakDocument, tableLeakFound, r.pivot(tableLeakFound, figure.String, columnRandom, columnBlocks)},
+		{leakDocument, tableLeakInterval, r.pivot(tableLeakInterval, figure.String, columnRandom, columnBlocks)},
+		{leakDocument, tableLeakLabels, r.pivot(tableLeakLabels, figure.String, columnOfChecks)},
+		{leakDocument, tableResponses, r.pivot(tableResponses, figure.String, columnEvidence, columnResponses, columnMedian, columnFloor)},
 		{statisticsDocument, "bounds", r.bounds()},
 		{limitsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.text, "linear", "log2")},
 	}
@@ -199,6 +212,13 @@ func grouped(n int) string {
 // write puts the results into the documents of a repository, and into a JSON file from which
 // the plots are drawn.
 func (r *report) write(repository string) error {
+	if r.Recordings == nil {
+		before, err := readReport(repository)
+		if err != nil {
+			return err
+		}
+		r.Recordings = before.Recordings
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err

@@ -225,7 +225,7 @@ func TestDocumentsTakeAFullRunOnly(t *testing.T) {
 		only  string
 	}{{defaultSeeds[1:], ""}, {defaultSeeds, "shifts"}} {
 		var out strings.Builder
-		if err := evaluate(&out, test.seeds, test.only, t.TempDir()); err == nil || !strings.Contains(err.Error(), "leave out --write") {
+		if err := evaluate(&out, test.seeds, test.only, t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), "leave out --write") {
 			t.Errorf("seeds %d, only %q: got %v, want a refusal", test.seeds, test.only, err)
 		}
 	}
