@@ -17,7 +17,9 @@ var (
 		"Highest score of the test for covert timing channels among the flows with a window in the last ten minutes; 1 or more is an alarm; 0 without such a flow.",
 		"device", "test")
 	covertAlarmingDesc = newDesc("covert_alarming_flows",
-		"Number of flows with an alarm in each of their last four windows, the last one within ten minutes.", "device")
+		"Number of flows with an alarm of a test other than symbols in each of their last four windows, the last one within ten minutes.", "device")
+	covertSymbolDesc = newDesc("covert_symbol_flows",
+		"Number of flows with symbols, as a channel or an application with few delays has, in each of their last four windows, the last one within ten minutes.", "device")
 	covertWindowsDesc = newDesc("covert_windows_total", "Total number of judged windows of inter-arrival times.", "device")
 	covertAlarmedDesc = newDesc("covert_alarmed_windows_total", "Total number of windows in which at least one test alarmed.", "device")
 	covertAlarmsDesc  = newDesc("covert_alarms_total", "Total number of windows in which the test alarmed.", "device", "test")
@@ -80,6 +82,7 @@ func (c covertCollector) Update(ch chan<- prometheus.Metric) error {
 	for i, report := range c.covert.Report(c.now(), devices) {
 		device := devices[i]
 		ch <- gauge(covertAlarmingDesc, float64(report.AlarmingFlows), device)
+		ch <- gauge(covertSymbolDesc, float64(report.SymbolFlows), device)
 		ch <- counter(covertWindowsDesc, float64(report.Windows), device)
 		ch <- counter(covertAlarmedDesc, float64(report.AlarmedWindows), device)
 		for test := range covert.NumTests {

@@ -5,6 +5,7 @@ package collector
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
 )
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -32,8 +34,13 @@ func covertWindow(flow bpf.Flow, after time.Duration, delta func(i int) uint32) 
 	return window
 }
 
-// twoInTurn returns two alternating deltas that are too close for a phase.
-func twoInTurn(i int) uint32 { return 1_000_000 + 4000*uint32(i%2) }
+// twoSymbols returns two deltas in a random order.
+func twoSymbols(i int) uint32 { return 1_000_000 + 1_000_000*random(i, 2) }
+
+// manyTicks returns multiples of 10 ms in a random order, too many for symbols.
+func manyTicks(i int) uint32 { return 10_000_000 * (10 + random(i, 80)) }
+
+func random(i int, n uint32) uint32 { return rand.New(rand.NewPCG(1, uint64(i))).Uint32N(n) }
 
 func steady(int) uint32 { return 1_000_000 }
 
@@ -46,30 +53,33 @@ func TestCovert(t *testing.T) {
 
 	c := NewCovert()
 	for second := range time.Duration(4) {
-		c.Judge(covertWindow(covertFlow("eth0", 1), second*time.Second-3*time.Second, twoInTurn))
+		c.Judge(covertWindow(covertFlow("eth0", 1), second*time.Second-3*time.Second, twoSymbols))
 	}
 	// As many windows alarm, but not in a row.
 	for second := range time.Duration(5) {
-		delta := twoInTurn
+		delta := twoSymbols
 		if second == 1 {
 			delta = steady
 		}
 		c.Judge(covertWindow(covertFlow("eth0", 4), second*time.Second-10*time.Minute, delta))
 	}
+	for second := range time.Duration(4) {
+		c.Judge(covertWindow(covertFlow("eth0", 5), second*time.Second-3*time.Second, manyTicks))
+	}
 	c.Judge(covertWindow(covertFlow("eth0", 2), time.Minute, steady))
 	c.Judge(covertWindow(covertFlow("eth0", 2), 2*time.Minute, steady))
-	c.Judge(covertWindow(covertFlow("gone", 3), 2*time.Minute, twoInTurn))
+	c.Judge(covertWindow(covertFlow("gone", 3), 2*time.Minute, twoSymbols))
 	const counts = `
 # HELP xdp_audit_covert_alarmed_windows_total Total number of windows in which at least one test alarmed.
 # TYPE xdp_audit_covert_alarmed_windows_total counter
-xdp_audit_covert_alarmed_windows_total{device="eth0"} 8
+xdp_audit_covert_alarmed_windows_total{device="eth0"} 12
 xdp_audit_covert_alarmed_windows_total{device="eth1"} 0
 # HELP xdp_audit_covert_alarms_total Total number of windows in which the test alarmed.
 # TYPE xdp_audit_covert_alarms_total counter
 xdp_audit_covert_alarms_total{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="entropy"} 0
 xdp_audit_covert_alarms_total{device="eth0",test="information"} 0
-xdp_audit_covert_alarms_total{device="eth0",test="phase"} 0
+xdp_audit_covert_alarms_total{device="eth0",test="phase"} 4
 xdp_audit_covert_alarms_total{device="eth0",test="symbols"} 8
 xdp_audit_covert_alarms_total{device="eth1",test="autocorrelation"} 0
 xdp_audit_covert_alarms_total{device="eth1",test="entropy"} 0
@@ -85,10 +95,10 @@ xdp_audit_covert_skipped_deltas_total 4000
 xdp_audit_covert_watched_flows 3
 # HELP xdp_audit_covert_windows_total Total number of judged windows of inter-arrival times.
 # TYPE xdp_audit_covert_windows_total counter
-xdp_audit_covert_windows_total{device="eth0"} 11
+xdp_audit_covert_windows_total{device="eth0"} 15
 xdp_audit_covert_windows_total{device="eth1"} 0
 `
-	const alarming = `# HELP xdp_audit_covert_alarming_flows Number of flows with an alarm in each of their last four windows, the last one within ten minutes.
+	const alarming = `# HELP xdp_audit_covert_alarming_flows Number of flows with an alarm of a test other than symbols in each of their last four windows, the last one within ten minutes.
 # TYPE xdp_audit_covert_alarming_flows gauge
 xdp_audit_covert_alarming_flows{device="eth0"} %d
 xdp_audit_covert_alarming_flows{device="eth1"} 0
@@ -98,27 +108,38 @@ xdp_audit_covert_alarming_flows{device="eth1"} 0
 xdp_audit_covert_score{device="eth0",test="autocorrelation"} 0
 xdp_audit_covert_score{device="eth0",test="entropy"} 0
 xdp_audit_covert_score{device="eth0",test="information"} 0
-xdp_audit_covert_score{device="eth0",test="phase"} 0
-xdp_audit_covert_score{device="eth0",test="symbols"} %s
+xdp_audit_covert_score{device="eth0",test="phase"} %v
+xdp_audit_covert_score{device="eth0",test="symbols"} %v
 xdp_audit_covert_score{device="eth1",test="autocorrelation"} 0
 xdp_audit_covert_score{device="eth1",test="entropy"} 0
 xdp_audit_covert_score{device="eth1",test="information"} 0
 xdp_audit_covert_score{device="eth1",test="phase"} 0
 xdp_audit_covert_score{device="eth1",test="symbols"} 0
 `
-	// Four bits of entropy are missing, and the limit is a half.
+	const symbols = `# HELP xdp_audit_covert_symbol_flows Number of flows with symbols, as a channel or an application with few delays has, in each of their last four windows, the last one within ten minutes.
+# TYPE xdp_audit_covert_symbol_flows gauge
+xdp_audit_covert_symbol_flows{device="eth0"} %d
+xdp_audit_covert_symbol_flows{device="eth1"} 0
+`
+	found := c.Report(noon, []string{"eth0"})[0].Scores
+	if found[covert.Symbols] < 2 || found[covert.Phase] < 2 {
+		t.Fatalf("the scores are %v", found)
+	}
+	all := func(flows int, scoreOfPhase, scoreOfSymbols float64) string {
+		return counts + fmt.Sprintf(alarming, flows) + fmt.Sprintf(symbols, flows) + fmt.Sprintf(scores, scoreOfPhase, scoreOfSymbols) + rest
+	}
 	at := func(after time.Duration) covertCollector {
 		return newCovertCollector(source, c, func() time.Time { return noon.Add(after) })
 	}
-	expect(t, at(-9*time.Minute), counts+fmt.Sprintf(alarming, 1)+fmt.Sprintf(scores, "8")+rest)
-	expect(t, at(10*time.Minute), counts+fmt.Sprintf(alarming, 1)+fmt.Sprintf(scores, "8")+rest)
-	expect(t, at(10*time.Minute+1), counts+fmt.Sprintf(alarming, 0)+fmt.Sprintf(scores, "0")+rest)
+	expect(t, at(-9*time.Minute), all(1, found[covert.Phase], found[covert.Symbols]))
+	expect(t, at(10*time.Minute), all(1, found[covert.Phase], found[covert.Symbols]))
+	expect(t, at(10*time.Minute+1), all(0, 0, 0))
 }
 
 // BenchmarkCovertScrape exports the state of 4096 flows.
 func BenchmarkCovertScrape(b *testing.B) {
 	c := NewCovert()
-	window := covertWindow(covertFlow("eth0", 0), 0, twoInTurn)
+	window := covertWindow(covertFlow("eth0", 0), 0, twoSymbols)
 	for port := range 4096 {
 		window.Flow = covertFlow("eth0", port)
 		c.Judge(window)
@@ -141,7 +162,7 @@ func TestCovertSeries(t *testing.T) {
 			source.counters[i].Device = fmt.Sprint("eth", i)
 		}
 		collector := registered{nil, newCovertCollector(source, NewCovert(), time.Now)}
-		if got, want := testutil.CollectAndCount(collector), 13*devices+2; got != want {
+		if got, want := testutil.CollectAndCount(collector), 14*devices+2; got != want {
 			t.Errorf("%d devices have %d series, want %d", devices, got, want)
 		}
 	}

@@ -17,8 +17,8 @@ const (
 	// score of its device.
 	scoreMaxAge = 10 * time.Minute
 	// alarmingWindows is the number of consecutive windows with an alarm that make a flow an
-	// alarming one. At most 2 % of windows alarm by chance, so four of them in a row do so less
-	// than once in 6 million cases.
+	// alarming one. Alarms of consecutive windows of a flow are not independent, because they
+	// are judged by the same past: docs/statistics.md has the measured share of such flows.
 	alarmingWindows = 4
 	// verdictInterval is the minimum time between two verdicts on a flow.
 	verdictInterval = time.Minute
@@ -41,13 +41,40 @@ type Judge struct {
 
 // flowHistory is the history of one flow.
 type flowHistory struct {
-	past              Past
-	scores            Scores    // of the last window
-	lastWindow        time.Time // time of the last window
-	lastVerdict       time.Time
-	alarmedSince      int // windows with an alarm since the last verdict
-	consecutiveAlarms int // windows with an alarm, counted back from the last window
+	past         Past
+	scores       Scores    // of the last window
+	lastWindow   time.Time // time of the last window
+	lastVerdict  time.Time
+	alarmedSince int // windows with an alarm since the last verdict
+	streak       Streak
 }
+
+// Streak counts the consecutive windows of a flow with an alarm, back from the last window.
+type Streak struct {
+	symbols int // with an alarm of Symbols
+	others  int // with an alarm of another test
+}
+
+// Add adds a window with the tests that alarmed.
+func (s *Streak) Add(alarms []Test) {
+	if slices.Contains(alarms, Symbols) {
+		s.symbols++
+	} else {
+		s.symbols = 0
+	}
+	if slices.ContainsFunc(alarms, func(t Test) bool { return t != Symbols }) {
+		s.others++
+	} else {
+		s.others = 0
+	}
+}
+
+// IsAlarming returns true if each of the last four windows alarmed by a test other than Symbols.
+// The symbols of an application with few delays are like those of a channel.
+func (s *Streak) IsAlarming() bool { return s.others >= alarmingWindows }
+
+// HasSymbols returns true if each of the last four windows alarmed by Symbols.
+func (s *Streak) HasSymbols() bool { return s.symbols >= alarmingWindows }
 
 // deviceCounts are the counts of one device. They never decrease while the device is audited.
 type deviceCounts struct {
@@ -79,11 +106,10 @@ func (j *Judge) Judge(window *bpf.Window) *Verdict {
 	}
 	counts.windows++
 	counts.lastWindow = window.Time
+	flow.streak.Add(tests)
 	if len(tests) == 0 {
-		flow.consecutiveAlarms = 0
 		return nil
 	}
-	flow.consecutiveAlarms++
 	flow.alarmedSince++
 	counts.alarmed++
 	for _, test := range tests {
@@ -120,7 +146,8 @@ type DeviceReport struct {
 	AlarmedWindows uint64           // windows with an alarm of any test
 	Alarms         [NumTests]uint64 // windows with an alarm, by test
 	Scores         Scores           // highest score of each test in recent windows; 0 without any
-	AlarmingFlows  int              // flows with an alarm in each of the last four windows
+	AlarmingFlows  int              // flows of which Streak.IsAlarming
+	SymbolFlows    int              // flows of which Streak.HasSymbols
 }
 
 // Report returns the state of each of the audited devices, in their order. Of devices that are
@@ -171,8 +198,11 @@ func (j *Judge) currentFlows(now time.Time) map[string]DeviceReport {
 				report.Scores[test] = score
 			}
 		}
-		if history.consecutiveAlarms >= alarmingWindows {
+		if history.streak.IsAlarming() {
 			report.AlarmingFlows++
+		}
+		if history.streak.HasSymbols() {
+			report.SymbolFlows++
 		}
 		reports[flow.Device] = report
 	}

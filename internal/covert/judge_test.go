@@ -33,8 +33,11 @@ func newWindow(flow bpf.Flow, after time.Duration, delta func(i int) uint32) *bp
 	return window
 }
 
-// twoInTurn returns two alternating deltas that are too close for a phase.
-func twoInTurn(i int) uint32 { return 1_000_000 + 4000*uint32(i%2) }
+// twoSymbols returns two deltas in an order that looks random.
+func twoSymbols(i int) uint32 { return 1_000_000 + 1_000_000*(scramble(uint32(i))&1) }
+
+// manyTicks returns multiples of 10 ms in an order that looks random, too many for symbols.
+func manyTicks(i int) uint32 { return 10_000_000 * (10 + scramble(uint32(i))%80) }
 
 func steady(int) uint32 { return 1_000_000 }
 
@@ -69,7 +72,7 @@ func TestVerdictsAreRare(t *testing.T) {
 	j := NewJudge()
 	var got []string
 	for second := 0; second < 150; second += 10 {
-		delta := twoInTurn
+		delta := twoSymbols
 		if second == 30 {
 			delta = steady
 		}
@@ -80,7 +83,7 @@ func TestVerdictsAreRare(t *testing.T) {
 	if want := []string{"0 symbols 0 1", "60 symbols 6 5", "120 symbols 12 6"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if j.Judge(newWindow(newFlow("eth0", 2), time.Second, twoInTurn)) == nil {
+	if j.Judge(newWindow(newFlow("eth0", 2), time.Second, twoSymbols)) == nil {
 		t.Error("another flow has no verdict of its own")
 	}
 }
@@ -152,7 +155,7 @@ func BenchmarkJudgeRound(b *testing.B) {
 
 func TestScoresAreNotMixedUp(t *testing.T) {
 	j := NewJudge()
-	j.Judge(newWindow(newFlow("eth0", 1), 0, twoInTurn))
+	j.Judge(newWindow(newFlow("eth0", 1), 0, twoSymbols))
 	j.Judge(newWindow(newFlow("eth1", 1), 0, steady))
 	reports := j.Report(noon, []string{"eth0", "eth1"})
 	if reports[0].Scores[Symbols] < 1 || reports[1].Scores[Symbols] != 0 {
@@ -160,5 +163,46 @@ func TestScoresAreNotMixedUp(t *testing.T) {
 	}
 	if strings.Contains(fmt.Sprint(reports), "NaN") {
 		t.Errorf("a test that cannot judge has a score: %v", reports)
+	}
+}
+
+// Flows with symbols do not count as alarming, because an application with few delays has them
+// too. Flows that other tests find do.
+func TestSymbolsAloneAreNotAlarming(t *testing.T) {
+	for _, test := range []struct {
+		name              string
+		deltas            []func(int) uint32
+		alarming, symbols int
+	}{
+		{"symbols in four windows", []func(int) uint32{twoSymbols, twoSymbols, twoSymbols, twoSymbols}, 0, 1},
+		{"symbols in three windows of four", []func(int) uint32{twoSymbols, twoSymbols, steady, twoSymbols}, 0, 0},
+		{"a phase in four windows", []func(int) uint32{manyTicks, manyTicks, manyTicks, manyTicks}, 1, 0},
+		{"a phase in three windows", []func(int) uint32{manyTicks, manyTicks, manyTicks}, 0, 0},
+		{"a phase in three windows of four, and symbols", []func(int) uint32{manyTicks, manyTicks, twoSymbols, manyTicks}, 0, 0},
+		{"a phase in the last four windows", []func(int) uint32{steady, manyTicks, manyTicks, manyTicks, manyTicks}, 1, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			j := NewJudge()
+			for i, delta := range test.deltas {
+				j.Judge(newWindow(newFlow("eth0", 1), time.Duration(i)*time.Second, delta))
+			}
+			got := j.Report(noon.Add(time.Minute), []string{"eth0"})[0]
+			if got.AlarmingFlows != test.alarming || got.SymbolFlows != test.symbols {
+				t.Errorf("%d alarming flows and %d with symbols, want %d and %d", got.AlarmingFlows, got.SymbolFlows, test.alarming, test.symbols)
+			}
+			if later := j.Report(noon.Add(time.Hour), []string{"eth0"})[0]; later.AlarmingFlows+later.SymbolFlows != 0 {
+				t.Errorf("an hour later: %+v", later)
+			}
+		})
+	}
+}
+
+func TestMeanings(t *testing.T) {
+	for want, tests := range map[string][]Test{
+		"application with few delays": {Symbols}, "coarse timer": {Symbols, Phase}, "begins in the flow": {Symbols, Phase, Entropy},
+	} {
+		if got := (&Verdict{Tests: tests}).Meaning(); !strings.Contains(got, want) {
+			t.Errorf("%v: got %q, want %q", tests, got, want)
+		}
 	}
 }

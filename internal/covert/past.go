@@ -5,6 +5,7 @@ package covert
 
 import (
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/stat/distuv"
 )
@@ -19,7 +20,7 @@ const (
 	Phase                       // deltas prefer a phase of a period
 	Entropy                     // the entropy of the deltas has changed
 	Information                 // the mutual information of consecutive deltas has changed
-	Autocorrelation             // the correlation of consecutive logarithms has changed
+	Autocorrelation             // the correlation of consecutive deltas has changed
 	NumTests
 )
 
@@ -29,8 +30,14 @@ var testNames = [NumTests]string{"symbols", "phase", "entropy", "information", "
 func (t Test) String() string { return testNames[t] }
 
 const (
-	// symbolsLimit is above the value of every distribution in docs/statistics.md.
-	symbolsLimit = 0.5
+	// symbolsLimit is more than three times the value of every smooth distribution in
+	// docs/statistics.md.
+	symbolsLimit = 0.25
+	// informationLimit tells symbols of a message from those of an application. The bits of a
+	// message hardly depend on each other; what an application sends next often depends on
+	// what it sent before. Recorded channels have up to 0.22 bit, and recorded applications
+	// with symbols 0.86 bit or more.
+	informationLimit = 0.45
 	// phaseChance and pastChance are the fractions of windows in which a test alarms by chance,
 	// if its assumptions hold.
 	phaseChance = 1e-3
@@ -72,6 +79,20 @@ type Verdict struct {
 	Alarms  int // windows of the flow with an alarm since the last verdict, including this one
 }
 
+// Meaning says what has the signs that the tests found.
+func (v *Verdict) Meaning() string {
+	switch {
+	case slices.ContainsFunc(v.Tests, Test.comparesWithPast):
+		return "a change, as a channel or an application that begins in the flow makes"
+	case slices.Contains(v.Tests, Phase):
+		return "a phase, as a channel or a sender with a coarse timer has"
+	}
+	return "symbols, as a channel or an application with few delays has"
+}
+
+// comparesWithPast returns true for the tests against the earlier windows of the flow.
+func (t Test) comparesWithPast() bool { return t >= Entropy }
+
 // byPast is the number of tests against the past. They are the last ones.
 const byPast = NumTests - Entropy
 
@@ -92,7 +113,7 @@ func (p *Past) Windows() int { return int(p.n) }
 // lasting channel does not become the normal state. After 64 consecutive alarms the past starts
 // again from the current window.
 func (m *Meter) Judge(p *Past, s Statistics) Scores {
-	scores := Scores{Symbols: s.Symbols / symbolsLimit, Phase: math.NaN()}
+	scores := Scores{Symbols: min(s.Symbols/symbolsLimit, informationLimit/max(s.Information, 1e-9)), Phase: math.NaN()}
 	if s.Periods > 0 {
 		scores[Phase] = s.Phase / math.Log(float64(s.Periods)/phaseChance)
 	}

@@ -18,8 +18,8 @@ func (t *Trail) WriteCovert(window *bpf.Window, verdict *covert.Verdict) error {
 	return t.write(covertRecord(window, verdict))
 }
 
-// covertRecord returns the keys and values of a record: the tests that alarmed, the scores of
-// all tests that could judge the window, and the endpoints of the flow.
+// covertRecord returns the keys and values of a record: the tests that alarmed, what has such
+// signs, the scores of all tests that could judge the window, and the endpoints of the flow.
 func covertRecord(window *bpf.Window, verdict *covert.Verdict) []any {
 	names := make([]string, len(verdict.Tests))
 	for i, test := range verdict.Tests {
@@ -29,6 +29,7 @@ func covertRecord(window *bpf.Window, verdict *covert.Verdict) []any {
 		"time", window.Time.UTC().Format(timeFormat),
 		"device", window.Device,
 		"covert", strings.Join(names, ","),
+		"meaning", verdict.Meaning(),
 	}
 	for test, score := range verdict.Scores {
 		if !math.IsNaN(score) {

@@ -36,7 +36,9 @@ func TestCovertRecord(t *testing.T) {
 	if err := trail.WriteCovert(window, verdict); err != nil {
 		t.Fatal(err)
 	}
-	const fields = "time=2026-11-23T16:04:05.120000000Z device=eth0 covert=symbols,entropy symbols=1.500 entropy=2.250 information=0.500 " +
+	const fields = "time=2026-11-23T16:04:05.120000000Z device=eth0 covert=symbols,entropy " +
+		`meaning="a change, as a channel or an application that begins in the flow makes" ` +
+		"symbols=1.500 entropy=2.250 information=0.500 " +
 		"autocorrelation=0.125 deltas=2000 earlier_windows=12 alarms=3 source=192.0.2.1 source_port=40000 destination=198.51.100.7 " +
 		"destination_port=443 "
 	if got, want := read(t, path), fields+"protocol=udp\n"+fields+"protocol=47 vlan=12\n"; got != want {

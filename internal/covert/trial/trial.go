@@ -6,6 +6,10 @@ package trial
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
 
 	"gonum.org/v1/gonum/stat/distuv"
 
@@ -28,7 +32,7 @@ type Flows struct {
 	Then  traffic.Kind // judged traffic; nil if the cover continues
 }
 
-// Rate is a number of windows and the number of those with an alarm.
+// Rate is a number of windows, or of flows, and the number of those with an alarm.
 type Rate struct{ Alarms, Windows int }
 
 // Share returns the fraction of windows with an alarm.
@@ -55,55 +59,96 @@ func (r Rate) String() string {
 	return fmt.Sprintf("%.4f (%.4f–%.4f)", r.Share(), low, high)
 }
 
-// Result has the alarms of a trial.
-type Result struct {
-	Combined Rate // of any test
-	ByTest   [covert.NumTests]Rate
+// pauseNs is the default of --audit.idle-timeout. A longer time between packets is not a delta.
+const pauseNs = 1e9
+
+// Flow has the alarms of one flow.
+type Flow struct {
+	ByFirst [windowsOfFlow][]covert.Test // each window as if it came after those of the past
+	InTurn  [windowsOfFlow][]covert.Test // as the exporter judges: after all windows before
+	Pages   bool                         // in turn, it was an alarming flow at some time
+	Symbols bool                         // in turn, it had symbols in four windows in a row
 }
 
-// Run judges at least the given number of windows. The seed and the name of the flows determine
-// the random numbers.
-func (f Flows) Run(windows int, seed uint64) Result {
-	var result Result
+// Judge judges at least the given number of windows. The seed and the name of the flows
+// determine the random numbers.
+func (f Flows) Judge(windows int, seed uint64) []Flow {
+	flows := make([]Flow, (windows+windowsOfFlow-1)/windowsOfFlow)
+	var group sync.WaitGroup
+	running := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i := range flows {
+		group.Go(func() {
+			running <- struct{}{}
+			defer func() { <-running }()
+			flows[i] = f.judgeFlow(traffic.Rand(seed, fmt.Sprint(f.Name, i)))
+		})
+	}
+	group.Wait()
+	return flows
+}
+
+func (f Flows) judgeFlow(r *rand.Rand) (flow Flow) {
 	meter := covert.NewMeter()
 	window := make([]uint32, covert.WindowLength)
 	measure := func(source traffic.Source) covert.Statistics {
-		for i := range window {
-			window[i] = uint32(min(traffic.Round(source()), 1<<31))
+		for i := 0; i < len(window); {
+			if delta := traffic.Round(source()); delta <= pauseNs {
+				window[i] = uint32(delta)
+				i++
+			}
 		}
 		return meter.Measure(window)
 	}
-	for flow := 0; result.Combined.Windows < windows; flow++ {
-		r := traffic.Rand(seed, fmt.Sprint(f.Name, flow))
-		var source traffic.Source
-		var past covert.Past
-		if f.Cover != nil {
-			source = f.Cover(r)
-			for range TrainingWindows {
-				meter.Judge(&past, measure(source))
+	var source traffic.Source
+	var first covert.Past
+	if f.Cover != nil {
+		source = f.Cover(r)
+		for range TrainingWindows {
+			meter.Judge(&first, measure(source))
+		}
+	}
+	if f.Then != nil {
+		source = f.Then(r)
+	}
+	past, streak := first, covert.Streak{}
+	for i := range windowsOfFlow {
+		statistics, copied := measure(source), first
+		flow.ByFirst[i] = meter.Judge(&copied, statistics).Alarms()
+		flow.InTurn[i] = meter.Judge(&past, statistics).Alarms()
+		streak.Add(flow.InTurn[i])
+		flow.Pages = flow.Pages || streak.IsAlarming()
+		flow.Symbols = flow.Symbols || streak.HasSymbols()
+	}
+	return flow
+}
+
+// Result has the alarms of a trial, of windows by the past alone.
+type Result struct {
+	Combined Rate // of any test
+	InTurn   Rate // of any test, in turn
+	ByTest   [covert.NumTests]Rate
+	Pages    Rate // of flows
+}
+
+// Run judges at least the given number of windows and adds up the alarms.
+func (f Flows) Run(windows int, seed uint64) Result {
+	var result Result
+	for _, flow := range f.Judge(windows, seed) {
+		for i := range windowsOfFlow {
+			result.Combined.add(len(flow.ByFirst[i]) > 0)
+			result.InTurn.add(len(flow.InTurn[i]) > 0)
+			for test := range result.ByTest {
+				result.ByTest[test].add(slices.Contains(flow.ByFirst[i], covert.Test(test)))
 			}
 		}
-		if f.Then != nil {
-			source = f.Then(r)
-		}
-		for range windowsOfFlow {
-			copied := past
-			result.add(meter.Judge(&copied, measure(source)))
-		}
+		result.Pages.add(flow.Pages)
 	}
 	return result
 }
 
-func (r *Result) add(scores covert.Scores) {
-	alarms := scores.Alarms()
-	r.Combined.Windows++
-	if len(alarms) > 0 {
-		r.Combined.Alarms++
-	}
-	for test := range r.ByTest {
-		r.ByTest[test].Windows++
-	}
-	for _, test := range alarms {
-		r.ByTest[test].Alarms++
+func (r *Rate) add(isAlarm bool) {
+	r.Windows++
+	if isAlarm {
+		r.Alarms++
 	}
 }

@@ -5,6 +5,7 @@ package trial
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
@@ -15,6 +16,7 @@ const (
 	seed       = 1
 	mostAlarms = 0.02 // share of the windows of legitimate traffic
 	legitimate = 1000 // windows
+	ofAnother  = 300
 	ofAChannel = 500
 	confidence = 0.95
 )
@@ -31,10 +33,46 @@ func run(t *testing.T, flows Flows, windows int, check func(Result)) {
 }
 
 func TestLegitimateTrafficHardlyAlarms(t *testing.T) {
-	for _, flows := range Legitimate() {
-		run(t, flows, legitimate, func(r Result) {
-			if _, high := r.Combined.Interval(confidence); r.Combined.Share() > mostAlarms || high > 2*mostAlarms {
-				t.Errorf("%s: %v of the windows alarm, want at most %v", flows.Name, r.Combined, mostAlarms)
+	known := Legitimate()
+	for i, flows := range slices.Concat(known, Slow(), Applications()) {
+		windows := legitimate
+		if i >= len(known) {
+			windows = ofAnother
+		}
+		run(t, flows, windows, func(r Result) {
+			for _, rate := range []Rate{r.Combined, r.InTurn} {
+				if _, high := rate.Interval(confidence); rate.Share() > mostAlarms || high > 2*mostAlarms {
+					t.Errorf("%s: %v of the windows alarm, want at most %v", flows.Name, rate, mostAlarms)
+				}
+			}
+			if r.Pages.Alarms > 0 {
+				t.Errorf("%s: %d of %d flows page, want none", flows.Name, r.Pages.Alarms, r.Pages.Windows)
+			}
+		})
+	}
+}
+
+// Applications with few delays may have symbols, but do not page.
+func TestAmbiguousTrafficDoesNotPage(t *testing.T) {
+	for _, flows := range Ambiguous() {
+		run(t, flows, ofAnother, func(r Result) {
+			if r.Pages.Alarms > 0 {
+				t.Errorf("%s: %d of %d flows page, want none", flows.Name, r.Pages.Alarms, r.Pages.Windows)
+			}
+			if phase := r.ByTest[covert.Phase]; phase.Share() > mostAlarms {
+				t.Errorf("%s: %v of the windows alarm by their phase, want at most %v", flows.Name, phase, mostAlarms)
+			}
+		})
+	}
+}
+
+// JitterBug, with a window of 11 ms and more and 1 ms of jitter, is detected in covers with
+// memory.
+func TestJitterBugAlarms(t *testing.T) {
+	for _, flows := range JitterBug(true) {
+		run(t, flows, ofAnother, func(r Result) {
+			if r.InTurn.Share() < 0.95 {
+				t.Errorf("%s: %v of the windows alarm, want at least 0.95", flows.Name, r.InTurn)
 			}
 		})
 	}
@@ -60,7 +98,7 @@ func TestChannelsAlarm(t *testing.T) {
 
 // Channels at the edge of what the tests see alarm at times.
 func TestFaintChannels(t *testing.T) {
-	bounds := []struct{ least, most float64 }{{0.4, 0.85}, {0.4, 0.85}, {0.6, 0.95}, {0, 0.1}}
+	bounds := []struct{ least, most float64 }{{0.4, 0.85}, {0.4, 0.85}, {0.3, 0.98}, {0, 0.1}}
 	for i, flows := range Faint() {
 		run(t, flows, ofAChannel, func(r Result) {
 			if share := r.Combined.Share(); share < bounds[i].least || share > bounds[i].most {
