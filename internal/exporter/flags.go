@@ -189,7 +189,12 @@ func addCollectorFlags(app *kingpin.Application) (enabled func() []string) {
 			byDefault, word = true, "enabled"
 		}
 		s := &state{}
-		s.isEnabled = app.Flag("collector."+name, fmt.Sprintf("Enable the %s collector (default: %s).", name, word)).
+		help := fmt.Sprintf("Enable the %s collector (default: %s).", name, word)
+		if name == "covert" {
+			help += " It looks for covert timing channels in the busiest flows, and is for hosts whose applications you know: " +
+				"some applications have the timing of a channel."
+		}
+		s.isEnabled = app.Flag("collector."+name, help).
 			Default(strconv.FormatBool(byDefault)).IsSetByUser(&s.isGiven).Bool()
 		states[name] = s
 	}
