@@ -28,15 +28,21 @@ type benchAuditConfig struct {
 	BaselineHalvedAt    uint32
 	Threshold2Mantissa  uint32
 	Threshold2Exponent  int32
-	ShortcutShift       int32
-	ShortcutFactor      uint32
+	ClipFactorQ2        uint32
+	ShortcutFactorQ2    uint32
+	NearFactorQ2        uint32
+	NearScaleQ16        uint32
+	ClipQ16             uint32
+	VarianceFactorQ16   uint32
+	LearntFactorQ16     uint32
+	RestartRun          uint32
+	Reserved            uint32
 	HashKeys            [10]uint32
 	StoresAreOrdered    uint32
 	Modes               uint32
 	TailQ32             uint32
 	CalibrationHalvedAt uint32
 	ScoreOffset         int32
-	Reserved            uint32
 	Frozen              struct {
 		_       structs.HostLayout
 		MeanQ16 uint64
@@ -61,11 +67,12 @@ type benchDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Fates         [8]uint64
-	FlowInserts   uint64
-	FlowEvictions [2]uint64
-	Reserved      [5]uint64
-	Device        struct {
+	Fates            [8]uint64
+	FlowInserts      uint64
+	FlowEvictions    [2]uint64
+	BaselineRestarts uint64
+	Reserved         [4]uint64
+	Device           struct {
 		_        structs.HostLayout
 		Sequence uint64
 		Baseline struct {
@@ -75,7 +82,11 @@ type benchDeviceCounters struct {
 			M2High  uint32
 			N       uint32
 		}
-		Reserved [4]uint64
+		FlaggedN  uint32
+		Run       uint8
+		RunIsLate uint8
+		Reserved  uint16
+		Reserved2 [3]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout

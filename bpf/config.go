@@ -96,6 +96,11 @@ type Config struct {
 	Domain     Domain  // scale on which deltas are scored
 	Baseline   Scope   // baseline that a packet is scored against
 
+	// Clip is the largest deviation that enters a baseline, in standard deviations of the baseline:
+	// 1 to 16. A late packet cannot hide the next one, unless a fraction of 1/(1 + k·Clip²) of the
+	// packets is late. k corrects the variance for the clip. With 0, nothing is clipped.
+	Clip float64
+
 	// Frozen has saved baselines by device name. These devices are scored against the saved
 	// baseline, and do not learn. It requires BaselineDevice.
 	Frozen      map[string]Learnt
@@ -118,7 +123,7 @@ type Config struct {
 // DefaultConfig returns the default configuration, without a device.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow,
+		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow, Clip: 1.82,
 		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 16,
 	}
 }
@@ -237,7 +242,7 @@ func (c Config) validateFrozen() error {
 
 func (c Config) params() timing.Params {
 	return timing.Params{
-		Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain, Calibrate: c.Calibrate,
+		Threshold: c.Threshold, MinSamples: uint64(c.MinSamples), Window: uint64(c.Window), Domain: c.Domain, Clip: c.Clip, Calibrate: c.Calibrate,
 	}
 }
 

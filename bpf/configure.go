@@ -61,8 +61,9 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id devic
 	}
 	if learnt, isFrozen := config.Frozen[id.name]; isFrozen {
 		values.Modes |= modeFrozen
+		saved := config.params().Clipped(learnt.State)
 		values.Frozen = programBaseline{
-			MeanQ16: learnt.MeanQ16, M2Low: learnt.M2.Lo, M2High: uint32(learnt.M2.Hi), N: uint32(learnt.N),
+			MeanQ16: saved.MeanQ16, M2Low: saved.M2.Lo, M2High: uint32(saved.M2.Hi), N: uint32(saved.N),
 		}
 		_, values.FrozenCuts = config.params().Cuts(&learnt)
 	}
@@ -100,7 +101,9 @@ func log2Table() (table [1 << 14]uint8) {
 
 // programConfig returns the part of a program's configuration that all devices share.
 func (c Config) programConfig() programAuditConfig {
-	mantissa, exponent := c.params().ThresholdSquared()
+	params := c.params()
+	mantissa, exponent := params.ThresholdSquared()
+	shortcuts := params.Shortcuts()
 	values := programAuditConfig{
 		IdleTimeoutNs:       uint64(c.IdleTimeout),
 		EventIntervalNs:     c.eventInterval(),
@@ -110,11 +113,17 @@ func (c Config) programConfig() programAuditConfig {
 		BaselineHalvedAt:    2 * c.Window,
 		Threshold2Mantissa:  mantissa,
 		Threshold2Exponent:  exponent,
-		ShortcutShift:       c.params().ShortcutShift(),
-		ShortcutFactor:      c.params().ShortcutFactor(),
-		TailQ32:             c.params().TailShare(),
-		CalibrationHalvedAt: c.params().CalibrationTwice(),
-		ScoreOffset:         c.params().ScoreOffset(),
+		ClipFactorQ2:        shortcuts.Clip,
+		ShortcutFactorQ2:    shortcuts.Both,
+		NearFactorQ2:        shortcuts.Near,
+		NearScaleQ16:        params.NearScaleQ16(),
+		ClipQ16:             params.ClipQ16(),
+		VarianceFactorQ16:   params.VarianceFactor(),
+		LearntFactorQ16:     params.LearntFactor(),
+		RestartRun:          params.RestartRun(),
+		TailQ32:             params.TailShare(),
+		CalibrationHalvedAt: params.CalibrationTwice(),
+		ScoreOffset:         params.ScoreOffset(),
 	}
 	if runtime.GOARCH == "amd64" {
 		values.StoresAreOrdered = 1

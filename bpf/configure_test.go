@@ -40,7 +40,8 @@ func TestConfigureSetsAllVariables(t *testing.T) {
 		}
 		want := programBaseline{}
 		if modes&modeFrozen != 0 {
-			want = programBaseline{N: 1000, MeanQ16: 7 << 16, M2High: 3, M2Low: 5}
+			saved := config.params().Clipped(config.Frozen["test1"].State)
+			want = programBaseline{N: 1000, MeanQ16: 7 << 16, M2High: uint32(saved.M2.Hi), M2Low: saved.M2.Lo}
 		}
 		if got.Frozen != want {
 			t.Errorf("device %d: saved baseline %+v, want %+v", index, got.Frozen, want)

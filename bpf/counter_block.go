@@ -150,7 +150,7 @@ func wordsToSum(high, low, again uint64) (sum Uint128, ok bool) {
 }
 
 // loadLastFlag reads the last flag of a CPU, which the program may replace meanwhile.
-func loadLastFlag(last *programLastFlag, domain Domain) (flag Flag, ok bool) {
+func loadLastFlag(last *programLastFlag, params timing.Params) (flag Flag, ok bool) {
 	for {
 		sequence := atomic.LoadUint64(&last.Sequence)
 		if sequence == 0 {
@@ -163,7 +163,7 @@ func loadLastFlag(last *programLastFlag, domain Domain) (flag Flag, ok bool) {
 			to[i] = atomic.LoadUint64(&from[i])
 		}
 		if atomic.LoadUint64(&last.Sequence) == sequence {
-			return flagOf(&state, domain), true
+			return flagOf(&state, params), true
 		}
 	}
 }
@@ -189,10 +189,10 @@ func loadBaseline(device *programDeviceBaseline, last *timing.State) {
 
 const flagWords = unsafe.Sizeof(programFlagState{}) / 8
 
-func flagOf(state *programFlagState, domain Domain) Flag {
+func flagOf(state *programFlagState, params timing.Params) Flag {
 	return Flag{
-		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Domain: domain, Samples: uint64(state.N),
-		MeanQ16: state.MeanQ16, M2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low},
+		AuditNs: state.AuditNs, KtimeNs: state.KtimeNs, DeltaNs: state.DeltaNs, Domain: params.Domain, Samples: uint64(state.N),
+		MeanQ16: state.MeanQ16, M2: Uint128{Hi: uint64(state.M2High), Lo: state.M2Low}, Clip: params.Clip,
 		LenBytes: state.LenBytes, Late: state.IsLate != 0,
 	}
 }

@@ -143,11 +143,12 @@ func (r *counterReader) read(device int, c *Counters) {
 			c.Fates[f] += atomic.LoadUint64(&block.Fates[f])
 		}
 		c.Inserts += atomic.LoadUint64(&block.FlowInserts)
+		c.Restarts += atomic.LoadUint64(&block.BaselineRestarts)
 		for e := range c.Evictions {
 			c.Evictions[e] += atomic.LoadUint64(&block.FlowEvictions[e])
 		}
 		histograms.add(block, &state.lines)
-		if flag, ok := loadLastFlag(&block.LastFlag, r.params.Domain); ok && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
+		if flag, ok := loadLastFlag(&block.LastFlag, r.params); ok && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.setLastFlag(flag)
 		}
 		if r.params.Calibrate != 0 {
@@ -162,7 +163,7 @@ func (r *counterReader) read(device int, c *Counters) {
 		c.Calibration = calibration.result(r.params)
 	}
 	if r.baselines != nil {
-		merged := timing.Merge(r.baselines[device])
+		merged := timing.Merge(r.corrected(device))
 		c.Baseline = &Baseline{Domain: r.params.Domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
 	}
 	if learnt, isFrozen := r.config.Frozen[c.Device]; isFrozen {
@@ -247,7 +248,16 @@ func (r *counterReader) learnt(device int) Learnt {
 		n := packets.judgedIn(used)
 		judged += n - min(n, atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
-	return timing.Learn(r.baselines[device], judged, &scores)
+	return timing.Learn(r.corrected(device), judged, &scores)
+}
+
+// corrected returns the baselines of all CPUs of a device, corrected for the clip.
+func (r *counterReader) corrected(device int) []timing.State {
+	states := make([]timing.State, len(r.baselines[device]))
+	for cpu, s := range r.baselines[device] {
+		states[cpu] = r.params.Corrected(s)
+	}
+	return states
 }
 
 // total returns the sum of the deltas, n · reference + above − below. It is off by one

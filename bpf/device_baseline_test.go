@@ -76,7 +76,7 @@ func TestBaselinesOfTwoCPUsAreMerged(t *testing.T) {
 			if off := math.Abs(float64(got.MeanQ16) - float64(whole.MeanQ16)); off > math.Sqrt(packets) {
 				t.Errorf("mean: off by %v · 2⁻¹⁶ units", off)
 			}
-			if ratio := got.StandardDeviation() / math.Sqrt(domain.Variance(whole)); math.Abs(ratio-1) > 1e-6 {
+			if ratio := got.StandardDeviation() / math.Sqrt(params.Variance(whole)); math.Abs(ratio-1) > 1e-6 {
 				t.Errorf("standard deviation: off by %g", ratio-1)
 			}
 		})

@@ -134,6 +134,8 @@ type model struct {
 	idleNs    uint64
 	cuts      *[timing.LinearCells]uint32
 	state     timing.State
+	run       timing.Run
+	restarts  uint64
 	lastNs    uint64
 	seen      bool
 	outcomes  [NumOutcomes]uint64
@@ -172,7 +174,12 @@ func (m *model) outcome(nowNs uint64) Outcome {
 	}
 	m.countDelta(delta)
 	before := m.state
-	switch m.params.Observe(&m.state, delta) {
+	decision := m.params.Observe(&m.state, delta)
+	if m.params.Restarts(&m.run, decision) {
+		m.state = timing.State{}
+		m.restarts++
+	}
+	switch decision {
 	case timing.TooFewSamples:
 		return OutcomeMinSamples
 	case timing.Early:
@@ -265,6 +272,16 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 		func(c *Config) { c.Threshold = 2 },
 		func(c *Config) { c.Threshold = 3.1 },
 		func(c *Config) { c.Threshold = 1000 },
+		func(c *Config) { c.Clip = 0 },
+		func(c *Config) { c.Clip = 1 },
+		func(c *Config) { c.Clip = 1.75 },
+		func(c *Config) { c.Clip = 4 },
+		func(c *Config) { c.Clip, c.Threshold = 16, 20 },
+		func(c *Config) { c.Clip, c.Threshold = 5, 2 },
+		func(c *Config) { c.Clip, c.Domain = 0, DomainLog2 },
+		func(c *Config) { c.Clip, c.Domain = 1, DomainLog2 },
+		func(c *Config) { c.Clip, c.Baseline = 0, BaselineDevice },
+		func(c *Config) { c.Clip, c.Domain, c.Baseline = 4, DomainLog2, BaselineDevice },
 		func(c *Config) { c.MinSamples, c.Window = 2, 2 },
 		func(c *Config) { c.IdleTimeout = 1_000_000 },
 		func(c *Config) { c.Calibrate = 0 },
@@ -276,8 +293,8 @@ func TestProgramEqualsModelAtOtherSettings(t *testing.T) {
 	} {
 		config := testConfig()
 		change(&config)
-		t.Run(fmt.Sprintf("%s, by %s, threshold %v, %d samples, window %d, idle %v, calibrated at %v", config.Domain, config.Baseline,
-			config.Threshold, config.MinSamples, config.Window, config.IdleTimeout, config.Calibrate),
+		t.Run(fmt.Sprintf("%s, by %s, threshold %v, clip %v, %d samples, window %d, idle %v, calibrated at %v", config.Domain, config.Baseline,
+			config.Threshold, config.Clip, config.MinSamples, config.Window, config.IdleTimeout, config.Calibrate),
 			func(t *testing.T) {
 				for seed, kind := range kindsOfTraffic {
 					compareWithModel(t, config, kind, uint64(seed), 1000)
@@ -300,7 +317,7 @@ func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 
 // lastFlag returns the last flag, the zero value before the first one.
 func (p *probe) lastFlag() (flag Flag) {
-	flag, _ = loadLastFlag(&p.block.LastFlag, p.config.Domain)
+	flag, _ = loadLastFlag(&p.block.LastFlag, p.config.params())
 	return flag
 }
 
@@ -382,6 +399,9 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		}
 	}
 	counters := p.Counters()[0]
+	if counters.Restarts != m.restarts {
+		t.Errorf("%d restarts, want %d", counters.Restarts, m.restarts)
+	}
 	if counters.Histogram != m.histogram {
 		t.Error("histograms differ")
 	}

@@ -37,7 +37,7 @@ const (
 
 // eventReader reads the perf events of all devices.
 type eventReader struct {
-	domain    Domain
+	params    timing.Params
 	clock     monotonicAnchor
 	owners    atomic.Pointer[owners]
 	lost      atomic.Uint64
@@ -58,7 +58,7 @@ type eventReader struct {
 // not permit any.
 func newEventReader(t *auditMaps, config Config, devices int) (*eventReader, error) {
 	r := &eventReader{
-		domain: config.Domain, clock: newMonotonicAnchor(),
+		params: config.params(), clock: newMonotonicAnchor(),
 		rings: t.byName[programMapAuditEvents], allowances: t.byName[programMapEventAllowances], cpus: t.cpus,
 		closed: make(chan struct{}),
 	}
@@ -172,7 +172,7 @@ func (r *eventReader) drain(reader *perf.Reader, record *perf.Record, event *Eve
 		if record.LostSamples > 0 {
 			continue
 		}
-		id, ok := decodeEvent(record.RawSample, event, r.domain)
+		id, ok := decodeEvent(record.RawSample, event, r.params)
 		owner, err := r.count(id, ok)
 		if err != nil {
 			return err
@@ -208,7 +208,7 @@ func (r *eventReader) count(id uint32, ok bool) (*eventOwner, error) {
 // decodeEvent decodes one record into *event, and returns the owner id of the event's device.
 // The record may end with a few bytes of garbage. The caller sets the device's name and the
 // wall time.
-func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok bool) {
+func decodeEvent(record []byte, event *Event, params timing.Params) (owner uint32, ok bool) {
 	if len(record) < eventBytes {
 		return 0, false
 	}
@@ -221,7 +221,7 @@ func decodeEvent(record []byte, event *Event, domain Domain) (owner uint32, ok b
 		return 0, false
 	}
 	*event = Event{
-		Flag:           flagOf(&raw.Flag, domain),
+		Flag:           flagOf(&raw.Flag, params),
 		Source:         addrPort(Family(key.Family), &key.Source, key.SourcePort),
 		Destination:    addrPort(Family(key.Family), &key.Destination, key.DestinationPort),
 		Protocol:       protocolOf(Family(key.Family), key.IpProtocol),

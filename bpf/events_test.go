@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // learn sends as many samples as a baseline needs, alternately 0.99 ms and 1.01 ms, and returns
@@ -201,14 +203,14 @@ func TestPlantedDelaysAreFlagged(t *testing.T) {
 
 func TestDamagedRecordsAreRefused(t *testing.T) {
 	for _, record := range [][]byte{nil, make([]byte, eventBytes-1)} {
-		if _, ok := decodeEvent(record, &Event{}, DomainLinear); ok {
+		if _, ok := decodeEvent(record, &Event{}, timing.Params{}); ok {
 			t.Errorf("a record of %d bytes was decoded", len(record))
 		}
 	}
 	record := make([]byte, eventBytes)
 	for samples, want := range []bool{false, false, true} {
 		binary.NativeEndian.PutUint32(record[unsafe.Offsetof(programFlagState{}.N):], uint32(samples))
-		if _, ok := decodeEvent(record, &Event{}, DomainLinear); ok != want {
+		if _, ok := decodeEvent(record, &Event{}, timing.Params{}); ok != want {
 			t.Errorf("a record of a baseline of %d samples: decoded %v, want %v", samples, ok, want)
 		}
 	}

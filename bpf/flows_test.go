@@ -65,6 +65,7 @@ type tableModel struct {
 	*model
 	table     *flowtable.Table
 	states    map[*flowtable.Slot]timing.State // baselines of the flows
+	runs      map[*flowtable.Slot]timing.Run
 	scope     Scope
 	inserts   uint64
 	evictions [NumEvictions]uint64
@@ -74,6 +75,7 @@ type tableModel struct {
 func newTableModel(config Config) *tableModel {
 	return &tableModel{
 		model: newModel(config), table: flowtable.New(int(config.sets()), flowtable.Ways), states: map[*flowtable.Slot]timing.State{},
+		runs:  map[*flowtable.Slot]timing.Run{},
 		scope: config.Baseline,
 	}
 }
@@ -86,7 +88,7 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 	}
 	slot := &m.table.Set(hash.Set)[way]
 	if m.scope == BaselineFlow {
-		m.state = m.states[slot]
+		m.state, m.run = m.states[slot], m.runs[slot]
 	}
 	before, last := m.state, slot.LastNs
 	m.lastNs, m.seen = last, true
@@ -94,12 +96,12 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 	outcome := m.model.observe(nowNs)
 	slot.LastNs = m.lastNs
 	if m.scope == BaselineFlow {
-		m.states[slot] = m.state
+		m.states[slot], m.runs[slot] = m.state, m.run
 	}
 	if m.rare > rare {
 		m.flags = append(m.flags, Flag{
 			AuditNs: nowNs, DeltaNs: nowNs - last, Domain: m.params.Domain, Samples: before.N, MeanQ16: before.MeanQ16, M2: before.M2,
-			LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
+			Clip: m.params.Clip, LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
 		})
 	}
 	return outcome
@@ -108,7 +110,7 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
 	way, before := m.table.Insert(hash, nowNs)
 	slot := &m.table.Set(hash.Set)[way]
-	m.states[slot] = timing.State{}
+	m.states[slot], m.runs[slot] = timing.State{}, timing.Run{}
 	m.inserts++
 	m.outcomes[OutcomeNewFlow]++
 	switch {
@@ -212,6 +214,9 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	}
 	if c.Sums != m.sums {
 		t.Errorf("sums: got %+v, want %+v", c.Sums, m.sums)
+	}
+	if c.Restarts != m.restarts {
+		t.Errorf("%d restarts, want %d", c.Restarts, m.restarts)
 	}
 	if c.Inserts != m.inserts || c.Evictions != m.evictions {
 		t.Errorf("got %d inserts and evictions %v, want %d and %v", c.Inserts, c.Evictions, m.inserts, m.evictions)

@@ -33,7 +33,7 @@ func learnOnce(t *testing.T, config Config) Learnt {
 	if !ok {
 		t.Fatal("no learned state")
 	}
-	if learnt.State != p.block.Device.Baseline.state() || learnt.Scores != p.block.Calibration.Scores || learnt.Judged != p.Counters()[0].Packets.Judged() {
+	if learnt.State != config.params().Corrected(p.block.Device.Baseline.state()) || learnt.Scores != p.block.Calibration.Scores || learnt.Judged != p.Counters()[0].Packets.Judged() {
 		t.Fatalf("learned %+v from %d packets, but the maps hold %+v", learnt.State, learnt.Judged, p.block.Device.Baseline.state())
 	}
 	return learnt
@@ -51,6 +51,7 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 				t.Fatal(err)
 			}
 			p, params := newProbe(t, config), config.params()
+			saved := params.Clipped(learnt.State)
 			_, cuts := params.Cuts(&learnt)
 			r := rand.New(rand.NewPCG(2, 3))
 			now, want := uint64(1e12), map[Outcome]uint64{OutcomeNewFlow: 1}
@@ -61,7 +62,7 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 				delta := uint64(pareto(r) * (1 + float64(i)/10_000))
 				now += delta
 				run(t, p.program(0), udpFrame(), now, 1)
-				state, outcome, side := learnt.State, OutcomeJudged, timing.SideLate
+				state, outcome, side := saved, OutcomeJudged, timing.SideLate
 				switch params.Observe(&state, delta) {
 				case timing.Early:
 					outcome, side = OutcomeFlaggedEarly, timing.SideEarly
@@ -69,7 +70,7 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 					outcome = OutcomeFlaggedLate
 				}
 				want[outcome]++
-				if outcome != OutcomeJudged && params.ScoreOf(&learnt.State, delta).Bin() < cuts[side] {
+				if outcome != OutcomeJudged && params.ScoreOf(&saved, delta).Bin() < cuts[side] {
 					suppressed++
 				}
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // Any frame passes unchanged, is counted in the model's cell, and belongs to the model's flow, on
@@ -100,7 +101,7 @@ func FuzzEvent(f *testing.F) {
 		for _, domain := range []Domain{DomainLinear, DomainLog2} {
 			before := Event{Device: "untouched"}
 			event := before
-			id, ok := decodeEvent(slices.Clip(record), &event, domain)
+			id, ok := decodeEvent(slices.Clip(record), &event, timing.Params{Domain: domain, Clip: 1.82})
 			if !ok {
 				if event != before {
 					t.Error("a record was refused, and changed the event")

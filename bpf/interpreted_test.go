@@ -153,6 +153,9 @@ func (p *interpretedProgram) compare(t *testing.T) {
 	if c.Histogram != m.histogram || c.Sums != m.sums {
 		t.Errorf("sums %+v, want %+v, or histograms differ", c.Sums, m.sums)
 	}
+	if c.Restarts != m.restarts {
+		t.Errorf("%d restarts, want %d", c.Restarts, m.restarts)
+	}
 	if c.Inserts != m.inserts || c.Evictions != m.evictions {
 		t.Errorf("%d inserts and evictions %v, want %d and %v", c.Inserts, c.Evictions, m.inserts, m.evictions)
 	}
@@ -211,7 +214,7 @@ func (p *interpretedProgram) compareEvents(t *testing.T, c *Counters) {
 	}
 	for i, record := range p.events {
 		event := (*programAuditEvent)(unsafe.Pointer(&record[0]))
-		flag := flagOf(&event.Flag, p.config.Domain)
+		flag := flagOf(&event.Flag, p.config.params())
 		flag.KtimeNs = 0 // the model has no such clock
 		if flag != m.flags[i] || event.Key.Owner != m.owner {
 			t.Fatalf("event %d: got %+v of owner %#x, want %+v", i, flag, event.Key.Owner, m.flags[i])
@@ -226,9 +229,10 @@ func TestInterpretedProgramEqualsModel(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		for _, scope := range []Scope{BaselineFlow, BaselineDevice} {
 			for seed, kind := range kindsOfTraffic {
-				t.Run(fmt.Sprintf("%s, by %s: %s", domain, scope, kind.name), func(t *testing.T) {
+				clip := []float64{0, 1, 1.75, 1.82, 4}[seed%5]
+				t.Run(fmt.Sprintf("%s, by %s, clip %v: %s", domain, scope, clip, kind.name), func(t *testing.T) {
 					config := testConfig()
-					config.Domain, config.Baseline = domain, scope
+					config.Domain, config.Baseline, config.Clip = domain, scope, clip
 					config.Window, config.Calibrate, config.EventRate = 256, 0.1, MaxEventRate
 					p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
 					r := rand.New(rand.NewPCG(uint64(seed), 1))

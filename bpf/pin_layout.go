@@ -93,8 +93,8 @@ func layoutOf(config Config, specs map[string]*ebpf.MapSpec, cpus, devices int) 
 		fmt.Fprintln(digest, name, spec.Type, spec.KeySize, spec.ValueSize, spec.Flags)
 		fmt.Fprintln(digest, typeText(spec.Key), typeText(spec.Value))
 	}
-	return fmt.Sprintf("version=%d types=%x cpus=%d devices=%d slots=%d window=%d clock=%s domain=%s baseline=%s netns=%d",
-		layoutVersion, digest.Sum(nil)[:8], cpus, devices, config.Slots(), config.Window, config.Clock, config.Domain, config.Baseline,
+	return fmt.Sprintf("version=%d types=%x cpus=%d devices=%d slots=%d window=%d clip=%v clock=%s domain=%s baseline=%s netns=%d",
+		layoutVersion, digest.Sum(nil)[:8], cpus, devices, config.Slots(), config.Window, config.Clip, config.Clock, config.Domain, config.Baseline,
 		networkNamespace())
 }
 

@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -59,4 +60,51 @@ func TestRunsOfFlags(t *testing.T) {
 		}
 	}
 	p.compare(t)
+}
+
+// A baseline restarts after 64 flagged packets in a row on one side, also when it is halved
+// meanwhile. A packet in between that is not flagged keeps it.
+func TestBaselinesRestart(t *testing.T) {
+	const usual, late, early = 1_000_000, 3_000_000, 300_000
+	for _, scope := range []Scope{BaselineFlow, BaselineDevice} {
+		for _, test := range []struct {
+			name     string
+			samples  int // before the level shifts; the baseline is halved at 256
+			deltas   []uint64
+			restarts uint64
+			n        uint64 // of the baseline at the end
+		}{
+			{"to a later level", 200, slices.Repeat([]uint64{late}, 64), 1, 0},
+			{"to an earlier level", 200, slices.Repeat([]uint64{early}, 64), 1, 0},
+			{"one packet too few", 150, slices.Repeat([]uint64{late}, 63), 0, 213},
+			{"the first of the run at the halving", 255, slices.Repeat([]uint64{late}, 64), 1, 0},
+			{"in the middle of the run", 225, slices.Repeat([]uint64{early}, 64), 1, 0},
+			{"before the last of the run", 193, slices.Repeat([]uint64{late}, 64), 1, 0},
+			{"at the last of the run", 192, slices.Repeat([]uint64{late}, 64), 1, 0},
+			{"and learns the new level", 200, slices.Repeat([]uint64{late}, 200), 1, 136},
+			{"on both sides", 150, slices.Repeat([]uint64{late, early}, 32), 0, 214},
+			{"with a usual packet in between", 150, slices.Concat(slices.Repeat([]uint64{late}, 63), []uint64{usual, late}), 0, 215},
+			{"with one at the halving", 192, slices.Concat(slices.Repeat([]uint64{late}, 63), []uint64{usual, late}), 0, 129},
+		} {
+			t.Run(fmt.Sprintf("by %s, %s", scope, test.name), func(t *testing.T) {
+				config := testConfig()
+				config.Flows, config.MinSamples, config.Window, config.Baseline = flowWays, 100, 128, scope
+				p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+				now := uint64(1e12)
+				p.send(t, udpFrame(), now)
+				for i := range test.samples {
+					now += usual + uint64(i%7)*5_000
+					p.send(t, udpFrame(), now)
+				}
+				for _, delta := range test.deltas {
+					now += delta
+					p.send(t, udpFrame(), now)
+				}
+				p.compare(t)
+				if p.model.restarts != test.restarts || p.model.state.N != test.n {
+					t.Errorf("%d restarts and %d samples, want %d and %d", p.model.restarts, p.model.state.N, test.restarts, test.n)
+				}
+			})
+		}
+	}
 }

@@ -170,7 +170,8 @@ type Flag struct {
 	Domain   Domain  // scale of the score: the unit is 1 ns, or 2⁻²⁰ octaves
 	Samples  uint64  // n, the samples in the baseline
 	MeanQ16  uint64  // mean of the baseline in 2⁻¹⁶ units
-	M2       Uint128 // sum of squared deviations from the mean in units²
+	M2       Uint128 // sum of squared deviations from the mean in units², as clipped
+	Clip     float64 // Config.Clip
 	LenBytes uint32  // length of the frame
 	Late     bool    // later than the mean; false: earlier
 }
@@ -180,7 +181,7 @@ type Baseline struct {
 	Domain  Domain  // scale of the samples: the unit is 1 ns, or 2⁻²⁰ octaves
 	Samples uint64  // number of samples; halved from time to time, on each CPU separately
 	MeanQ16 uint64  // mean in 2⁻¹⁶ units
-	M2      Uint128 // sum of squared deviations from the mean in units²
+	M2      Uint128 // sum of squared deviations from the mean in units², corrected for the clip
 
 	FrozenSince time.Time // time at which a frozen baseline was saved; zero if it learns
 }
@@ -216,7 +217,7 @@ func (b Baseline) StandardDeviation() float64 {
 	if b.Samples < 2 {
 		return 0
 	}
-	return math.Sqrt(b.Domain.Variance(b.state()))
+	return math.Sqrt(timing.Params{Domain: b.Domain}.Variance(b.state()))
 }
 
 func (b Baseline) state() State {
@@ -224,7 +225,9 @@ func (b Baseline) state() State {
 }
 
 // Score returns the t-score of the flagged packet. It is negative if the packet was early.
-func (f Flag) Score() float64 { return f.Domain.Score(f.DeltaNs, f.baseline()) }
+func (f Flag) Score() float64 { return f.params().Score(f.DeltaNs, f.baseline()) }
+
+func (f Flag) params() timing.Params { return timing.Params{Domain: f.Domain, Clip: f.Clip} }
 
 // MeanNs returns the mean of the baseline in nanoseconds, in the domain log2 the geometric mean
 // of its deltas.
@@ -232,7 +235,7 @@ func (f Flag) MeanNs() float64 { return f.Domain.MeanNs(f.baseline()) }
 
 // StandardDeviation returns the standard deviation of the baseline, in nanoseconds, or in the
 // domain log2 in octaves.
-func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.Domain.Variance(f.baseline())) }
+func (f Flag) StandardDeviation() float64 { return math.Sqrt(f.params().Variance(f.baseline())) }
 
 func (f Flag) baseline() State {
 	return State{N: f.Samples, MeanQ16: f.MeanQ16, M2: f.M2}
@@ -245,6 +248,7 @@ type Counters struct {
 	Bytes     [NumFamilies][NumProtocols]uint64
 	Fates     [NumFates]uint64
 	Inserts   uint64               // flows inserted into the flow table
+	Restarts  uint64               // baselines that restarted on a new level
 	Evictions [NumEvictions]uint64 // flows that lost their slot to a new flow of this device
 	Sums      DeltaSums
 	Histogram Histogram // deltas by cell

@@ -28,15 +28,21 @@ type programAuditConfig struct {
 	BaselineHalvedAt    uint32
 	Threshold2Mantissa  uint32
 	Threshold2Exponent  int32
-	ShortcutShift       int32
-	ShortcutFactor      uint32
+	ClipFactorQ2        uint32
+	ShortcutFactorQ2    uint32
+	NearFactorQ2        uint32
+	NearScaleQ16        uint32
+	ClipQ16             uint32
+	VarianceFactorQ16   uint32
+	LearntFactorQ16     uint32
+	RestartRun          uint32
+	Reserved            uint32
 	HashKeys            [10]uint32
 	StoresAreOrdered    uint32
 	Modes               uint32
 	TailQ32             uint32
 	CalibrationHalvedAt uint32
 	ScoreOffset         int32
-	Reserved            uint32
 	Frozen              struct {
 		_       structs.HostLayout
 		MeanQ16 uint64
@@ -75,10 +81,14 @@ type programCalibration struct {
 }
 
 type programDeviceBaseline struct {
-	_        structs.HostLayout
-	Sequence uint64
-	Baseline programBaseline
-	Reserved [4]uint64
+	_         structs.HostLayout
+	Sequence  uint64
+	Baseline  programBaseline
+	FlaggedN  uint32
+	Run       uint8
+	RunIsLate uint8
+	Reserved  uint16
+	Reserved2 [3]uint64
 }
 
 type programDeviceCounters struct {
@@ -95,14 +105,15 @@ type programDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Fates         [8]uint64
-	FlowInserts   uint64
-	FlowEvictions [2]uint64
-	Reserved      [5]uint64
-	Device        programDeviceBaseline
-	LastFlag      programLastFlag
-	Histogram     [1024]uint64
-	Calibration   programCalibration
+	Fates            [8]uint64
+	FlowInserts      uint64
+	FlowEvictions    [2]uint64
+	BaselineRestarts uint64
+	Reserved         [4]uint64
+	Device           programDeviceBaseline
+	LastFlag         programLastFlag
+	Histogram        [1024]uint64
+	Calibration      programCalibration
 }
 
 type programEventAllowance struct {

@@ -35,7 +35,7 @@ func TestFlagOfTheDomain(t *testing.T) {
 	}
 	for _, domain := range []timing.Domain{timing.Linear, timing.Log2} {
 		t.Run(string(domain), func(t *testing.T) {
-			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: domain}
+			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: domain, Clip: 1.82}
 			var baseline timing.State
 			var want []uint64 // flagged deltas
 			planted, found := 0, 0
@@ -130,7 +130,7 @@ func TestFlagOfTheBaseline(t *testing.T) {
 		domain timing.Domain
 	}{{"flow", timing.Linear}, {"device", timing.Linear}, {"device", timing.Log2}} {
 		t.Run(test.scope+", "+string(test.domain), func(t *testing.T) {
-			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: test.domain}
+			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: test.domain, Clip: 1.82}
 			var baseline timing.State
 			decisions := map[timing.Decision]float64{}
 			for i := 1; i < rounds; i++ {
@@ -161,7 +161,7 @@ func TestFlagOfTheBaseline(t *testing.T) {
 					t.Errorf("%v packets with the outcome %s, want %v", got, outcome, want)
 				}
 			}
-			spread := math.Sqrt(test.domain.Variance(baseline))
+			spread := math.Sqrt(params.Variance(baseline))
 			want := map[string]float64{
 				"baseline_samples": float64(baseline.N), "baseline_mean_seconds": test.domain.MeanNs(baseline) / 1e9,
 				"baseline_stddev_seconds": spread / 1e9,

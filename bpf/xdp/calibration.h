@@ -16,7 +16,6 @@
 
 #define SCORE_SHIFT 16	   /* fraction bits of a score, in octaves of t² */
 #define SCORE_BIN_SHIFT 12 /* 16 bins per octave */
-#define TWELFTH_Q16 5461   /* 1/12 in 2⁻¹⁶ */
 #define REFRESH_NS 1000000ULL
 /* One in SAMPLE_WEIGHT packets far below the tail is counted: those whose number times
  * SAMPLE_STEP is below SAMPLE_BELOW. The step is 2³² over the golden ratio, whose multiples are
@@ -38,10 +37,12 @@ static __always_inline __s64 log2_q16(__u64 v)
 /* The lower bound on the M2 of n samples. */
 static __always_inline __u64 min_m2(__u64 n, __u64 mean_q16)
 {
+	__u64 twelfth_q16 = (1ULL << 32) / config.variance_factor_q16; /* 1/12k */
+
 	if (config.modes & MODE_LOG2)
-		return shift_right(multiply_u32(log2_min_squared(mean_q16) * TWELFTH_Q16, n - 1),
+		return shift_right(multiply_u32(log2_min_squared(mean_q16) * twelfth_q16, n - 1),
 				   16);
-	return (n - 1) * TWELFTH_Q16 >> 16;
+	return (n - 1) * twelfth_q16 >> 16;
 }
 
 /* A score t²·(1 + 1/n) = d²·(n − 1)/M2, as left / right · 2^base, relative to the score of the

@@ -138,9 +138,19 @@ struct audit_config {
 	__u32 baseline_halved_at;  /* number of samples at which a baseline is halved */
 	__u32 threshold2_mantissa; /* threshold² = mantissa · 2^exponent; 0: flag every packet */
 	__s32 threshold2_exponent;
-	/* deviation² · (n − 1) < M2 << shift needs no test. Negative: always test. */
-	__s32 shortcut_shift;
-	__u32 shortcut_factor; /* 1 << shortcut_shift, or 0 */
+	/* 4 · deviation² · (n − 1) < M2 · factor implies that a sample is not clipped; neither
+	 * clipped nor flagged; not flagged and at most √5 times the clip.
+	 */
+	__u32 clip_factor_q2;
+	__u32 shortcut_factor_q2;
+	__u32 near_factor_q2;
+	__u32 near_scale_q16;	   /* clip · √k over the root of shortcut_factor_q2 / 4 */
+	__u32 clip_q16;		   /* in standard deviations; 0: samples are not clipped */
+	__u32 variance_factor_q16; /* 12 · k, see baseline.go */
+	__u32 learnt_factor_q16;   /* 1/k */
+	/* A baseline restarts after that many flagged packets in a row on one side. */
+	__u32 restart_run;
+	__u32 reserved;
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */
 	__u32 modes;		  /* bits of enum judging_mode */
@@ -148,7 +158,6 @@ struct audit_config {
 	__u32 tail_q32;
 	__u32 calibration_halved_at; /* number of judged packets at which a calibration is halved */
 	__s32 score_offset; /* score of the lowest bin of a calibration, in 2⁻¹⁶ octaves */
-	__u32 reserved;
 	struct baseline frozen;
 	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
@@ -298,7 +307,11 @@ struct delta_sums {
 struct device_baseline {
 	__u64 sequence;
 	struct baseline baseline;
-	__u64 reserved[4];
+	__u32 flagged_n;  /* n after the last flagged packet */
+	__u8 run;	  /* flagged packets in a row on one side */
+	__u8 run_is_late; /* its side */
+	__u16 reserved;
+	__u64 reserved2[3];
 };
 
 /* Histograms of the scores of flagged packets on one CPU, and the bins from which on scores are
@@ -331,7 +344,8 @@ struct device_counters {
 	__u64 fates[8];
 	__u64 flow_inserts;
 	__u64 flow_evictions[EVICTIONS];
-	__u64 reserved[5];
+	__u64 baseline_restarts;
+	__u64 reserved[4];
 	struct device_baseline device;
 	struct last_flag last_flag;
 	__u64 histogram[HISTOGRAM_CELLS];

@@ -65,16 +65,54 @@ static __always_inline __u32 count_run(struct flow_record *record, __u64 samples
 	return record->run;
 }
 
+/* Empties a baseline, which learns the new level of its traffic from the next packet on. With
+ * m2_high of 0, it also begins a new run and a new count of samples.
+ */
+static __always_inline void restart_baseline(struct baseline *baseline,
+					     struct device_counters *counters)
+{
+	__builtin_memset(baseline, 0, sizeof(*baseline));
+	counters->baseline_restarts++;
+}
+
+/* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
+ * in a row. See samples_since().
+ */
+static __always_inline void count_device_run(struct device_baseline *device, bool is_late,
+					     struct device_counters *counters)
+{
+	struct baseline *baseline = &device->baseline;
+	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
+	__u64 samples =
+		halvings * (config.baseline_halved_at >> 1) + baseline->n - device->flagged_n;
+
+	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD))
+		device->run = 0;
+	device->run_is_late = is_late;
+	if (device->run < LONGEST_RUN)
+		device->run++;
+	if (device->run >= config.restart_run) {
+		restart_baseline(baseline, counters);
+		return;
+	}
+	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
+	device->flagged_n = baseline->n;
+}
+
 /* Records a flagged packet, which was added to the flow's baseline. */
 static __always_inline void record_flag(const struct packet_state *state, enum outcome outcome)
 {
 	struct flow_record *record = record_of(state);
 	struct baseline *baseline = &state->slot->baseline;
+	__u32 run;
 
 	if (!record || config.modes & (MODE_DEVICE | MODE_FROZEN))
 		return;
-	count_run(record, samples_since(record, baseline), outcome == OUTCOME_FLAGGED_LATE);
-	/* An emptied baseline, with m2_high of 0, begins a new run and a new count of samples. */
+	run = count_run(record, samples_since(record, baseline), outcome == OUTCOME_FLAGGED_LATE);
+	if (run >= config.restart_run) {
+		restart_baseline(baseline, state->counters);
+		return;
+	}
 	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
 	record->n = baseline->n;
 }

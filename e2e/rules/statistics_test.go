@@ -66,15 +66,15 @@ func (want comparison) expect(c *ruleCase, at int, series func(string) string, w
 // exporterScore is Welch's t from the fixed-point, clipped baselines that the exporter would
 // have of both windows.
 func exporterScore(now, before []float64) float64 {
+	params := timing.Params{Threshold: 4, MinSamples: 100, Window: timing.MaxWindow, Clip: 4}
 	baseline := func(deltas []float64) (s timing.State) {
-		params := timing.Params{Threshold: 4, MinSamples: 100, Window: timing.MaxWindow}
 		for _, delta := range deltas {
 			params.Observe(&s, uint64(delta))
 		}
 		return s
 	}
 	a, b := baseline(now), baseline(before)
-	return (timing.Linear.MeanNs(a) - timing.Linear.MeanNs(b)) / math.Sqrt(timing.Linear.Variance(a)/float64(a.N)+timing.Linear.Variance(b)/float64(b.N))
+	return (timing.Linear.MeanNs(a) - timing.Linear.MeanNs(b)) / math.Sqrt(params.Variance(a)/float64(a.N)+params.Variance(b)/float64(b.N))
 }
 
 func normal(seed uint64, mean, deviation float64) func() float64 {

@@ -22,8 +22,14 @@ const (
 	MaxWindow     = 1 << 24 // samples; more would round beyond the margin of the shortcut
 	MinMinSamples = 2       // a variance needs two samples
 
-	meanShift = 16 // fraction bits of a mean
-	clipShift = 4  // log2 of the squared deviation, in variances, at which a sample is clipped
+	restartRun = 64  // flagged packets in a row on one side after which a baseline restarts
+	longestRun = 256 // longer than any run that the kernel program counts
+
+	meanShift   = 16 // fraction bits of a mean
+	factorShift = 16 // fraction bits of factors
+
+	mostShortcutFactor = 64 // the exact test of the kernel program multiplies M2 by no more
+	minClip, maxClip   = 1, 16
 )
 
 // State is the baseline of a flow or of a device. Its unit is that of the [Domain]: nanoseconds
@@ -31,7 +37,7 @@ const (
 type State struct {
 	N       uint64  // samples, halved when they reach twice Params.Window
 	MeanQ16 uint64  // mean of the samples, in 2⁻¹⁶ units
-	M2      Uint128 // sum of squared deviations from the mean, in units²
+	M2      Uint128 // sum of squared deviations from the mean, in units², as clipped
 }
 
 // Decision is the result of testing one delta against a baseline.
@@ -51,6 +57,7 @@ type Params struct {
 	MinSamples uint64  // samples a baseline needs before it judges a delta
 	Window     uint64  // samples; at twice this number the samples and M2 are halved
 	Domain     Domain  // scale on which deltas are judged
+	Clip       float64 // largest deviation of an added sample, in standard deviations; 0: any
 	Calibrate  float64 // largest fraction of judged packets that become events; 0: no limit
 }
 
@@ -75,6 +82,8 @@ func (p Params) Validate() error {
 		return invalid("MinSamples", "minimum of %d samples is not between %d and %d", p.MinSamples, MinMinSamples, MaxWindow)
 	case p.Window < p.MinSamples || p.Window > MaxWindow:
 		return invalid("Window", "window of %d samples is not between the minimum of samples (%d) and %d", p.Window, p.MinSamples, MaxWindow)
+	case !(p.Clip == 0 || p.Clip >= minClip && p.Clip <= maxClip):
+		return invalid("Clip", "clip of %v standard deviations is neither 0 (off) nor between %d and %d", p.Clip, minClip, maxClip)
 	}
 	return validateCalibrate(p.Calibrate)
 }
@@ -89,30 +98,75 @@ func (p Params) ThresholdSquared() (mantissa uint32, exponent int32) {
 	return uint32(math.Ldexp(fraction, 32)), int32(exp) - 32
 }
 
-// ShortcutShift returns log2 of the largest power of two that is at most the square of the
-// threshold and at most the square of the clipping deviation. A deviation whose square is below
-// that many variances is neither flagged nor clipped, so the kernel program tests for this case
-// first. ShortcutShift returns −1 for a threshold below 1, which allows no shortcut.
-func (p Params) ShortcutShift() int32 {
-	squared := p.Threshold * p.Threshold
-	if squared < 1 {
-		return -1
+// VarianceFactor returns 12·k in 2⁻¹⁶. Clipped samples have a smaller variance, and k corrects it:
+// for independent normal samples s² = k·M2/(n−1) estimates the variance without bias. With ψ the
+// deviation, in standard deviations and clipped at c, k is
+//
+//	1/E[ψ²] = 1/(2Φ(c) − 1 − 2cφ(c) + 2c²(1 − Φ(c)))
+//
+// which is Huber's Proposal 2 (P. J. Huber, Robust Estimation of a Location Parameter, 1964).
+func (p Params) VarianceFactor() uint32 {
+	squared := 1.0
+	if c := p.Clip; c > 0 {
+		outside := math.Erfc(c / math.Sqrt2) // 2(1 − Φ(c))
+		squared = 1 - outside - 2*c*math.Exp(-c*c/2)/math.Sqrt(2*math.Pi) + c*c*outside
 	}
-	_, exp := math.Frexp(squared)
-	return int32(min(exp-1, clipShift))
+	return uint32(math.Round(math.Ldexp(12/squared, factorShift)))
 }
 
-// ShortcutFactor returns 2^ShortcutShift, or 0 if there is no shortcut.
-func (p Params) ShortcutFactor() uint32 {
-	if shift := p.ShortcutShift(); shift >= 0 {
-		return 1 << shift
+// correction returns k.
+func (p Params) correction() float64 {
+	return math.Ldexp(float64(p.VarianceFactor())/12, -factorShift)
+}
+
+// LearntFactor returns 1/k in 2⁻¹⁶. The samples before MinSamples are not clipped; when a baseline
+// has MinSamples of them, its M2 is multiplied by LearntFactor.
+func (p Params) LearntFactor() uint32 {
+	return uint32(math.Round(math.Ldexp(1/p.correction(), factorShift)))
+}
+
+// ClipQ16 returns the clip in 2⁻¹⁶ standard deviations; 0 if samples are not clipped. It is smaller
+// by the mean error of squareRoot.
+func (p Params) ClipQ16() uint32 { return uint32(math.Round(math.Ldexp(p.Clip*(1-1e-4), factorShift))) }
+
+// Shortcuts are factors in quarters, for tests that are faster than those of a score and of the
+// clip. If 4·deviation²·(n−1) < M2·factor, a sample is
+type Shortcuts struct {
+	Clip uint32 // not clipped
+	Both uint32 // neither clipped nor flagged
+	Near uint32 // not flagged, and its deviation is at most √5 times that of Both
+}
+
+// Shortcuts returns the factors that belong to the threshold and the clip. A factor is 0 if there
+// is no shortcut.
+func (p Params) Shortcuts() Shortcuts {
+	const (
+		most       = 1 << 20
+		rootsError = 2e-3 // of the square of the clipping limit
+	)
+	k := p.correction()
+	threshold := uint32(min(most, 4*p.Threshold*p.Threshold*k))
+	s := Shortcuts{Clip: mostShortcutFactor}
+	if p.Clip > 0 {
+		s.Clip = uint32(min(mostShortcutFactor, 4*p.Clip*p.Clip*k*(1-rootsError)))
 	}
-	return 0
+	s.Both = min(s.Clip, threshold)
+	if p.Clip > 0 {
+		s.Near = min(5*s.Both, threshold)
+	}
+	return s
+}
+
+// NearScaleQ16 returns the ratio of the clip to the deviation at which Shortcuts.Both ends, in
+// 2⁻¹⁶. It is smaller by the mean error of the root in nearLimit.
+func (p Params) NearScaleQ16() uint32 {
+	end := math.Sqrt(float64(max(1, p.Shortcuts().Both)) / 4)
+	return uint32(math.Round(math.Ldexp(p.Clip*math.Sqrt(p.correction())/end*(1-3e-4), factorShift)))
 }
 
 // Observe tests a delta of at most [MaxDelta] ns against the baseline s, then adds the delta to
-// s. Once s has MinSamples samples, the added deviation is clipped to four standard deviations:
-// an outlier cannot hide the next outlier, and the baseline still learns a new level.
+// s. Once s has MinSamples samples, the added deviation is clipped: an outlier cannot hide the next
+// outlier, and the baseline still learns a new level.
 func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	x := p.Domain.sample(deltaNs) << meanShift
 	early := x < s.MeanQ16
@@ -120,22 +174,97 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 	if early {
 		deviation = s.MeanQ16 - x
 	}
-	decision := TooFewSamples
-	if s.N >= p.MinSamples {
-		decision = Judged
-		variance := newVariance(s.N, s.M2, p.Domain.leastSquared(s.MeanQ16))
-		if p.reaches(deviation, variance, s.N) {
-			decision = Late
-			if early {
-				decision = Early
-			}
+	if s.N < p.MinSamples {
+		p.update(s, deviation, early)
+		if s.N == p.MinSamples {
+			s.M2 = s.M2.Mul64(uint64(p.LearntFactor())).Rsh(factorShift)
 		}
-		if outside(deviation, s.N, s.M2, clipShift) {
-			deviation = min(deviation, variance.clipLimit())
+		return TooFewSamples
+	}
+	decision := Judged
+	variance := p.newVariance(s)
+	if p.reaches(deviation, variance, s.N) {
+		decision = Late
+		if early {
+			decision = Early
 		}
 	}
-	p.update(s, deviation, early)
+	p.update(s, p.clip(deviation, s, variance), early)
 	return decision
+}
+
+// clip limits a deviation to the clip.
+func (p Params) clip(deviation uint64, s *State, v variance) uint64 {
+	if p.Clip == 0 {
+		return deviation
+	}
+	if limit, isNear := p.nearLimit(deviation, s); isNear {
+		return min(deviation, limit)
+	}
+	return min(deviation, v.clipLimit(p.ClipQ16()))
+}
+
+// nearLimit returns the clipping limit of a deviation that is surely not flagged and at most √5
+// times the limit. It is within 0.05 % of the limit, and follows from the ratio of the squares: a
+// line approximates its root to within 4 %, and one step of Newton's method follows.
+func (p Params) nearLimit(deviation uint64, s *State) (limit uint64, isNear bool) {
+	shortcuts := p.Shortcuts()
+	d := deviation>>(meanShift-1) + 1 // half units
+	if d>>19 != 0 || s.M2.Hi != 0 || s.M2.Lo>>57 != 0 {
+		return 0, false
+	}
+	squares := d * d * (s.N - 1)
+	if squares >= s.M2.Lo*uint64(shortcuts.Near) {
+		return 0, false
+	}
+	m := s.M2.Lo * uint64(shortcuts.Both)
+	if d*d*s.N < m { // neither flagged nor clipped
+		return deviation, true
+	}
+	var ratio uint64 // of the squares of limit and deviation, in 2⁻¹⁶
+	if squares>>47 != 0 {
+		ratio = m / (squares >> 16)
+	} else {
+		ratio = m << 16 / squares
+	}
+	root := ratio*184>>8 + 21020
+	root = (root + ratio<<16/root) >> 1
+	return d * root * uint64(p.NearScaleQ16()) >> 17, true
+}
+
+// Run counts the flagged packets of a baseline in a row on one side.
+type Run struct {
+	packets uint32
+	side    Decision
+}
+
+// RestartRun returns the number of flagged packets in a row on one side after which a baseline
+// restarts: the level of the traffic has changed, and an empty baseline learns the new level sooner
+// than one that clips it. With a threshold of 0, at which every packet is flagged, no baseline
+// restarts.
+func (p Params) RestartRun() uint32 {
+	if p.Threshold == 0 {
+		return longestRun
+	}
+	return restartRun
+}
+
+// Restarts counts the decision on the packet after the last counted one. It reports whether the
+// baseline restarts: whether the caller has to empty it after this packet.
+func (p Params) Restarts(r *Run, d Decision) bool {
+	if d != Early && d != Late {
+		*r = Run{}
+		return false
+	}
+	if d != r.side {
+		*r = Run{side: d}
+	}
+	r.packets = min(r.packets+1, longestRun-1)
+	if r.packets < p.RestartRun() {
+		return false
+	}
+	*r = Run{}
+	return true
 }
 
 // update is one step of Welford's method (1962) with a rounded division: mean += d/n and M2 +=
@@ -159,14 +288,6 @@ func (p Params) update(s *State, deviation uint64, early bool) {
 	}
 }
 
-// outside reports whether deviation²·(n−1) ≥ 2^shift · M2, with the deviation rounded up to
-// whole units. The comparison is exact.
-func outside(deviation, n uint64, m2 Uint128, shift uint) bool {
-	d := (deviation + 1<<meanShift - 1) >> meanShift
-	hi, lo := bits.Mul64(d*d, n-1)
-	return Uint128{hi, lo}.Cmp(m2.Lsh(shift)) >= 0
-}
-
 // variance is a sample variance in units²: mantissa · 2^exponent. The mantissa has at least 32
 // bits and the exponent is even.
 type variance struct {
@@ -174,12 +295,13 @@ type variance struct {
 	exponent int
 }
 
-// newVariance returns max(M2/(n−1), least/12), rounded down. The relative error is at most
+// newVariance returns max(k·M2/(n−1), least/12), rounded down. The relative error is at most
 // 2⁻³²; at the default window it is at most 2⁻⁴³.
-func newVariance(n uint64, m2 Uint128, least uint64) variance {
+func (p Params) newVariance(s *State) variance {
 	// Numerator and denominator are multiplied by 12, which makes the floor a whole number.
-	m := m2.Mul64(12)
-	if floor := (Uint128{0, n - 1}).Mul64(least); m.Cmp(floor) < 0 {
+	m := s.M2.Mul64(uint64(p.VarianceFactor()))
+	floor := Uint128{0, s.N - 1}.Mul64(p.Domain.leastSquared(s.MeanQ16)).Lsh(factorShift)
+	if m.Cmp(floor) < 0 {
 		m = floor
 	}
 	exponent := (m.BitLen() - 62) &^ 1 // leaves 62 or 63 bits
@@ -189,7 +311,7 @@ func newVariance(n uint64, m2 Uint128, least uint64) variance {
 	} else {
 		significant = m.Lo << uint(-exponent)
 	}
-	return variance{significant / (12 * (n - 1)), exponent}
+	return variance{significant / (12 * (s.N - 1)), exponent - factorShift}
 }
 
 // reaches reports whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n). Each
@@ -225,25 +347,20 @@ func top32(v uint64) (mantissa uint64, exponent int) {
 	return v << zeros >> 32, 32 - zeros
 }
 
-// clipLimit returns four standard deviations in 2⁻¹⁶ units, rounded down. At the default window
-// the relative error is about 2⁻²².
-func (v variance) clipLimit() uint64 {
-	root := sqrt64(v.mantissa)
-	if by := v.exponent/2 + meanShift + clipShift/2; by >= 0 {
-		return root << uint(by)
+// clipLimit returns the largest deviation of an added sample in 2⁻¹⁶ units, to within 0.03 %.
+func (v variance) clipLimit(clipQ16 uint32) uint64 {
+	limit := squareRoot(v.mantissa) * uint64(clipQ16)
+	if by := v.exponent / 2; by >= 0 {
+		return limit << uint(by)
 	} else {
-		return root >> uint(-by)
+		return limit >> uint(-by)
 	}
 }
 
-// sqrt64 returns ⌊√v⌋ for v below 2⁶³.
-func sqrt64(v uint64) uint64 {
-	r := uint64(math.Sqrt(float64(v)))
-	for r*r > v {
-		r--
-	}
-	for (r+1)*(r+1) <= v {
-		r++
-	}
-	return r
+// squareRoot returns √v for v from 2³² to below 2⁶³, up to 0.05 % too large: one step of Newton's
+// method from a line that is within 3.2 % of the root.
+func squareRoot(v uint64) uint64 {
+	half := (bits.Len64(v) - 1) / 2
+	root := (2<<half + v>>half) * 88 >> 8
+	return (root + v/root) >> 1
 }

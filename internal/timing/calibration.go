@@ -16,7 +16,6 @@ const (
 
 	scoreShift    = 16 // fraction bits of a score, in octaves of t²
 	scoreBinShift = 12 // 16 bins in an octave
-	twelfthQ16    = 5461
 	refreshNs     = 1e6
 
 	sampleWeight = 8          // flagged packets far below the tail for each that is counted
@@ -75,7 +74,7 @@ func (p Params) CalibrationTwice() uint32 {
 // ScoreOffset returns the score of the threshold, where the first bin begins, in 2⁻¹⁶ octaves
 // of t².
 func (p Params) ScoreOffset() int32 {
-	return int32(math.Round(math.Ldexp(2*math.Log2(max(p.Threshold, 1)), scoreShift)))
+	return int32(math.Round(math.Ldexp(2*math.Log2(max(p.Threshold, 1))+math.Log2(p.correction()), scoreShift)))
 }
 
 // EventScore returns the |t| from which a packet is rare if cut is the first rare bin. It
@@ -108,9 +107,9 @@ func logQ16(v uint64) int64 {
 	return int64(octave)<<scoreShift + int64(logTable[index]>>(32-scoreShift))
 }
 
-// leastM2 returns the smallest M2 of n samples: (n − 1) times the least variance.
+// leastM2 returns the smallest M2 of n samples: (n − 1) times the least variance, divided by k.
 func (p Params) leastM2(s *State) uint64 {
-	return Uint128{0, p.Domain.leastSquared(s.MeanQ16) * twelfthQ16}.Mul64(s.N - 1).Rsh(16).Lo
+	return Uint128{0, p.Domain.leastSquared(s.MeanQ16) * ((1 << 32) / uint64(p.VarianceFactor()))}.Mul64(s.N - 1).Rsh(16).Lo
 }
 
 // Score is t²·(1 + 1/n) = d²·(n − 1)/M2 divided by the score of the threshold. The deviation d

@@ -26,7 +26,7 @@ func TestScoresAreInTheBinsOfT(t *testing.T) {
 			if domain == Log2 {
 				delta = uint64(math.Exp2(31 * r.Float64()))
 			}
-			score := math.Abs(domain.Score(delta, s))
+			score := math.Abs(p.Score(delta, s))
 			if score < p.Threshold*1.01 {
 				continue
 			}

@@ -60,7 +60,7 @@ func TestConstantTrafficInLog2(t *testing.T) {
 		for _, delta := range []uint64{level - 1, level + 1} {
 			copied := s
 			if got := p.Observe(&copied, delta); got != Judged {
-				t.Fatalf("%d ns after constant %d: got decision %d, score %.2f", delta, level, got, Log2.Score(delta, s))
+				t.Fatalf("%d ns after constant %d: got decision %d, score %.2f", delta, level, got, p.Score(delta, s))
 			}
 		}
 		if level < 100 || level > 100_000 {
@@ -69,7 +69,7 @@ func TestConstantTrafficInLog2(t *testing.T) {
 		for delta, want := range map[uint64]Decision{level - 2: Early, level + 2: Late} {
 			copied := s
 			if got := p.Observe(&copied, delta); got != want {
-				t.Fatalf("%d ns after constant %d: got decision %d, want %d, score %.2f", delta, level, got, want, Log2.Score(delta, s))
+				t.Fatalf("%d ns after constant %d: got decision %d, want %d, score %.2f", delta, level, got, want, p.Score(delta, s))
 			}
 		}
 	}
@@ -129,7 +129,7 @@ func TestMeanAndVarianceInLog2(t *testing.T) {
 	if got := Log2.MeanNs(s); math.Abs(got/mean-1) > 1e-5 {
 		t.Errorf("mean: got %v ns, want %v", got, mean)
 	}
-	if got := Log2.Variance(s); math.Abs(got/variance-1) > 1e-5 {
+	if got := p.Variance(s); math.Abs(got/variance-1) > 1e-5 {
 		t.Errorf("variance: got %v octaves², want %v", got, variance)
 	}
 }

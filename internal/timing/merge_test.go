@@ -112,7 +112,7 @@ func TestMergeEqualsOneBaselineOfAll(t *testing.T) {
 				t.Errorf("%d samples, want %d", got.N, samples)
 			}
 			mean := math.Abs(float64(got.MeanQ16) - float64(whole.MeanQ16))
-			variance := math.Abs(domain.Variance(got)/domain.Variance(whole) - 1)
+			variance := math.Abs(p.Variance(got)/p.Variance(whole) - 1)
 			t.Logf("mean off by %v of 2⁻¹⁶ units, variance by %.2g of itself", mean, variance)
 			if mean > math.Sqrt(samples) {
 				t.Errorf("mean: off by %v of 2⁻¹⁶ units", mean)

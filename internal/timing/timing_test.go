@@ -6,28 +6,31 @@ package timing
 import (
 	"math"
 	"math/big"
+	"math/bits"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
-var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192}
+var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192, Clip: 1.82}
 
 // exact is a baseline in rational arithmetic: Welford's recurrence with the halving and
 // clipping of Params. Only the root in the clipping limit, and in the log2 domain the
 // logarithm, are rounded to float64.
 type exact struct {
-	domain   Domain
+	params   Params
+	k        float64
 	n        int64
 	mean, m2 *big.Rat
 }
 
-func newExact(domain Domain) *exact {
-	return &exact{domain: domain, mean: new(big.Rat), m2: new(big.Rat)}
+func newExact(p Params) *exact {
+	return &exact{params: p, k: exactCorrection(p.Clip), mean: new(big.Rat), m2: new(big.Rat)}
 }
 
 // sample returns a delta in nanoseconds, or its logarithm in 2⁻²⁰ octaves.
 func (e *exact) sample(delta uint64) *big.Rat {
-	if e.domain == Log2 {
+	if e.params.Domain == Log2 {
 		return new(big.Rat).SetFloat64(math.Ldexp(math.Log2(float64(max(delta, 1))), 20))
 	}
 	return new(big.Rat).SetUint64(delta)
@@ -35,11 +38,11 @@ func (e *exact) sample(delta uint64) *big.Rat {
 
 func (e *exact) variance() float64 {
 	least := 1.0
-	if e.domain == Log2 {
+	if e.params.Domain == Log2 {
 		nanosecond := math.Ldexp(1/math.Ln2, 20) / math.Exp2(math.Floor(2*math.Ldexp(ratFloat(e.mean), -20))/2)
 		least = nanosecond*nanosecond + 3
 	}
-	return math.Max(ratFloat(e.m2)/float64(e.n-1), least/12)
+	return math.Max(e.correction()*ratFloat(e.m2)/float64(e.n-1), least/12)
 }
 
 func ratFloat(r *big.Rat) float64 { f, _ := r.Float64(); return f }
@@ -51,15 +54,38 @@ func truncate(r *big.Rat) *big.Rat {
 	return new(big.Rat).SetFrac(whole, new(big.Int).Lsh(big.NewInt(1), 200))
 }
 
+// correction returns k for clipped samples.
+func (e *exact) correction() float64 {
+	if uint64(e.n) < e.params.MinSamples {
+		return 1
+	}
+	return e.k
+}
+
+// exactCorrection returns k by numerical integration of E[ψ²].
+func exactCorrection(clip float64) float64 {
+	if clip == 0 {
+		return 1
+	}
+	const steps = 100_000
+	squared := 0.0
+	for i := range steps {
+		x := 10 * (float64(i) + 0.5) / steps
+		squared += 2 * min(x, clip) * min(x, clip) * math.Exp(-x*x/2) / math.Sqrt(2*math.Pi) * 10 / steps
+	}
+	return 1 / squared
+}
+
 func (e *exact) score(delta uint64) float64 {
 	d := ratFloat(new(big.Rat).Sub(e.sample(delta), e.mean))
 	return d / math.Sqrt(e.variance()*(1+1/float64(e.n)))
 }
 
-func (e *exact) observe(p Params, delta uint64) {
+func (e *exact) observe(delta uint64) {
+	p := e.params
 	d := new(big.Rat).Sub(e.sample(delta), e.mean)
-	if uint64(e.n) >= p.MinSamples {
-		limit := new(big.Rat).SetFloat64(4 * math.Sqrt(e.variance()))
+	if uint64(e.n) >= p.MinSamples && p.Clip > 0 {
+		limit := new(big.Rat).SetFloat64(p.Clip * math.Sqrt(e.variance()))
 		if new(big.Rat).Abs(d).Cmp(limit) > 0 {
 			if d.Sign() < 0 {
 				limit.Neg(limit)
@@ -71,6 +97,9 @@ func (e *exact) observe(p Params, delta uint64) {
 	step := new(big.Rat).Quo(d, new(big.Rat).SetInt64(e.n))
 	e.mean = truncate(new(big.Rat).Add(e.mean, step))
 	e.m2 = truncate(new(big.Rat).Add(e.m2, new(big.Rat).Mul(d, new(big.Rat).Sub(d, step))))
+	if uint64(e.n) == p.MinSamples {
+		e.m2.Quo(e.m2, new(big.Rat).SetFloat64(e.k))
+	}
 	if uint64(e.n) == 2*p.Window {
 		e.n /= 2
 		e.m2.Quo(e.m2, big.NewRat(2, 1))
@@ -107,20 +136,20 @@ func TestScoresAgreeWithExactArithmetic(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
 			p := defaults
 			p.Domain = test.domain
-			e, s := newExact(p.Domain), State{}
+			e, s := newExact(p), State{}
 			worst, flips := 0.0, 0
 			for i := range 20_000 {
 				delta := uint64(math.Round(max(0, test.next(i, r))))
 				if s.N >= p.MinSamples {
 					want := e.score(delta)
-					got := p.Domain.Score(delta, s)
+					got := p.Score(delta, s)
 					// The error of a large score is proportional to the score.
 					worst = max(worst, math.Abs(got-want)/max(1, math.Abs(want)/4))
 					if math.Abs(want) >= 4 != (math.Abs(got) >= 4) {
 						flips++
 					}
 				}
-				e.observe(p, delta)
+				e.observe(delta)
 				p.Observe(&s, delta)
 			}
 			t.Logf("largest error of a score %.2g, decisions that differ %d", worst, flips)
@@ -155,7 +184,7 @@ func TestDecisionAgreesWithScore(t *testing.T) {
 				if domain == Log2 {
 					s.M2 = Uint128{0, r.Uint64() >> (6 + r.IntN(50))}
 				}
-				threshold := p.Threshold * math.Sqrt(domain.Variance(s)*(1+1/float64(s.N))) * (1 + 1e-3*r.NormFloat64())
+				threshold := p.Threshold * math.Sqrt(p.Variance(s)*(1+1/float64(s.N))) * (1 + 1e-3*r.NormFloat64())
 				x := domain.MeanNs(s) + threshold
 				if domain == Log2 {
 					x = domain.MeanNs(s) * math.Exp2(threshold)
@@ -165,7 +194,7 @@ func TestDecisionAgreesWithScore(t *testing.T) {
 				}
 				delta := uint64(math.Round(x))
 				near++
-				score := math.Abs(domain.Score(delta, s))
+				score := math.Abs(p.Score(delta, s))
 				if math.Abs(score-4) < 4e-8 {
 					continue
 				}
@@ -210,19 +239,27 @@ func TestObserveAtTheEdges(t *testing.T) {
 	})
 	t.Run("a shift of the level is learnt", func(t *testing.T) {
 		var s State
+		var run Run
 		r := rand.New(rand.NewPCG(5, 6))
 		observe := func(level float64, n int) (flags int) {
 			for range n {
-				if defaults.Observe(&s, uint64(level+20e3*r.NormFloat64())) > Judged {
+				decision := defaults.Observe(&s, uint64(level+20e3*r.NormFloat64()))
+				if decision > Judged {
 					flags++
+				}
+				if defaults.Restarts(&run, decision) {
+					s = State{}
 				}
 			}
 			return flags
 		}
 		observe(1e6, 1_000_000)
-		flags := observe(3e6, 100_000)
-		if flags > 6000 {
-			t.Errorf("%d packets flagged after the shift, want at most 6000", flags)
+		flags := observe(3e6, 1000)
+		if flags > 200 {
+			t.Errorf("%d packets flagged after the shift, want at most 200", flags)
+		}
+		if deviation := math.Sqrt(defaults.Variance(s)); math.Abs(deviation/20e3-1) > 0.1 {
+			t.Errorf("deviation %.0f ns 1,000 packets after the shift, want 20 µs", deviation)
 		}
 		if math.Abs(Linear.MeanNs(s)-3e6) > 3e4 {
 			t.Errorf("mean %.0f ns, want within 1 %% of 3 ms", Linear.MeanNs(s))
@@ -253,6 +290,20 @@ func TestInvalidParamsAreRefused(t *testing.T) {
 			t.Errorf("%+v: no error", p)
 		}
 	}
+	for _, clip := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 0.999, 16.001} {
+		p := defaults
+		p.Clip = clip
+		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "neither 0 (off) nor between 1 and 16") {
+			t.Errorf("clip %v: error %v", clip, err)
+		}
+	}
+	for _, clip := range []float64{0, 1, 1.82, 16} {
+		p := defaults
+		p.Clip = clip
+		if err := p.Validate(); err != nil {
+			t.Errorf("clip %v: %v", clip, err)
+		}
+	}
 	for _, p := range []Params{defaults, params(2, 2, 2), params(1e6, 100, MaxWindow)} {
 		if err := p.Validate(); err != nil {
 			t.Errorf("%+v: %v", p, err)
@@ -260,24 +311,151 @@ func TestInvalidParamsAreRefused(t *testing.T) {
 	}
 }
 
-// The shortcut never changes a decision: what it skips is neither flagged nor clipped.
-func TestShortcutSkipsNothing(t *testing.T) {
+// outside reports whether 4·deviation²·(n−1) ≥ factor · M2, with the deviation rounded up to whole
+// units, as the kernel program does.
+func outside(deviation, n uint64, m2 Uint128, factor uint32) bool {
+	d := (deviation + 1<<meanShift - 1) >> meanShift
+	hi, lo := bits.Mul64(d*d, 4*(n-1))
+	return Uint128{hi, lo}.Cmp(m2.Mul64(uint64(factor))) >= 0
+}
+
+// The shortcuts never change a decision: what they skip is neither flagged nor clipped. The limit
+// of near deviations is that of all others.
+func TestShortcutsSkipNothing(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	for range 300_000 {
-		p := Params{Threshold: 1 + 6*r.Float64(), MinSamples: 2, Window: 8192}
-		n := 2 + r.Uint64N(1<<14)
-		m2 := Uint128{0, 1}.Lsh(uint(r.IntN(80))).Add(Uint128{0, r.Uint64() >> r.IntN(64)})
-		least := []uint64{Linear.leastSquared(0), Log2.leastSquared(r.Uint64N(31 << (log2Shift + meanShift)))}[r.IntN(2)]
-		sd := math.Sqrt(math.Max(m2.Float64()/float64(n-1), float64(least)/12))
-		deviation := uint64(p.Threshold * sd * (0.5 + r.Float64()) * (1 << meanShift))
-		if deviation >= MaxDelta<<meanShift || outside(deviation, n, m2, uint(p.ShortcutShift())) {
+	skipped, clipped, flagged, near := 0, 0, 0, 0
+	for range 500_000 {
+		p := Params{Threshold: 1 + 6*r.Float64(), MinSamples: 2, Window: 8192, Domain: []Domain{Linear, Log2}[r.IntN(2)]}
+		if r.IntN(5) > 0 {
+			p.Clip = 1 + 5*r.Float64()
+		}
+		s := State{N: 2 + r.Uint64N(1<<(1+r.IntN(24)))}
+		s.M2 = Uint128{0, 1}.Lsh(uint(r.IntN(80))).Add(Uint128{0, r.Uint64() >> r.IntN(64)})
+		if p.Domain == Log2 {
+			s.MeanQ16 = r.Uint64N(31 << (log2Shift + meanShift))
+		}
+		sd := math.Sqrt(p.Variance(s)) / p.Domain.unit()
+		deviation := uint64([]float64{p.Threshold, p.Clip}[r.IntN(2)] * sd * (0.5 + 2*r.Float64()) * (1 << meanShift))
+		if deviation >= MaxDelta<<meanShift {
 			continue
 		}
-		if p.reaches(deviation, newVariance(n, m2, least), n) {
-			t.Fatalf("%+v: deviation %d of n %d, M2 %v is flagged, but inside", p, deviation, n, m2)
+		v, shortcuts := p.newVariance(&s), p.Shortcuts()
+		isFlagged, isClipped := p.reaches(deviation, v, s.N), p.Clip > 0 && deviation > v.clipLimit(p.ClipQ16())
+		for _, test := range []struct {
+			factor uint32
+			is     bool
+		}{{shortcuts.Near, isFlagged}, {shortcuts.Clip, isClipped}, {shortcuts.Both, isFlagged || isClipped}} {
+			if test.is && !outside(deviation, s.N, s.M2, test.factor) {
+				t.Fatalf("%+v: deviation %d of %+v is flagged %v, clipped %v, but inside %d", p, deviation, s, isFlagged, isClipped, test.factor)
+			}
 		}
-		if outside(deviation, n, m2, clipShift) {
-			t.Fatalf("%+v: deviation %d of n %d, M2 %v is clipped, but inside", p, deviation, n, m2)
+		skipped += b2i(!outside(deviation, s.N, s.M2, shortcuts.Both))
+		clipped += b2i(isClipped)
+		flagged += b2i(isFlagged)
+		limit, isNear := p.nearLimit(deviation, &s)
+		floor := float64(p.Domain.leastSquared(s.MeanQ16)) / 12
+		if !isNear || limit == deviation || s.N < 1000 || p.correction()*s.M2.Float64()/float64(s.N-1) < floor {
+			continue
+		}
+		near++
+		if off := float64(limit)/float64(v.clipLimit(p.ClipQ16())) - 1; math.Abs(off) > 1.5e-3 {
+			t.Fatalf("%+v: the limit of a near deviation %d of %+v is off by %v", p, deviation, s, off)
+		}
+	}
+	if min(skipped, clipped, flagged, near) < 10_000 {
+		t.Errorf("only %d cases skipped, %d clipped, %d flagged, %d near", skipped, clipped, flagged, near)
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// The factor of the variance is the reciprocal of E[ψ²], and its inverse undoes it.
+func TestVarianceFactor(t *testing.T) {
+	for _, clip := range []float64{0, 1, 1.5, 1.75, 1.82, 2, 4, 16} {
+		p := Params{Clip: clip}
+		if got, want := p.correction(), exactCorrection(clip); math.Abs(got/want-1) > 1e-6 {
+			t.Errorf("clip %v: factor %v, want %v", clip, got, want)
+		}
+		if got := p.correction() * float64(p.LearntFactor()) / 65536; math.Abs(got-1) > 2e-5 {
+			t.Errorf("clip %v: a learnt M2 is multiplied by %v", clip, got)
+		}
+		s := State{N: 1000, MeanQ16: 5, M2: Uint128{3, 12345678901}}
+		if got := p.Corrected(p.Clipped(s)); math.Abs(got.M2.Float64()-s.M2.Float64()) > 2 || got.N != s.N || got.MeanQ16 != s.MeanQ16 {
+			t.Errorf("clip %v: %+v becomes %+v", clip, s, got)
+		}
+		if got, want := p.Variance(s), (Params{}).Variance(p.Corrected(s)); math.Abs(got/want-1) > 1e-15 {
+			t.Errorf("clip %v: variance %v, corrected %v", clip, got, want)
+		}
+	}
+}
+
+// A root is at most 0.05 % too large.
+func TestSquareRoot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 300_000 {
+		v := 1<<32 + r.Uint64()>>(1+r.IntN(31))
+		if off := float64(squareRoot(v))/math.Sqrt(float64(v)) - 1; off < -2e-5 || off > 5e-4 {
+			t.Fatalf("root of %d: %d, off by %v", v, squareRoot(v), off)
+		}
+	}
+}
+
+// Just after learning and later, the deviation is that of the traffic, at every clip.
+func TestDeviationIsConsistent(t *testing.T) {
+	for _, clip := range []float64{0, 1, 1.5, 1.82, 4} {
+		r := rand.New(rand.NewPCG(4, 4))
+		p := defaults
+		p.Clip = clip
+		early, late := 0.0, 0.0
+		const flows = 200
+		for range flows {
+			var s State
+			for range 101 {
+				p.Observe(&s, uint64(1e6+20e3*r.NormFloat64()))
+			}
+			early += p.Variance(s) / flows
+			for range 2000 {
+				p.Observe(&s, uint64(1e6+20e3*r.NormFloat64()))
+			}
+			late += p.Variance(s) / flows
+		}
+		t.Logf("clip %v: %.4f after learning, %.4f later", clip, math.Sqrt(early)/20e3, math.Sqrt(late)/20e3)
+		if off := math.Sqrt(early)/20e3 - 1; math.Abs(off) > 0.018 {
+			t.Errorf("clip %v: deviation is off by %.4f after learning", clip, off)
+		}
+		if off := math.Sqrt(late)/20e3 - 1; math.Abs(off) > 0.005 {
+			t.Errorf("clip %v: deviation is off by %.4f later", clip, off)
+		}
+	}
+}
+
+// A run is of flagged packets on one side, with nothing between them.
+func TestRunOfFlags(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		decisions func(i int) Decision
+		restarts  int // in 640 packets
+	}{
+		{"late", func(int) Decision { return Late }, 10},
+		{"early", func(int) Decision { return Early }, 10},
+		{"on both sides", func(i int) Decision { return []Decision{Early, Late}[i%2] }, 0},
+		{"one in 64 is not flagged", func(i int) Decision { return []Decision{Late, Judged}[b2i(i%64 == 63)] }, 0},
+		{"one in 65 is not flagged", func(i int) Decision { return []Decision{Late, Judged}[b2i(i%65 == 64)] }, 9},
+		{"one in 64 is not judged", func(i int) Decision { return []Decision{Late, TooFewSamples}[b2i(i%64 == 63)] }, 0},
+		{"none", func(int) Decision { return Judged }, 0},
+	} {
+		var r Run
+		restarts := 0
+		for i := range 640 {
+			restarts += b2i(defaults.Restarts(&r, test.decisions(i)))
+		}
+		if restarts != test.restarts {
+			t.Errorf("%s: %d restarts, want %d", test.name, restarts, test.restarts)
 		}
 	}
 }

@@ -50,6 +50,13 @@ func (u Uint128) Rsh(n uint) Uint128 {
 	return Uint128{u.Hi >> n, u.Lo>>n | u.Hi<<(64-n)}
 }
 
+// nearest returns u/d rounded to the nearest whole number, for d > 0 and u + d/2 below 2¹²⁸.
+func (u Uint128) nearest(d uint64) Uint128 {
+	u = u.Add(Uint128{0, d / 2})
+	lo, _ := bits.Div64(u.Hi%d, u.Lo, d)
+	return Uint128{u.Hi / d, lo}
+}
+
 // Cmp returns −1 if u < v, 0 if u = v and +1 if u > v.
 func (u Uint128) Cmp(v Uint128) int {
 	switch {

@@ -35,15 +35,20 @@ type replayDeviceCounters struct {
 		Squared     [2]uint64
 		Reserved    uint64
 	}
-	Fates         [8]uint64
-	FlowInserts   uint64
-	FlowEvictions [2]uint64
-	Reserved      [5]uint64
-	Device        struct {
-		_        structs.HostLayout
-		Sequence uint64
-		Baseline replayBaseline
-		Reserved [4]uint64
+	Fates            [8]uint64
+	FlowInserts      uint64
+	FlowEvictions    [2]uint64
+	BaselineRestarts uint64
+	Reserved         [4]uint64
+	Device           struct {
+		_         structs.HostLayout
+		Sequence  uint64
+		Baseline  replayBaseline
+		FlaggedN  uint32
+		Run       uint8
+		RunIsLate uint8
+		Reserved  uint16
+		Reserved2 [3]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout

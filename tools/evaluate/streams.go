@@ -28,7 +28,9 @@ type packet struct {
 }
 
 // score returns the exact t-score of a judged packet.
-func (a *audited) score(p *packet) float64 { return a.config.Domain.Score(p.deltaNs, p.before) }
+func (a *audited) score(p *packet) float64 {
+	return timing.Params{Domain: a.config.Domain, Clip: a.config.Clip}.Score(p.deltaNs, p.before)
+}
 
 // stream is the state of a flow that is sent.
 type stream struct {
