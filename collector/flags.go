@@ -14,6 +14,7 @@ import (
 
 var (
 	leakFlagsDesc     = newDesc("leak_flags_total", "Total number of packets whose absolute t-score reached the threshold.", "device", "direction")
+	restartsDesc      = newDesc("baseline_restarts_total", "Total number of baselines that restarted after 64 flagged packets in a row in one direction.", "device")
 	lastScoreDesc     = newDesc("last_tscore", "Absolute t-score of the last flagged packet; 0 before the first flagged packet.", "device")
 	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.", "device")
 	lastPacketDesc    = newDesc("last_packet_bytes", "Frame length of the last flagged packet in bytes; 0 before the first flagged packet.", "device")
@@ -37,8 +38,8 @@ func newFlagsCollector(source flagsSource, excess *Excess, wallTime func(bpf.Fla
 	return flagsCollector{source, excess, wallTime}
 }
 
-// Update sends the number of flagged packets by direction, the score of an
-// excess, and the last flagged packet.
+// Update sends the number of flagged packets by direction, the score of an excess, the number of
+// restarted baselines, and the last flagged packet.
 func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
@@ -46,6 +47,7 @@ func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedEarly)), device, "early")
 		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedLate)), device, "late")
 		c.excess.send(ch, device)
+		ch <- counter(restartsDesc, float64(counters[i].Restarts), device)
 
 		var score, delta, length, timestamp float64
 		if flag := counters[i].LastFlag; flag != nil {

@@ -21,11 +21,16 @@ func TestFlags(t *testing.T) {
 			c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][bpf.OutcomeFlaggedEarly] = 5
 			c.Packets[bpf.FamilyIPv6][bpf.ProtocolUDP][bpf.OutcomeFlaggedLate] = 7
 			c.LastFlag = flag
+			c.Restarts = 3
 		}),
 		counters("eth1", func(*bpf.Counters) {}),
 	}}
 	wallTime := func(f bpf.Flag) time.Time { return time.Unix(1_800_000_000, int64(f.KtimeNs)) }
 	expect(t, newFlagsCollector(source, nil, wallTime), `
+# HELP xdp_audit_baseline_restarts_total Total number of baselines that restarted after 64 flagged packets in a row in one direction.
+# TYPE xdp_audit_baseline_restarts_total counter
+xdp_audit_baseline_restarts_total{device="eth0"} 3
+xdp_audit_baseline_restarts_total{device="eth1"} 0
 # HELP xdp_audit_last_delta_seconds Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.
 # TYPE xdp_audit_last_delta_seconds gauge
 xdp_audit_last_delta_seconds{device="eth0"} 9e-07

@@ -118,6 +118,9 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 		"XDP mode: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
 	addFlag(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
 		"Absolute t-score at which a packet is flagged, at least 2.", &c.Threshold, number)
+	addFlag(app, "audit.clip", "XDP_AUDIT_CLIP",
+		"Largest deviation from the mean that a packet adds to a baseline, in standard deviations, 1 to 16; 0 for no limit.",
+		&c.Clip, number)
 	addFlag(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
 		"Number of samples that a baseline needs before packets are scored.", &c.MinSamples, wholeNumber)
 	addFlag(app, "audit.baseline", "XDP_AUDIT_BASELINE",

@@ -37,13 +37,13 @@ func TestConfig(t *testing.T) {
 		{
 			"every flag", nil,
 			[]string{
-				"--audit.device=eth0", "--audit.device=eth1,eth2", "--audit.mode=auto", "--audit.threshold=4.5", "--audit.min-samples=30",
+				"--audit.device=eth0", "--audit.device=eth1,eth2", "--audit.mode=auto", "--audit.threshold=4.5", "--audit.clip=2.5", "--audit.min-samples=30",
 				"--audit.window=1000", "--audit.idle-timeout=250ms", "--audit.flows=1024", "--audit.event-rate=0", "--audit.clock=metadata",
 				"--audit.baseline=device", "--audit.domain=log2", "--audit.calibrate=0.001",
 				"--audit.follow", "--audit.max-devices=8", "--bpf.pin-path=/sys/fs/bpf/a",
 			},
 			bpf.Config{
-				Devices: []string{"eth0", "eth1", "eth2"}, Mode: bpf.ModeAuto, Clock: bpf.ClockMetadata, Threshold: 4.5, MinSamples: 30,
+				Devices: []string{"eth0", "eth1", "eth2"}, Mode: bpf.ModeAuto, Clock: bpf.ClockMetadata, Threshold: 4.5, Clip: 2.5, MinSamples: 30,
 				Window: 1000, IdleTimeout: 250 * time.Millisecond, Flows: 1024, EventRate: 0, Domain: bpf.DomainLog2, Baseline: bpf.BaselineDevice,
 				Calibrate: 0.001, Follow: true, AllowNone: true, MaxDevices: 8, PinPath: "/sys/fs/bpf/a",
 			},
@@ -51,7 +51,7 @@ func TestConfig(t *testing.T) {
 		{
 			"every variable",
 			map[string]string{
-				"XDP_INTERFACE": "eth0, eth1,", "XDP_MODE": "skb", "XDP_AUDIT_THRESHOLD": "5", "XDP_AUDIT_MIN_SAMPLES": "50",
+				"XDP_INTERFACE": "eth0, eth1,", "XDP_MODE": "skb", "XDP_AUDIT_THRESHOLD": "5", "XDP_AUDIT_CLIP": "0", "XDP_AUDIT_MIN_SAMPLES": "50",
 				"XDP_AUDIT_WINDOW": "2000", "XDP_AUDIT_IDLE_TIMEOUT": "2s", "XDP_AUDIT_FLOWS": "64", "XDP_AUDIT_EVENT_RATE": "7",
 				"XDP_AUDIT_CLOCK": "metadata", "XDP_AUDIT_BASELINE": "device", "XDP_AUDIT_DOMAIN": "log2", "XDP_AUDIT_CALIBRATE": "0",
 				"XDP_AUDIT_FOLLOW": "false", "XDP_AUDIT_MAX_DEVICES": "9", "XDP_AUDIT_PIN_PATH": "/sys/fs/bpf/b",

@@ -103,7 +103,7 @@ func noDevice() error {
 // flagOf names the flag that sets a field of the configuration.
 var flagOf = map[string]string{
 	"Devices": "audit.device", "Globs": "audit.device", "MaxDevices": "audit.max-devices", "Mode": "audit.mode",
-	"Clock": "audit.clock", "Threshold": "audit.threshold", "MinSamples": "audit.min-samples", "Window": "audit.window",
+	"Clock": "audit.clock", "Threshold": "audit.threshold", "Clip": "audit.clip", "MinSamples": "audit.min-samples", "Window": "audit.window",
 	"Domain": "audit.domain", "Baseline": "audit.baseline", "IdleTimeout": "audit.idle-timeout", "Calibrate": "audit.calibrate",
 	"Flows": "audit.flows", "EventRate": "audit.event-rate", "Watches": "collector.covert.flows",
 	"PinPath": "bpf.pin-path",
