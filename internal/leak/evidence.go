@@ -5,7 +5,6 @@ package leak
 
 import (
 	"math"
-	"slices"
 
 	"gonum.org/v1/gonum/mathext"
 )
@@ -85,7 +84,8 @@ var priors = [...]float64{1, 30, 1000}
 // distribution is the e-process for "times and classes are independent", a mixture over partitions
 // of the times and over priors. A partition has 2 to 64 cells of the same number of responses, or
 // it has the slowest or fastest responses and all others. A change of few responses is lost in the
-// noise of many cells. The cells are those of responses whose classes have no part.
+// noise of many cells. The cells are quantiles of the responses before, so the times may drift;
+// the classes of these have no part in the cells.
 type distribution struct {
 	isFixed bool
 	edges   [mostCells - 1]uint64 // lowest values of all finest cells except the first
@@ -104,37 +104,19 @@ func (d *distribution) reset() {
 	}
 }
 
-// fix fixes the cells. Later it takes new cells, with new counts, only if the times have moved: if
-// a cell has four times as many of them as any new cell. Times alone decide, so labels stay fair.
+// fix takes new cells. The counts stay: they are those of ranks among the responses before.
 func (d *distribution) fix(sorted []uint64) {
-	before := d.edges
+	d.isFixed = true
 	for i := range d.edges {
 		d.edges[i] = sorted[(i+1)*len(sorted)/mostCells]
 	}
-	switch {
-	case !d.isFixed:
-		d.isFixed = true
-	case largest(&before, sorted) > 4*largest(&d.edges, sorted):
-		d.counts = [partitions][2][mostCells]float64{}
-	default:
-		d.edges = before
-	}
-}
-
-// largest returns the number of times in the fullest of the finest cells.
-func largest(edges *[mostCells - 1]uint64, times []uint64) int {
-	var counts [mostCells]int
-	for _, ns := range times {
-		counts[finest(edges, ns)]++
-	}
-	return slices.Max(counts[:])
 }
 
 // finest returns the finest cell of a time.
-func finest(edges *[mostCells - 1]uint64, ns uint64) int {
+func (d *distribution) finest(ns uint64) int {
 	cell := 0
 	for step := mostCells / 2; step > 0; step /= 2 {
-		if edges[cell+step-1] <= ns {
+		if d.edges[cell+step-1] <= ns {
 			cell += step
 		}
 	}
@@ -163,7 +145,7 @@ func (d *distribution) add(class Class, ns uint64, hasUnknownShare bool) {
 	if hasUnknownShare {
 		share = (d.labels[class] + 1) / (d.labels[X] + d.labels[Y] + 2)
 	}
-	finest := finest(&d.edges, ns)
+	finest := d.finest(ns)
 	for i := range d.values {
 		cell := cellIn(i, finest)
 		same, other := &d.counts[i][class][cell], d.counts[i][1-class][cell]
@@ -182,7 +164,7 @@ func (d *distribution) addBlock(x, y uint64) {
 	if !d.isFixed {
 		return
 	}
-	ofX, ofY := finest(&d.edges, x), finest(&d.edges, y)
+	ofX, ofY := d.finest(x), d.finest(y)
 	for i := range d.values {
 		x, y := cellIn(i, ofX), cellIn(i, ofY)
 		counts := &d.counts[i]

@@ -227,35 +227,25 @@ func TestDistributionDoesNotOverflow(t *testing.T) {
 	}
 }
 
-// New cells are taken only after the times have moved.
+// The cells follow the times, and each response is judged by cells that come from earlier ones.
 func TestCellsFollowTimes(t *testing.T) {
+	j := newTestJudge(t, Random)
 	r := rand.New(rand.NewPCG(1, 2))
-	times := func(mean float64) []uint64 {
-		s := newSample(sampleSize)
-		for range sampleSize {
-			s.add(uint64(mean + 1000*r.NormFloat64()))
-		}
-		return s.sorted()
-	}
-	d := &distribution{}
-	d.reset()
-	d.fix(times(1e5))
-	edges := d.edges
-	for range 20 {
-		if d.fix(times(1e5)); d.edges != edges {
-			t.Fatal("times of the same distribution change the cells")
+	feed := func(mean float64) {
+		for range recentResponses {
+			j.Response(Request{Class: Class(r.IntN(2))}, uint64(mean+1000*r.NormFloat64()))
 		}
 	}
-	d.add(X, 1e5, false)
-	d.fix(times(2e5))
-	if d.edges == edges || d.counts[0][X][0]+d.counts[0][X][1] != 0 {
-		t.Error("the times have doubled, and cells and counts stay")
+	d := &j.distribution
+	judged := func() float64 { return d.labels[X] + d.labels[Y] }
+	if feed(1e5); judged() != 0 {
+		t.Errorf("%v responses are judged by cells that come from them", judged())
 	}
-	ties := make([]uint64, sampleSize)
-	d.fix(ties)
-	d.add(X, 0, false)
-	if d.fix(ties); d.labels[X] != 2 || d.counts[0][X][0]+d.counts[0][X][1] != 1 {
-		t.Error("times that are all the same are taken for a move")
+	if feed(2e5); judged() != recentResponses || d.edges[mostCells-2] > 110_000 {
+		t.Errorf("%v responses are judged, by the cells %v", judged(), d.edges)
+	}
+	if feed(3e5); judged() != 2*recentResponses || d.edges[0] < 190_000 {
+		t.Errorf("%v responses are judged, by the cells %v", judged(), d.edges)
 	}
 }
 

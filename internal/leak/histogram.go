@@ -6,7 +6,6 @@ package leak
 import (
 	"iter"
 	"math/bits"
-	"slices"
 )
 
 const (
@@ -94,47 +93,4 @@ func (h *histogram) all() iter.Seq[Cell] {
 			}
 		}
 	}
-}
-
-const (
-	firstSample = 1024 // responses after which the cells are fixed
-	sampleSize  = 2048
-)
-
-// sample keeps times at even distances over all responses. When it is full it drops every other
-// one.
-type sample struct {
-	values       []uint64
-	skip, left   uint64 // responses from one value to the next, and until the next
-	firstIsTaken bool
-	first        int
-}
-
-func newSample(first int) sample {
-	return sample{values: make([]uint64, 0, sampleSize), skip: 1, left: 1, first: first}
-}
-
-// add reports whether there is a new sample to be taken.
-func (s *sample) add(ns uint64) bool {
-	if s.left--; s.left > 0 {
-		return false
-	}
-	if len(s.values) == sampleSize {
-		for i := range sampleSize / 2 {
-			s.values[i] = s.values[2*i]
-		}
-		s.values = s.values[:sampleSize/2]
-		s.skip *= 2
-	}
-	s.left = s.skip
-	s.values = append(s.values, ns)
-	isFirst := !s.firstIsTaken && len(s.values) == s.first
-	s.firstIsTaken = s.firstIsTaken || isFirst
-	return isFirst || len(s.values) == sampleSize
-}
-
-func (s *sample) sorted() []uint64 {
-	sorted := slices.Clone(s.values)
-	slices.Sort(sorted)
-	return sorted
 }

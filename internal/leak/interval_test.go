@@ -148,24 +148,3 @@ func TestHistogram(t *testing.T) {
 		t.Errorf("the cells have %d of %d values", sum, h.count)
 	}
 }
-
-// A sample has values at even distances over all of them, and is taken again when it is full.
-func TestSample(t *testing.T) {
-	s := newSample(firstSample)
-	var taken []int
-	for i := range 1 << 16 {
-		if s.add(uint64(i)) {
-			taken = append(taken, i+1)
-			sorted := s.sorted()
-			step := sorted[1] - sorted[0]
-			for k, v := range sorted {
-				if v != uint64(k)*step {
-					t.Fatalf("after %d values: value %d is %d, want %d", i+1, k, v, uint64(k)*step)
-				}
-			}
-		}
-	}
-	if want := []int{1024, 2048, 4095, 8189, 16377, 32753, 65505}; !slices.Equal(taken, want) {
-		t.Errorf("samples are taken after %v values, want %v", taken, want)
-	}
-}

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Class is the class of a request.
@@ -105,7 +106,7 @@ type Judge struct {
 	hasHalf     bool
 	connections *connections // nil for other orders than Blocks
 
-	sample       sample
+	recent       []uint64 // times since the last quantiles
 	distribution distribution
 	existence    coin
 	evidence     evidence
@@ -127,13 +128,16 @@ func New(config Config) (*Judge, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	return newJudge(config, firstSample), nil
+	return newJudge(config, recentResponses), nil
 }
 
-// newJudge fixes the cells after that many responses.
-func newJudge(config Config, fixAfter int) *Judge {
+// recentResponses is the number of responses after which there are new quantiles.
+const recentResponses = 512
+
+// newJudge takes new quantiles after that many responses.
+func newJudge(config Config, every int) *Judge {
 	j := &Judge{
-		config: config, existence: coin{prior: existencePrior}, labels: newLabels(config.Order), sample: newSample(fixAfter),
+		config: config, existence: coin{prior: existencePrior}, labels: newLabels(config.Order), recent: make([]uint64, 0, every),
 		levels: levels{targetNs: config.TargetNs}, history: newHistory(),
 	}
 	if config.Order == Blocks {
@@ -153,9 +157,13 @@ func (j *Judge) Response(r Request, ns uint64) {
 	ns = min(ns, longestNs)
 	now := response{r.Class, ns, math.Log2(float64(max(ns, 1))), r.TimeNs}
 	j.classes[r.Class].add(ns, now.octave)
-	if j.sample.add(ns) {
-		j.refresh()
+	if len(j.recent) == cap(j.recent) {
+		slices.Sort(j.recent)
+		j.distribution.fix(j.recent)
+		j.levels.fix(j.recent)
+		j.recent = j.recent[:0]
 	}
+	j.recent = append(j.recent, ns)
 	if j.connections != nil {
 		j.connections.add(j, r, now, false)
 		return
@@ -185,13 +193,6 @@ func (j *Judge) Exclude(r Request) {
 	if r.Class != Unknown {
 		j.labels.all.add(r.Class)
 	}
-}
-
-// refresh takes the quantiles of a new sample. The cells of the distribution stay as they are.
-func (j *Judge) refresh() {
-	sorted := j.sample.sorted()
-	j.distribution.fix(sorted)
-	j.levels.fix(sorted)
 }
 
 // block takes a complete block without an excluded member.

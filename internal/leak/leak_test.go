@@ -185,7 +185,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if j.Pairs() < 100 || j.Pairs() > 100+1<<slotBits {
 		t.Errorf("%d pairs", j.Pairs())
 	}
-	if size := unsafe.Sizeof(*j) + unsafe.Sizeof(*j.connections) + sampleSize*8 + mostBatches*unsafe.Sizeof(batch{}); size > 600<<10 {
+	if size := unsafe.Sizeof(*j) + unsafe.Sizeof(*j.connections) + recentResponses*8 + mostBatches*unsafe.Sizeof(batch{}); size > 600<<10 {
 		t.Errorf("a judge has %d bytes", size)
 	}
 }

@@ -9,14 +9,16 @@ import "math"
 // the fastest and the slowest responses.
 var Quantiles = [...]float64{.01, .1, .2, .3, .4, .5, .6, .7, .8, .9, .99}
 
-// levels compare, at each quantile of all responses, how often the times of the two classes exceed
-// it, with those of Y shifted by the target. In a pair of which one exceeds it the later one is
-// either of them with the same probability, unless the difference is larger than the target.
+// levels compare, at each quantile of the responses before, how often the times of the two classes
+// exceed it, with those of Y shifted by the target. In a pair of which one exceeds it, it is either
+// of them with the same probability, unless the difference is larger than the target.
 type levels struct {
 	targetNs float64
 	isFixed  bool
 	limits   [len(Quantiles)]float64
 	pairs    uint64
+	// exceeded are the responses of both classes that exceed a limit.
+	exceeded [len(Quantiles)]uint64
 	// slower are the pairs with Y made faster by the target, faster those with Y made slower.
 	slower, faster [len(Quantiles)]exceeding
 }
@@ -37,13 +39,18 @@ func (l *levels) add(x, y uint64) {
 		return
 	}
 	l.pairs++
-	of := l.exceeded(float64(x))
-	count(&l.slower, of, l.exceeded(float64(y)-l.targetNs))
-	count(&l.faster, of, l.exceeded(float64(y)+l.targetNs))
+	ofX := l.limitsBelow(float64(x))
+	for _, of := range []int{ofX, l.limitsBelow(float64(y))} {
+		for i := range of {
+			l.exceeded[i]++
+		}
+	}
+	count(&l.slower, ofX, l.limitsBelow(float64(y)-l.targetNs))
+	count(&l.faster, ofX, l.limitsBelow(float64(y)+l.targetNs))
 }
 
-// exceeded returns the number of limits that a time exceeds.
-func (l *levels) exceeded(ns float64) int {
+// limitsBelow returns the number of limits that a time exceeds.
+func (l *levels) limitsBelow(ns float64) int {
 	n := 0
 	for n < len(l.limits) && ns > l.limits[n] {
 		n++
@@ -116,13 +123,22 @@ func (l *levels) anyDiffers(lost uint64) (slower, faster []float64) {
 	return slower, faster
 }
 
+// isNear reports whether the limits of a level were near its quantile, within a factor of 5. They
+// are not if the times drift too fast. Then the pairs say nothing about the level.
+func (l *levels) isNear(i int) bool {
+	const factor = 5
+	above := float64(l.exceeded[i]) / float64(2*max(l.pairs, 1))
+	nominal := 1 - Quantiles[i]
+	return above >= nominal/factor && above <= nominal*factor && 1-above >= (1-nominal)/factor && 1-above <= (1-nominal)*factor
+}
+
 // allAgree reports whether Y is slower and faster by less than the target at all levels, apart from
 // the tolerated share of responses. Every test
 // must reject, so the error of each is that of all.
 func (l *levels) allAgree(lost uint64) bool {
 	for i := range Quantiles {
 		notSlower, notFaster := l.agrees(i, lost)
-		if min(notSlower, notFaster) < math.Log(inverseError) {
+		if min(notSlower, notFaster) < math.Log(inverseError) || !l.isNear(i) {
 			return false
 		}
 	}

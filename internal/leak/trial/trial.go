@@ -184,6 +184,22 @@ func Drifting(rho float64) traffic.Kind {
 	}
 }
 
+// Moved is a normal kind whose mean doubles to 200 µs after that many responses.
+func Moved(responses int, deviationNs float64) traffic.Kind {
+	return traffic.Shift(traffic.Constant(100e3, deviationNs), responses, traffic.Constant(200e3, deviationNs))
+}
+
+// Rising is a normal kind whose mean grows from 200 µs by that much a response.
+func Rising(byNs, deviationNs float64) traffic.Kind {
+	return func(r *rand.Rand) traffic.Source {
+		mean := 200e3
+		return func() float64 {
+			mean += byNs
+			return mean + deviationNs*r.NormFloat64()
+		}
+	}
+}
+
 // Sawtooth grows by height within a period of responses and falls back, as the times of a process
 // with a garbage collector do.
 func Sawtooth(lowestNs, heightNs float64, period int, deviationNs float64) traffic.Kind {
