@@ -29,12 +29,14 @@ func families() []family {
 	const logNormal = 1.2e-4
 	return []family{
 		{name: "constant, 1 ms ± 20 µs", kind: traffic.Constant(1e6, 20e3), linear: between(4e-5, 1e-4)},
-		{name: "exponential, mean 100 µs", kind: traffic.Exponential(1e5), linear: between(5.5e-3, 9e-3)},
+		{name: "exponential, mean 100 µs", kind: traffic.Exponential(1e5), linear: atMost(2e-2)},
 		{name: "lognormal, σ = 0.5", kind: traffic.Lognormal(1e5, 0.5), log2: atMost(logNormal)},
 		{name: "lognormal, σ = 1", kind: traffic.Lognormal(1e5, 1), log2: atMost(logNormal)},
-		{name: "lognormal, σ = 1.5", kind: traffic.Lognormal(1e5, 1.5), log2: atMost(logNormal)},
+		{name: "lognormal, σ = 1.5", kind: traffic.Lognormal(1e5, 1.5), linear: atMost(7e-2), log2: atMost(logNormal)},
 		{name: "Pareto, shape 2.5", kind: traffic.Pareto(1e4, 2.5)},
 		{name: "Pareto, shape 1.5", kind: traffic.Pareto(1e4, 1.5)},
+		{name: "Pareto, shape 1.1", kind: traffic.Pareto(1e4, 1.1), linear: atMost(8.3e-2)},
+		{name: "Pareto, shape 1.1, from 10 ms on", kind: traffic.Pareto(1e7, 1.1), linear: atMost(8e-2)},
 		// With two kinds of deltas, clipping narrows the baseline for about fifty windows.
 		{name: "bursts and pauses", kind: traffic.OnOff(20, 1e4, 1e7), settling: 1_000_000},
 		{name: "AR(1), ρ = 0.9, 1 ms ± 20 µs", kind: traffic.AR1(1e6, 20e3, 0.9)},

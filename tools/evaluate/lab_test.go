@@ -115,6 +115,7 @@ func TestFiguresThatDiffer(t *testing.T) {
 func paramsOf(config bpf.Config) timing.Params {
 	return timing.Params{
 		Threshold: config.Threshold, MinSamples: uint64(config.MinSamples), Window: uint64(config.Window), Domain: config.Domain,
+		Clip: config.Clip,
 	}
 }
 

@@ -92,7 +92,9 @@ func (r *report) blocks() []block {
 	return []block{
 		{statisticsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.String, columnPlain, "linear", "log2")},
 		{statisticsDocument, tableDetection, r.pivot(tableDetection, figure.String, "+3σ", "+5σ", "+8σ", "+20σ")},
-		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnMean)},
+		{statisticsDocument, tableCommon, r.pivot(tableCommon, figure.String, "+8σ", "+20σ", "+1000σ")},
+		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnDeviation, columnMean)},
+		{statisticsDocument, tableRestarts, r.pivot(tableRestarts, figure.String, columnRestarts)},
 		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents, columnLateFrom)},
 		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
 		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},

@@ -29,7 +29,12 @@ type packet struct {
 
 // score returns the exact t-score of a judged packet.
 func (a *audited) score(p *packet) float64 {
-	return timing.Params{Domain: a.config.Domain, Clip: a.config.Clip}.Score(p.deltaNs, p.before)
+	return a.params().Score(p.deltaNs, p.before)
+}
+
+// params returns the parameters of a score.
+func (a *audited) params() timing.Params {
+	return timing.Params{Domain: a.config.Domain, Clip: a.config.Clip}
 }
 
 // stream is the state of a flow that is sent.
