@@ -123,7 +123,7 @@ type Config struct {
 // DefaultConfig returns the default configuration, without a device.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow, Clip: 1.82,
+		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow, Clip: 1.8,
 		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 16,
 	}
 }

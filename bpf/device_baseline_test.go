@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -165,7 +166,7 @@ func TestBaselineIsReadAtomically(t *testing.T) {
 	}()
 	var last timing.State
 	whole := func(n uint64) timing.State {
-		return timing.State{N: n, MeanQ16: n * 3, M2: Uint128{Hi: uint64(uint32(n) * 7), Lo: n * 5}}
+		return timing.State{N: n, MeanQ16: n * 3, M2: Uint128{Hi: uint64(uint32(n)*7) & m2HighMask, Lo: n * 5}}
 	}
 	const wanted = 1000
 	changes := 0
@@ -190,6 +191,35 @@ func TestBaselineIsReadAtomically(t *testing.T) {
 	block.Baseline.N++
 	if loadBaseline(&block, &last); last != before {
 		t.Errorf("in the middle of a write: got %+v, want %+v as before", last, before)
+	}
+}
+
+// The exported deviation of a device, and what is saved of it, are corrected for the clip.
+func TestDeviationIsCorrectedForTheClip(t *testing.T) {
+	const deviation = 20e3
+	for _, clip := range []float64{0, 1, 1.8, 4} {
+		config := testConfig()
+		config.Baseline, config.Clip, config.Window = BaselineDevice, clip, 1<<15
+		p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+		r := rand.New(rand.NewPCG(5, 5))
+		now := uint64(1e12)
+		for range 20_000 {
+			now += uint64(1e6 + deviation*r.NormFloat64())
+			p.send(t, udpFrame(), now)
+		}
+		reader := newCounterReader(arrayOf[programDeviceCounters](p.interpreter, programMapAuditCounters), interpretedCPUs, 1, config)
+		var c Counters
+		reader.read(0, &c)
+		learnt := reader.learnt(0)
+		saved := math.Sqrt(learnt.M2.Float64() / float64(learnt.N-1))
+		for name, got := range map[string]float64{"exported": c.Baseline.StandardDeviation(), "saved": saved} {
+			if math.Abs(got/deviation-1) > 0.02 { // three standard errors
+				t.Errorf("clip %v: %s deviation %.0f ns, want %.0f", clip, name, got, deviation)
+			}
+		}
+		if flag := c.LastFlag; flag != nil && math.Abs(flag.Score()) < config.Threshold*(1-1e-8) {
+			t.Errorf("clip %v: the last flag has a score of %v", clip, flag.Score())
+		}
 	}
 }
 

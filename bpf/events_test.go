@@ -78,7 +78,7 @@ func TestFlaggedPacketArrivesAsEvent(t *testing.T) {
 			want := Event{
 				Flag: Flag{
 					AuditNs: now + late, KtimeNs: e.KtimeNs, DeltaNs: late, Domain: DomainLinear, Samples: before.N, MeanQ16: before.MeanQ16,
-					M2: before.M2, LenBytes: uint32(len(test.frame)), Late: true,
+					M2: before.M2, Clip: p.config.Clip, LenBytes: uint32(len(test.frame)), Late: true,
 				},
 				Device: "test0", Time: e.Time,
 				Source: netip.MustParseAddrPort(test.source), Destination: netip.MustParseAddrPort(test.destination),

@@ -101,7 +101,7 @@ func FuzzEvent(f *testing.F) {
 		for _, domain := range []Domain{DomainLinear, DomainLog2} {
 			before := Event{Device: "untouched"}
 			event := before
-			id, ok := decodeEvent(slices.Clip(record), &event, timing.Params{Domain: domain, Clip: 1.82})
+			id, ok := decodeEvent(slices.Clip(record), &event, timing.Params{Domain: domain, Clip: 1.8})
 			if !ok {
 				if event != before {
 					t.Error("a record was refused, and changed the event")

@@ -93,7 +93,7 @@ func TestStormOfFlags(t *testing.T) {
 		storms   = 20
 		interval = uint64(time.Second) // the longest delta that does not count as a pause
 	)
-	params := timing.Params{Threshold: 4, MinSamples: 2, Window: 8192, Clip: 1.82}
+	params := timing.Params{Threshold: 4, MinSamples: 2, Window: 8192, Clip: 1.8}
 	times, flagged := make([]uint64, rounds), 0
 	var baseline timing.State
 	for i := 1; i < rounds; i++ {

@@ -35,7 +35,7 @@ func TestFlagOfTheDomain(t *testing.T) {
 	}
 	for _, domain := range []timing.Domain{timing.Linear, timing.Log2} {
 		t.Run(string(domain), func(t *testing.T) {
-			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: domain, Clip: 1.82}
+			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: domain, Clip: 1.8}
 			var baseline timing.State
 			var want []uint64 // flagged deltas
 			planted, found := 0, 0
@@ -130,7 +130,7 @@ func TestFlagOfTheBaseline(t *testing.T) {
 		domain timing.Domain
 	}{{"flow", timing.Linear}, {"device", timing.Linear}, {"device", timing.Log2}} {
 		t.Run(test.scope+", "+string(test.domain), func(t *testing.T) {
-			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: test.domain, Clip: 1.82}
+			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: test.domain, Clip: 1.8}
 			var baseline timing.State
 			decisions := map[timing.Decision]float64{}
 			for i := 1; i < rounds; i++ {

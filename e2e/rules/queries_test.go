@@ -148,6 +148,9 @@ func TestDocumentedQueries(t *testing.T) {
 			with(ofDevice, `fate="ring_full"`): 0.1, with(ofDevice, `fate="no_reader"`): 0.1,
 			with(ofDevice, `fate="reader_gap"`): 0.1, with(ofDevice, `fate="other"`): 0.1,
 		}},
+		{"docs/metrics.md", "restarts", []ruleSeries{
+			series("xdp_audit_baseline_restarts_total"+eth0, "7+2"), series("xdp_audit_baseline_restarts_total"+eth1, "7"),
+		}, map[string]float64{eth0: 10}},
 		{"docs/metrics.md", "sort_desc", scores, map[string]float64{host(0): 6.25, host(1): 3.5}},
 		{"docs/metrics.md", "scalar", []ruleSeries{
 			series(mean+`5m{instance="a:9400",device="eth0"}`, "0.0012"), series(mean+`5m{instance="b:9400",device="eth0"}`, "0.001"),

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192, Clip: 1.82}
+var defaults = Params{Threshold: 4, MinSamples: 100, Window: 8192, Clip: 1.8}
 
 // exact is a baseline in rational arithmetic: Welford's recurrence with the halving and
 // clipping of Params. Only the root in the clipping limit, and in the log2 domain the
@@ -297,7 +297,7 @@ func TestInvalidParamsAreRefused(t *testing.T) {
 			t.Errorf("clip %v: error %v", clip, err)
 		}
 	}
-	for _, clip := range []float64{0, 1, 1.82, 16} {
+	for _, clip := range []float64{0, 1, 1.8, 16} {
 		p := defaults
 		p.Clip = clip
 		if err := p.Validate(); err != nil {
@@ -376,7 +376,7 @@ func b2i(b bool) int {
 
 // The factor of the variance is the reciprocal of E[ψ²], and its inverse undoes it.
 func TestVarianceFactor(t *testing.T) {
-	for _, clip := range []float64{0, 1, 1.5, 1.75, 1.82, 2, 4, 16} {
+	for _, clip := range []float64{0, 1, 1.5, 1.75, 1.8, 2, 4, 16} {
 		p := Params{Clip: clip}
 		if got, want := p.correction(), exactCorrection(clip); math.Abs(got/want-1) > 1e-6 {
 			t.Errorf("clip %v: factor %v, want %v", clip, got, want)
@@ -407,7 +407,7 @@ func TestSquareRoot(t *testing.T) {
 
 // Just after learning and later, the deviation is that of the traffic, at every clip.
 func TestDeviationIsConsistent(t *testing.T) {
-	for _, clip := range []float64{0, 1, 1.5, 1.82, 4} {
+	for _, clip := range []float64{0, 1, 1.5, 1.8, 4} {
 		r := rand.New(rand.NewPCG(4, 4))
 		p := defaults
 		p.Clip = clip
