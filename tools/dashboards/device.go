@@ -68,11 +68,13 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, "now"})
 	b.graph(8, "Excess of flagged packets", "short", "Score against the past of the device. An alert fires at 6 (a burst), or after 15 minutes at 1 or more (a lasting excess).",
 		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, "score"})
-	b.graph(8, "Score of the last flag", "short", "|t| of the last flagged packet at each scrape.",
+	b.graph(6, "Restarted baselines", "short", "Baselines in five minutes that restarted after 64 flagged packets in a row in one direction: the level of their traffic changed.",
+		query{`increase(xdp_audit_baseline_restarts_total{` + ofDevice + `}[5m])`, "restarts"})
+	b.graph(6, "Score of the last flag", "short", "|t| of the last flagged packet at each scrape.",
 		query{`xdp_audit_last_tscore{` + ofDevice + `}`, "|t|"})
-	b.graph(8, "Delta of the last flag", "s", "Time between the last flagged packet and its predecessor.",
+	b.graph(6, "Delta of the last flag", "s", "Time between the last flagged packet and its predecessor.",
 		query{`xdp_audit_last_delta_seconds{` + ofDevice + `}`, "delta"})
-	b.graph(8, "Length of the last flag", "bytes", "Length of the last flagged frame.",
+	b.graph(6, "Length of the last flag", "bytes", "Length of the last flagged frame.",
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
 
 	b.row("Calibration")
