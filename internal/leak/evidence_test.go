@@ -132,7 +132,7 @@ func exactRandom(times []uint64, classes []Class) *big.Rat {
 func TestDistributionOfRandomLabelsIsExact(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for run := range 50 {
-		d := testDistribution()
+		d, of := testDistribution(), testDistribution()
 		var times []uint64
 		var classes []Class
 		for range 1 + r.IntN(60) {
@@ -143,9 +143,39 @@ func TestDistributionOfRandomLabelsIsExact(t *testing.T) {
 			}
 			times, classes = append(times, ns), append(classes, class)
 			d.add(class, ns, false)
+			of.add(class, ns, true)
 		}
 		checkLog(t, fmt.Sprintf("run %d", run), d.logE(), exactRandom(times, classes))
+		checkLog(t, fmt.Sprintf("run %d, unknown shares", run), of.logE(), exactUnknown(times, classes))
 	}
+}
+
+// exactUnknown returns the e-value for unknown shares: each prediction has the share of the class
+// so far as its mean.
+func exactUnknown(times []uint64, classes []Class) *big.Rat {
+	sum := new(big.Rat)
+	var labels [2]int64
+	for i := range partitions {
+		for _, prior := range priors {
+			var counts [mostCells][2]int64
+			labels = [2]int64{}
+			product := big.NewRat(1, 1)
+			for k, ns := range times {
+				class, cell := classes[k], &counts[cellsOf(ns)[i]]
+				mean := big.NewRat(int64(prior)*(labels[class]+1), labels[X]+labels[Y]+2)
+				mean.Add(mean, big.NewRat(cell[class], 1))
+				product.Mul(product, mean.Quo(mean, big.NewRat(cell[X]+cell[Y]+int64(prior), 1)))
+				cell[class]++
+				labels[class]++
+			}
+			sum.Add(sum, product)
+		}
+	}
+	sum.Quo(sum, big.NewRat(int64(mixed), 1))
+	for _, of := range labels {
+		sum.Quo(sum, power(big.NewRat(max(of, 1), labels[X]+labels[Y]), int(of)))
+	}
+	return sum
 }
 
 // exactBlocks returns the e-value of blocks: the mean over partitions and priors of the product of

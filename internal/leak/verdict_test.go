@@ -50,6 +50,7 @@ func TestVerdicts(t *testing.T) {
 		{"no difference", 20_000, normal(1e5, 2000), None, "differ by less than 1 µs: at the median"},
 		{"a shift below the target", 20_000, slowerBy(300, 1), None, "differ by less than 1 µs"},
 		{"a shift above the target", 2000, slowerBy(3000, 1), Leak, "Responses to `fixed` are 3.1"},
+		{"a shift above the target, but too little evidence", 30, slowerBy(20_000, 1), Inconclusive, "No verdict yet"},
 		{"a shift of the other sign", 2000, func(r *rand.Rand, c Class) float64 { return slowerBy(5000, 1)(r, 1-c) }, Leak, "µs slower than to `random`"},
 		{"slower in 3 %", 3000, slowerBy(1e6, 0.03), Leak, "Some responses to `random` are more than 1 µs slower (near percentile 99)"},
 		{"faster in 3 %", 3000, func(r *rand.Rand, c Class) float64 { return 2e6 - slowerBy(1e6, 0.03)(r, c) }, Leak, "Some responses to `random` are more than 1 µs faster"},
@@ -73,6 +74,61 @@ func TestVerdicts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The highest evidence counts: what was found is not forgotten when the difference turns around.
+func TestEvidenceIsTheHighest(t *testing.T) {
+	j := assess(newTestJudge(t, Random), 300, slowerBy(5000, 1))
+	before := j.Report().EvidenceLog10
+	r := assess(j, 600, func(r *rand.Rand, c Class) float64 { return slowerBy(5000, 1)(r, 1-c) }).Report()
+	if r.EvidenceLog10 < before || before < 5 || r.EvidenceCurrentLog10 > before/2 {
+		t.Errorf("got %v at first, then %v and currently %v", before, r.EvidenceLog10, r.EvidenceCurrentLog10)
+	}
+}
+
+// Where all times exceed the limits, or none does, the classes do not agree at any level: there is
+// nothing to compare.
+func TestLimitsThatTheTimesHaveLeft(t *testing.T) {
+	sorted := make([]uint64, 1000)
+	for i := range sorted {
+		sorted[i] = 1e6 + uint64(i)
+	}
+	for _, test := range []struct {
+		from uint64
+		want bool
+	}{{1e6, true}, {2e6, false}, {1e5, false}} {
+		l := levels{targetNs: 1000}
+		l.fix(sorted)
+		r := rand.New(rand.NewPCG(1, 2))
+		for range 20_000 {
+			l.add(test.from+r.Uint64N(1000), test.from+r.Uint64N(1000))
+		}
+		if got := l.allAgree(0); got != test.want {
+			t.Errorf("times from %d: got %t, want %t", test.from, got, test.want)
+		}
+		if slower, faster := l.anyDiffers(0); len(slower)+len(faster) > 0 {
+			t.Errorf("times from %d: slower at %v, faster at %v", test.from, slower, faster)
+		}
+	}
+}
+
+// The error is divided among all one-sided tests.
+func TestLevelsAreCorrectedForTheirNumber(t *testing.T) {
+	l := levels{}
+	for i := range Quantiles {
+		for n := uint64(1); ; n++ {
+			l.slower[i], l.faster[i] = exceeding{y: n}, exceeding{x: n}
+			slower, faster := l.anyDiffers(0)
+			isEnough := logOneSided(float64(n), float64(n)) >= math.Log(20*22)
+			if (len(slower) > 0) != isEnough || (len(faster) > 0) != isEnough {
+				t.Fatalf("quantile %v, %d pairs: slower at %v, faster at %v", Quantiles[i], n, slower, faster)
+			}
+			if isEnough {
+				break
+			}
+		}
+		l.slower[i], l.faster[i] = exceeding{}, exceeding{}
 	}
 }
 
@@ -223,6 +279,8 @@ func TestLoss(t *testing.T) {
 		{"none, one class loses more than the tail", [2]float64{0, 0.03}, normal(1e5, 2000), 20_000, false, Invalid},
 		{"a leak of 3 σ, one class loses some", [2]float64{0, 0.05}, slowerBy(6000, 1), 1000, true, Leak},
 		{"a leak of σ/2, one class loses most", [2]float64{0, 0.6}, slowerBy(1500, 1), 20_000, false, Invalid},
+		{"a leak in 10 %, one class loses little", [2]float64{0, 0.01}, slowerBy(1e6, 0.1), 4000, true, Leak},
+		{"a leak in 10 %, one class loses much", [2]float64{0, 0.3}, slowerBy(1e6, 0.1), 4000, false, Invalid},
 		{"no verdict, one class loses some", [2]float64{0, 0.05}, normal(1e5, 10_000), 1000, true, Inconclusive},
 	} {
 		t.Run(test.name, func(t *testing.T) {
