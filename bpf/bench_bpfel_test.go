@@ -82,11 +82,12 @@ type benchDeviceCounters struct {
 			M2High  uint32
 			N       uint32
 		}
-		FlaggedN  uint32
-		Run       uint8
-		RunIsLate uint8
-		Reserved  uint16
-		Reserved2 [3]uint64
+		FlaggedN   uint32
+		Run        uint8
+		RunIsLate  uint8
+		Reserved   uint16
+		RunSinceNs uint64
+		Reserved2  [2]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout

@@ -131,6 +131,7 @@ func b2i(b bool) int {
 // model computes the state that the program should have for one flow.
 type model struct {
 	params    timing.Params
+	byDevice  bool
 	idleNs    uint64
 	cuts      *[timing.LinearCells]uint32
 	state     timing.State
@@ -147,7 +148,7 @@ type model struct {
 }
 
 func newModel(config Config) *model {
-	return &model{params: config.params(), idleNs: uint64(config.IdleTimeout), cuts: timing.Cuts()}
+	return &model{params: config.params(), byDevice: config.Baseline == BaselineDevice, idleNs: uint64(config.IdleTimeout), cuts: timing.Cuts()}
 }
 
 func (m *model) observe(nowNs uint64) Outcome {
@@ -175,7 +176,7 @@ func (m *model) outcome(nowNs uint64) Outcome {
 	m.countDelta(delta)
 	before := m.state
 	decision := m.params.Observe(&m.state, delta)
-	if m.params.Restarts(&m.run, decision) {
+	if m.restartsAfter(decision, nowNs, delta) {
 		m.state = timing.State{}
 		m.restarts++
 	}
@@ -191,6 +192,14 @@ func (m *model) outcome(nowNs uint64) Outcome {
 	default:
 		return OutcomeJudged
 	}
+}
+
+// restartsAfter counts a decision in the run of flagged packets.
+func (m *model) restartsAfter(d timing.Decision, nowNs, delta uint64) bool {
+	if m.byDevice {
+		return m.params.DeviceRestarts(&m.run, d, nowNs, delta)
+	}
+	return m.params.Restarts(&m.run, d)
 }
 
 // score adds the score of a flagged packet, and counts the packet if it is rare.

@@ -81,14 +81,15 @@ type programCalibration struct {
 }
 
 type programDeviceBaseline struct {
-	_         structs.HostLayout
-	Sequence  uint64
-	Baseline  programBaseline
-	FlaggedN  uint32
-	Run       uint8
-	RunIsLate uint8
-	Reserved  uint16
-	Reserved2 [3]uint64
+	_          structs.HostLayout
+	Sequence   uint64
+	Baseline   programBaseline
+	FlaggedN   uint32
+	Run        uint8
+	RunIsLate  uint8
+	Reserved   uint16
+	RunSinceNs uint64
+	Reserved2  [2]uint64
 }
 
 type programDeviceCounters struct {

@@ -132,10 +132,16 @@ func TestFlagOfTheBaseline(t *testing.T) {
 		t.Run(test.scope+", "+string(test.domain), func(t *testing.T) {
 			params := timing.Params{Threshold: 4, MinSamples: 100, Window: 8192, Domain: test.domain, Clip: 1.8}
 			var baseline timing.State
+			var run timing.Run
 			decisions := map[timing.Decision]float64{}
 			for i := 1; i < rounds; i++ {
 				for range flows {
-					decisions[params.Observe(&baseline, times[i]-times[i-1])]++
+					delta := times[i] - times[i-1]
+					decision := params.Observe(&baseline, delta)
+					decisions[decision]++
+					if params.DeviceRestarts(&run, decision, times[i], delta) {
+						baseline = timing.State{}
+					}
 				}
 			}
 			if decisions[timing.Late] < 10 {
@@ -161,7 +167,7 @@ func TestFlagOfTheBaseline(t *testing.T) {
 					t.Errorf("%v packets with the outcome %s, want %v", got, outcome, want)
 				}
 			}
-			spread := math.Sqrt(params.Variance(baseline))
+			spread := math.Sqrt(timing.Params{Domain: test.domain}.Variance(params.Corrected(baseline)))
 			want := map[string]float64{
 				"baseline_samples": float64(baseline.N), "baseline_mean_seconds": test.domain.MeanNs(baseline) / 1e9,
 				"baseline_stddev_seconds": spread / 1e9,

@@ -311,7 +311,8 @@ struct device_baseline {
 	__u8 run;	  /* flagged packets in a row on one side */
 	__u8 run_is_late; /* its side */
 	__u16 reserved;
-	__u64 reserved2[3];
+	__u64 run_since_ns; /* time of its first packet */
+	__u64 reserved2[2];
 };
 
 /* Histograms of the scores of flagged packets on one CPU, and the bins from which on scores are

@@ -46,7 +46,8 @@ static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct f
 	store_in_order(&device->sequence, device->sequence + 1);
 	outcome = baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag);
 	if (is_flagged(outcome))
-		count_device_run(device, outcome == OUTCOME_FLAGGED_LATE, counters);
+		count_device_run(counters, outcome == OUTCOME_FLAGGED_LATE, slot->last_ns,
+				 delta_ns);
 	store_in_order(&device->sequence, device->sequence + 1);
 	return outcome;
 }

@@ -76,22 +76,26 @@ static __always_inline void restart_baseline(struct baseline *baseline,
 }
 
 /* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
- * in a row. See samples_since().
+ * in a row. See samples_since(). A run that is shorter than two of its deltas may have one packet
+ * of each flow, all of them late because the host paused once.
  */
-static __always_inline void count_device_run(struct device_baseline *device, bool is_late,
-					     struct device_counters *counters)
+static __always_inline void count_device_run(struct device_counters *counters, bool is_late,
+					     __u64 now_ns, __u64 delta_ns)
 {
+	struct device_baseline *device = &counters->device;
 	struct baseline *baseline = &device->baseline;
 	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
 	__u64 samples =
 		halvings * (config.baseline_halved_at >> 1) + baseline->n - device->flagged_n;
 
-	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD))
+	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD)) {
 		device->run = 0;
+		device->run_since_ns = now_ns;
+	}
 	device->run_is_late = is_late;
 	if (device->run < LONGEST_RUN)
 		device->run++;
-	if (device->run >= config.restart_run) {
+	if (device->run >= config.restart_run && now_ns - device->run_since_ns >= 2 * delta_ns) {
 		restart_baseline(baseline, counters);
 		return;
 	}

@@ -236,6 +236,7 @@ func (p Params) nearLimit(deviation uint64, s *State) (limit uint64, isNear bool
 type Run struct {
 	packets uint32
 	side    Decision
+	sinceNs uint64 // time of its first packet
 }
 
 // RestartRun returns the number of flagged packets in a row on one side after which a baseline
@@ -249,20 +250,31 @@ func (p Params) RestartRun() uint32 {
 	return restartRun
 }
 
-// Restarts counts the decision on the packet after the last counted one. It reports whether the
-// baseline restarts: whether the caller has to empty it after this packet.
-func (p Params) Restarts(r *Run, d Decision) bool {
+// Restarts counts the decision on the packet of a flow after the last counted one. It reports
+// whether the baseline restarts: whether the caller has to empty it after this packet.
+func (p Params) Restarts(r *Run, d Decision) bool { return p.countRun(r, d, 0) && r.end() }
+
+// DeviceRestarts is Restarts for the baseline of a device, with the time of the packet and its
+// delta. When the host pauses once, the next packet of each flow is late. Therefore the run also
+// has to last for two of its deltas.
+func (p Params) DeviceRestarts(r *Run, d Decision, nowNs, deltaNs uint64) bool {
+	return p.countRun(r, d, nowNs) && nowNs-r.sinceNs >= 2*deltaNs && r.end()
+}
+
+// countRun reports whether the run is long enough for a restart.
+func (p Params) countRun(r *Run, d Decision, nowNs uint64) bool {
 	if d != Early && d != Late {
 		*r = Run{}
 		return false
 	}
 	if d != r.side {
-		*r = Run{side: d}
+		*r = Run{side: d, sinceNs: nowNs}
 	}
 	r.packets = min(r.packets+1, longestRun-1)
-	if r.packets < p.RestartRun() {
-		return false
-	}
+	return r.packets >= p.RestartRun()
+}
+
+func (r *Run) end() bool {
 	*r = Run{}
 	return true
 }

@@ -434,6 +434,45 @@ func TestDeviationIsConsistent(t *testing.T) {
 	}
 }
 
+// A device restarts its baseline for a new level of all of its flows, but not for one pause of all
+// of them, however many they are.
+func TestRunOfADevice(t *testing.T) {
+	const flows, usual, late = 300, 1_000_000, 50_000_000
+	for _, test := range []struct {
+		name     string
+		late     int // late packets of each flow
+		restarts int
+	}{{"one pause", 1, 0}, {"a new level", 4, 1}} {
+		var s State
+		var r Run
+		random := rand.New(rand.NewPCG(6, 6))
+		now, restarts := uint64(1e12), 0
+		last := make([]uint64, flows)
+		for round := range 40 + test.late {
+			step := uint64(usual)
+			if round >= 40 {
+				step = late
+			}
+			now += step
+			for i := range last {
+				at := now + uint64(i)*1000 + random.Uint64N(20_000)
+				delta := at - last[i]
+				last[i] = at
+				if round == 0 {
+					continue
+				}
+				if defaults.DeviceRestarts(&r, defaults.Observe(&s, delta), at, delta) {
+					s = State{}
+					restarts++
+				}
+			}
+		}
+		if restarts != test.restarts {
+			t.Errorf("%s: %d restarts, want %d", test.name, restarts, test.restarts)
+		}
+	}
+}
+
 // A run is of flagged packets on one side, with nothing between them.
 func TestRunOfFlags(t *testing.T) {
 	for _, test := range []struct {

@@ -41,14 +41,15 @@ type replayDeviceCounters struct {
 	BaselineRestarts uint64
 	Reserved         [4]uint64
 	Device           struct {
-		_         structs.HostLayout
-		Sequence  uint64
-		Baseline  replayBaseline
-		FlaggedN  uint32
-		Run       uint8
-		RunIsLate uint8
-		Reserved  uint16
-		Reserved2 [3]uint64
+		_          structs.HostLayout
+		Sequence   uint64
+		Baseline   replayBaseline
+		FlaggedN   uint32
+		Run        uint8
+		RunIsLate  uint8
+		Reserved   uint16
+		RunSinceNs uint64
+		Reserved2  [2]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout
