@@ -89,8 +89,8 @@ func TestFloodOfNewFlows(t *testing.T) {
 func TestStormOfFlags(t *testing.T) {
 	const (
 		flows    = 2048 // at a time
-		rounds   = 102  // packets of each
-		storms   = 20
+		rounds   = 66   // packets of each: one more, and their baselines would restart
+		storms   = 32
 		interval = uint64(time.Second) // the longest delta that does not count as a pause
 	)
 	params := timing.Params{Threshold: 4, MinSamples: 2, Window: 8192, Clip: 1.8}
