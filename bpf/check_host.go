@@ -190,7 +190,7 @@ func (c *checker) neededBytes() uint64 {
 	if err != nil || c.config.Flows > MaxFlows || c.config.MaxDevices > maxDevices {
 		return 0
 	}
-	slotBytes := unsafe.Sizeof(programFlowSet{})/flowWays + unsafe.Sizeof(programFlowKey{}) + unsafe.Sizeof(programFlowRecord{})
+	slotBytes := unsafe.Sizeof(programFlowSet{})/flowWays + unsafe.Sizeof(programFlowKey{}) + unsafe.Sizeof(programSetRecords{})/flowWays
 	needed := uint64(c.config.Slots()) * uint64(slotBytes)
 	needed += uint64(c.config.deviceCapacity()*cpus) * uint64(unsafe.Sizeof(programDeviceCounters{}))
 	needed += uint64(c.config.Watches) * uint64(unsafe.Sizeof(programWatch{}))

@@ -46,7 +46,7 @@ const (
 	DomainLog2   = timing.Log2   // the logarithm of the delta
 )
 
-// Learnt is the learned state of a device: its baseline and the distribution of its scores. A
+// Learnt is the learned state of a device: its baseline. A
 // device with such a state in [Config.Frozen] is scored against it.
 type Learnt = timing.Learnt
 
@@ -108,8 +108,9 @@ type Config struct {
 
 	IdleTimeout time.Duration // a longer silence of a flow is a pause, not a delta
 
-	// Calibrate is the upper bound on the fraction of scored packets reported as events. With 0,
-	// there is no bound.
+	// Calibrate is the number of events that a flow earns for each of its scored packets. They
+	// are for flags that are rare for the flow. In addition a flow has eight events an hour. With
+	// 0, every flag may become an event.
 	Calibrate float64
 
 	Flows     uint32 // slots of the flow table, rounded up to a power of two
@@ -233,8 +234,8 @@ func (c Config) validateFrozen() error {
 			return fmt.Errorf("saved baseline of device %s: %w", name, err)
 		}
 		if !c.params().IsEnough(&learnt) {
-			return fmt.Errorf("saved baseline of device %s has %d samples and %d scored packets, too few for a minimum of %d samples and a calibration of %v: "+
-				"lower the minimum, raise or disable the calibration, or learn the baseline again", name, learnt.N, learnt.Judged, c.MinSamples, c.Calibrate)
+			return fmt.Errorf("saved baseline of device %s has %d samples, too few for a minimum of %d: lower the minimum, or learn the baseline again",
+				name, learnt.N, c.MinSamples)
 		}
 	}
 	return nil

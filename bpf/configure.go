@@ -65,7 +65,7 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id devic
 		values.Frozen = programBaseline{
 			MeanQ16: saved.MeanQ16, M2Low: saved.M2.Lo, M2High: uint32(saved.M2.Hi), N: uint32(saved.N),
 		}
-		_, values.FrozenCuts = config.params().Cuts(&learnt)
+		values.YoungSamples = 0
 	}
 	for name, m := range t.byName {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
@@ -105,25 +105,26 @@ func (c Config) programConfig() programAuditConfig {
 	mantissa, exponent := params.ThresholdSquared()
 	shortcuts := params.Shortcuts()
 	values := programAuditConfig{
-		IdleTimeoutNs:       uint64(c.IdleTimeout),
-		EventIntervalNs:     c.eventInterval(),
-		EventBurstNs:        uint64(time.Second),
-		SetMask:             c.sets() - 1,
-		MinSamples:          c.MinSamples,
-		BaselineHalvedAt:    2 * c.Window,
-		Threshold2Mantissa:  mantissa,
-		Threshold2Exponent:  exponent,
-		ClipFactorQ2:        shortcuts.Clip,
-		ShortcutFactorQ2:    shortcuts.Both,
-		NearFactorQ2:        shortcuts.Near,
-		NearScaleQ16:        params.NearScaleQ16(),
-		ClipQ16:             params.ClipQ16(),
-		VarianceFactorQ16:   params.VarianceFactor(),
-		LearntFactorQ16:     params.LearntFactor(),
-		RestartRun:          params.RestartRun(),
-		TailQ32:             params.TailShare(),
-		CalibrationHalvedAt: params.CalibrationTwice(),
-		ScoreOffset:         params.ScoreOffset(),
+		IdleTimeoutNs:      uint64(c.IdleTimeout),
+		EventIntervalNs:    c.eventInterval(),
+		EventBurstNs:       uint64(time.Second),
+		SetMask:            c.sets() - 1,
+		MinSamples:         c.MinSamples,
+		BaselineHalvedAt:   2 * c.Window,
+		Threshold2Mantissa: mantissa,
+		Threshold2Exponent: exponent,
+		ClipFactorQ2:       shortcuts.Clip,
+		ShortcutFactorQ2:   shortcuts.Both,
+		NearFactorQ2:       shortcuts.Near,
+		NearScaleQ16:       params.NearScaleQ16(),
+		ClipQ16:            params.ClipQ16(),
+		VarianceFactorQ16:  params.VarianceFactor(),
+		LearntFactorQ16:    params.LearntFactor(),
+		RestartRun:         params.RestartRun(),
+		ShareQ32:           c.params().EarnedShare(),
+		YoungSamples:       c.params().YoungSamples(),
+		Threshold2Q32:      c.params().CutFloor(),
+		UnearnedBurstNs:    uint64(time.Second) * max(1, 2/max(uint64(c.EventRate), 1)),
 	}
 	if runtime.GOARCH == "amd64" {
 		values.StoresAreOrdered = 1

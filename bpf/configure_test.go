@@ -17,7 +17,7 @@ func TestConfigureSetsAllVariables(t *testing.T) {
 	config := testConfig()
 	config.Devices = []string{"test0", "test1"}
 	config.Domain, config.Baseline, config.Watches = DomainLog2, BaselineDevice, 1
-	config.Frozen = map[string]Learnt{"test1": {State: State{N: 1000, MeanQ16: 7 << 16, M2: Uint128{Hi: 3, Lo: 5}}, Judged: 1e6}}
+	config.Frozen = map[string]Learnt{"test1": {State: State{N: 1000, MeanQ16: 7 << 16, M2: Uint128{Hi: 3, Lo: 5}}}}
 	config.FrozenSince = time.Unix(1e9, 0)
 	audit := loadTest(t, config)
 	entries := audit.maps.devices.entries

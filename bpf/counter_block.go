@@ -113,15 +113,6 @@ func (p *Packets) add(packets *Packets, used cellSet) {
 	}
 }
 
-// judgedIn returns the number of packets of some cells that were scored.
-func (p *Packets) judgedIn(cells cellSet) (sum uint64) {
-	for cells != 0 {
-		f, q := cells.next()
-		sum += p[f][q][OutcomeJudged] + p[f][q][OutcomeFlaggedEarly] + p[f][q][OutcomeFlaggedLate]
-	}
-	return sum
-}
-
 // loadUint128 reads a sum that grows meanwhile. It tries again if a carry was stored between its
 // loads. No CPU carries so often that eight attempts fail. If they do, the sum is the last one.
 func loadUint128(words *[2]uint64, last *Uint128) Uint128 {
@@ -157,7 +148,7 @@ func loadLastFlag(last *programLastFlag, params timing.Params) (flag Flag, ok bo
 			return Flag{}, false
 		}
 		var state programFlagState
-		from := (*[flagWords]uint64)(unsafe.Pointer(&last.States[sequence&1]))
+		from := (*[flagWords]uint64)(unsafe.Pointer(&last.Events[(sequence+1)&1].Event.Flag))
 		to := (*[flagWords]uint64)(unsafe.Pointer(&state))
 		for i := range from {
 			to[i] = atomic.LoadUint64(&from[i])

@@ -18,6 +18,7 @@ import (
 var (
 	_ = programDeviceCounters{}.Protocols[NumFamilies-1][NumProtocols-1]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.FlowEvictions)-int(NumEvictions)]
+	_ = [1]struct{}{}[len(programDeviceCounters{}.Fates)-1-int(fateNoToken)]
 	_ = [1]struct{}{}[len(programDeviceCounters{}.Histogram)-timing.Cells]
 )
 
@@ -121,7 +122,6 @@ func (r *counterReader) reset(device int) {
 // read adds the blocks of one device to c.
 func (r *counterReader) read(device int, c *Counters) {
 	var packets Packets // of one block; only its used cells are valid
-	var calibration calibrationSum
 	histograms := histogramReader{sum: &c.Histogram, dense: make([]*Histogram, 0, denseBlocks)}
 	for cpu := range r.blocks[device] {
 		block, state := &r.blocks[device][cpu], &r.states[device][cpu]
@@ -142,6 +142,12 @@ func (r *counterReader) read(device int, c *Counters) {
 		for f := range c.Fates {
 			c.Fates[f] += atomic.LoadUint64(&block.Fates[f])
 		}
+		common, noToken := atomic.LoadUint64(&block.Fates[FateSuppressed]), atomic.LoadUint64(&block.Fates[fateNoToken])
+		c.Fates[FateSuppressed] += noToken
+		c.Decisions[DecisionEarned] += atomic.LoadUint64(&block.EarnedEvents)
+		c.Decisions[DecisionUnearned] += atomic.LoadUint64(&block.UnearnedEvents)
+		c.Decisions[DecisionCommon] += common
+		c.Decisions[DecisionNoToken] += noToken
 		c.Inserts += atomic.LoadUint64(&block.FlowInserts)
 		c.Restarts += atomic.LoadUint64(&block.BaselineRestarts)
 		for e := range c.Evictions {
@@ -151,17 +157,11 @@ func (r *counterReader) read(device int, c *Counters) {
 		if flag, ok := loadLastFlag(&block.LastFlag, r.params); ok && (c.LastFlag == nil || flag.KtimeNs > c.LastFlag.KtimeNs) {
 			c.setLastFlag(flag)
 		}
-		if r.params.Calibrate != 0 {
-			calibration.add(r.params, &block.Calibration, packets.judgedIn(used))
-		}
 		if r.baselines != nil {
 			loadBaseline(&block.Device, &r.baselines[device][cpu])
 		}
 	}
 	histograms.finish()
-	if r.params.Calibrate != 0 {
-		c.Calibration = calibration.result(r.params)
-	}
 	if r.baselines != nil {
 		merged := timing.Merge(r.corrected(device))
 		c.Baseline = &Baseline{Domain: r.params.Domain, Samples: merged.N, MeanQ16: merged.MeanQ16, M2: merged.M2}
@@ -188,18 +188,10 @@ func (r *counterReader) skip(device, cpu int) {
 	}
 }
 
-// freeze replaces the baseline and the calibration in c by the saved ones that the device is
-// scored against.
+// freeze replaces the baseline in c by the saved one that the device is scored against.
 func (r *counterReader) freeze(c *Counters, learnt *Learnt) {
 	c.Baseline = &Baseline{
 		Domain: r.params.Domain, Samples: learnt.N, MeanQ16: learnt.MeanQ16, M2: learnt.M2, FrozenSince: r.config.FrozenSince,
-	}
-	if c.Calibration != nil {
-		allowed, cuts := r.params.Cuts(learnt)
-		c.Calibration = &Calibration{Judged: learnt.Judged}
-		for side := range cuts {
-			c.Calibration.EventScores[side] = r.params.EventScore(allowed, cuts[side])
-		}
 	}
 }
 
@@ -215,7 +207,7 @@ func (a *Audit) Learnt() map[string]Learnt {
 		if _, isFrozen := a.config.Frozen[d.name]; isFrozen || !d.isCounted() {
 			return
 		}
-		if learnt := a.counters.learnt(d.index); a.counters.params.IsEnough(&learnt) {
+		if learnt := a.counters.learnt(d.index); learnt.N >= uint64(a.config.Window) {
 			all[d.name] = learnt
 		}
 	})
@@ -224,9 +216,6 @@ func (a *Audit) Learnt() map[string]Learnt {
 
 // learnt merges the learned state of all CPUs for one device.
 func (r *counterReader) learnt(device int) Learnt {
-	var judged uint64
-	var packets Packets
-	var scores [2][timing.ScoreBins]uint64
 	for cpu := range r.blocks[device] {
 		block := &r.blocks[device][cpu]
 		if usedCells(block) == 0 {
@@ -234,21 +223,8 @@ func (r *counterReader) learnt(device int) Learnt {
 			continue
 		}
 		loadBaseline(&block.Device, &r.baselines[device][cpu])
-		if r.params.Calibrate == 0 {
-			continue
-		}
-		for side := range scores {
-			for bin := range scores[side] {
-				scores[side][bin] += uint64(atomic.LoadUint32(&block.Calibration.Scores[side][bin]))
-			}
-		}
-		// After the scores, so that no score lacks its packet.
-		used := usedCells(block)
-		loadPackets(block, used, &packets)
-		n := packets.judgedIn(used)
-		judged += n - min(n, atomic.LoadUint64(&block.Calibration.Forgotten))
 	}
-	return timing.Learn(r.corrected(device), judged, &scores)
+	return timing.Learn(r.corrected(device))
 }
 
 // corrected returns the baselines of all CPUs of a device, corrected for the clip.

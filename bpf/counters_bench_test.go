@@ -50,8 +50,8 @@ func madeUpBlocks(devices, cpus, written int, fill madeUpDeltas) []programDevice
 	random := rand.New(rand.NewPCG(1, 2))
 	for i := range blocks {
 		// Written, so that each block has memory of its own, as in a map.
-		blocks[i].Reserved[0] = 1
-		blocks[i].Reserved[0] = 0
+		blocks[i].FlowInserts = 1
+		blocks[i].FlowInserts = 0
 		if i%cpus >= written {
 			continue
 		}
@@ -72,11 +72,7 @@ func madeUpBlocks(devices, cpus, written int, fill madeUpDeltas) []programDevice
 		b.Sums.Deviation[0][0], b.Sums.Deviation[1][0], b.Sums.Squared[0] = random.Uint64(), random.Uint64(), random.Uint64()
 		b.FlowInserts = random.Uint64N(1 << 20)
 		b.LastFlag.Sequence = 1 + random.Uint64N(1<<20)
-		b.LastFlag.States[b.LastFlag.Sequence&1].KtimeNs = random.Uint64()
-		b.Calibration.Flagged = 1000
-		for range 50 {
-			b.Calibration.Scores[random.IntN(2)][random.IntN(len(b.Calibration.Scores[0]))] += random.Uint32N(1 << 10)
-		}
+		b.LastFlag.Events[(b.LastFlag.Sequence+1)&1].Event.Flag.KtimeNs = random.Uint64()
 	}
 	return blocks
 }

@@ -19,8 +19,9 @@ import (
 // probe gives access to the maps of a loaded audit whose program runs on one CPU.
 type probe struct {
 	*Audit
-	block *programDeviceCounters // of device 0 on this CPU
-	sets  []programFlowSet
+	block   *programDeviceCounters // of device 0 on this CPU
+	sets    []programFlowSet
+	records []programSetRecords
 }
 
 // newProbe loads an audit and pins the test to one CPU.
@@ -34,7 +35,26 @@ func newProbeOn(t testing.TB, config Config, link netdev.LinkLayer) *probe {
 	t.Helper()
 	audit := loadTestOn(t, config, link)
 	cpu := pinToCPU(t)
-	return &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)}
+	return probeOn(t, audit, cpu)
+}
+
+// probeOn gives access to the maps of an audit whose program runs on a CPU.
+func probeOn(t testing.TB, audit *Audit, cpu int) *probe {
+	t.Helper()
+	records := openTestArray[programSetRecords](t, audit.maps.byName[programMapFlowRecords], unix.PROT_READ).slice()
+	return &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit), records: records}
+}
+
+// recordOf returns the record of a slot.
+func (p *probe) recordOf(slot *programFlowSlot) *programFlowRecord {
+	for i := range p.sets {
+		for way := range p.sets[i].Slots {
+			if slot == &p.sets[i].Slots[way] {
+				return &p.records[i].Records[way]
+			}
+		}
+	}
+	return nil
 }
 
 // mapSets maps the sets of the flow table until the test ends.
@@ -131,7 +151,6 @@ func b2i(b bool) int {
 // model computes the state that the program should have for one flow.
 type model struct {
 	params    timing.Params
-	byDevice  bool
 	idleNs    uint64
 	cuts      *[timing.LinearCells]uint32
 	state     timing.State
@@ -143,12 +162,16 @@ type model struct {
 	histogram timing.Histogram
 	sums      DeltaSums
 
-	calibration timing.Calibration
-	rare        uint64 // number of flagged packets that may become events
+	scope     Scope
+	record    timing.FlowRecord
+	hasRecord bool
+	deltas    uint64 // of the flow, if it has no baseline of its own
+	decisions [NumDecisions]uint64
+	events    uint64
 }
 
 func newModel(config Config) *model {
-	return &model{params: config.params(), byDevice: config.Baseline == BaselineDevice, idleNs: uint64(config.IdleTimeout), cuts: timing.Cuts()}
+	return &model{params: config.params(), idleNs: uint64(config.IdleTimeout), cuts: timing.Cuts(), scope: config.Baseline}
 }
 
 func (m *model) observe(nowNs uint64) Outcome {
@@ -174,20 +197,26 @@ func (m *model) outcome(nowNs uint64) Outcome {
 		return OutcomeIdleGap
 	}
 	m.countDelta(delta)
-	before := m.state
-	decision := m.params.Observe(&m.state, delta)
+	samples := m.state.N
+	m.deltas++
+	decision, score := m.params.ObserveScore(&m.state, delta)
+	n := m.state.N
+	if m.scope == BaselineFlow {
+		m.record.CountHalving(samples, n)
+	}
 	if m.restartsAfter(decision, nowNs, delta) {
 		m.state = timing.State{}
 		m.restarts++
+		defer m.restart()
 	}
 	switch decision {
 	case timing.TooFewSamples:
 		return OutcomeMinSamples
 	case timing.Early:
-		m.score(&before, delta, timing.SideEarly, nowNs)
+		m.flag(n, timing.Flagged{Score: score, Samples: samples, NowNs: nowNs})
 		return OutcomeFlaggedEarly
 	case timing.Late:
-		m.score(&before, delta, timing.SideLate, nowNs)
+		m.flag(n, timing.Flagged{Score: score, Samples: samples, NowNs: nowNs, IsLate: true})
 		return OutcomeFlaggedLate
 	default:
 		return OutcomeJudged
@@ -196,18 +225,43 @@ func (m *model) outcome(nowNs uint64) Outcome {
 
 // restartsAfter counts a decision in the run of flagged packets.
 func (m *model) restartsAfter(d timing.Decision, nowNs, delta uint64) bool {
-	if m.byDevice {
+	if m.scope == BaselineDevice {
 		return m.params.DeviceRestarts(&m.run, d, nowNs, delta)
 	}
 	return m.params.Restarts(&m.run, d)
 }
 
-// score adds the score of a flagged packet, and counts the packet if it is rare.
-func (m *model) score(before *timing.State, delta uint64, side int, nowNs uint64) {
-	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
-	if m.params.Calibrate == 0 ||
-		m.params.IsRare(&m.calibration, m.params.ScoreOf(before, delta), side, m.outcomes[OutcomeJudged]+flagged, flagged, nowNs) {
-		m.rare++
+// restart makes the flow's record that of a baseline without samples.
+func (m *model) restart() {
+	if m.scope == BaselineFlow {
+		m.record.Restart()
+	}
+}
+
+// beginRecord makes the record that of a flow without flags.
+func (m *model) beginRecord(nowNs uint64) {
+	halvings := m.record.Halvings
+	m.record, m.hasRecord = timing.NewFlowRecord(nowNs), true
+	m.record.Halvings = halvings
+}
+
+// flag records a flagged packet. n is the number of samples with it. The model has no rate limit.
+func (m *model) flag(n uint64, flag timing.Flagged) {
+	if !m.hasRecord {
+		m.beginRecord(flag.NowNs)
+	}
+	var token timing.Token
+	if m.scope == BaselineFlow {
+		token = m.params.Flag(&m.record, n, flag)
+	} else {
+		token = m.params.FlagAlone(&m.record, m.deltas, flag)
+	}
+	if m.params.Calibrate != 0 {
+		m.decisions[token]++
+	}
+	if token <= timing.TokenUnearned {
+		m.params.Spend(&m.record, token, flag.NowNs)
+		m.events++
 	}
 }
 
@@ -318,8 +372,8 @@ func (p *probe) baseline(t *testing.T, slot *programFlowSlot) timing.State {
 	if p.config.Baseline == BaselineFlow {
 		return slot.Baseline.state()
 	}
-	if slot.Baseline != (programBaseline{}) {
-		t.Fatalf("the flow has a baseline of its own: %+v", slot.Baseline)
+	if b := slot.Baseline; b.MeanQ16 != 0 || b.state().M2 != (Uint128{}) {
+		t.Fatalf("the flow has a baseline of its own: %+v", b)
 	}
 	return p.block.Device.Baseline.state()
 }
@@ -342,43 +396,36 @@ func (p *probe) compareFlag(t *testing.T, before timing.State, deltaNs uint64, o
 	}
 }
 
-// compareCalibration compares the calibration of the CPU, and the number of suppressed flags,
-// with the model.
-func (p *probe) compareCalibration(t *testing.T, m *model) {
+// compareDecisions compares what was decided on flagged packets with the model.
+func (p *probe) compareDecisions(t *testing.T, m *model) {
 	t.Helper()
-	if got := p.block.Calibration.known(); got != m.calibration {
-		for side := range got.Scores {
-			for bin, n := range got.Scores[side] {
-				if want := m.calibration.Scores[side][bin]; n != want {
-					t.Errorf("side %d, bin %d: %d scores, want %d", side, bin, n, want)
-				}
-			}
-		}
-		got.Scores, m.calibration.Scores = [2][timing.ScoreBins]uint32{}, [2][timing.ScoreBins]uint32{}
-		t.Fatalf("calibration: got %+v, want %+v", got, m.calibration)
-	}
 	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
-	if got, want := p.block.Fates[FateSuppressed], flagged-m.rare; got != want {
-		t.Fatalf("%d of %d flags were suppressed, want %d", got, flagged, want)
+	b := p.block
+	decisions := [NumDecisions]uint64{b.EarnedEvents, b.UnearnedEvents, b.Fates[FateSuppressed], b.Fates[fateNoToken]}
+	if got, want := b.Fates[FateSuppressed]+b.Fates[fateNoToken], flagged-m.events; got != want || decisions != m.decisions {
+		t.Fatalf("%d of %d flags were suppressed, want %d; decisions %v, want %v", got, flagged, want, decisions, m.decisions)
 	}
 }
 
-// known returns the calibration in the block as the model has it.
-func (c *programCalibration) known() timing.Calibration {
-	return timing.Calibration{
-		Forgotten: c.Forgotten, Flagged: c.Flagged, RefreshedNs: c.RefreshedNs, Allowed: c.Allowed, Offset: c.Offset,
-		Cuts: c.Cuts, Tails: c.Tails, Scores: c.Scores,
+// recordOf returns the record in a slot, and what the slot's baseline has of it, as the model has
+// them.
+func recordOf(r *programFlowRecord, b *programBaseline) timing.FlowRecord {
+	return timing.FlowRecord{
+		N: r.N, Run: r.Run, RunIsLate: r.RunIsLate != 0, Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
+		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
 	}
 }
 
 func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, packets int) {
 	t.Helper()
+	config.EventRate = MaxEventRate // the model has no limit
 	p := newProbe(t, config)
 	m := newModel(config)
 	r := rand.New(rand.NewPCG(seed, 1))
 	frame := udpFrame()
 	now := uint64(1e12)
 	var slot *programFlowSlot
+	var record *programFlowRecord
 	var flag Flag
 	for i := range packets {
 		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))
@@ -391,13 +438,17 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 		run(t, p.program(0), frame, at, 1)
 		if slot == nil {
 			slot = p.onlySlot(t)
+			record = p.recordOf(slot)
+		}
+		if got := recordOf(record, &slot.Baseline); got != m.record {
+			t.Fatalf("packet %d, %v: got %+v, want %+v", i, want, got, m.record)
 		}
 		if got := p.baseline(t, slot); got != m.state || slot.LastNs != m.lastNs {
 			t.Fatalf("packet %d: got %+v last %d, want %+v last %d", i, got, slot.LastNs, m.state, m.lastNs)
 		}
 		if want == OutcomeFlaggedEarly || want == OutcomeFlaggedLate {
 			p.compareFlag(t, before, at-lastNs, want)
-			p.compareCalibration(t, m)
+			p.compareDecisions(t, m)
 			flag = p.lastFlag()
 		} else if got := p.lastFlag(); got != flag {
 			t.Fatalf("packet %d, expected to be %v: the last flag is %+v, want the flag before, %+v", i, want, got, flag)

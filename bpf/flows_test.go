@@ -64,19 +64,58 @@ func newTestFlow(i int) testFlow {
 type tableModel struct {
 	*model
 	table     *flowtable.Table
-	states    map[*flowtable.Slot]timing.State // baselines of the flows
-	runs      map[*flowtable.Slot]timing.Run
-	scope     Scope
+	slots     map[*flowtable.Slot]*slotModel
 	inserts   uint64
 	evictions [NumEvictions]uint64
-	flags     []Flag // rare flags
+	flags     []Flag // those that become events
+}
+
+// slotModel is what a slot of the table holds, and its record.
+type slotModel struct {
+	state  timing.State
+	run    timing.Run
+	deltas uint64
+	record timing.FlowRecord
+	owner  flowtable.Slot // tag and mark of the flow of the record
 }
 
 func newTableModel(config Config) *tableModel {
 	return &tableModel{
-		model: newModel(config), table: flowtable.New(int(config.sets()), flowtable.Ways), states: map[*flowtable.Slot]timing.State{},
-		runs:  map[*flowtable.Slot]timing.Run{},
-		scope: config.Baseline,
+		model: newModel(config), table: flowtable.New(int(config.sets()), flowtable.Ways), slots: map[*flowtable.Slot]*slotModel{},
+	}
+}
+
+// at returns what a slot holds.
+func (m *tableModel) at(slot *flowtable.Slot) *slotModel {
+	s := m.slots[slot]
+	if s == nil {
+		s = &slotModel{}
+		m.slots[slot] = s
+	}
+	return s
+}
+
+// load makes the flow in a slot the current one. A flow that is flagged for the first time takes
+// over the record of its slot, unless it was its own before.
+func (m *tableModel) load(s *slotModel, owner flowtable.Slot, nowNs uint64) {
+	if m.scope == BaselineFlow {
+		m.state, m.run = s.state, s.run
+	}
+	m.record, m.deltas = s.record, s.deltas
+	m.hasRecord = true
+	if s.owner != owner {
+		m.beginRecord(nowNs)
+	}
+}
+
+// store is the end of what load began.
+func (m *tableModel) store(s *slotModel, owner flowtable.Slot, isFlagged bool) {
+	if m.scope == BaselineFlow {
+		s.state, s.run = m.state, m.run
+	}
+	s.deltas, s.record.Halvings = m.deltas, m.record.Halvings
+	if isFlagged {
+		s.record, s.owner = m.record, owner
 	}
 }
 
@@ -87,18 +126,15 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 		return OutcomeNewFlow
 	}
 	slot := &m.table.Set(hash.Set)[way]
-	if m.scope == BaselineFlow {
-		m.state, m.run = m.states[slot], m.runs[slot]
-	}
+	owner := flowtable.Slot{Tag: hash.Tag, Mark: hash.Mark}
+	m.load(m.at(slot), owner, nowNs)
 	before, last := m.state, slot.LastNs
 	m.lastNs, m.seen = last, true
-	rare := m.rare
+	events := m.events
 	outcome := m.model.observe(nowNs)
 	slot.LastNs = m.lastNs
-	if m.scope == BaselineFlow {
-		m.states[slot], m.runs[slot] = m.state, m.run
-	}
-	if m.rare > rare {
+	m.store(m.at(slot), owner, outcome == OutcomeFlaggedEarly || outcome == OutcomeFlaggedLate)
+	if m.events > events {
 		m.flags = append(m.flags, Flag{
 			AuditNs: nowNs, DeltaNs: nowNs - last, Domain: m.params.Domain, Samples: before.N, MeanQ16: before.MeanQ16, M2: before.M2,
 			Clip: m.params.Clip, LenBytes: uint32(len(frame)), Late: outcome == OutcomeFlaggedLate,
@@ -110,7 +146,9 @@ func (m *tableModel) observe(hash flowtable.Hash, nowNs uint64, frame []byte) Ou
 func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
 	way, before := m.table.Insert(hash, nowNs)
 	slot := &m.table.Set(hash.Set)[way]
-	m.states[slot], m.runs[slot] = timing.State{}, timing.Run{}
+	s := m.at(slot)
+	s.state, s.run, s.deltas = timing.State{}, timing.Run{}, 0
+	s.record.Restart()
 	m.inserts++
 	m.outcomes[OutcomeNewFlow]++
 	switch {
@@ -177,6 +215,21 @@ func TestManyFlowsEqualModel(t *testing.T) {
 	}
 }
 
+// compareSlot returns an error unless a slot has the baseline and the record of the model.
+func (m *tableModel) compareSlot(slot *flowtable.Slot, baseline *programBaseline, record *programFlowRecord) error {
+	s := m.at(slot)
+	if m.scope == BaselineFlow && baseline.state() != s.state {
+		return fmt.Errorf("got %+v, want %+v", baseline.state(), s.state)
+	}
+	if got := recordOf(record, baseline); got != s.record {
+		return fmt.Errorf("got %+v, want %+v", got, s.record)
+	}
+	if record.Tag != s.owner.Tag || record.Mark != s.owner.Mark {
+		return fmt.Errorf("got the record of tag %x mark %x, want %+v", record.Tag, record.Mark, s.owner)
+	}
+	return nil
+}
+
 // compare compares all maps and the events with the model.
 func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	t.Helper()
@@ -191,8 +244,8 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 			if p.sets[i].Tags[way] != want.Tag || p.sets[i].Marks[way] != want.Mark || got.LastNs != want.LastNs {
 				t.Fatalf("set %d way %d: got tag %x mark %x last %d, want %+v", i, way, p.sets[i].Tags[way], p.sets[i].Marks[way], got.LastNs, want)
 			}
-			if got.Baseline.state() != m.states[slot] {
-				t.Fatalf("set %d way %d: got %+v, want %+v", i, way, got.Baseline.state(), m.states[slot])
+			if err := m.compareSlot(slot, &got.Baseline, &p.records[i].Records[way]); err != nil {
+				t.Fatalf("set %d way %d: %v", i, way, err)
 			}
 		}
 		if p.sets[i].Lock != 0 {
@@ -202,7 +255,7 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 	if m.scope == BaselineDevice && p.block.Device.Baseline.state() != m.state {
 		t.Fatalf("baseline of the device: got %+v, want %+v", p.block.Device.Baseline.state(), m.state)
 	}
-	p.compareCalibration(t, m.model)
+	p.compareDecisions(t, m.model)
 	c := p.Counters()[0]
 	for o, want := range m.outcomes {
 		if got := c.Packets.Outcome(Outcome(o)); got != want {

@@ -147,7 +147,7 @@ type framesTest struct {
 func newFramesTest(t *testing.T, audit *Audit, cpu, readable int, r *rand.Rand) *framesTest {
 	t.Helper()
 	f := &framesTest{
-		probe:  &probe{Audit: audit, block: &audit.counters.blocks[0][cpu], sets: mapSets(t, audit)},
+		probe:  probeOn(t, audit, cpu),
 		runner: newRunner(t, audit.program(0).FD()),
 		maker:  newFrameMaker(r, audit.devices.listed[0].linkLayer),
 		now:    1e12,

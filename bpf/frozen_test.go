@@ -13,10 +13,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// learningConfig has a baseline that can be saved, and needs few packets for the calibration.
+// learningConfig has a baseline that can be saved.
 func learningConfig(domain Domain) Config {
 	config := testConfig()
-	config.Domain, config.Baseline, config.Calibrate = domain, BaselineDevice, 1e-2
+	config.Domain, config.Baseline, config.Calibrate, config.EventRate = domain, BaselineDevice, 1e-2, MaxEventRate
 	return config
 }
 
@@ -33,14 +33,14 @@ func learnOnce(t *testing.T, config Config) Learnt {
 	if !ok {
 		t.Fatal("no learned state")
 	}
-	if learnt.State != config.params().Corrected(p.block.Device.Baseline.state()) || learnt.Scores != p.block.Calibration.Scores || learnt.Judged != p.Counters()[0].Packets.Judged() {
-		t.Fatalf("learned %+v from %d packets, but the maps hold %+v", learnt.State, learnt.Judged, p.block.Device.Baseline.state())
+	if learnt.State != config.params().Corrected(p.block.Device.Baseline.state()) {
+		t.Fatalf("learned %+v, but the maps hold %+v", learnt.State, p.block.Device.Baseline.state())
 	}
 	return learnt
 }
 
 // A frozen device is scored against the saved baseline, with the same outcome as the model for
-// each packet. Neither the baseline nor the scores change.
+// each packet. The baseline does not change. The flow has tokens of its own.
 func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 	for _, domain := range []Domain{DomainLinear, DomainLog2} {
 		t.Run(string(domain), func(t *testing.T) {
@@ -52,28 +52,30 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 			}
 			p, params := newProbe(t, config), config.params()
 			saved := params.Clipped(learnt.State)
-			_, cuts := params.Cuts(&learnt)
+			m := newModel(config)
 			r := rand.New(rand.NewPCG(2, 3))
 			now, want := uint64(1e12), map[Outcome]uint64{OutcomeNewFlow: 1}
-			var suppressed uint64
 			run(t, p.program(0), udpFrame(), now, 1)
 			for i := range 30_000 {
 				// The deltas increase fourfold, which a learning baseline would follow.
 				delta := uint64(pareto(r) * (1 + float64(i)/10_000))
 				now += delta
 				run(t, p.program(0), udpFrame(), now, 1)
-				state, outcome, side := saved, OutcomeJudged, timing.SideLate
-				switch params.Observe(&state, delta) {
+				m.deltas++
+				state, outcome := saved, OutcomeJudged
+				decision, score := params.ObserveScore(&state, delta)
+				switch decision {
 				case timing.Early:
-					outcome, side = OutcomeFlaggedEarly, timing.SideEarly
+					outcome = OutcomeFlaggedEarly
 				case timing.Late:
 					outcome = OutcomeFlaggedLate
 				}
 				want[outcome]++
-				if outcome != OutcomeJudged && params.ScoreOf(&saved, delta).Bin() < cuts[side] {
-					suppressed++
+				if outcome != OutcomeJudged {
+					m.flag(0, timing.Flagged{Score: score, IsLate: decision == timing.Late, NowNs: now, Samples: math.MaxUint64})
 				}
 			}
+			suppressed := m.decisions[DecisionCommon] + m.decisions[DecisionNoToken]
 			c := p.Counters()[0]
 			for outcome := range NumOutcomes {
 				if got := c.Packets.Outcome(outcome); got != want[outcome] {
@@ -83,16 +85,14 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 			if late := want[OutcomeFlaggedLate]; late < 300 || suppressed == 0 || c.Fates[FateSuppressed] != suppressed {
 				t.Errorf("%d of %d late packets were suppressed, want %d", c.Fates[FateSuppressed], late, suppressed)
 			}
-			if p.block.Device != (programDeviceBaseline{}) || p.block.Calibration != (programCalibration{}) {
-				t.Error("the baseline or the calibration changed")
+			if p.block.Device != (programDeviceBaseline{}) {
+				t.Error("the baseline changed")
 			}
 			if got := c.Baseline; got == nil || got.state() != learnt.State || !got.FrozenSince.Equal(time.Unix(1e9, 0)) {
 				t.Errorf("baseline: got %+v, want %+v", got, learnt.State)
 			}
-			for side, cut := range cuts {
-				if got, want := c.Calibration.EventScores[side], params.EventScore(1, cut); got != want {
-					t.Errorf("side %d: packets become events from |t| = %v on, want %v", side, got, want)
-				}
+			if c.Decisions != m.decisions {
+				t.Errorf("decisions: got %v, want %v", c.Decisions, m.decisions)
 			}
 			if got := p.Learnt(); len(got) != 0 {
 				t.Errorf("%d devices have a learned state to save", len(got))
@@ -139,13 +139,12 @@ func TestInvalidSavedBaselinesAreRefused(t *testing.T) {
 		want   string
 	}{
 		{"baselines of flows", func(c *Config, _ *Learnt) { c.Baseline = BaselineFlow }, "requires the baseline scope device"},
-		{"fewer samples than the minimum", func(c *Config, _ *Learnt) { c.MinSamples = 2000 }, "1000 samples and 1000000 scored packets, too few"},
-		{"too few packets for the calibration", func(c *Config, _ *Learnt) { c.Calibrate = 1e-5 }, "too few"},
+		{"fewer samples than the minimum", func(c *Config, _ *Learnt) { c.MinSamples = 2000 }, "1000 samples, too few"},
 		{"too many samples", func(_ *Config, l *Learnt) { l.N = 1 << 30 }, "device test0: 1073741824 samples are not between"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			config := learningConfig(DomainLinear)
-			learnt := Learnt{State: timing.State{N: 1000, MeanQ16: 1e6 << 16, M2: Uint128{Lo: 1e12}}, Judged: 1e6}
+			learnt := Learnt{State: timing.State{N: 1000, MeanQ16: 1e6 << 16, M2: Uint128{Lo: 1e12}}}
 			test.change(&config, &learnt)
 			config.Frozen = map[string]Learnt{"test0": learnt}
 			if err := config.Validate(); err == nil || !strings.Contains(err.Error(), test.want) {

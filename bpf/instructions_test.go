@@ -80,10 +80,10 @@ func packetKinds() []packetKind {
 		// the tail.
 		{name: "flagged", frame: udpFrame(), deltaNs: 1e4, warmUp: 20_000,
 			change:  func(c *Config) { c.Threshold, c.Calibrate = 0, 1e-3 },
-			outcome: flagged, budget: 550, mostBudget: 1205},
+			outcome: flagged, budget: 460, mostBudget: 600},
 		{name: "flagged and sent as an event", frame: udpFrame(), deltaNs: 1e6, warmUp: 1000, sent: true,
 			change:  func(c *Config) { c.Threshold, c.Calibrate, c.EventRate = 0, 0, MaxEventRate },
-			outcome: flagged, budget: 605, mostBudget: 605},
+			outcome: flagged, budget: 530, mostBudget: 530},
 		{name: "new flow", frame: udpFrame(), deltaNs: 1e6, isNew: true, outcome: []Outcome{OutcomeNewFlow},
 			budget: 360, mostBudget: 360},
 		{name: "not IP (ARP), without padding", frame: ethernet(etherARP, make([]byte, 28)), deltaNs: 1e6,

@@ -56,7 +56,7 @@ func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link 
 	}
 	for name, n := range map[string]int{
 		programMapAuditCounters: interpretedCPUs, programMapEventAllowances: interpretedCPUs, programMapSampledFlows: interpretedCPUs,
-		programMapFlowSets: int(config.sets()), programMapFlowKeys: config.Slots(), programMapFlowRecords: config.Slots(),
+		programMapFlowSets: int(config.sets()), programMapFlowKeys: config.Slots(), programMapFlowRecords: int(config.sets()),
 		programMapFlowWatches: int(max(config.Watches, 1)),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
@@ -159,8 +159,8 @@ func (p *interpretedProgram) compare(t *testing.T) {
 	if c.Inserts != m.inserts || c.Evictions != m.evictions {
 		t.Errorf("%d inserts and evictions %v, want %d and %v", c.Inserts, c.Evictions, m.inserts, m.evictions)
 	}
-	if got := block.Calibration.known(); got != m.calibration {
-		t.Errorf("calibrations differ: %d flagged, cuts %v, want %d, %v", got.Flagged, got.Cuts, m.calibration.Flagged, m.calibration.Cuts)
+	if c.Decisions != m.decisions {
+		t.Errorf("decisions: got %v, want %v", c.Decisions, m.decisions)
 	}
 	if p.config.Baseline == BaselineDevice && block.Device.Baseline.state() != m.state {
 		t.Errorf("baseline of the device: got %+v, want %+v", block.Device.Baseline.state(), m.state)
@@ -182,6 +182,7 @@ func (p *interpretedProgram) compare(t *testing.T) {
 func (p *interpretedProgram) compareSets(t *testing.T) {
 	t.Helper()
 	sets := arrayOf[programFlowSet](p.interpreter, programMapFlowSets)
+	records := arrayOf[programSetRecords](p.interpreter, programMapFlowRecords)
 	for s := range sets {
 		got := &sets[s]
 		if got.Lock != 0 {
@@ -189,25 +190,26 @@ func (p *interpretedProgram) compareSets(t *testing.T) {
 		}
 		want := p.model.table.Set(uint64(s))
 		for way := range want {
-			slot, baseline := want[way], p.model.states[&want[way]]
-			if got.Tags[way] != slot.Tag || got.Marks[way] != slot.Mark || got.Slots[way].LastNs != slot.LastNs ||
-				got.Slots[way].Baseline.state() != baseline {
-				t.Fatalf("set %d way %d: got tag %x, mark %x, %+v, want %+v, %+v", s, way, got.Tags[way], got.Marks[way], got.Slots[way],
-					slot, baseline)
+			slot := want[way]
+			if got.Tags[way] != slot.Tag || got.Marks[way] != slot.Mark || got.Slots[way].LastNs != slot.LastNs {
+				t.Fatalf("set %d way %d: got tag %x, mark %x, %+v, want %+v", s, way, got.Tags[way], got.Marks[way], got.Slots[way], slot)
+			}
+			if err := p.model.compareSlot(&want[way], &got.Slots[way].Baseline, &records[s].Records[way]); err != nil {
+				t.Fatalf("set %d way %d: %v", s, way, err)
 			}
 		}
 	}
 }
 
-// compareEvents expects that flags that are not rare are suppressed, and that the others become
-// events, as far as the rate limit allows.
+// compareEvents expects that the flags that no token entitles are suppressed, and that the others
+// become events, as far as the rate limit allows.
 func (p *interpretedProgram) compareEvents(t *testing.T, c *Counters) {
 	t.Helper()
 	m := p.model
 	flagged := m.outcomes[OutcomeFlaggedEarly] + m.outcomes[OutcomeFlaggedLate]
 	sent, limited := c.Fates[FateSent], c.Fates[FateRateLimit]
-	if c.Fates[FateSuppressed] != flagged-m.rare || sent+limited != m.rare || sent != uint64(len(p.events)) {
-		t.Fatalf("fates %v and %d events of %d flags, want %d rare ones", c.Fates, len(p.events), flagged, m.rare)
+	if c.Fates[FateSuppressed] != flagged-m.events || sent+limited != m.events || sent != uint64(len(p.events)) {
+		t.Fatalf("fates %v and %d events of %d flags, want %d", c.Fates, len(p.events), flagged, m.events)
 	}
 	if limited > 0 {
 		return

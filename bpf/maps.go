@@ -54,7 +54,7 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 		programMapAuditCounters:   devices * cpus,
 		programMapFlowSets:        int(config.sets()),
 		programMapFlowKeys:        config.Slots(),
-		programMapFlowRecords:     config.Slots(),
+		programMapFlowRecords:     int(config.sets()),
 		programMapEventAllowances: cpus,
 		programMapAuditEvents:     cpus,
 	} {

@@ -82,7 +82,7 @@ func binarySize(record layoutRecord) int { return len(record.Text) + 8 }
 // maps of the other: sizes and types of the maps, and the settings that their values depend on.
 func layoutOf(config Config, specs map[string]*ebpf.MapSpec, cpus, devices int) string {
 	digest := sha256.New()
-	fmt.Fprintln(digest, familyNames, protocolNames, outcomeNames, fateNames, evictionNames)
+	fmt.Fprintln(digest, familyNames, protocolNames, outcomeNames, fateNames, evictionNames, decisionNames)
 	names := make([]string, 0, len(specs))
 	for name := range specs {
 		names = append(names, name)

@@ -4,19 +4,26 @@
 package bpf
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
+	"unsafe"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
 // onlyRecord returns the record of the only flow that has one.
 func (p *interpretedProgram) onlyRecord(t *testing.T) programFlowRecord {
 	t.Helper()
-	records := slices.DeleteFunc(slices.Clone(arrayOf[programFlowRecord](p.interpreter, programMapFlowRecords)), func(r programFlowRecord) bool {
-		return r == programFlowRecord{}
-	})
+	var records []programFlowRecord
+	for _, set := range arrayOf[programSetRecords](p.interpreter, programMapFlowRecords) {
+		records = append(records, set.Records[:]...)
+	}
+	records = slices.DeleteFunc(records, func(r programFlowRecord) bool { return r == programFlowRecord{} })
 	if len(records) != 1 {
 		t.Fatalf("%d records, want 1", len(records))
 	}
@@ -107,4 +114,42 @@ func TestBaselinesRestart(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Whatever the record of a flow holds, as one that another program pinned, the program and the
+// model decide alike on the flags that follow, and no flow has more than eight tokens.
+func FuzzRecord(f *testing.F) {
+	const recordBytes = int(unsafe.Sizeof(programFlowRecord{}))
+	f.Add(make([]byte, recordBytes), bytes.Repeat([]byte{0, 0, 0, 1, 64, 66, 15, 0}, 50), true)
+	f.Add(bytes.Repeat([]byte{0xff}, recordBytes), bytes.Repeat([]byte{0, 0, 0, 64, 1, 0, 0, 0}, 50), true)
+	f.Add(bytes.Repeat([]byte{0x80, 0}, recordBytes/2), bytes.Repeat([]byte{1, 2, 3, 4, 5, 6, 7}, 40), false)
+	config := testConfig()
+	config.Flows, config.MinSamples, config.Window, config.Threshold, config.Calibrate = flowWays, 2, 64, 2, 0.1
+	config.EventRate, config.IdleTimeout = MaxEventRate, timing.MaxDelta
+	f.Fuzz(func(t *testing.T, record, deltas []byte, isOfBaseline bool) {
+		if len(record) < recordBytes || len(deltas) > 400 {
+			t.Skip()
+		}
+		p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+		now := uint64(1e15)
+		p.send(t, udpFrame(), now)
+		sets, records := arrayOf[programFlowSet](p.interpreter, programMapFlowSets), arrayOf[programSetRecords](p.interpreter, programMapFlowRecords)
+		way := slices.IndexFunc(sets[0].Tags[:], func(tag uint32) bool { return tag != 0 })
+		r := &records[0].Records[way]
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(r)), recordBytes), record)
+		r.Tag, r.Mark, r.RunIsLate = sets[0].Tags[way], sets[0].Marks[way], r.RunIsLate&1
+		sets[0].Slots[way].Baseline.M2High |= uint32(b2i(isOfBaseline)) << 23
+		slot := p.model.at(&p.model.table.Set(0)[way])
+		slot.record = recordOf(r, &sets[0].Slots[way].Baseline)
+		slot.owner = flowtable.Slot{Tag: r.Tag, Mark: r.Mark}
+		for len(deltas) >= 4 {
+			now += uint64(binary.LittleEndian.Uint32(deltas) >> 1)
+			deltas = deltas[4:]
+			p.send(t, udpFrame(), now)
+		}
+		p.compare(t)
+		if isFlagged := p.model.decisions != [NumDecisions]uint64{}; isFlagged && r.EarnedQ32 > 8<<32 {
+			t.Errorf("the flow has %d tokens", r.EarnedQ32>>32)
+		}
+	})
 }

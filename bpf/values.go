@@ -75,10 +75,25 @@ const (
 	FateRateLimit              // over the event rate of the CPU
 	FateRingFull               // no space in the ring of the CPU
 	FateNoReader               // the CPU has no ring
-	FateSuppressed             // not rare enough for the calibration
+	FateSuppressed             // the calibration withheld it
 	FateOther                  // refused by the kernel for another reason
 	FateReaderGap              // lost in the ring of a process that had ended
 	NumFates
+
+	fateNoToken Fate = 7 // FATE_NO_TOKEN in the maps, part of FateSuppressed
+)
+
+// Decision is what the calibration decides on a flagged packet. Only packets that the rate limit
+// does not refuse have one.
+type Decision uint8
+
+// The decisions, in the order of the cells in the maps.
+const (
+	DecisionEarned   Decision = iota // an event, by a token that the flow earned with its packets
+	DecisionUnearned                 // an event, by a token that every flow has
+	DecisionCommon                   // no event: common for its flow, and no token is left for such
+	DecisionNoToken                  // no event: rare for its flow, but no token is left
+	NumDecisions
 )
 
 // Eviction is the reason why a flow lost its slot to a new flow.
@@ -99,6 +114,7 @@ var (
 		"contended", "fragment", "untimed", "unparsed",
 	}
 	fateNames     = [NumFates]string{"sent", "rate_limit", "ring_full", "no_reader", "suppressed", "other", "reader_gap"}
+	decisionNames = [NumDecisions]string{"earned", "unearned", "common", "no_token"}
 	evictionNames = [NumEvictions]string{"expired", "live"}
 )
 
@@ -113,6 +129,9 @@ func (o Outcome) String() string { return outcomeNames[o] }
 
 // String returns the value of the label fate.
 func (f Fate) String() string { return fateNames[f] }
+
+// String returns the value of the label decision.
+func (d Decision) String() string { return decisionNames[d] }
 
 // String returns the value of the label reason.
 func (e Eviction) String() string { return evictionNames[e] }
@@ -186,21 +205,6 @@ type Baseline struct {
 	FrozenSince time.Time // time at which a frozen baseline was saved; zero if it learns
 }
 
-// Calibration tells which flagged packets of a device are rare enough to become events.
-type Calibration struct {
-	// Judged is the number of scored packets that the calibration was learned from, on all CPUs.
-	// It is halved from time to time, on each CPU separately.
-	Judged uint64
-
-	// LearningCPUs is the number of CPUs that scored too few packets to tell what is rare. There
-	// every flagged packet may become an event.
-	LearningCPUs int
-
-	// EventScores is the |t| from which on early and late packets become events, on the CPU where
-	// it is the highest. It may be infinite.
-	EventScores [2]float64
-}
-
 // MeanNs returns the mean of the deltas in nanoseconds, in the domain log2 their geometric
 // mean. It is 0 without samples.
 func (b Baseline) MeanNs() float64 {
@@ -247,6 +251,7 @@ type Counters struct {
 	Packets   Packets
 	Bytes     [NumFamilies][NumProtocols]uint64
 	Fates     [NumFates]uint64
+	Decisions [NumDecisions]uint64 // 0 if Config.Calibrate is 0
 	Inserts   uint64               // flows inserted into the flow table
 	Restarts  uint64               // baselines that restarted on a new level
 	Evictions [NumEvictions]uint64 // flows that lost their slot to a new flow of this device
@@ -254,8 +259,6 @@ type Counters struct {
 	Histogram Histogram // deltas by cell
 	LastFlag  *Flag     // the last flagged packet; nil before the first one
 	Baseline  *Baseline // nil if each flow has its own baseline
-
-	Calibration *Calibration // nil if Config.Calibrate is 0
 }
 
 // Hook is the state of one audited device.

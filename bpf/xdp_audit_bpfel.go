@@ -14,43 +14,42 @@ import (
 )
 
 type programAuditConfig struct {
-	_                   structs.HostLayout
-	IdleTimeoutNs       uint64
-	EventIntervalNs     uint64
-	EventBurstNs        uint64
-	FirstBlock          uint32
-	Owner               uint32
-	HasFrags            uint32
-	LinkLayer           uint32
-	SetMask             uint32
-	ClockSource         uint32
-	MinSamples          uint32
-	BaselineHalvedAt    uint32
-	Threshold2Mantissa  uint32
-	Threshold2Exponent  int32
-	ClipFactorQ2        uint32
-	ShortcutFactorQ2    uint32
-	NearFactorQ2        uint32
-	NearScaleQ16        uint32
-	ClipQ16             uint32
-	VarianceFactorQ16   uint32
-	LearntFactorQ16     uint32
-	RestartRun          uint32
-	Reserved            uint32
-	HashKeys            [10]uint32
-	StoresAreOrdered    uint32
-	Modes               uint32
-	TailQ32             uint32
-	CalibrationHalvedAt uint32
-	ScoreOffset         int32
-	Frozen              struct {
+	_                  structs.HostLayout
+	IdleTimeoutNs      uint64
+	EventIntervalNs    uint64
+	EventBurstNs       uint64
+	FirstBlock         uint32
+	Owner              uint32
+	HasFrags           uint32
+	LinkLayer          uint32
+	SetMask            uint32
+	ClockSource        uint32
+	MinSamples         uint32
+	BaselineHalvedAt   uint32
+	Threshold2Mantissa uint32
+	Threshold2Exponent int32
+	ClipFactorQ2       uint32
+	ShortcutFactorQ2   uint32
+	NearFactorQ2       uint32
+	NearScaleQ16       uint32
+	ClipQ16            uint32
+	VarianceFactorQ16  uint32
+	LearntFactorQ16    uint32
+	RestartRun         uint32
+	HashKeys           [10]uint32
+	StoresAreOrdered   uint32
+	Modes              uint32
+	ShareQ32           uint32
+	YoungSamples       uint32
+	Threshold2Q32      uint64
+	UnearnedBurstNs    uint64
+	Frozen             struct {
 		_       structs.HostLayout
 		MeanQ16 uint64
 		M2Low   uint64
 		M2High  uint32
 		N       uint32
 	}
-	FrozenCuts [2]uint32
 }
 
 type programAuditEvent struct {
@@ -65,19 +64,6 @@ type programBaseline struct {
 	M2Low   uint64
 	M2High  uint32
 	N       uint32
-}
-
-type programCalibration struct {
-	_           structs.HostLayout
-	Forgotten   uint64
-	Flagged     uint64
-	RefreshedNs uint64
-	Allowed     uint32
-	Offset      int32
-	Cuts        [2]uint32
-	Tails       [2]uint32
-	Reserved    [2]uint64
-	Scores      [2][512]uint32
 }
 
 type programDeviceBaseline struct {
@@ -110,18 +96,21 @@ type programDeviceCounters struct {
 	FlowInserts      uint64
 	FlowEvictions    [2]uint64
 	BaselineRestarts uint64
-	Reserved         [4]uint64
+	EarnedEvents     uint64
+	UnearnedEvents   uint64
+	Reserved         [2]uint64
 	Device           programDeviceBaseline
 	LastFlag         programLastFlag
 	Histogram        [1024]uint64
-	Calibration      programCalibration
 }
 
 type programEventAllowance struct {
-	_            structs.HostLayout
-	SpentUntilNs uint64
-	Ring         uint32
-	Reserved     [13]uint32
+	_               structs.HostLayout
+	SpentUntilNs    uint64
+	Ring            uint32
+	Reserved        uint32
+	UnearnedUntilNs uint64
+	Reserved2       [5]uint64
 }
 
 type programFlagState struct {
@@ -152,14 +141,18 @@ type programFlowKey struct {
 }
 
 type programFlowRecord struct {
-	_         structs.HostLayout
-	Tag       uint32
-	Mark      uint16
-	Run       uint8
-	RunIsLate uint8
-	N         uint32
-	Reserved  uint32
-	Reserved2 [6]uint64
+	_            structs.HostLayout
+	Tag          uint32
+	Mark         uint16
+	Run          uint8
+	RunIsLate    uint8
+	N            uint32
+	Reserved     uint32
+	EarnedQ32    uint64
+	UnearnedAtNs uint64
+	DriftQ32     uint64
+	CutsQ32      [2]uint64
+	Reserved2    uint64
 }
 
 type programFlowSamples struct {
@@ -191,8 +184,25 @@ type programFlowSlot struct {
 type programLastFlag struct {
 	_        structs.HostLayout
 	Sequence uint64
-	Reserved [7]uint64
-	States   [2]programFlagState
+	Score    struct {
+		_       structs.HostLayout
+		Left    uint64
+		Right   uint64
+		Octaves int64
+	}
+	IsSent   uint32
+	Ring     uint32
+	Reserved [3]uint64
+	Events   [2]struct {
+		_        structs.HostLayout
+		Event    programAuditEvent
+		Reserved [2]uint64
+	}
+}
+
+type programSetRecords struct {
+	_       structs.HostLayout
+	Records [8]programFlowRecord
 }
 
 type programWatch struct {

@@ -31,8 +31,8 @@ func newEventsCollector(source eventsSource) eventsCollector {
 	return eventsCollector{source}
 }
 
-// Update sends the fates of perf events, the received events, and the calibration that selects
-// flags for events.
+// Update sends the fates of perf events, the received events, and what the calibration decided on
+// flagged packets.
 func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters, events := c.source.Counters(), c.source.EventCounts()
 	for i := range counters {
@@ -41,7 +41,7 @@ func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 		for fate := range bpf.NumFates {
 			ch <- counter(fatesDesc, float64(counters[i].Fates[fate]), device, fate.String())
 		}
-		sendCalibration(ch, device, counters[i].Calibration)
+		sendCalibration(ch, device, &counters[i].Decisions)
 	}
 	ch <- counter(lostDesc, float64(events.Lost))
 	ch <- counter(malformedDesc, float64(events.Malformed))

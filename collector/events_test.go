@@ -14,12 +14,23 @@ func TestEvents(t *testing.T) {
 		counters: []bpf.Counters{
 			counters("eth0", func(c *bpf.Counters) {
 				c.Fates = [bpf.NumFates]uint64{10, 20, 3, 4, 5, 6, 7}
+				c.Decisions = [bpf.NumDecisions]uint64{8, 9, 3, 2}
 			}),
 			counters("eth1", func(*bpf.Counters) {}),
 		},
 		events: bpf.EventCounts{Received: map[string]uint64{"eth0": 9}, Lost: 3, Malformed: 1},
 	}
 	expect(t, newEventsCollector(source), `
+# HELP xdp_audit_calibration_flags_total Total number of flagged packets by what the calibration decided; without those that the limit of the event rate refused.
+# TYPE xdp_audit_calibration_flags_total counter
+xdp_audit_calibration_flags_total{decision="common",device="eth0"} 3
+xdp_audit_calibration_flags_total{decision="common",device="eth1"} 0
+xdp_audit_calibration_flags_total{decision="earned",device="eth0"} 8
+xdp_audit_calibration_flags_total{decision="earned",device="eth1"} 0
+xdp_audit_calibration_flags_total{decision="no_token",device="eth0"} 2
+xdp_audit_calibration_flags_total{decision="no_token",device="eth1"} 0
+xdp_audit_calibration_flags_total{decision="unearned",device="eth0"} 9
+xdp_audit_calibration_flags_total{decision="unearned",device="eth1"} 0
 # HELP xdp_audit_event_fates_total Total number of flagged packets by the fate of their perf event, counted in the kernel.
 # TYPE xdp_audit_event_fates_total counter
 xdp_audit_event_fates_total{device="eth0",fate="no_reader"} 4

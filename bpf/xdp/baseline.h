@@ -54,9 +54,11 @@ static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u6
 	return variance;
 }
 
-/* Whether |t| ≥ threshold: d² ≥ threshold² · s² · (1 + 1/n), in products of 32-bit mantissas. */
+/* Whether |t| ≥ threshold: d² ≥ threshold² · s² · (1 + 1/n), in products of 32-bit mantissas.
+ * Leaves both sides in *score.
+ */
 static __always_inline bool reaches_threshold(__u64 deviation_q16, struct variance variance,
-					      __u64 n)
+					      __u64 n, struct flag_score *score)
 {
 	__u64 squared = variance.mantissa + variance.mantissa / n;
 	__u32 deviation_log2 = log2_u64(deviation_q16), squared_log2 = log2_u64(squared);
@@ -69,6 +71,9 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 	if (!deviation_q16)
 		return false;
 	shift -= 2 * ((__s64)deviation_log2 - 31 - MEAN_SHIFT);
+	score->left = left;
+	score->right = right;
+	score->octaves = -shift;
 	if (shift == 0)
 		return left >= right;
 	if (shift == 1)
@@ -137,21 +142,21 @@ static __always_inline void baseline_update(struct baseline *baseline, __u64 n,
 		all >>= 1;
 		baseline->m2_low = baseline->m2_low >> 1 | (__u64)high << 63;
 		baseline->m2_high = (high & ~M2_HIGH_MASK) | (high & M2_HIGH_MASK) >> 1;
-		if (high < MOST_HALVINGS)
+		if (high >> HALVINGS_SHIFT < MOST_HALVINGS)
 			baseline->m2_high += 1U << HALVINGS_SHIFT;
 	}
 	baseline->n = all;
 }
 
-/* The state for the next flagged packet of this CPU. */
-static __always_inline struct flag_state *next_flag(struct last_flag *last)
+/* The event for the next flagged packet of this CPU. */
+static __always_inline struct audit_event *next_event(struct last_flag *last)
 {
 	/* Saves 12 for a flagged packet: clang would compute the address of an array element for
 	 * each of its members.
 	 */
-	void *at = (void *)last + ((last->sequence + 1) & 1) * sizeof(last->states[0]);
+	void *at = (void *)last + (last->sequence & 1) * sizeof(last->events[0]);
 
-	return at + offsetof(struct last_flag, states);
+	return at + offsetof(struct last_flag, events);
 }
 
 /* A fast test that implies 4 · deviation² · (n − 1) < M2 · factor. It uses n instead of n − 1, and
@@ -218,7 +223,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 						   __u64 delta_ns, struct last_flag *last)
 {
 	struct deviation deviation = deviation_of(baseline, sample);
-	struct flag_state *flag = next_flag(last);
+	struct flag_state *flag = &next_event(last)->flag;
 	bool is_flagged = true;
 	__u64 n = baseline->n;
 	__u32 outcome;
@@ -239,7 +244,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	    !is_surely_inside(deviation.q16, n, m2.low, config.clip_factor_q2)) {
 		struct variance variance = variance_of(n, m2, baseline->mean_q16);
 
-		is_flagged = reaches_threshold(deviation.q16, variance, n);
+		is_flagged = reaches_threshold(deviation.q16, variance, n, &last->score);
 		deviation.q16 = clip(deviation.q16, variance);
 	}
 	baseline_update(baseline, n, deviation);

@@ -203,7 +203,7 @@ static __always_inline enum outcome slot_observe_slow(struct packet_state *state
 		outcome = baseline_observe_slow(&state->slot->baseline, delta_ns, delta_ns,
 						&counters->last_flag);
 	if (is_flagged(outcome))
-		record_flag(state, outcome);
+		record_flag(state, outcome - OUTCOME_FLAGGED_EARLY);
 	count_delta(counters, delta_ns);
 	return outcome;
 }

@@ -21,7 +21,6 @@
 #define LOG2_TABLE_BITS 14
 #define LOG2_TABLE_SIZE (1 << LOG2_TABLE_BITS)
 #define LOG2_FRACTIONS 128
-#define SCORE_BINS 512
 #define WATCH_DELTAS 4096
 #define FLOW_SAMPLES 1024
 #define HASH_WORDS 10 /* 32-bit words of an IPv6 flow key that are hashed */
@@ -75,6 +74,7 @@ enum fate {
 	FATE_SUPPRESSED,
 	FATE_OTHER,
 	FATE_READER_GAP, /* counted by user space */
+	FATE_NO_TOKEN,	 /* as FATE_SUPPRESSED, for a flag that is rare for its flow */
 	FATES,
 };
 
@@ -112,16 +112,17 @@ struct baseline {
 	__u64 m2_low;	/* sum of squared deviations from the mean, unit² */
 	/* 23 bits of m2: n ≤ 2²⁵ samples of at most (2³¹ units)² each. HAS_RECORD is 1 if the
 	 * flow's record belongs to this baseline. The highest 8 bits count how often n was halved
-	 * since the flow's last flagged packet, up to 255.
+	 * since the flow's last flagged packet, up to MOST_HALVINGS.
 	 */
 	__u32 m2_high;
 	__u32 n;
 };
 
 #define M2_HIGH_MASK ((1U << 23) - 1)
-#define HAS_RECORD (1U << 23)
+#define HAS_RECORD_SHIFT 23
+#define HAS_RECORD (1U << HAS_RECORD_SHIFT)
 #define HALVINGS_SHIFT 24
-#define MOST_HALVINGS (255U << HALVINGS_SHIFT)
+#define MOST_HALVINGS 253U /* 253 windows and a baseline are below 2³² samples */
 
 /* The configuration of the program of one device. User space sets it before load. */
 struct audit_config {
@@ -150,16 +151,14 @@ struct audit_config {
 	__u32 learnt_factor_q16;   /* 1/k */
 	/* A baseline restarts after that many flagged packets in a row on one side. */
 	__u32 restart_run;
-	__u32 reserved;
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */
 	__u32 modes;		  /* bits of enum judging_mode */
-	/* Upper bound on the fraction of judged packets reported per side, in 2⁻³². 0: no bound. */
-	__u32 tail_q32;
-	__u32 calibration_halved_at; /* number of judged packets at which a calibration is halved */
-	__s32 score_offset; /* score of the lowest bin of a calibration, in 2⁻¹⁶ octaves */
+	__u32 share_q32; /* tokens that a flow earns per judged packet, in 2⁻³²; 0: no tokens */
+	__u32 young_samples;	 /* a flag against fewer samples raises no cut */
+	__u64 threshold2_q32;	 /* log2 of threshold² in 2⁻³² octaves */
+	__u64 unearned_burst_ns; /* as event_burst_ns, for unearned events */
 	struct baseline frozen;
-	__u32 frozen_cuts[2]; /* as in struct calibration */
 };
 
 /* The identity of a flow. Addresses and ports are in network order. IPv4 uses word 0. */
@@ -231,7 +230,19 @@ struct flow_record {
 	__u8 run_is_late; /* its side */
 	__u32 n;	  /* of the flow's baseline after the last flagged packet */
 	__u32 reserved;
-	__u64 reserved2[6];
+	__u64 earned_q32;     /* tokens */
+	__u64 unearned_at_ns; /* time after which an unearned token is left */
+	__u64 drift_q32;      /* octaves by which judged packets have lowered the cuts since ever */
+	/* Score from which a flag is rare for the flow, by side: log2 of t², in 2⁻³² octaves, plus
+	 * the drift by packets and by time when it was raised.
+	 */
+	__u64 cuts_q32[2];
+	__u64 reserved2;
+};
+
+/* The records of the flows of a set. */
+struct set_records {
+	struct flow_record records[FLOW_WAYS];
 };
 
 /* The last deltas of a watched flow. User space writes mark and tag before it assigns the watch.
@@ -281,13 +292,29 @@ struct audit_event {
 	struct flow_key key;
 };
 
-/* The last flagged packet of a CPU: states[sequence & 1]. A reader that finds the same sequence
- * before and after has read one state. Sequence 0: no packet was flagged.
+/* t² / threshold² as left / right · 2^octaves, where both have 63 or 64 bits. */
+struct flag_score {
+	__u64 left;
+	__u64 right;
+	__s64 octaves;
+};
+
+/* A flagged packet in the place of an event. The key is set only if it is sent. */
+struct flag_event {
+	struct audit_event event;
+	__u64 reserved[2];
+};
+
+/* The last flagged packet of a CPU: events[(sequence + 1) & 1]. A reader that finds the same
+ * sequence before and after has read one event. Sequence 0: no packet was flagged.
  */
 struct last_flag {
 	__u64 sequence;
-	__u64 reserved[7];
-	struct flag_state states[2];
+	struct flag_score score; /* of the packet that is being judged */
+	__u32 is_sent;		 /* whether that packet is to be sent */
+	__u32 ring;		 /* that it is to be sent to */
+	__u64 reserved[3];
+	struct flag_event events[2];
 };
 
 /* Sums over the deltas around reference_ns (0: no delta yet), in ns and ns². Each sum has 128 bits:
@@ -315,21 +342,6 @@ struct device_baseline {
 	__u64 reserved2[2];
 };
 
-/* Histograms of the scores of flagged packets on one CPU, and the bins from which on scores are
- * rare. Side 0 is early, side 1 late.
- */
-struct calibration {
-	__u64 forgotten;    /* judged packets that the histograms no longer represent */
-	__u64 flagged;	    /* packets scored so far */
-	__u64 refreshed_ns; /* when `allowed` was computed, on the audit clock; 0: never */
-	__u32 allowed;	    /* largest number of scores in a tail; 0: too few packets to tell */
-	__s32 offset;	    /* config.score_offset of the program that counted the scores */
-	__u32 cuts[2];	    /* lowest rare bin; SCORE_BINS: no bin is rare */
-	__u32 tails[2];	    /* scores in that bin and above */
-	__u64 reserved[2];
-	__u32 scores[2][SCORE_BINS];
-};
-
 struct protocol_counters {
 	__u64 bytes;
 	__u64 packets[15]; /* by outcome, one for each packet; padded to two cache lines */
@@ -346,18 +358,21 @@ struct device_counters {
 	__u64 flow_inserts;
 	__u64 flow_evictions[EVICTIONS];
 	__u64 baseline_restarts;
-	__u64 reserved[4];
+	__u64 earned_events; /* flags that were to be sent, by the kind of their token */
+	__u64 unearned_events;
+	__u64 reserved[2];
 	struct device_baseline device;
 	struct last_flag last_flag;
 	__u64 histogram[HISTOGRAM_CELLS];
-	struct calibration calibration;
 };
 
 /* The allowance of a CPU for perf events, shared by all devices, and its ring. One cache line. */
 struct event_allowance {
 	__u64 spent_until_ns; /* time at which all events sent so far are paid for */
 	__u32 ring;	      /* index in audit_events; rings have no gaps, CPU numbers may */
-	__u32 reserved[13];
+	__u32 reserved;
+	__u64 unearned_until_ns; /* as spent_until_ns, for half the rate and unearned events only */
+	__u64 reserved2[5];
 };
 
 #endif

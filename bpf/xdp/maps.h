@@ -61,16 +61,16 @@ struct {
 	__type(value, struct flow_key);
 } flow_keys SEC(".maps");
 
-/* What flagged packets need of a flow. Key: set · FLOW_WAYS + way. Value: the record of the flow
- * in that slot, or of an earlier one there. Writer: the holder of the set's lock, for a flagged
- * packet.
+/* What flagged packets need of the flows of a set. Key: as in flow_sets. Value: the record of the
+ * flow in each slot, or of an earlier one there. Writer: the holder of the set's lock, for a
+ * flagged packet.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, FLOW_WAYS);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct flow_record);
+	__type(value, struct set_records);
 } flow_records SEC(".maps");
 
 /* Key: index of a watch. Value: the last deltas of the flow that has the watch. Writers: the

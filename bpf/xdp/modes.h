@@ -39,10 +39,12 @@ static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct f
 			.n = config.frozen.n,
 		};
 
+		slot->baseline.n++; /* the flow's deltas; it has no baseline of its own */
 		return baseline_observe(&as_saved, sample, delta_ns, &counters->last_flag);
 	}
 	if (!(config.modes & MODE_DEVICE))
 		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag);
+	slot->baseline.n++;
 	store_in_order(&device->sequence, device->sequence + 1);
 	outcome = baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag);
 	if (is_flagged(outcome))

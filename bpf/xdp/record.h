@@ -1,14 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Copyright The XDP Audit Exporter Authors */
 
-/* The records of flows, which only flagged packets touch, under the lock of the flow's set. */
+/* The records of flows, which only flagged packets touch, under the lock of the flow's set. They
+ * tell which flagged packets may become events: no flow can use up what another one is entitled to.
+ * Equal to the bit to internal/timing/record.go, which says why.
+ */
 
 #ifndef XDP_AUDIT_RECORD_H
 #define XDP_AUDIT_RECORD_H
 
+#include "allowance.h"
+#include "baseline.h"
+#include "clock.h"
+#include "compiler.h"
 #include "maps.h"
 
 #define LONGEST_RUN 255
+#define TOKEN_SHIFT 32 /* fraction bits of tokens, cuts and shares */
+#define ONE_TOKEN (1ULL << TOKEN_SHIFT)
+#define MOST_TOKENS (8 * ONE_TOKEN)
+#define SURPLUS_TOKENS (7 * ONE_TOKEN)
+#define UNEARNED_INTERVAL_NS 450000000000ULL
+#define UNEARNED_BURST_NS (8 * UNEARNED_INTERVAL_NS)
+#define CUT_STEP_SHIFT 3 /* an eighth of an octave */
+#define TIME_SHIFT 11	 /* time lowers a cut by 2⁻⁴³ octaves per ns, three steps an hour */
 
 static __always_inline bool is_flagged(enum outcome outcome)
 {
@@ -19,50 +34,24 @@ static __always_inline bool is_flagged(enum outcome outcome)
 /* The way of a slot in its set. A difference of pointers, so that most packets need not keep it. */
 static __always_inline __u32 way_of(const struct flow_set *set, const struct flow_slot *slot)
 {
-	return (__u32)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
+	return (__u64)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
 }
 
-/* Returns the record of the packet's flow, cleared if it was that of another flow. Returns NULL
- * only if the map is smaller than the configuration says.
+/* Begins the record of a flow whose baseline has none. The record may be that of the same flow,
+ * which was evicted and came back, or that of another flow in the same slot.
  */
-static __always_inline struct flow_record *record_of(const struct packet_state *state)
+static __always_inline void record_begin(struct flow_record *record, const struct flow_set *set,
+					 __u32 way, __u64 now_ns)
 {
-	const struct flow_set *set = state->set;
-	__u32 way = way_of(set, state->slot);
-	__u32 index = state->set_index * FLOW_WAYS + way;
-	struct flow_record *record = bpf_map_lookup_elem(&flow_records, &index);
-
-	if (!record)
-		return NULL;
 	if (record->tag != set->tags[way] || record->mark != set->marks[way]) {
 		__builtin_memset(record, 0, sizeof(*record));
 		record->tag = set->tags[way];
 		record->mark = set->marks[way];
+		record->unearned_at_ns = now_ns - UNEARNED_BURST_NS;
 	}
-	return record;
-}
-
-/* The number of samples that the baseline of the flow has got since the flow's last flagged packet,
- * or since it began. Too low after 255 halvings of the baseline.
- */
-static __always_inline __u64 samples_since(const struct flow_record *record,
-					   const struct baseline *baseline)
-{
-	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
-	__u64 samples = halvings * (config.baseline_halved_at >> 1) + baseline->n;
-
-	return baseline->m2_high & HAS_RECORD ? samples - record->n : samples;
-}
-
-/* Counts a flagged packet in the run of flagged packets in a row. Returns the length of the run. */
-static __always_inline __u32 count_run(struct flow_record *record, __u64 samples, bool is_late)
-{
-	if (samples != 1 || record->run_is_late != is_late)
-		record->run = 0;
-	record->run_is_late = is_late;
-	if (record->run < LONGEST_RUN)
-		record->run++;
-	return record->run;
+	record->run = 0;
+	/* The samples before the first judged one do not count. */
+	record->n = config.modes & (MODE_DEVICE | MODE_FROZEN) ? 0 : config.min_samples;
 }
 
 /* Empties a baseline, which learns the new level of its traffic from the next packet on. With
@@ -75,8 +64,25 @@ static __always_inline void restart_baseline(struct baseline *baseline,
 	counters->baseline_restarts++;
 }
 
+/* Counts the flagged packet in the run of flagged packets in a row. The baseline of a flow restarts
+ * at the end of a long one.
+ */
+static __always_inline void count_run(struct flow_record *record, __u32 judged, __u32 is_late,
+				      const struct packet_state *state)
+{
+	if (judged != 1 || record->run_is_late != is_late) {
+		record->run_is_late = is_late;
+		record->run = 1;
+		return;
+	}
+	if (record->run < LONGEST_RUN)
+		record->run++;
+	if (record->run >= config.restart_run && !(config.modes & (MODE_DEVICE | MODE_FROZEN)))
+		restart_baseline(&state->slot->baseline, state->counters);
+}
+
 /* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
- * in a row. See samples_since(). A run that is shorter than two of its deltas may have one packet
+ * in a row. A run that is shorter than two of its deltas may have one packet
  * of each flow, all of them late because the host paused once.
  */
 static __always_inline void count_device_run(struct device_counters *counters, bool is_late,
@@ -103,22 +109,181 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 	device->flagged_n = baseline->n;
 }
 
-/* Records a flagged packet, which was added to the flow's baseline. */
-static __always_inline void record_flag(const struct packet_state *state, enum outcome outcome)
+/* Whether t² is at least threshold² · 2^cut, with 2^cut as (1 + fraction) · 2^whole. */
+static __always_inline bool is_at_least(const struct flag_score *score, __u64 cut_q32)
 {
-	struct flow_record *record = record_of(state);
-	struct baseline *baseline = &state->slot->baseline;
-	__u32 run;
+	__s64 octaves = score->octaves - (__s64)(cut_q32 >> TOKEN_SHIFT);
+	__u64 left, right;
 
-	if (!record || config.modes & (MODE_DEVICE | MODE_FROZEN))
-		return;
-	run = count_run(record, samples_since(record, baseline), outcome == OUTCOME_FLAGGED_LATE);
-	if (run >= config.restart_run) {
-		restart_baseline(baseline, state->counters);
+	if (octaves < -1)
+		return false;
+	if (octaves > 2)
+		return true;
+	left = score->left >> 32 << 31;
+	right = (score->right >> 32) * ((1ULL << 31) + ((__u32)cut_q32 >> 1));
+	return octaves < 0 ? left >> 1 >= right : left >= right >> (octaves & 3);
+}
+
+/* Whether the flag is rare for its flow. If it is, raises the cut of its side, unless the baseline
+ * is young.
+ */
+static __always_inline bool is_rare(const struct packet_state *state, struct flow_record *record,
+				    __u32 is_late)
+{
+	__u64 *cut = (void *)record->cuts_q32 + (is_late & 1) * sizeof(*cut);
+	__u64 level = record->drift_q32 + (state->now_ns >> TIME_SHIFT) + config.threshold2_q32;
+	__s64 height = *cut - level;
+
+	if (height < 0)
+		height = 0;
+	if (!is_at_least(&state->counters->last_flag.score, height))
+		return false;
+	if (next_event(&state->counters->last_flag)->flag.n >= config.young_samples)
+		*cut = level + height + (ONE_TOKEN >> CUT_STEP_SHIFT);
+	return true;
+}
+
+/* Whether a flow has no unearned token left: it gets one within the time of one. A clock that was
+ * set back gives it all of them.
+ */
+static __always_inline bool is_unearned_spent(const struct flow_record *record, __u64 now_ns)
+{
+	return record->unearned_at_ns - now_ns <= UNEARNED_INTERVAL_NS; /* wraps if in the past */
+}
+
+static __always_inline void spend_unearned(struct flow_record *record, __u64 now_ns)
+{
+	__u64 all_ns = now_ns - UNEARNED_BURST_NS + UNEARNED_INTERVAL_NS - 1;
+
+	if (record->unearned_at_ns - all_ns > UNEARNED_BURST_NS)
+		record->unearned_at_ns = all_ns;
+	record->unearned_at_ns += UNEARNED_INTERVAL_NS;
+}
+
+static __always_inline void copy_key(struct flow_key *to, const struct flow_key *from)
+{
+	/* As words: clang would copy the key by its members, which takes 12 more. */
+	for (__u32 i = 0; i < sizeof(*to) / sizeof(__u64); i++)
+		((__u64 *)to)[i] = ((const __u64 *)from)[i];
+}
+
+/* Takes an event from the allowance of the CPU, and the key of the flow for it. */
+static __always_inline bool take_event(struct packet_state *state, bool is_unearned)
+{
+	struct last_flag *last = &state->counters->last_flag;
+	__u32 cpu = bpf_get_smp_processor_id();
+	__u32 slot_index = state->set_index * FLOW_WAYS + way_of(state->set, state->slot);
+	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
+	const struct flow_key *key;
+
+	if (!allowance || !allowance_take(allowance, clock_ktime(state->now_ns), is_unearned))
+		return false;
+	last->ring = allowance->ring;
+	last->is_sent = true;
+	key = bpf_map_lookup_elem(&flow_keys, &slot_index);
+	if (key)
+		copy_key(&next_event(last)->key, key);
+	return true;
+}
+
+/* Sends no event for a flagged packet. */
+static __always_inline void withhold(struct device_counters *counters, enum fate fate)
+{
+	counters->last_flag.is_sent = false;
+	counters->fates[fate]++;
+}
+
+/* Sends an event for a token of the flow. It is spent only if the rate limit of the CPU allows the
+ * event.
+ */
+static __noinline int spend_token(struct packet_state *state, struct flow_record *record,
+				  bool is_unearned)
+{
+	if (!record || !take_event(state, is_unearned)) {
+		withhold(state->counters, FATE_RATE_LIMIT);
+		return 0;
+	}
+	if (is_unearned) {
+		spend_unearned(record, state->now_ns);
+		state->counters->unearned_events++;
+	} else if (config.share_q32) {
+		record->earned_q32 -= ONE_TOKEN;
+		state->counters->earned_events++;
+	}
+	return 0;
+}
+
+/* Decides whether a flagged packet is to be sent, after so many judged packets of its flow since
+ * the last flagged one.
+ */
+static __always_inline void decide(struct packet_state *state, struct flow_record *record,
+				   __u32 judged, __u32 is_late)
+{
+	__u64 share = config.share_q32, earned = judged * share;
+	bool is_left;
+
+	if (!share) {
+		spend_token(state, record, false);
 		return;
 	}
-	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
-	record->n = baseline->n;
+	record->drift_q32 += earned >> (CUT_STEP_SHIFT + 1); /* the step times half of the share */
+	earned += record->earned_q32;
+	if (earned > MOST_TOKENS)
+		earned = MOST_TOKENS;
+	record->earned_q32 = earned;
+	if (!is_rare(state, record, is_late)) {
+		is_left = record->earned_q32 >= SURPLUS_TOKENS;
+		if (!is_left && is_unearned_spent(record, state->now_ns)) {
+			withhold(state->counters, FATE_SUPPRESSED);
+			return;
+		}
+	} else {
+		is_left = record->earned_q32 >= ONE_TOKEN;
+		if (!is_left && is_unearned_spent(record, state->now_ns)) {
+			withhold(state->counters, FATE_NO_TOKEN);
+			return;
+		}
+	}
+	spend_token(state, record, !is_left);
+}
+
+/* The number of judged packets of a flow since its last flagged one, of which there are many or
+ * none. An emptied baseline, with m2_high of 0, begins its record again.
+ */
+static __always_inline __u32 count_judged(struct flow_record *record,
+					  const struct packet_state *state)
+{
+	struct baseline *baseline = &state->slot->baseline;
+	__u32 high = baseline->m2_high;
+
+	if (!(high & HAS_RECORD))
+		record_begin(record, state->set, way_of(state->set, state->slot), state->now_ns);
+	baseline->m2_high = (high & M2_HIGH_MASK) | HAS_RECORD;
+	return (high >> HALVINGS_SHIFT) * (config.baseline_halved_at >> 1) + baseline->n -
+	       record->n;
+}
+
+/* Records a flagged packet, which was added to its baseline, and decides whether it is to be sent.
+ */
+static __always_inline void record_flag(struct packet_state *state, __u32 is_late)
+{
+	struct set_records *records = bpf_map_lookup_elem(&flow_records, &state->set_index);
+	struct flow_slot *slot = state->slot;
+	struct flow_record *record;
+	__u32 judged;
+
+	if (!records) {
+		withhold(state->counters, FATE_OTHER);
+		return;
+	}
+	record = (void *)records + way_of(state->set, slot) * sizeof(*record);
+	if (likely(slot->baseline.m2_high >> HAS_RECORD_SHIFT == 1)) /* no halvings */
+		judged = slot->baseline.n - record->n;
+	else
+		judged = count_judged(record, state);
+	record->n = slot->baseline.n;
+	count_run(record, judged, is_late, state);
+	decide(state, record, judged, is_late);
 }
 
 #endif

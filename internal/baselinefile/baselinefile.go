@@ -31,8 +31,7 @@ import (
 const (
 	version = 1
 
-	// maxBytes is larger than a file of the maximum number of devices with the spread of scores
-	// that real traffic has.
+	// maxBytes is larger than a file of the maximum number of devices.
 	maxBytes = 16 << 20
 )
 
@@ -66,22 +65,21 @@ type inner struct {
 }
 
 type device struct {
-	Samples uint64      `json:"samples"`
-	MeanQ16 uint64      `json:"mean_q16"`
-	M2      string      `json:"m2"` // decimal, because a JSON number may not hold 96 bits
-	Judged  uint64      `json:"judged"`
-	Early   [][2]uint32 `json:"early"` // bin and number of scores, for bins that have scores
-	Late    [][2]uint32 `json:"late"`
+	Samples uint64 `json:"samples"`
+	MeanQ16 uint64 `json:"mean_q16"`
+	M2      string `json:"m2"` // decimal, because a JSON number may not hold 96 bits
+
+	// Scores of flagged packets in the files of versions up to 0.2.0. They are ignored.
+	Judged json.RawMessage `json:"judged,omitempty"`
+	Early  json.RawMessage `json:"early,omitempty"`
+	Late   json.RawMessage `json:"late,omitempty"`
 }
 
 // Encode returns the JSON text of a file, with a final newline.
 func (f *File) Encode() ([]byte, error) {
 	in := inner{Version: version, Saved: f.Saved.UTC().Truncate(time.Second), Terms: f.Terms, Devices: map[string]device{}}
 	for name, l := range f.Devices {
-		in.Devices[name] = device{
-			Samples: l.N, MeanQ16: l.MeanQ16, M2: l.M2.Big().String(), Judged: l.Judged,
-			Early: occupied(&l.Scores[timing.SideEarly]), Late: occupied(&l.Scores[timing.SideLate]),
-		}
+		in.Devices[name] = device{Samples: l.N, MeanQ16: l.MeanQ16, M2: l.M2.Big().String()}
 	}
 	text, err := json.Marshal(in)
 	if err != nil {
@@ -89,16 +87,6 @@ func (f *File) Encode() ([]byte, error) {
 	}
 	text, err = json.MarshalIndent(outer{Baseline: text, SHA256: digest(text)}, "", "\t")
 	return append(text, '\n'), err
-}
-
-func occupied(scores *[timing.ScoreBins]uint32) [][2]uint32 {
-	bins := [][2]uint32{}
-	for bin, n := range scores {
-		if n > 0 {
-			bins = append(bins, [2]uint32{uint32(bin), n})
-		}
-	}
-	return bins
 }
 
 func digest(compact []byte) string {
@@ -176,23 +164,13 @@ func decode(text []byte, value any) error {
 }
 
 func (d device) learnt() (timing.Learnt, error) {
-	l := timing.Learnt{State: timing.State{N: d.Samples, MeanQ16: d.MeanQ16}, Judged: d.Judged}
+	l := timing.Learnt{State: timing.State{N: d.Samples, MeanQ16: d.MeanQ16}}
 	m2, ok := new(big.Int).SetString(d.M2, 10)
 	if !ok || len(d.M2) > 39 || m2.Sign() < 0 || m2.BitLen() > 96 {
 		return l, fmt.Errorf("m2 %.50q is not a whole number below 2⁹⁶", d.M2)
 	}
 	low := new(big.Int).And(m2, new(big.Int).SetUint64(1<<64-1))
 	l.M2 = timing.Uint128{Hi: m2.Rsh(m2, 64).Uint64(), Lo: low.Uint64()}
-	for side, bins := range [2][][2]uint32{d.Early, d.Late} {
-		next := uint32(0)
-		for _, b := range bins {
-			if b[0] < next || b[0] >= timing.ScoreBins || b[1] == 0 {
-				return l, fmt.Errorf("bin %d of %d scores is out of place", b[0], b[1])
-			}
-			next = b[0] + 1
-			l.Scores[side][b[0]] = b[1]
-		}
-	}
 	return l, nil
 }
 

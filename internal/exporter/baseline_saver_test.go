@@ -26,7 +26,7 @@ import (
 )
 
 func someLearnt() bpf.Learnt {
-	return bpf.Learnt{State: timing.State{N: 8192, MeanQ16: 1e6 << 16, M2: timing.Uint128{Lo: 1e12}}, Judged: 1e6}
+	return bpf.Learnt{State: timing.State{N: 8192, MeanQ16: 1e6 << 16, M2: timing.Uint128{Lo: 1e12}}}
 }
 
 // The first run learns, keeps access to the directory of the file, and saves at its end. The
@@ -105,7 +105,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 		}
 	}
 	short := someLearnt()
-	short.Judged = 100
+	short.N = 99
 	write(few, 4, short)
 	write(other, 5, someLearnt())
 	for _, test := range []struct {
@@ -115,7 +115,7 @@ func TestBaselineFileIsRefused(t *testing.T) {
 	}{
 		{"a damaged file", []string{"--audit.baseline-file=" + damaged}, damaged + " cannot be used: it is cut short: restore it, or move it away"},
 		{"another threshold", []string{"--audit.baseline-file=" + other}, "--audit.threshold is 4 and was 5"},
-		{"too few packets", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0 has 8192 samples and 100 scored packets, too few"},
+		{"too few samples", []string{"--audit.baseline-file=" + few}, few + ": saved baseline of device eth0 has 99 samples, too few"},
 		{"baselines of flows", []string{"--audit.baseline-file=" + other, "--audit.baseline=flow"}, "requires --audit.baseline=device, not --audit.baseline=flow"},
 		{"no directory", []string{"--audit.baseline-file=" + folder + "/absent/file"}, folder + "/absent is not a directory"},
 		{"a shared directory", []string{"--audit.baseline-file=/etc/absent"}, "/etc is shared by the whole system"},
@@ -145,16 +145,13 @@ func TestSavingFails(t *testing.T) {
 // maximum number of devices, those that vanished last. It can be read.
 func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "baseline.json")
-	wide := someLearnt()
-	for bin := range wide.Scores[timing.SideLate] {
-		wide.Scores[timing.SideLate][bin] = 1
-	}
+	learnt := someLearnt()
 	now := map[string]bpf.Learnt{}
 	o := &options{audit: bpf.DefaultConfig(), baselineFile: path}
 	s := o.newBaselineSaver(&fakeAudit{}, slog.New(slog.DiscardHandler))
 	s.learnt = func() map[string]bpf.Learnt { return now }
 	for i := range 5000 {
-		now = map[string]bpf.Learnt{"eth0": wide, fmt.Sprintf("veth%d", i): wide}
+		now = map[string]bpf.Learnt{"eth0": learnt, fmt.Sprintf("veth%d", i): learnt}
 		s.update()
 		if !s.isUnsaved {
 			t.Fatalf("device %d is not to be saved", i)
@@ -181,7 +178,7 @@ func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 
 	// Present devices are all kept, even above the maximum.
 	for i := range 20 {
-		now[fmt.Sprintf("eth%d", i)] = wide
+		now[fmt.Sprintf("eth%d", i)] = learnt
 	}
 	if s.update(); len(s.devices) != len(now) {
 		t.Errorf("%d devices are known, and %d there", len(s.devices), len(now))

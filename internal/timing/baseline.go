@@ -5,7 +5,7 @@
 // score of a packet against its baseline, and the histogram of deltas.
 //
 // A delta is an inter-arrival time in whole nanoseconds. This package is the reference model of
-// the arithmetic in bpf/xdp/baseline.h, bpf/xdp/calibration.h, bpf/xdp/log2.h and
+// the arithmetic in bpf/xdp/baseline.h, bpf/xdp/record.h, bpf/xdp/log2.h and
 // bpf/xdp/histogram.h: for the same deltas the kernel program and this package compute the same
 // bits. No function reads a clock.
 package timing
@@ -168,6 +168,12 @@ func (p Params) NearScaleQ16() uint32 {
 // s. Once s has MinSamples samples, the added deviation is clipped: an outlier cannot hide the next
 // outlier, and the baseline still learns a new level.
 func (p Params) Observe(s *State, deltaNs uint64) Decision {
+	decision, _ := p.ObserveScore(s, deltaNs)
+	return decision
+}
+
+// ObserveScore is [Params.Observe] and returns the score too, unless there are too few samples.
+func (p Params) ObserveScore(s *State, deltaNs uint64) (decision Decision, score Score) {
 	x := p.Domain.sample(deltaNs) << meanShift
 	early := x < s.MeanQ16
 	deviation := x - s.MeanQ16
@@ -179,18 +185,19 @@ func (p Params) Observe(s *State, deltaNs uint64) Decision {
 		if s.N == p.MinSamples {
 			s.M2 = s.M2.Mul64(uint64(p.LearntFactor())).Rsh(factorShift)
 		}
-		return TooFewSamples
+		return TooFewSamples, score
 	}
-	decision := Judged
+	decision = Judged
 	variance := p.newVariance(s)
-	if p.reaches(deviation, variance, s.N) {
+	score = p.score(deviation, variance, s.N)
+	if p.reaches(deviation, score) {
 		decision = Late
 		if early {
 			decision = Early
 		}
 	}
 	p.update(s, p.clip(deviation, s, variance), early)
-	return decision
+	return decision, score
 }
 
 // clip limits a deviation to the clip.
@@ -326,31 +333,42 @@ func (p Params) newVariance(s *State) variance {
 	return variance{significant / (12 * (s.N - 1)), exponent - factorShift}
 }
 
-// reaches reports whether |t| reaches the threshold: d² ≥ threshold² · s² · (1 + 1/n). Each
-// side is a product of two mantissas that are rounded down to 32 bits, which gives a relative
-// error of about 2⁻²⁹.
-func (p Params) reaches(deviation uint64, v variance, n uint64) bool {
+// Score is t² divided by the square of the threshold: left / right · 2^−shift. Both have 63 or 64
+// bits. It is 0 if the sample is the mean or the threshold is 0.
+type Score struct {
+	left, right uint64
+	shift       int
+}
+
+// score compares d² with threshold² · s² · (1 + 1/n). Each side is a product of two mantissas that
+// are rounded down to 32 bits, which gives a relative error of about 2⁻²⁹.
+func (p Params) score(deviation uint64, v variance, n uint64) Score {
 	threshold2, threshold2Exponent := p.ThresholdSquared()
-	if threshold2 == 0 {
-		return true
-	}
-	if deviation == 0 {
-		return false
+	if threshold2 == 0 || deviation == 0 {
+		return Score{}
 	}
 	d, dExponent := top32(deviation)
 	s, sExponent := top32(v.mantissa + v.mantissa/n)
-	left, leftExponent := d*d, 2*dExponent-2*meanShift
-	right, rightExponent := s*uint64(threshold2), sExponent+v.exponent+int(threshold2Exponent)
-	// Each product has 63 or 64 bits.
-	switch rightExponent - leftExponent {
-	case 0:
-		return left >= right
-	case 1:
-		return left>>1 >= right
-	case -1:
-		return left >= right>>1+right&1
+	return Score{
+		left: d * d, right: s * uint64(threshold2),
+		shift: sExponent + v.exponent + int(threshold2Exponent) - 2*dExponent + 2*meanShift,
 	}
-	return rightExponent < leftExponent
+}
+
+// reaches reports whether |t| reaches the threshold.
+func (p Params) reaches(deviation uint64, s Score) bool {
+	if p.Threshold == 0 || deviation == 0 {
+		return p.Threshold == 0
+	}
+	switch s.shift {
+	case 0:
+		return s.left >= s.right
+	case 1:
+		return s.left>>1 >= s.right
+	case -1:
+		return s.left >= s.right>>1+s.right&1
+	}
+	return s.shift < 0
 }
 
 // top32 returns v > 0 as mantissa · 2^exponent. The mantissa has 32 bits and is rounded down.

@@ -340,7 +340,7 @@ func TestShortcutsSkipNothing(t *testing.T) {
 			continue
 		}
 		v, shortcuts := p.newVariance(&s), p.Shortcuts()
-		isFlagged, isClipped := p.reaches(deviation, v, s.N), p.Clip > 0 && deviation > v.clipLimit(p.ClipQ16())
+		isFlagged, isClipped := p.reaches(deviation, p.score(deviation, v, s.N)), p.Clip > 0 && deviation > v.clipLimit(p.ClipQ16())
 		for _, test := range []struct {
 			factor uint32
 			is     bool

@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
@@ -15,9 +14,8 @@ const (
 	tableCalibrated = "calibrated events"
 	tableRare       = "calibrated detection"
 
-	columnFlagged  = "flagged"
-	columnEvents   = "events"
-	columnLateFrom = "late from"
+	columnFlagged = "flagged"
+	columnEvents  = "events"
 
 	// learning is the number of packets that a device learns from before packets are counted.
 	learning = 500_000
@@ -42,7 +40,7 @@ func calibrated() []experiment {
 		}
 	}
 	for _, f := range families() {
-		add(tableCalibrated, f.name, 1_000_000, []string{columnFlagged, columnEvents, columnLateFrom}, between(1e-5, 2.5e-4),
+		add(tableCalibrated, f.name, 1_000_000, []string{columnFlagged, columnEvents}, between(1e-5, 2.5e-4),
 			func(l *lab, r run) (calibration, error) {
 				return measureCalibration(l, r, max(learning, f.settling), f.start(r.seed), func(*packet) bool { return true })
 			})
@@ -96,10 +94,7 @@ func measureCalibration(l *lab, r run, learning int, next traffic.Planted, isAsk
 		if made != 0 {
 			return fmt.Errorf("%d packets became events but are missing from the fates %v", int64(made), counters.Fates)
 		}
-		found = calibration{
-			columnFlagged: shareFigure(flagged.share()), columnEvents: shareFigure(events.share()),
-			columnLateFrom: {Value: counters.Calibration.EventScores[timing.SideLate], Unit: "σ"},
-		}
+		found = calibration{columnFlagged: shareFigure(flagged.share()), columnEvents: shareFigure(events.share())}
 		return nil
 	})
 	return found, err

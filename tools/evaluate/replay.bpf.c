@@ -113,6 +113,8 @@ static __always_inline int take_record(__u32 number, __u32 flow)
 	record->flags = counters->last_flag.sequence;
 	for (int i = 0; i < 8; i++)
 		record->fates[i] = counters->fates[i];
+	record->fates[FATE_SUPPRESSED] += counters->fates[FATE_NO_TOKEN];
+	record->fates[FATE_NO_TOKEN] = 0;
 	return 0;
 }
 

@@ -39,7 +39,9 @@ type replayDeviceCounters struct {
 	FlowInserts      uint64
 	FlowEvictions    [2]uint64
 	BaselineRestarts uint64
-	Reserved         [4]uint64
+	EarnedEvents     uint64
+	UnearnedEvents   uint64
+	Reserved         [2]uint64
 	Device           struct {
 		_          structs.HostLayout
 		Sequence   uint64
@@ -54,34 +56,49 @@ type replayDeviceCounters struct {
 	LastFlag struct {
 		_        structs.HostLayout
 		Sequence uint64
-		Reserved [7]uint64
-		States   [2]struct {
-			_            structs.HostLayout
-			AuditNs      uint64
-			KtimeNs      uint64
-			DeltaNs      uint64
-			MeanQ16      uint64
-			M2Low        uint64
-			M2High       uint32
-			N            uint32
-			LenBytes     uint32
-			IsLate       uint32
-			DeviationQ16 uint64
+		Score    struct {
+			_       structs.HostLayout
+			Left    uint64
+			Right   uint64
+			Octaves int64
+		}
+		IsSent   uint32
+		Ring     uint32
+		Reserved [3]uint64
+		Events   [2]struct {
+			_     structs.HostLayout
+			Event struct {
+				_    structs.HostLayout
+				Flag struct {
+					_            structs.HostLayout
+					AuditNs      uint64
+					KtimeNs      uint64
+					DeltaNs      uint64
+					MeanQ16      uint64
+					M2Low        uint64
+					M2High       uint32
+					N            uint32
+					LenBytes     uint32
+					IsLate       uint32
+					DeviationQ16 uint64
+				}
+				Key struct {
+					_               structs.HostLayout
+					Source          [4]uint32
+					Destination     [4]uint32
+					SourcePort      uint16
+					DestinationPort uint16
+					Owner           uint32
+					VlanId          uint16
+					IpProtocol      uint8
+					Family          uint8
+					Reserved        uint32
+				}
+			}
+			Reserved [2]uint64
 		}
 	}
-	Histogram   [1024]uint64
-	Calibration struct {
-		_           structs.HostLayout
-		Forgotten   uint64
-		Flagged     uint64
-		RefreshedNs uint64
-		Allowed     uint32
-		Offset      int32
-		Cuts        [2]uint32
-		Tails       [2]uint32
-		Reserved    [2]uint64
-		Scores      [2][512]uint32
-	}
+	Histogram [1024]uint64
 }
 
 type replayFlowSet struct {

@@ -95,7 +95,7 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableCommon, r.pivot(tableCommon, figure.String, "+8σ", "+20σ", "+1000σ")},
 		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnDeviation, columnMean)},
 		{statisticsDocument, tableRestarts, r.pivot(tableRestarts, figure.String, columnRestarts)},
-		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents, columnLateFrom)},
+		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents)},
 		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
 		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},

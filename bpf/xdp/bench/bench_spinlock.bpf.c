@@ -66,6 +66,7 @@ static __always_inline enum outcome spinlock_observe(struct packet_state *state,
 		set_assign(set, set_find_victim(set, first_way_of(hash)), hash, now_ns, counters);
 	bpf_spin_unlock(&locked->lock);
 	state->now_ns = now_ns;
+	counters->last_flag.is_sent = false; /* the flow has no record */
 	if (delta_ns <= config.idle_timeout_ns)
 		count_delta(counters, delta_ns);
 	return outcome;
