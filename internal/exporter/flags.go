@@ -137,7 +137,8 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	addFlag(app, "audit.domain", "XDP_AUDIT_DOMAIN",
 		"Scale of the inter-arrival times in a score: linear, or log2 (binary logarithm).", &c.Domain, text)
 	addFlag(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
-		"Upper bound on the fraction of scored packets reported as events; 0 reports all flagged packets.",
+		"Number of events that a flow earns for each of its scored packets, in addition to eight an hour; "+
+			"0 reports all flagged packets.",
 		&c.Calibrate, number)
 	addFlag(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
 		"Longest inter-arrival time of a flow. A longer silence is a pause, and is not scored.",
@@ -145,7 +146,8 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	addFlag(app, "audit.flows", "XDP_AUDIT_FLOWS",
 		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
 	addFlag(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
-		"Maximum number of perf events per second and CPU; 0 sends none and needs no perf rings.", &c.EventRate, wholeNumber)
+		"Maximum number of perf events per second and CPU, half of it for events that flows have not earned; "+
+			"0 sends none and needs no perf rings.", &c.EventRate, wholeNumber)
 	addFlag(app, "audit.clock", "XDP_AUDIT_CLOCK",
 		"Source of packet times: ktime, or metadata (nanoseconds that an earlier XDP program puts in front of the packet).",
 		&c.Clock, text)

@@ -250,6 +250,38 @@ func TestCuts(t *testing.T) {
 	}
 }
 
+// No cut is out of reach: the highest scores that there are raise a cut to at most a step above
+// them, and time brings it down again. The flow has events meanwhile.
+func TestCutsAreFinite(t *testing.T) {
+	p := defaults
+	p.Calibrate = 1e-4
+	s := State{N: 1 << 24} // the least variance, 1/12
+	_, highest := p.ObserveScore(&s, MaxDelta)
+	f := newFlow(1e-4)
+	f.n = 10_000
+	for i := range 100_000 {
+		f.n++
+		flag := Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}
+		token := f.p.Flag(&f.record, f.n, flag)
+		if token <= TokenUnearned {
+			f.p.Spend(&f.record, token, f.nowNs)
+			f.tokens[token]++
+		}
+		cut := float64(f.record.Cuts[1]-f.record.Drift-f.nowNs>>timeShift) / oneToken
+		if cut > 66 {
+			t.Fatalf("flag %d raised the cut to %v octaves", i, cut)
+		}
+		f.nowNs += 36e6 // an hour in all
+	}
+	if got := f.tokens[TokenUnearned]; got < 15 || f.tokens[TokenEarned] < 8 {
+		t.Errorf("%d unearned and %d earned events in an hour", got, f.tokens[TokenEarned])
+	}
+	f.nowNs += uint64(1) << 43 // an octave
+	if token := f.p.Flag(&f.record, f.n+20_000, Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}); token != TokenEarned {
+		t.Errorf("after 2.4 hours: token %d", token)
+	}
+}
+
 // Judged packets are counted across halvings of the baseline, and from its first judged one on
 // after a restart.
 func TestJudgedPacketsAreCounted(t *testing.T) {

@@ -78,12 +78,10 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
 
 	b.row("Calibration")
-	b.graph(8, "Score that makes an event", "short", "|t| from which a flagged packet becomes an event, on the CPU with the highest value. No value if no packet is rare enough. Empty with --audit.calibrate=0.",
-		query{`xdp_audit_calibration_event_tscore{` + ofDevice + `} < Inf`, "{{direction}}"})
-	b.graph(8, "Flagged packets that become events", "percentunit", "Fraction that is rare enough for the device, before the limit of the event rate.",
-		query{`1 - sum(rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum(rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "rare"})
-	b.graph(8, "CPUs that learn", "short", "CPUs that have judged too few packets of the device to tell which scores are rare. On these CPUs every flag may become an event.",
-		query{`xdp_audit_calibration_learning_cpus{` + ofDevice + `}`, "learning"})
+	b.graph(12, "Decisions on flagged packets", "pps", "Flagged packets by what entitles them to an event: a token that the flow earned, or one that every flow has; or by why none does: common for the flow, or rare but no token left. Empty with --audit.calibrate=0.",
+		query{`sum by (decision) (rate(xdp_audit_calibration_flags_total{` + ofDevice + `}[$__rate_interval])) > 0`, "{{decision}}"})
+	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that a token of the flow entitles, before the limit of the event rate.",
+		query{`1 - sum(rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum(rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "entitled"})
 
 	b.row("Covert timing channels")
 	b.graph(12, "Scores of windows", "short", "Highest score of each test among the flows with a window in ten minutes. An alarm is a score of at least 1. Empty without --collector.covert.",

@@ -49,7 +49,7 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Flows with signs of a covert channel", "short", "Flows with alarms of another test than symbols in four consecutive windows, by device. The alert fires at 1. Empty without --collector.covert.",
 		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that is rare enough for the device (--audit.calibrate), before the limit of the event rate.",
+	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that a token of the flow entitles (--audit.calibrate), before the limit of the event rate.",
 		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 
 	b.row("Timing")
