@@ -37,7 +37,7 @@ const (
 	// message hardly depend on each other; what an application sends next often depends on
 	// what it sent before. Recorded channels have up to 0.22 bit, and recorded applications
 	// with symbols 0.86 bit or more.
-	informationLimit = 0.45
+	informationLimit = 0.4
 	// phaseChance and pastChance are the fractions of windows in which a test alarms by chance,
 	// if its assumptions hold.
 	phaseChance = 1e-3

@@ -59,8 +59,8 @@ func TestScoresByLimits(t *testing.T) {
 	}{
 		{"neither", Statistics{Symbols: 0.24, Phase: 13.2, Periods: 561}, nil},
 		{"symbols", Statistics{Symbols: 0.25, Phase: 13.2, Periods: 561}, []Test{Symbols}},
-		{"symbols that depend on each other as bits of a message do", Statistics{Symbols: 2, Information: 0.45}, []Test{Symbols}},
-		{"symbols that depend on each other as requests and answers do", Statistics{Symbols: 2, Information: 0.46}, nil},
+		{"symbols that depend on each other as bits of a message do", Statistics{Symbols: 2, Information: 0.4}, []Test{Symbols}},
+		{"symbols that depend on each other as requests and answers do", Statistics{Symbols: 2, Information: 0.41}, nil},
 		{"phase: 561 periods, each by chance with exp(−13.3)", Statistics{Phase: 13.3, Periods: 561}, []Test{Phase}},
 		{"a phase that cannot be judged", Statistics{Phase: 100}, nil},
 	} {

@@ -18,13 +18,13 @@ func TestVoIP(t *testing.T) {
 		talking, silent, spurts, noises := 0.0, 0.0, 0.0, 0.0
 		isTalking := false
 		for _, delta := range take(VoIP(period, talk, silence, noisePeriod), "speech") {
-			switch {
-			case delta == period:
+			switch delta {
+			case period:
 				if !isTalking {
 					spurts++
 				}
 				talking, isTalking = talking+delta, true
-			case delta == noisePeriod:
+			case noisePeriod:
 				silent, isTalking = silent+delta, false
 				noises++
 			default:

@@ -142,13 +142,21 @@ func equidistant(n int, leastNs, distanceNs, jitter float64) traffic.Kind {
 	return kind
 }
 
+// Varied is a channel with a parameter.
+type Varied struct {
+	Flows
+	Of        string  // without the parameter
+	Parameter float64 // in ms, or a fraction
+}
+
 // Jittered returns symbols with more and more jitter, as a fraction of their distance.
-func Jittered() []Flows {
-	var all []Flows
+func Jittered() []Varied {
+	var all []Varied
 	for _, n := range []int{2, 4, 8} {
 		for _, jitter := range []float64{0.15, 0.175, 0.2, 0.25} {
-			all = append(all, Flows{fmt.Sprintf("%d symbols, jitter %v of their distance", n, jitter), nil,
-				equidistant(n, 20*milliseconds, 10*milliseconds, jitter)})
+			of := fmt.Sprintf("%d symbols", n)
+			kind := equidistant(n, 20*milliseconds, 10*milliseconds, jitter)
+			all = append(all, Varied{Flows{fmt.Sprintf("%s, jitter %v", of, jitter), nil, kind}, of, jitter})
 		}
 	}
 	return all
@@ -169,9 +177,9 @@ func Disguised() []Channel {
 	}
 }
 
-// JitterBug returns channels in the phase with 1 ms of jitter and without a past, on covers
-// with memory or on others.
-func JitterBug(hasMemory bool) []Flows {
+// JitterBug returns channels in the phase, with windows of 11 ms and more, 1 ms of jitter and
+// without a past, in covers with memory or in others.
+func JitterBug(hasMemory bool) []Varied {
 	covers := []Flows{
 		{"exponential, mean 100 ms", traffic.Exponential(100 * milliseconds), nil},
 		{"exponential, mean 30 ms", traffic.Exponential(30 * milliseconds), nil},
@@ -189,11 +197,11 @@ func JitterBug(hasMemory bool) []Flows {
 			{"SSH keys and ACKs, round trip 40 ms", traffic.SSHKeys(150*milliseconds, 0.6, 40*milliseconds, 2*milliseconds), nil},
 		}
 	}
-	var all []Flows
-	for _, window := range []float64{11, 15, 20, 26} {
-		for _, c := range covers {
-			all = append(all, Flows{fmt.Sprintf("phase of %v ms in %s", window, c.Name), nil,
-				traffic.Phase(c.Cover, window*milliseconds, 1*milliseconds)})
+	var all []Varied
+	for _, c := range covers {
+		for _, window := range []float64{11, 15, 20, 26} {
+			kind := traffic.Phase(c.Cover, window*milliseconds, 1*milliseconds)
+			all = append(all, Varied{Flows{fmt.Sprintf("phase of %v ms in %s", window, c.Name), nil, kind}, c.Name, window})
 		}
 	}
 	return all

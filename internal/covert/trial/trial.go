@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// windowsOfFlow is the number of judged windows of a flow. All are judged against the same
+	// WindowsOfFlow is the number of judged windows of a flow. All are judged against the same
 	// past.
-	windowsOfFlow = 20
+	WindowsOfFlow = 20
 	// TrainingWindows is the length of that past.
 	TrainingWindows = 16
 )
@@ -64,8 +64,8 @@ const pauseNs = 1e9
 
 // Flow has the alarms of one flow.
 type Flow struct {
-	ByFirst [windowsOfFlow][]covert.Test // each window as if it came after those of the past
-	InTurn  [windowsOfFlow][]covert.Test // as the exporter judges: after all windows before
+	ByFirst [WindowsOfFlow][]covert.Test // each window as if it came after those of the past
+	InTurn  [WindowsOfFlow][]covert.Test // as the exporter judges: after all windows before
 	Pages   bool                         // in turn, it was an alarming flow at some time
 	Symbols bool                         // in turn, it had symbols in four windows in a row
 }
@@ -73,7 +73,7 @@ type Flow struct {
 // Judge judges at least the given number of windows. The seed and the name of the flows
 // determine the random numbers.
 func (f Flows) Judge(windows int, seed uint64) []Flow {
-	flows := make([]Flow, (windows+windowsOfFlow-1)/windowsOfFlow)
+	flows := make([]Flow, (windows+WindowsOfFlow-1)/WindowsOfFlow)
 	var group sync.WaitGroup
 	running := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for i := range flows {
@@ -111,7 +111,7 @@ func (f Flows) judgeFlow(r *rand.Rand) (flow Flow) {
 		source = f.Then(r)
 	}
 	past, streak := first, covert.Streak{}
-	for i := range windowsOfFlow {
+	for i := range WindowsOfFlow {
 		statistics, copied := measure(source), first
 		flow.ByFirst[i] = meter.Judge(&copied, statistics).Alarms()
 		flow.InTurn[i] = meter.Judge(&past, statistics).Alarms()
@@ -134,7 +134,7 @@ type Result struct {
 func (f Flows) Run(windows int, seed uint64) Result {
 	var result Result
 	for _, flow := range f.Judge(windows, seed) {
-		for i := range windowsOfFlow {
+		for i := range WindowsOfFlow {
 			result.Combined.add(len(flow.ByFirst[i]) > 0)
 			result.InTurn.add(len(flow.InTurn[i]) > 0)
 			for test := range result.ByTest {

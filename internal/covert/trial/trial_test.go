@@ -70,7 +70,7 @@ func TestAmbiguousTrafficDoesNotPage(t *testing.T) {
 // memory.
 func TestJitterBugAlarms(t *testing.T) {
 	for _, flows := range JitterBug(true) {
-		run(t, flows, ofAnother, func(r Result) {
+		run(t, flows.Flows, ofAnother, func(r Result) {
 			if r.InTurn.Share() < 0.95 {
 				t.Errorf("%s: %v of the windows alarm, want at least 0.95", flows.Name, r.InTurn)
 			}
