@@ -24,9 +24,6 @@ const (
 	columnByFirst = "by the first 16" // judged by the first 16 windows only
 	columnInTurn  = "in turn"         // judged by all windows before, as the exporter does
 
-	// windowsOfFlow is the number of counted windows per flow, after the trial.TrainingWindows of
-	// its cover.
-	windowsOfFlow = 20
 	// mostWatched is the number of flows that are watched at a time.
 	mostWatched = 64
 	// unsampled is the number of packets a flow sends before it must be watched. The program
@@ -81,7 +78,7 @@ func covertWindows() []experiment {
 	for _, f := range slices.Concat(trial.Faint(), trial.Unseen()) {
 		add(tableChannels, f.Name, ofAChannel, of(f), boundsOf(f, bound{}, bound{}))
 	}
-	return all
+	return slices.Concat(all, simulatedWindows())
 }
 
 // alarms are the fractions of windows with an alarm, by column.
@@ -139,8 +136,8 @@ func newWatchedFlow(kind trial.Flows, seed uint64, number int) *watchedFlow {
 
 // measureWindows sends flows of a kind and judges every window.
 func measureWindows(l *lab, r run, kind trial.Flows) (alarms, error) {
-	flows := make([]*watchedFlow, max(1, r.packets/covert.WindowLength/windowsOfFlow))
-	byFirst, inTurn := counter{packets: len(flows) * windowsOfFlow}, counter{packets: len(flows) * windowsOfFlow}
+	flows := make([]*watchedFlow, max(1, r.packets/covert.WindowLength/trial.WindowsOfFlow))
+	byFirst, inTurn := counter{packets: len(flows) * trial.WindowsOfFlow}, counter{packets: len(flows) * trial.WindowsOfFlow}
 	meter := covert.NewMeter()
 	isAlarm := func(past *covert.Past, s covert.Statistics) bool { return len(meter.Judge(past, s).Alarms()) > 0 }
 	err := l.alone(r.config, func(a *audited) error {
@@ -164,11 +161,11 @@ func measureWindows(l *lab, r run, kind trial.Flows) (alarms, error) {
 				flow.next = kind.Then(flow.random)
 			}
 		}
-		for number := range windowsOfFlow {
+		for number := range trial.WindowsOfFlow {
 			err := a.windows(flows, func(i int, deltas []uint32) {
 				statistics, first := meter.Measure(deltas), flows[i].first
-				byFirst.add(i*windowsOfFlow+number, isAlarm(&first, statistics))
-				inTurn.add(i*windowsOfFlow+number, isAlarm(&flows[i].past, statistics))
+				byFirst.add(i*trial.WindowsOfFlow+number, isAlarm(&first, statistics))
+				inTurn.add(i*trial.WindowsOfFlow+number, isAlarm(&flows[i].past, statistics))
 			})
 			if err != nil {
 				return err

@@ -28,12 +28,16 @@ func recordings(directory string) ([]experiment, error) {
 		return nil, nil
 	}
 	responses, err := recordedResponses(directory)
-	return slices.Concat(responses), err
+	if err != nil {
+		return nil, err
+	}
+	deltas, err := recordedDeltas(directory)
+	return slices.Concat(responses, deltas), err
 }
 
 // linesOf passes each line of a compressed file.
 func linesOf(path string, take func(line string) error) (err error) {
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the user of the tool chooses the recordings
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/covert/trial"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
 
@@ -99,6 +100,13 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableRare, r.pivot(tableRare, figure.String, columnFlagged, columnEvents)},
 		{statisticsDocument, tableLegitimate, r.pivot(tableLegitimate, figure.String, columnByFirst, columnInTurn)},
 		{statisticsDocument, tableChannels, r.pivot(tableChannels, figure.String, columnByFirst, columnInTurn)},
+		{statisticsDocument, tableNothingHidden, r.pivot(tableNothingHidden, figure.String, columnWindows, columnPages)},
+		{statisticsDocument, tableSweeps, r.pivot(tableSweeps, figure.String, columnWindows, columnSymbols, columnPages)},
+		{statisticsDocument, tableAmbiguous, r.pivot(tableAmbiguous, figure.String, columnWindows, columnSymbols, columnPages)},
+		{statisticsDocument, tableJittered, r.pivot(tableJittered, figure.String, parametersOf(trial.Jittered(), "")...)},
+		{statisticsDocument, tableMemory, r.pivot(tableMemory, figure.String, parametersOf(trial.JitterBug(true), " ms")...)},
+		{statisticsDocument, tableNoMemory, r.pivot(tableNoMemory, figure.String, parametersOf(trial.JitterBug(false), " ms")...)},
+		{statisticsDocument, tableRecorded, r.pivot(tableRecorded, figure.String, columnRight, columnNearest)},
 		{statisticsDocument, tableUnchanged, r.pivot(tableUnchanged, figure.String, pairNames()...)},
 		{statisticsDocument, tableOneOf3, r.pivot(tableOneOf3, figure.String, pairNames()...)},
 		{leakDocument, tableLeakNone, r.pivot(tableLeakNone, figure.String, columnEver20, columnEver1e5)},
