@@ -43,6 +43,23 @@ func Ticks(intervalNs, deviationNs float64) Kind {
 	}
 }
 
+// Message is the channel that sends a text again and again, in symbols of that many bits of its
+// bytes, and without encryption: bits of text depend on each other. A symbol is a delta of leastNs
+// and its value times distanceNs. The network adds a normal error.
+func Message(text string, bits int, leastNs, distanceNs, deviationNs float64) Kind {
+	return func(r *rand.Rand) Source {
+		sent := r.IntN(len(text)) * 8 // bits
+		return func() float64 {
+			symbol := 0
+			for range bits {
+				symbol = symbol<<1 | int(text[sent/8%len(text)]>>(7-sent%8)&1)
+				sent++
+			}
+			return max(0, leastNs+distanceNs*float64(symbol)+deviationNs*r.NormFloat64())
+		}
+	}
+}
+
 // ReplayedCover is the channel that replays deltas of a cover (Cabuk, 2006). It records that
 // many deltas. Those up to the median stand for 0, the others for 1. For each bit it sends the
 // next delta of that half, in the recorded order.

@@ -6,6 +6,7 @@ package traffic
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/stat"
@@ -115,4 +116,32 @@ func TestPhase(t *testing.T) {
 	if share := float64(ones) / packets; math.Abs(share-0.5) > 0.005 {
 		t.Errorf("a share of %.4f ones, want 0.5", share)
 	}
+}
+
+// The symbols have the bits of the text, the highest first, from the beginning of a letter on.
+func TestMessage(t *testing.T) {
+	for bits, want := range map[int][]float64{ // of the letters A, 0x41, and z, 0x7a
+		1: {0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0},
+		2: {1, 0, 0, 1, 1, 3, 2, 2},
+		4: {4, 1, 7, 10},
+	} {
+		deltas := take(Message("Az", bits, 1e6, 2e6, 0), "message")
+		start := 0
+		if !slices.Equal(deltas[:8/bits], scaled(want[:8/bits])) {
+			start = 8 / bits // the message begins with the other letter
+		}
+		for i, delta := range deltas {
+			if symbol := want[(start+i)%len(want)]; delta != 1e6+2e6*symbol {
+				t.Fatalf("%d bits, packet %d: a delta of %v, want the symbol %v", bits, i, delta, symbol)
+			}
+		}
+	}
+}
+
+func scaled(symbols []float64) []float64 {
+	deltas := make([]float64, len(symbols))
+	for i, symbol := range symbols {
+		deltas[i] = 1e6 + 2e6*symbol
+	}
+	return deltas
 }

@@ -142,6 +142,23 @@ func equidistant(n int, leastNs, distanceNs, jitter float64) traffic.Kind {
 	return kind
 }
 
+// text is a message that is not encrypted.
+const text = "The package travels along the coast road and turns north at the second bridge. Ask for the man " +
+	"with the grey coat; he knows which door is open after nine, and where the keys of the archive are kept. " +
+	"Copy the ledger of 1987 first, then the letters. Do not write down any names! If nobody answers the telephone " +
+	"by Thursday, go back to the hotel (room 412) and burn what you have. The others wait near the old station, " +
+	"about half an hour on foot, until the last train to Vienna has left. They will not wait for a second night. "
+
+// Plain returns channels that send a text without encryption, in 2 to 8 symbols.
+func Plain() []Flows {
+	var all []Flows
+	for bits := 1; bits <= 3; bits++ {
+		all = append(all, Flows{fmt.Sprintf("text in %d symbols", 1<<bits), nil,
+			traffic.Message(text, bits, 40*milliseconds, 20*milliseconds, 1*milliseconds)})
+	}
+	return all
+}
+
 // Varied is a channel with a parameter.
 type Varied struct {
 	Flows

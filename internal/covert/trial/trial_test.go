@@ -96,6 +96,17 @@ func TestChannelsAlarm(t *testing.T) {
 	}
 }
 
+// Bits of a text depend on each other, but less than what an application sends.
+func TestPlainTextAlarms(t *testing.T) {
+	for _, flows := range Plain() {
+		run(t, flows, ofAnother, func(r Result) {
+			if symbols := r.ByTest[covert.Symbols]; symbols.Share() < 0.99 {
+				t.Errorf("%s: %v of the windows alarm by symbols, want at least 0.99", flows.Name, symbols)
+			}
+		})
+	}
+}
+
 // Channels at the edge of what the tests see alarm at times.
 func TestFaintChannels(t *testing.T) {
 	bounds := []struct{ least, most float64 }{{0.4, 0.85}, {0.4, 0.85}, {0.3, 0.98}, {0, 0.1}}
