@@ -16,6 +16,8 @@
 #include "maps.h"
 
 #define LONGEST_RUN 255
+/* A run that is shorter is a burst, such as packets that an interrupt slowed down. */
+#define SHORTEST_RUN_NS 50000
 #define TOKEN_SHIFT 32 /* fraction bits of tokens, cuts and shares */
 #define ONE_TOKEN (1ULL << TOKEN_SHIFT)
 #define MOST_TOKENS (8 * ONE_TOKEN)
@@ -54,6 +56,12 @@ static __always_inline void record_begin(struct flow_record *record, const struc
 	record->n = config.modes & (MODE_DEVICE | MODE_FROZEN) ? 0 : config.min_samples;
 }
 
+/* Whether a run of flagged packets is long enough for a baseline to restart, by the last delta. */
+static __always_inline bool is_new_level(__u64 run, __u64 delta_ns)
+{
+	return run >= config.restart_run && run * delta_ns >= SHORTEST_RUN_NS;
+}
+
 /* Empties a baseline, which learns the new level of its traffic from the next packet on. With
  * m2_high of 0, it also begins a new run and a new count of samples.
  */
@@ -77,7 +85,8 @@ static __always_inline void count_run(struct flow_record *record, __u32 judged, 
 	}
 	if (record->run < LONGEST_RUN)
 		record->run++;
-	if (record->run >= config.restart_run && !(config.modes & (MODE_DEVICE | MODE_FROZEN)))
+	if (is_new_level(record->run, state->delta_ns) &&
+	    !(config.modes & (MODE_DEVICE | MODE_FROZEN)))
 		restart_baseline(&state->slot->baseline, state->counters);
 }
 
@@ -101,7 +110,7 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 	device->run_is_late = is_late;
 	if (device->run < LONGEST_RUN)
 		device->run++;
-	if (device->run >= config.restart_run && now_ns - device->run_since_ns >= 2 * delta_ns) {
+	if (is_new_level(device->run, delta_ns) && now_ns - device->run_since_ns >= 2 * delta_ns) {
 		restart_baseline(baseline, counters);
 		return;
 	}

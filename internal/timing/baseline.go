@@ -22,8 +22,9 @@ const (
 	MaxWindow     = 1 << 24 // samples; more would round beyond the margin of the shortcut
 	MinMinSamples = 2       // a variance needs two samples
 
-	restartRun = 64  // flagged packets in a row on one side after which a baseline restarts
-	longestRun = 256 // longer than any run that the kernel program counts
+	restartRun    = 64     // flagged packets in a row on one side after which a baseline restarts
+	longestRun    = 256    // longer than any run that the kernel program counts
+	shortestRunNs = 50_000 // a shorter run is a burst, such as packets after an interrupt
 
 	meanShift   = 16 // fraction bits of a mean
 	factorShift = 16 // fraction bits of factors
@@ -257,19 +258,22 @@ func (p Params) RestartRun() uint32 {
 	return restartRun
 }
 
-// Restarts counts the decision on the packet of a flow after the last counted one. It reports
-// whether the baseline restarts: whether the caller has to empty it after this packet.
-func (p Params) Restarts(r *Run, d Decision) bool { return p.countRun(r, d, 0) && r.end() }
+// Restarts counts the decision on the packet of a flow after the last counted one, with its delta.
+// It reports whether the baseline restarts: whether the caller has to empty it after this packet.
+// That many deltas like the last one have to be 50 µs long.
+func (p Params) Restarts(r *Run, d Decision, deltaNs uint64) bool {
+	return p.countRun(r, d, deltaNs, 0) && r.end()
+}
 
 // DeviceRestarts is Restarts for the baseline of a device, with the time of the packet and its
 // delta. When the host pauses once, the next packet of each flow is late. Therefore the run also
 // has to last for two of its deltas.
 func (p Params) DeviceRestarts(r *Run, d Decision, nowNs, deltaNs uint64) bool {
-	return p.countRun(r, d, nowNs) && nowNs-r.sinceNs >= 2*deltaNs && r.end()
+	return p.countRun(r, d, deltaNs, nowNs) && nowNs-r.sinceNs >= 2*deltaNs && r.end()
 }
 
 // countRun reports whether the run is long enough for a restart.
-func (p Params) countRun(r *Run, d Decision, nowNs uint64) bool {
+func (p Params) countRun(r *Run, d Decision, deltaNs, nowNs uint64) bool {
 	if d != Early && d != Late {
 		*r = Run{}
 		return false
@@ -278,7 +282,7 @@ func (p Params) countRun(r *Run, d Decision, nowNs uint64) bool {
 		*r = Run{side: d, sinceNs: nowNs}
 	}
 	r.packets = min(r.packets+1, longestRun-1)
-	return r.packets >= p.RestartRun()
+	return r.packets >= p.RestartRun() && uint64(r.packets)*deltaNs >= shortestRunNs
 }
 
 func (r *Run) end() bool {

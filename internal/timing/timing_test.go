@@ -243,11 +243,12 @@ func TestObserveAtTheEdges(t *testing.T) {
 		r := rand.New(rand.NewPCG(5, 6))
 		observe := func(level float64, n int) (flags int) {
 			for range n {
-				decision := defaults.Observe(&s, uint64(level+20e3*r.NormFloat64()))
+				delta := uint64(level + 20e3*r.NormFloat64())
+				decision := defaults.Observe(&s, delta)
 				if decision > Judged {
 					flags++
 				}
-				if defaults.Restarts(&run, decision) {
+				if defaults.Restarts(&run, decision, delta) {
 					s = State{}
 				}
 			}
@@ -477,21 +478,24 @@ func TestRunOfADevice(t *testing.T) {
 func TestRunOfFlags(t *testing.T) {
 	for _, test := range []struct {
 		name      string
+		deltaNs   uint64
 		decisions func(i int) Decision
 		restarts  int // in 640 packets
 	}{
-		{"late", func(int) Decision { return Late }, 10},
-		{"early", func(int) Decision { return Early }, 10},
-		{"on both sides", func(i int) Decision { return []Decision{Early, Late}[i%2] }, 0},
-		{"one in 64 is not flagged", func(i int) Decision { return []Decision{Late, Judged}[b2i(i%64 == 63)] }, 0},
-		{"one in 65 is not flagged", func(i int) Decision { return []Decision{Late, Judged}[b2i(i%65 == 64)] }, 9},
-		{"one in 64 is not judged", func(i int) Decision { return []Decision{Late, TooFewSamples}[b2i(i%64 == 63)] }, 0},
-		{"none", func(int) Decision { return Judged }, 0},
+		{"late", 1e6, func(int) Decision { return Late }, 10},
+		{"early", 1e6, func(int) Decision { return Early }, 10},
+		{"on both sides", 1e6, func(i int) Decision { return []Decision{Early, Late}[i%2] }, 0},
+		{"one in 64 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%64 == 63)] }, 0},
+		{"one in 65 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%65 == 64)] }, 9},
+		{"one in 64 is not judged", 1e6, func(i int) Decision { return []Decision{Late, TooFewSamples}[b2i(i%64 == 63)] }, 0},
+		{"a burst that is too short", 190, func(int) Decision { return Late }, 0},
+		{"one that becomes long enough", 200, func(i int) Decision { return []Decision{Late, Judged}[b2i(i >= 256)] }, 1},
+		{"none", 1e6, func(int) Decision { return Judged }, 0},
 	} {
 		var r Run
 		restarts := 0
 		for i := range 640 {
-			restarts += b2i(defaults.Restarts(&r, test.decisions(i)))
+			restarts += b2i(defaults.Restarts(&r, test.decisions(i), test.deltaNs))
 		}
 		if restarts != test.restarts {
 			t.Errorf("%s: %d restarts, want %d", test.name, restarts, test.restarts)
