@@ -75,6 +75,18 @@ func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link 
 	}
 }
 
+// reset makes the program and the model forget all packets.
+func (p *interpretedProgram) reset() {
+	for _, name := range []string{
+		programMapAuditCounters, programMapEventAllowances, programMapFlowSets, programMapFlowKeys, programMapFlowRecords, programMapSampledFlows,
+	} {
+		clear(p.values(name))
+	}
+	m := *p.model
+	m.tableModel, m.packets, m.bytes = newTableModel(p.config), Packets{}, [NumFamilies][NumProtocols]uint64{}
+	p.model, p.sent, p.events = &m, 0, nil
+}
+
 // strip removes a VLAN tag with that control field from the frames that follow, as a driver does.
 func (p *interpretedProgram) strip(tag uint16) {
 	const idMask = 1<<12 - 1

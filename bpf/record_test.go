@@ -126,11 +126,15 @@ func FuzzRecord(f *testing.F) {
 	config := testConfig()
 	config.Flows, config.MinSamples, config.Window, config.Threshold, config.Calibrate = flowWays, 2, 64, 2, 0.1
 	config.EventRate, config.IdleTimeout = MaxEventRate, timing.MaxDelta
+	var p *interpretedProgram
 	f.Fuzz(func(t *testing.T, record, deltas []byte, isOfBaseline bool) {
 		if len(record) < recordBytes || len(deltas) > 400 {
 			t.Skip()
 		}
-		p := newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+		if p == nil {
+			p = newInterpretedProgram(t, config, longestFrame, netdev.LinkEthernet)
+		}
+		p.reset()
 		now := uint64(1e15)
 		p.send(t, udpFrame(), now)
 		sets, records := arrayOf[programFlowSet](p.interpreter, programMapFlowSets), arrayOf[programSetRecords](p.interpreter, programMapFlowRecords)
