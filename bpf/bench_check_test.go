@@ -11,7 +11,7 @@ type tally struct {
 	inserts    uint64
 	evictions  uint64
 	limited    uint64 // events that the rate limit suppressed
-	suppressed uint64 // events of flags that are not rare for the device
+	suppressed uint64 // events of flags that no token entitles
 	outcomes   [NumOutcomes]uint64
 }
 

@@ -325,3 +325,18 @@ func TestRecordsOutliveTheProgram(t *testing.T) {
 		})
 	}
 }
+
+// A storm of flags that earns more events than the rate allows is suppressed, and few of its flags
+// ask for the rate: a common flag costs its surplus token also if it is refused.
+func TestStormAboveTheRateIsSuppressed(t *testing.T) {
+	const packets = 100_000
+	config := testConfig()
+	config.Threshold, config.Calibrate, config.EventRate = 0, 0.01, 20
+	p := newProbe(t, config)
+	r := rand.New(rand.NewPCG(4, 4))
+	newInjector(t, p, packets).send(t, rounded(packets, func() float64 { return 1e6 + 20e3*r.NormFloat64() }))
+	fates := p.Counters()[0].Fates
+	if fates[FateSuppressed] < packets*95/100 || fates[FateRateLimit] < packets/200 {
+		t.Errorf("of %d flags, %d were suppressed and %d limited", packets, fates[FateSuppressed], fates[FateRateLimit])
+	}
+}

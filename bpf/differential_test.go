@@ -257,7 +257,10 @@ func (m *model) flag(n uint64, flag timing.Flagged) {
 		token = m.params.FlagAlone(&m.record, m.deltas, flag)
 	}
 	if m.params.Calibrate != 0 {
-		m.decisions[token]++
+		m.decisions[map[timing.Token]Decision{
+			timing.TokenEarned: DecisionEarned, timing.TokenSurplus: DecisionEarned, timing.TokenUnearned: DecisionUnearned,
+			timing.NoTokenCommon: DecisionCommon, timing.NoTokenLeft: DecisionNoToken,
+		}[token]]++
 	}
 	if token <= timing.TokenUnearned {
 		m.params.Spend(&m.record, token, flag.NowNs)

@@ -203,13 +203,18 @@ static __always_inline void withhold(struct device_counters *counters, enum fate
 }
 
 /* Sends an event for a token of the flow. It is spent only if the rate limit of the CPU allows the
- * event.
+ * event, except for the surplus one of a common flag: in a storm of flags the bucket would stay
+ * full, and each flag would get here.
  */
 static __noinline int spend_token(struct packet_state *state, struct flow_record *record,
-				  bool is_unearned)
+				  bool is_unearned, bool is_rare)
 {
-	if (!record || !take_event(state, is_unearned)) {
+	if (!record)
+		return 0;
+	if (!take_event(state, is_unearned)) {
 		withhold(state->counters, FATE_RATE_LIMIT);
+		if (!is_unearned && !is_rare)
+			record->earned_q32 -= ONE_TOKEN;
 		return 0;
 	}
 	if (is_unearned) {
@@ -232,7 +237,7 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 	bool is_left;
 
 	if (!share) {
-		spend_token(state, record, false);
+		spend_token(state, record, false, true);
 		return;
 	}
 	record->drift_q32 += earned >> (CUT_STEP_SHIFT + 1); /* the step times half of the share */
@@ -246,14 +251,15 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 			withhold(state->counters, FATE_SUPPRESSED);
 			return;
 		}
+		spend_token(state, record, !is_left, false);
 	} else {
 		is_left = record->earned_q32 >= ONE_TOKEN;
 		if (!is_left && is_unearned_spent(record, state->now_ns)) {
 			withhold(state->counters, FATE_NO_TOKEN);
 			return;
 		}
+		spend_token(state, record, !is_left, true);
 	}
-	spend_token(state, record, !is_left);
 }
 
 /* The number of judged packets of a flow since its last flagged one, of which there are many or

@@ -100,7 +100,7 @@ func (s *stage) start(exporter string, listener *net.TCPListener) error {
 
 	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // the user names the exporter
 		"--audit.device="+device, "--audit.mode=drv", "--audit.min-samples=100", "--audit.event-rate=1000",
-		// Late packets are not rare enough for the calibration. Report all flagged packets.
+		// More packets are late than the flow has tokens for. Report all flagged packets.
 		"--audit.calibrate=0",
 		"--trail.file=-", "--web.systemd-socket")
 	s.exporter.Env = append(os.Environ(), "LISTEN_FDS=1")

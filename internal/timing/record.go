@@ -46,9 +46,10 @@ const (
 // Token says what entitles a flag to become an event, or why nothing does.
 type Token uint8
 
-// The tokens, in the order of enum token in bpf/xdp/layout.h.
+// The tokens.
 const (
 	TokenEarned   Token = iota
+	TokenSurplus        // the earned one that would overflow, for a flag that is common
 	TokenUnearned       // one of those that every flow has
 	NoTokenCommon       // none is left for a flag that is common for its flow
 	NoTokenLeft         // none is left for a flag that is rare for its flow
@@ -170,8 +171,11 @@ func (p Params) token(r *FlowRecord, judged uint32, flag Flagged) Token {
 	if isRare && flag.Samples >= uint64(p.YoungSamples()) {
 		r.Cuts[side] = level + height + cutStep
 	}
-	if r.Earned >= (mostTokens-1)*oneToken || isRare && r.Earned >= oneToken {
+	switch {
+	case isRare && r.Earned >= oneToken:
 		return TokenEarned
+	case r.Earned >= (mostTokens-1)*oneToken:
+		return TokenSurplus
 	}
 	switch {
 	case !r.isUnearnedSpent(flag.NowNs):
@@ -201,10 +205,18 @@ func (r *FlowRecord) spendUnearned(nowNs uint64) {
 func (p Params) Spend(r *FlowRecord, token Token, nowNs uint64) {
 	switch {
 	case p.Calibrate == 0:
-	case token == TokenEarned:
+	case token == TokenEarned, token == TokenSurplus:
 		r.Earned -= oneToken
 	case token == TokenUnearned:
 		r.spendUnearned(nowNs)
+	}
+}
+
+// Refuse takes the place of Spend for an event that the rate limit refused. It costs no token,
+// except for the surplus one: in a storm of flags it would stay, and entitle each of them.
+func (p Params) Refuse(r *FlowRecord, token Token) {
+	if token == TokenSurplus {
+		r.Earned -= oneToken
 	}
 }
 

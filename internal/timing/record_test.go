@@ -114,7 +114,7 @@ func TestEarnedTokens(t *testing.T) {
 	}
 	f.flag(1_000_000, 20, true) // raises the cut
 	for i := range 2 {
-		if got := f.flag(1, 0, true); (got == TokenEarned) != (i == 0) {
+		if got := f.flag(1, 0, true); (got == TokenSurplus) != (i == 0) {
 			t.Errorf("common flag %d: got %d with %v tokens left", i, got, float64(f.record.Earned)/oneToken)
 		}
 	}
@@ -140,13 +140,30 @@ func TestNoCalibration(t *testing.T) {
 	}
 }
 
-// An event that is refused, so that Spend is not called, costs no token.
+// An event that the rate limit refuses costs no token but the surplus one.
 func TestRefusedEventsCostNoToken(t *testing.T) {
 	f := newFlow(1e-4)
 	for range 100 {
 		f.n++
-		if got := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs}); got != TokenUnearned {
-			t.Fatalf("got %d", got)
+		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
+		if f.p.Refuse(&f.record, token); token != TokenUnearned {
+			t.Fatalf("got %d", token)
+		}
+	}
+	f.n += 1_000_000 // a full bucket
+	for i := range 100 {
+		f.n++
+		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(30), Samples: f.n - 1, NowNs: f.nowNs})
+		if f.p.Refuse(&f.record, token); token != TokenEarned || f.record.Earned < 7*oneToken {
+			t.Fatalf("rare flag %d: got %d", i, token)
+		}
+	}
+	f.record.UnearnedAt = f.nowNs + unearnedIntervalNs // none is left
+	for i := range 100 {
+		f.n++
+		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
+		if f.p.Refuse(&f.record, token); (token == TokenSurplus) != (i < 2) || f.record.Earned < 6*oneToken {
+			t.Fatalf("common flag %d: got %d with %v tokens", i, token, float64(f.record.Earned)/oneToken)
 		}
 	}
 }
@@ -188,7 +205,7 @@ func TestRareFlagsAreTheShareThatIsAskedFor(t *testing.T) {
 				if f.record.Cuts[1] != cut {
 					rare++
 				}
-				if token == TokenEarned {
+				if token <= TokenSurplus {
 					earned++
 				}
 				if f.record.Earned > mostTokens*oneToken || before > mostTokens*oneToken {
@@ -273,8 +290,8 @@ func TestCutsAreFinite(t *testing.T) {
 		}
 		f.nowNs += 36e6 // an hour in all
 	}
-	if got := f.tokens[TokenUnearned]; got < 15 || f.tokens[TokenEarned] < 8 {
-		t.Errorf("%d unearned and %d earned events in an hour", got, f.tokens[TokenEarned])
+	if got := f.tokens[TokenUnearned]; got < 15 || f.tokens[TokenEarned]+f.tokens[TokenSurplus] < 8 {
+		t.Errorf("%d unearned and %d earned events in an hour", got, f.tokens[TokenEarned]+f.tokens[TokenSurplus])
 	}
 	f.nowNs += uint64(1) << 43 // an octave
 	if token := f.p.Flag(&f.record, f.n+20_000, Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}); token != TokenEarned {
