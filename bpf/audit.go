@@ -19,15 +19,16 @@ import (
 
 // Audit is a running audit: the devices with their programs, and the maps that the programs share.
 type Audit struct {
-	config   Config
-	logger   *slog.Logger
-	pins     *pins // nil unless maps and hooks are pinned
-	maps     *auditMaps
-	counters *counterReader // read in devices.each only, and cleared in changes of the devices
-	events   *eventReader
-	watcher  *watcher // nil unless flows are watched
-	devices  *deviceSet
-	before   []deviceEntry // of the pinned table, for a start that fails; nil after Commit
+	config    Config
+	logger    *slog.Logger
+	pins      *pins // nil unless maps and hooks are pinned
+	maps      *auditMaps
+	counters  *counterReader // read in devices.each only, and cleared in changes of the devices
+	events    *eventReader
+	watcher   *watcher // nil unless flows are watched
+	devices   *deviceSet
+	exchanges *exchanges    // nil unless response times are measured
+	before    []deviceEntry // of the pinned table, for a start that fails; nil after Commit
 }
 
 // Open loads the program for each device and attaches it. An error says what failed and what to do;
@@ -161,7 +162,12 @@ func loadWith(config Config, named []string, keys io.Reader, logger *slog.Logger
 	if a.counters, err = mapCounters(a.maps.byName[programMapAuditCounters], a.maps.cpus, indices, config); err != nil {
 		return nil, err
 	}
-	a.devices.kernel = hooks(&kernelHooks{a.maps, config, a.pins})
+	if config.measuresExchanges() {
+		if a.exchanges, err = newExchanges(a.maps.exchanges, config); err != nil {
+			return nil, err
+		}
+	}
+	a.devices.kernel = hooks(&kernelHooks{a.maps, config, a.pins, a.exchanges})
 	a.devices.isReplacingMaps = a.maps.replacing != nil
 	a.devices.pool = indexPool{table: a.maps.devices, counters: a.counters, clearCounters: a.maps.clearCounters}
 	if a.pins != nil {
@@ -239,6 +245,9 @@ func (a *Audit) release() error {
 	}
 	if a.watcher != nil {
 		errs = append(errs, a.watcher.close())
+	}
+	if a.exchanges != nil {
+		errs = append(errs, a.exchanges.close())
 	}
 	errs = append(errs, a.devices.close()) // after it, nobody reads counters or the device table
 	if a.counters != nil {

@@ -130,9 +130,9 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 		domain Domain
 		scope  Scope
 	}{DomainLinear, BaselineFlow}) {
-		for _, watches := range []uint32{0, 64} {
+		for _, with := range []struct{ watches, connections uint32 }{{0, 0}, {64, 0}, {0, 64}, {64, 64}} {
 			config := testConfig()
-			config.Domain, config.Baseline, config.Watches = v.domain, v.scope, watches
+			config.Domain, config.Baseline, config.Watches, config.ExchangeConnections = v.domain, v.scope, with.watches, with.connections
 			audit := loadTest(t, config)
 			info, err := audit.program(0).Info()
 			if err != nil {
@@ -144,7 +144,7 @@ func TestProgramIsBelowTheLimitOfTheVerifier(t *testing.T) {
 			}
 			translated, _ := info.TranslatedSize()
 			compiled, _ := info.JitedSize()
-			name := fmt.Sprintf("%s, by %s, %d watches", v.domain, v.scope, watches)
+			name := fmt.Sprintf("%s, by %s, %d watches, %d connections", v.domain, v.scope, with.watches, with.connections)
 			t.Logf("%s: verified instructions %d, %d after it, %d bytes compiled", name, instructions, translated/8, compiled)
 			if instructions == 0 || instructions >= 200_000 {
 				t.Errorf("%s: verified instructions: got %d, want 1 to 199,999", name, instructions)

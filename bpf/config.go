@@ -116,6 +116,14 @@ type Config struct {
 	Flows     uint32 // slots of the flow table, rounded up to a power of two
 	EventRate uint32 // maximum number of perf events per second and CPU; 0 opens no rings
 
+	// ExchangeConnections is the number of connections to services whose response times are
+	// measured at a time, rounded up to a power of two. With 0, no response times are measured.
+	ExchangeConnections uint32
+
+	// ExchangeRecords is the number of response times that a CPU keeps until they are read,
+	// rounded up to a power of two.
+	ExchangeRecords uint32
+
 	// Watches is the number of the busiest flows whose deltas are recorded for Audit.Watch. With
 	// 0, no deltas are recorded.
 	Watches uint32
@@ -126,6 +134,7 @@ func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow, Clip: 1.8,
 		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 16,
+		ExchangeRecords: 16384,
 	}
 }
 
@@ -219,6 +228,9 @@ func (c Config) Validate() error {
 		if errors.As(err, &param) {
 			return &ConfigError{param.Param, err} // the parameters have the names of the fields
 		}
+		return err
+	}
+	if err := c.validateExchanges(); err != nil {
 		return err
 	}
 	return c.validateFrozen()

@@ -16,9 +16,10 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
-// programSpec returns the program, configured for a device.
+// programSpec returns the program, configured for a device. If response times are measured, it is
+// the program that does both, and the one of outgoing packets.
 func (t *auditMaps) programSpec(config Config, id deviceIdentity) (*ebpf.CollectionSpec, error) {
-	spec, err := loadProgram()
+	spec, err := config.loadProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +70,11 @@ func (t *auditMaps) configure(spec *ebpf.CollectionSpec, config Config, id devic
 	}
 	for name, m := range t.byName {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
+	}
+	if config.measuresExchanges() {
+		if err := t.configureExchanges(spec, config); err != nil {
+			return err
+		}
 	}
 	return setVariables(spec, values)
 }

@@ -68,8 +68,9 @@ type xdpLink interface {
 // loadedProgram is a program that is loaded: that of a device, or a placeholder.
 type loadedProgram struct {
 	*ebpf.Program
-	id  ebpf.ProgramID
-	tag string
+	id     ebpf.ProgramID
+	tag    string
+	egress *ebpf.Program // of outgoing packets; nil unless response times are measured
 }
 
 // kernelHooks is the hookKernel of an audit.
@@ -77,6 +78,8 @@ type kernelHooks struct {
 	maps   *auditMaps
 	config Config
 	pins   *pins // nil unless hooks are pinned
+
+	exchanges *exchanges // nil unless response times are measured
 }
 
 func (k *kernelHooks) listDevices() ([]netdev.Device, error) { return netdev.List() }
@@ -112,7 +115,7 @@ func (k *kernelHooks) loadProgram(id deviceIdentity, offloadTo int) (*loadedProg
 	if offloadTo != 0 {
 		spec.Programs[programProgXdpAudit].Ifindex = uint32(offloadTo)
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: k.maps.byName})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: k.maps.replacements()})
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +125,12 @@ func (k *kernelHooks) loadProgram(id deviceIdentity, offloadTo int) (*loadedProg
 		return nil, fmt.Errorf("reading back the program: %w", err)
 	}
 	programID, _ := info.ID()
-	return &loadedProgram{collection.DetachProgram(programProgXdpAudit), programID, info.Tag}, nil
+	p := &loadedProgram{Program: collection.DetachProgram(programProgXdpAudit), id: programID, tag: info.Tag}
+	if k.exchanges != nil {
+		p.egress = collection.DetachProgram(leakProgTcExchange)
+		k.exchanges.nameDevice(id.index, id.name)
+	}
+	return p, nil
 }
 
 func (k *kernelHooks) loadPlaceholder() (*loadedProgram, error) {
@@ -143,10 +151,16 @@ func (k *kernelHooks) loadPlaceholder() (*loadedProgram, error) {
 		return nil, errors.Join(fmt.Errorf("reading back the program: %w", err), p.Close())
 	}
 	id, _ := info.ID()
-	return &loadedProgram{p, id, info.Tag}, nil
+	return &loadedProgram{Program: p, id: id, tag: info.Tag}, nil
 }
 
-func (k *kernelHooks) unload(p *loadedProgram) error { return p.Close() }
+func (k *kernelHooks) unload(p *loadedProgram) error {
+	err := p.Close()
+	if p.egress != nil {
+		err = errors.Join(err, p.egress.Close())
+	}
+	return err
+}
 
 var attachFlags = map[Mode]link.XDPAttachFlags{
 	ModeDriver: link.XDPDriverMode, ModeGeneric: link.XDPGenericMode, ModeHW: link.XDPOffloadMode,
@@ -157,10 +171,21 @@ func (k *kernelHooks) attach(p *loadedProgram, ifindex int, mode Mode) (xdpLink,
 	if err != nil {
 		return nil, err
 	}
-	return kernelLink{l}, nil
+	if p.egress == nil {
+		return kernelLink{l}, nil
+	}
+	both, err := newExchangeLink(kernelLink{l}, ifindex, p.egress)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return both, nil
 }
 
 func (k *kernelHooks) explain(d *device, p *loadedProgram, mode Mode, err error) error {
+	var egress *egressError
+	if errors.As(err, &egress) {
+		return &refusal{fmt.Errorf("device %s: %w", d.name, err), true} // in no other mode either
+	}
 	return explainRefusal(d, p, mode, err, k.config.PinPath)
 }
 

@@ -86,6 +86,8 @@ func packetKinds() []packetKind {
 			outcome: flagged, budget: 530, mostBudget: 530},
 		{name: "new flow", frame: udpFrame(), deltaNs: 1e6, isNew: true, outcome: []Outcome{OutcomeNewFlow},
 			budget: 360, mostBudget: 360},
+		{name: "judged, TCP over IPv4, response times of another port", frame: ethernet(etherIPv4, ipv4(ipTCP, overTCP)), deltaNs: 1e6,
+			warmUp: 1000, change: func(c *Config) { c.ExchangeConnections = 1024 }, outcome: judged, budget: 280, mostBudget: 280},
 		{name: "not IP (ARP), without padding", frame: ethernet(etherARP, make([]byte, 28)), deltaNs: 1e6,
 			outcome: []Outcome{OutcomeUnparsed}, budget: 60, mostBudget: 60},
 		{name: "not IP (ARP)", frame: ethernet(etherARP, make([]byte, 46)), deltaNs: 1e6,

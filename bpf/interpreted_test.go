@@ -39,7 +39,7 @@ func newInterpretedProgram(t *testing.T, config Config, firstBuffer int, link ne
 // newInterpretedProgramOn is newInterpretedProgram for a link layer of enum link_layer.
 func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link netdev.LinkLayer, layer uint32) *interpretedProgram {
 	t.Helper()
-	spec, err := loadProgram()
+	spec, err := config.loadProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +60,15 @@ func newInterpretedProgramOn(t *testing.T, config Config, firstBuffer int, link 
 		programMapFlowWatches: int(max(config.Watches, 1)),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
+	}
+	if config.measuresExchanges() {
+		spec.Maps[leakMapExchangeCpus].MaxEntries = interpretedCPUs
+		spec.Maps[leakMapExchangeSets].MaxEntries = config.exchangeSets()
+		spec.Maps[leakMapExchangeRecords].MaxEntries = interpretedCPUs * config.exchangeRecords()
+		sizes := leakExchangeSizes{SetMask: config.exchangeSets() - 1, RecordMask: config.exchangeRecords() - 1}
+		if err := spec.Variables[leakVarExchangeConfig].Set(sizes); err != nil {
+			t.Fatal(err)
+		}
 	}
 	m, err := newInterpreter(spec, programProgXdpAudit)
 	if err != nil {

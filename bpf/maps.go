@@ -20,6 +20,7 @@ import (
 // in them.
 type auditMaps struct {
 	byName      map[string]*ebpf.Map
+	exchanges   map[string]*ebpf.Map // of response times, by name; empty unless these are measured
 	devices     *deviceTable
 	cpus        int  // number of possible CPUs, which is the number of counter blocks of a device
 	hasFrags    bool // the kernel passes frames in several buffers to XDP programs
@@ -72,6 +73,11 @@ func newAuditMaps(config Config, keys io.Reader, p *pins) (t *auditMaps, err err
 	} {
 		if t.byName[name], err = newMap(name, spec.Maps[name], n); err != nil {
 			delete(t.byName, name)
+			return nil, errors.Join(err, t.close())
+		}
+	}
+	if config.measuresExchanges() {
+		if t.exchanges, err = newExchangeMaps(config, cpus, devices); err != nil {
 			return nil, errors.Join(err, t.close())
 		}
 	}
@@ -144,7 +150,7 @@ func newMap(name string, spec *ebpf.MapSpec, entries int) (*ebpf.Map, error) {
 }
 
 func (t *auditMaps) close() error {
-	err := closeMaps(t.byName)
+	err := errors.Join(closeMaps(t.byName), closeMaps(t.exchanges))
 	if t.replacing != nil {
 		err = errors.Join(err, t.replacing.layout.Close())
 	}

@@ -14,6 +14,11 @@ func (a *Audit) takeOver() error {
 	if err != nil {
 		return err
 	}
+	if a.exchanges != nil {
+		for ifindex, l := range links {
+			links[ifindex] = &exchangeLink{xdpLink: l, ifindex: ifindex}
+		}
+	}
 	table := a.maps.devices
 	if a.maps.isTakenOver {
 		a.before = slices.Clone(table.entries)

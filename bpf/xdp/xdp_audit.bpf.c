@@ -74,38 +74,53 @@ static __always_inline int parse_uncommon(struct packet_state *state, const stru
 	return 0;
 }
 
-static __always_inline int xdp_audit_body(struct xdp_md *ctx)
+/* Counts and parses a frame. Returns 0, or -1 if the packet has no flow and is counted. */
+static __always_inline int audit_parse(struct xdp_md *ctx, struct packet_state *state,
+				       struct packet *packet)
 {
 	struct device_counters *counters = counters_of_cpu(bpf_get_smp_processor_id());
-	struct protocol_counters *cells;
-	enum outcome outcome;
-	struct packet_state state; /* not zeroed: few packets need all members */
-	struct packet packet;
 	struct frame frame;
 	int error;
 
 	if (unlikely(!counters))
-		return XDP_PASS;
-	state.ctx = ctx;
-	state.counters = counters;
+		return -1;
+	state->ctx = ctx;
+	state->counters = counters;
 	frame = frame_of(ctx);
-	error = parse_fast(&frame, &packet);
-	if (unlikely(error) && parse_uncommon(&state, &frame, &packet, error))
-		return XDP_PASS;
-	state.len_bytes = packet_len(&state, &packet);
-	state.cells = cells_of(state.counters, packet.cell);
-	state.cells->bytes += state.len_bytes;
-	outcome = flow_observe(&state, &packet);
-	cells = state.cells;
+	error = parse_fast(&frame, packet);
+	if (unlikely(error) && parse_uncommon(state, &frame, packet, error))
+		return -1;
+	state->len_bytes = packet_len(state, packet);
+	state->cells = cells_of(state->counters, packet->cell);
+	state->cells->bytes += state->len_bytes;
+	return 0;
+}
+
+/* Judges and counts a packet that has a flow. */
+static __always_inline int audit_flow(struct packet_state *state, const struct packet *packet)
+{
+	enum outcome outcome = flow_observe(state, packet);
+	struct protocol_counters *cells = state->cells;
+
 	if (likely(outcome == OUTCOME_JUDGED)) {
 		cells->packets[OUTCOME_JUDGED]++;
 		return XDP_PASS;
 	}
 	if (is_flagged(outcome))
-		report_flag(state.ctx, state.counters, state.now_ns, state.len_bytes);
+		report_flag(state->ctx, state->counters, state->now_ns, state->len_bytes);
 	if (outcome < OUTCOMES) /* always true, but the verifier does not know it */
 		cells->packets[outcome]++;
 	return XDP_PASS;
+}
+
+static __always_inline int xdp_audit_body(struct xdp_md *ctx)
+{
+	struct packet_state state; /* not zeroed: few packets need all members */
+	struct packet packet;
+
+	if (audit_parse(ctx, &state, &packet))
+		return XDP_PASS;
+	return audit_flow(&state, &packet);
 }
 
 SEC("xdp.frags")
