@@ -51,7 +51,7 @@ var modules = []string{
 	requiredModule,
 	"netkit", "bridge", "bonding", "team", "team_mode_roundrobin", "dummy", "vrf", "nlmon", "vsockmon", "tun",
 	"macvlan", "macvtap", "ipvlan", "ipvtap", "8021q", "macsec",
-	"ifb", "sch_ingress", "cls_matchall", "act_mirred",
+	"ifb", "sch_ingress", "cls_bpf", "cls_matchall", "act_mirred",
 	"vxlan", "geneve", "ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel", "l2tp_eth", "wireguard",
 	"ip_vti", "ip6_vti", "xfrm_interface", "xfrm_user", "ah4", "ah6",
 	"gcm", "ctr", "ghash_generic", // of MACsec
@@ -245,7 +245,7 @@ func (a *archive) image(ctx context.Context, abi string) (image, error) {
 
 // moduleFolder is where an unpacked kernel has its modules. Its name has a number, which grows when
 // the list of modules changes.
-const moduleFolder = "modules-1"
+const moduleFolder = "modules-2"
 
 // unpack downloads the packages of a kernel to one directory and unpacks them into another.
 func (a *archive) unpack(ctx context.Context, abi, folder, root string) error {

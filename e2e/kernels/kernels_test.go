@@ -47,6 +47,10 @@ var supported = []group{
 		"TestModes", "TestADeviceThatIsTakenIsRefused", "TestARefusalGivesTheReason", "TestJumboFrames", "TestKillLeavesNothing",
 	}},
 	{"model", bpfTests, []string{"TestProgramEqualsModel", "TestTruncatedFramesAreCountedOnce"}},
+	{"exchanges", bpfTests, []string{
+		"TestFormsOfExchanges", "TestClassesOfRequests", "TestExchangesEqualModel", "TestExchangesOfConnectionsThatAreReset",
+		"TestProgramOfOutgoingPacketsIsBelowTheLimitOfTheVerifier",
+	}},
 	{"audit", e2eTests, []string{"TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestDevicesAreCountedApart"}},
 	{"rings", bpfTests, []string{"TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate"}},
 	{"events", e2eTests, []string{"TestHangupReopensTheTrail"}},

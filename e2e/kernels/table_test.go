@@ -72,6 +72,7 @@ var features = []feature{
 	shown("the driver's reason in a refusal", "TestARefusalGivesTheReason"),
 	shown("each packet counted once, as in the model", "TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestProgramEqualsModel"),
 	shown("events of flagged packets", "TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate", "TestHangupReopensTheTrail"),
+	shown("response times, as in the model", "TestFormsOfExchanges", "TestExchangesEqualModel", "TestExchangesOfConnectionsThatAreReset"),
 	shown("a new ring for a CPU that was offline", "TestACPUGoesAndComesBack"),
 	shown("restart and upgrade without loss", "TestRestartsLoseNothing", "TestUpgrade"),
 	shown("devices followed as they come and go", "TestAGlobIsFollowed", "TestAbsentDevicesMayCome"),
