@@ -121,7 +121,7 @@ type Config struct {
 	ExchangeConnections uint32
 
 	// ExchangeRecords is the number of response times that a CPU keeps until they are read,
-	// rounded up to a power of two.
+	// rounded up to a power of two. With 0, it is 16,384.
 	ExchangeRecords uint32
 
 	// Watches is the number of the busiest flows whose deltas are recorded for Audit.Watch. With
@@ -134,7 +134,6 @@ func DefaultConfig() Config {
 	return Config{
 		Mode: ModeDriver, Clock: ClockKtime, Threshold: 4, MinSamples: 100, Window: 8192, Domain: DomainLinear, Baseline: BaselineFlow, Clip: 1.8,
 		Calibrate: 1e-4, IdleTimeout: time.Second, Flows: 65536, EventRate: 100, MaxDevices: 16,
-		ExchangeRecords: 16384,
 	}
 }
 

@@ -106,7 +106,12 @@ func (c Config) exchangeSets() uint32 {
 }
 
 // exchangeRecords returns the number of records that a CPU keeps, a power of two.
-func (c Config) exchangeRecords() uint32 { return powerOfTwo(c.ExchangeRecords) }
+func (c Config) exchangeRecords() uint32 {
+	if c.ExchangeRecords == 0 {
+		return 1 << 14
+	}
+	return powerOfTwo(c.ExchangeRecords)
+}
 
 const exchangeWays = uint32(len(leakExchangeSet{}.Connections))
 
@@ -128,7 +133,7 @@ func (c Config) validateExchanges() error {
 		return fmt.Errorf("mode hw and response times cannot be combined: use mode drv or skb")
 	case c.ExchangeConnections < exchangeWays || c.ExchangeConnections > MaxExchangeConnections:
 		return invalid("ExchangeConnections", "table of %d connections is not between %d and %d", c.ExchangeConnections, exchangeWays, MaxExchangeConnections)
-	case c.ExchangeRecords < 2 || c.ExchangeRecords > MaxExchangeRecords:
+	case c.ExchangeRecords == 1 || c.ExchangeRecords > MaxExchangeRecords:
 		return invalid("ExchangeRecords", "%d records of a CPU are not between 2 and %d", c.ExchangeRecords, MaxExchangeRecords)
 	}
 	return nil

@@ -192,6 +192,7 @@ func TestLimitsOfExchanges(t *testing.T) {
 		{9, 16_384, ModeDriver, 2, ""},
 		{65_536, 2, ModeGeneric, 8192, ""},
 		{MaxExchangeConnections, MaxExchangeRecords, ModeAuto, MaxExchangeConnections / 8, ""},
+		{8, 0, ModeDriver, 1, ""},
 		{7, 2, ModeDriver, 0, "ExchangeConnections"},
 		{MaxExchangeConnections + 1, 2, ModeDriver, 0, "ExchangeConnections"},
 		{8, 1, ModeDriver, 0, "ExchangeRecords"},
