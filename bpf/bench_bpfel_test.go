@@ -198,7 +198,7 @@ type benchSetRecords struct {
 		UnearnedAtNs uint64
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
-		Reserved2    uint64
+		RunSinceNs   uint64
 	}
 }
 

@@ -263,7 +263,7 @@ type benchExchangeSetRecords struct {
 		UnearnedAtNs uint64
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
-		Reserved2    uint64
+		RunSinceNs   uint64
 	}
 }
 

@@ -228,7 +228,7 @@ func (m *model) restartsAfter(d timing.Decision, nowNs, delta uint64) bool {
 	if m.scope == BaselineDevice {
 		return m.params.DeviceRestarts(&m.run, d, nowNs, delta)
 	}
-	return m.params.Restarts(&m.run, d, delta)
+	return m.params.Restarts(&m.run, d, nowNs)
 }
 
 // restart makes the flow's record that of a baseline without samples.

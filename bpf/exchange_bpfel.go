@@ -269,7 +269,7 @@ type leakSetRecords struct {
 		UnearnedAtNs uint64
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
-		Reserved2    uint64
+		RunSinceNs   uint64
 	}
 }
 

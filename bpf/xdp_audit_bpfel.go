@@ -152,7 +152,7 @@ type programFlowRecord struct {
 	UnearnedAtNs uint64
 	DriftQ32     uint64
 	CutsQ32      [2]uint64
-	Reserved2    uint64
+	RunSinceNs   uint64
 }
 
 type programFlowSamples struct {

@@ -2,7 +2,7 @@
 /* Copyright The XDP Audit Exporter Authors */
 
 /* A timing baseline: tests a sample against the earlier samples, then adds it. Equal to the bit to
- * internal/timing/baseline.go, which gives the formulas.
+ * internal/timing/baseline.go and clip.go, which give the formulas.
  */
 
 #ifndef XDP_AUDIT_BASELINE_H

@@ -147,7 +147,7 @@ struct audit_config {
 	__u32 near_factor_q2;
 	__u32 near_scale_q16;	   /* clip · √k over the root of shortcut_factor_q2 / 4 */
 	__u32 clip_q16;		   /* in standard deviations; 0: samples are not clipped */
-	__u32 variance_factor_q16; /* 12 · k, see baseline.go */
+	__u32 variance_factor_q16; /* 12 · k, see clip.go */
 	__u32 learnt_factor_q16;   /* 1/k */
 	/* A baseline restarts after that many flagged packets in a row on one side. */
 	__u32 restart_run;
@@ -237,7 +237,7 @@ struct flow_record {
 	 * the drift by packets and by time when it was raised.
 	 */
 	__u64 cuts_q32[2];
-	__u64 reserved2;
+	__u64 run_since_ns; /* time of the second packet of the run */
 };
 
 /* The records of the flows of a set. */
@@ -338,7 +338,7 @@ struct device_baseline {
 	__u8 run;	  /* flagged packets in a row on one side */
 	__u8 run_is_late; /* its side */
 	__u16 reserved;
-	__u64 run_since_ns; /* time of its first packet */
+	__u64 run_since_ns; /* time of its second packet */
 	__u64 reserved2[2];
 };
 

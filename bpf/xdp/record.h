@@ -56,10 +56,10 @@ static __always_inline void record_begin(struct flow_record *record, const struc
 	record->n = config.modes & (MODE_DEVICE | MODE_FROZEN) ? 0 : config.min_samples;
 }
 
-/* Whether a run of flagged packets is long enough for a baseline to restart, by the last delta. */
-static __always_inline bool is_new_level(__u64 run, __u64 delta_ns)
+/* Whether a run of flagged packets is long enough for a baseline to restart. */
+static __always_inline bool is_new_level(__u64 run, __u64 for_ns)
 {
-	return run >= config.restart_run && run * delta_ns >= SHORTEST_RUN_NS;
+	return run >= config.restart_run && for_ns >= SHORTEST_RUN_NS;
 }
 
 /* Empties a baseline, which learns the new level of its traffic from the next packet on. With
@@ -83,9 +83,11 @@ static __always_inline void count_run(struct flow_record *record, __u32 judged, 
 		record->run = 1;
 		return;
 	}
+	if (record->run == 1)
+		record->run_since_ns = state->now_ns;
 	if (record->run < LONGEST_RUN)
 		record->run++;
-	if (is_new_level(record->run, state->delta_ns) &&
+	if (is_new_level(record->run, state->now_ns - record->run_since_ns) &&
 	    !(config.modes & (MODE_DEVICE | MODE_FROZEN)))
 		restart_baseline(&state->slot->baseline, state->counters);
 }
@@ -102,15 +104,17 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
 	__u64 samples =
 		halvings * (config.baseline_halved_at >> 1) + baseline->n - device->flagged_n;
+	__u64 for_ns;
 
-	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD)) {
+	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD))
 		device->run = 0;
-		device->run_since_ns = now_ns;
-	}
 	device->run_is_late = is_late;
+	if (device->run == 1)
+		device->run_since_ns = now_ns;
 	if (device->run < LONGEST_RUN)
 		device->run++;
-	if (is_new_level(device->run, delta_ns) && now_ns - device->run_since_ns >= 2 * delta_ns) {
+	for_ns = now_ns - device->run_since_ns;
+	if (is_new_level(device->run, for_ns) && for_ns >= 2 * delta_ns) {
 		restart_baseline(baseline, counters);
 		return;
 	}

@@ -240,15 +240,17 @@ func TestObserveAtTheEdges(t *testing.T) {
 	t.Run("a shift of the level is learnt", func(t *testing.T) {
 		var s State
 		var run Run
+		now := uint64(0)
 		r := rand.New(rand.NewPCG(5, 6))
 		observe := func(level float64, n int) (flags int) {
 			for range n {
 				delta := uint64(level + 20e3*r.NormFloat64())
+				now += delta
 				decision := defaults.Observe(&s, delta)
 				if decision > Judged {
 					flags++
 				}
-				if defaults.Restarts(&run, decision, delta) {
+				if defaults.Restarts(&run, decision, now) {
 					s = State{}
 				}
 			}
@@ -488,14 +490,14 @@ func TestRunOfFlags(t *testing.T) {
 		{"one in 64 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%64 == 63)] }, 0},
 		{"one in 65 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%65 == 64)] }, 9},
 		{"one in 64 is not judged", 1e6, func(i int) Decision { return []Decision{Late, TooFewSamples}[b2i(i%64 == 63)] }, 0},
-		{"a burst that is too short", 190, func(int) Decision { return Late }, 0},
+		{"a burst that is too short", 190, func(i int) Decision { return []Decision{Late, Judged}[b2i(i >= 200)] }, 0},
 		{"one that becomes long enough", 200, func(i int) Decision { return []Decision{Late, Judged}[b2i(i >= 256)] }, 1},
 		{"none", 1e6, func(int) Decision { return Judged }, 0},
 	} {
 		var r Run
 		restarts := 0
 		for i := range 640 {
-			restarts += b2i(defaults.Restarts(&r, test.decisions(i), test.deltaNs))
+			restarts += b2i(defaults.Restarts(&r, test.decisions(i), uint64(i)*test.deltaNs))
 		}
 		if restarts != test.restarts {
 			t.Errorf("%s: %d restarts, want %d", test.name, restarts, test.restarts)
