@@ -42,7 +42,7 @@ func leaks() []experiment {
 	return all
 }
 
-// leakRuns counts the runs of an assessment that is. A run has that many responses.
+// leakRuns measures the fraction of assessments with that many responses for which is returns true.
 func leakRuns(r run, responses int, is func(seed uint64) bool) figure {
 	s := share{Clustering: 1}
 	for i := range max(1, r.packets/responses) {
