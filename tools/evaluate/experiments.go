@@ -16,7 +16,10 @@ import (
 // experiments returns all experiments. A new subject gets a file like falseflags.go and an
 // entry here.
 func experiments() []experiment {
-	return slices.Concat(falseFlags(), detections(), commonLeaks(), shifts(), restarts(), calibrated(), covertWindows(), fleets(), leaks())
+	return slices.Concat(
+		falseFlags(), detections(), commonLeaks(), shifts(), restarts(), calibrated(), neighbours(), ownLeaks(), firstFlags(),
+		covertWindows(), fleets(), leaks(),
+	)
 }
 
 // experiment measures one figure of the audit. The figure appears in a row and a column of a

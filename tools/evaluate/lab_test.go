@@ -238,9 +238,7 @@ func TestPacketsTooManyOrTooFew(t *testing.T) {
 	recorded := tally{bpf.OutcomeNewFlow: 1, bpf.OutcomeJudged: 10, bpf.OutcomeFlaggedLate: 3}
 	counted := func(outcomes tally, fates ...uint64) *bpf.Counters {
 		var c bpf.Counters
-		for o, n := range outcomes {
-			c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][o] = n
-		}
+		copy(c.Packets[bpf.FamilyIPv4][bpf.ProtocolUDP][:], outcomes[:])
 		copy(c.Fates[:], fates)
 		return &c
 	}
