@@ -166,14 +166,14 @@ func TestAFileThatIsTooLargeIsNotWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	large := example()
-	for i := range 150_000 {
+	for i := range 200_000 {
 		large.Devices[fmt.Sprint("veth", i)] = large.Devices["eth0"]
 	}
-	if err := Write(path, large); err == nil || !strings.Contains(err.Error(), path+" was not written: 150002 devices take ") {
+	if err := Write(path, large); err == nil || !strings.Contains(err.Error(), path+" was not written: 200002 devices take ") {
 		t.Errorf("got %v", err)
 	}
 	if f, err := Read(path, terms); err != nil || !reflect.DeepEqual(f, example()) {
-		t.Errorf("read back: %+v, %v", f, err)
+		t.Errorf("read back another file, or none: %v", err)
 	}
 }
 
