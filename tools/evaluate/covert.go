@@ -221,7 +221,7 @@ func (a *audited) windows(flows []*watchedFlow, judge func(flow int, deltas []ui
 // sendDeltas sends packets of a flow until they have that many deltas. The first packet, and
 // each packet after a pause, has no delta.
 func (a *audited) sendDeltas(flow *watchedFlow, deltas int) error {
-	return pinned(func() error {
+	return pinned(a.cpu, func() error {
 		a.nowNs += uint64(time.Hour)
 		a.replayer.times[0] = a.nowNs
 		packets := 1

@@ -21,6 +21,7 @@ import (
 // namespaces of their own and carry only replayed packets.
 type lab struct {
 	audited, far *netlab.Namespace
+	cpu          int                 // number of the CPU that sends packets
 	devices      int                 // so far
 	shared       map[string]*audited // by their flags
 }
@@ -28,6 +29,7 @@ type lab struct {
 // audited is the audit of a device to which nothing else sends packets.
 type audited struct {
 	audit     *bpf.Audit
+	cpu       int // as in lab
 	config    bpf.Config
 	replayer  *replayer
 	flowsSent uint32
@@ -97,7 +99,7 @@ func (l *lab) open(config bpf.Config) (a *audited, err error) {
 	}
 	// In native mode the program may be bound to its device, and then no other can call it.
 	config.Mode = bpf.ModeGeneric
-	a = &audited{config: config}
+	a = &audited{config: config, cpu: l.cpu}
 	err = l.audited.Do(func() (err error) {
 		a.audit, err = bpf.Open(config, slog.New(slog.DiscardHandler))
 		return err

@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync"
 )
 
 // defaultSeeds are the seeds of the figures in the documents.
@@ -49,16 +50,13 @@ func evaluate(w io.Writer, seeds []uint64, only, repository, traces string) erro
 	if err != nil {
 		return err
 	}
-	l, err := newLab()
+	isWanted := func(q question) bool { return wanted.MatchString(q.String()) }
+	r, err := runSeeds(w, seeds, isWanted)
 	if err != nil {
 		return err
 	}
-	isWanted := func(q question) bool { return wanted.MatchString(q.String()) }
-	r, err := l.runSeeds(w, seeds, isWanted)
-	if err == nil {
-		r.Recordings, err = l.runThese(w, recorded, seeds[0], 1, isWanted)
-	}
-	if err := errors.Join(err, l.close()); err != nil {
+	// Recordings are judged without devices.
+	if r.Recordings, err = (&lab{}).runThese(w, recorded, seeds[0], 1, isWanted); err != nil {
 		return err
 	}
 	if repository != "" {
@@ -70,26 +68,34 @@ func evaluate(w io.Writer, seeds []uint64, only, repository, traces string) erro
 }
 
 // runSeeds runs the wanted experiments with the first seed, and those with a bound with the other
-// seeds too.
-func (l *lab) runSeeds(w io.Writer, seeds []uint64, isWanted func(question) bool) (*report, error) {
-	r := &report{Seeds: seeds}
+// seeds too, all at the same time. Each seed has devices of its own.
+func runSeeds(w io.Writer, seeds []uint64, isWanted func(question) bool) (*report, error) {
+	results, errs := make([][]result, len(seeds)), make([]error, len(seeds))
+	var group sync.WaitGroup
 	for i, seed := range seeds {
-		fmt.Fprintf(w, "seed %d\n", seed)
-		results, err := l.runAll(w, seed, 1, func(q question) bool { return isWanted(q) && (i == 0 || q.Bound.isAsked()) })
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 {
-			r.Results = results
-			continue
-		}
-		r.add(results)
+		group.Go(func() {
+			var l *lab
+			if l, errs[i] = newLab(); errs[i] != nil {
+				return
+			}
+			l.cpu = i
+			results[i], errs[i] = l.runAll(w, seed, 1, func(q question) bool { return isWanted(q) && (i == 0 || q.Bound.isAsked()) })
+			errs[i] = errors.Join(errs[i], l.close())
+		})
+	}
+	group.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	r := &report{Seeds: seeds, Results: results[0]}
+	for _, others := range results[1:] {
+		r.add(others)
 	}
 	return r, nil
 }
 
 // runAll runs the wanted experiments with a part of their packets, 1 for all, and prints each
-// result.
+// result after its seed.
 func (l *lab) runAll(w io.Writer, seed uint64, part float64, isWanted func(question) bool) ([]result, error) {
 	return l.runThese(w, experiments(), seed, part, isWanted)
 }
@@ -112,7 +118,7 @@ func (l *lab) runThese(w io.Writer, all []experiment, seed uint64, part float64,
 		case found.Bound.isAsked():
 			verdict = found.Bound.String() + ": NOT MET"
 		}
-		fmt.Fprintf(w, "%-58v  %-30v  %-26s  %s\n", found.question, found.figure, found.counted(), verdict)
+		fmt.Fprintf(w, "%d  %-58v  %-30v  %-26s  %s\n", seed, found.question, found.figure, found.counted(), verdict)
 	}
 	return results, nil
 }

@@ -234,20 +234,25 @@ func makeFrame(flow uint32) []byte {
 	return frame
 }
 
-// pinned calls f on a thread that is bound to the first CPU it may run on, so that one CPU
-// counts all packets.
-func pinned(f func() error) (err error) {
+// pinned calls f on a thread that is bound to one CPU, so that this CPU counts all packets: the
+// one with that number among the CPUs that the thread may run on.
+func pinned(number int, f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var before, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		return fmt.Errorf("reading the CPU affinity of a thread: %w", err)
 	}
+	number %= before.Count()
 	for cpu := range 8 * int(unsafe.Sizeof(before)) {
-		if before.IsSet(cpu) {
+		if !before.IsSet(cpu) {
+			continue
+		}
+		if number == 0 {
 			one.Set(cpu)
 			break
 		}
+		number--
 	}
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return fmt.Errorf("binding a thread to a CPU: %w", err)

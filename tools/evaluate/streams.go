@@ -63,7 +63,7 @@ func (a *audited) flows(deltas int, next []traffic.Planted, observe func(*packet
 	if len(next) > mostFlows {
 		return fmt.Errorf("%d flows are more than %d", len(next), mostFlows)
 	}
-	return pinned(func() error { return a.flowsHere(deltas, next, observe) })
+	return pinned(a.cpu, func() error { return a.flowsHere(deltas, next, observe) })
 }
 
 func (a *audited) flowsHere(deltas int, next []traffic.Planted, observe func(*packet)) error {
