@@ -84,11 +84,20 @@ type benchSpinlockDeviceCounters struct {
 			N       uint32
 		}
 		FlaggedN   uint32
-		Run        uint8
-		RunIsLate  uint8
-		Reserved   uint16
+		Run        uint32
 		RunSinceNs uint64
-		Reserved2  [2]uint64
+		Level      struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
+		RunIsLate uint8
+		Patience  uint8
+		Reserved  uint16
+		Reserved2 uint32
+		Reserved3 [6]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout
@@ -205,15 +214,23 @@ type benchSpinlockSetRecords struct {
 		_            structs.HostLayout
 		Tag          uint32
 		Mark         uint16
-		Run          uint8
 		RunIsLate    uint8
+		Patience     uint8
 		N            uint32
-		Reserved     uint32
+		Run          uint32
 		EarnedQ32    uint64
 		UnearnedAtNs uint64
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
 		RunSinceNs   uint64
+		Level        struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
+		}
+		Reserved uint64
 	}
 }
 

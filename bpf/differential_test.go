@@ -154,7 +154,7 @@ type model struct {
 	idleNs    uint64
 	cuts      *[timing.LinearCells]uint32
 	state     timing.State
-	run       timing.Run
+	run       timing.Run // of the device
 	restarts  uint64
 	lastNs    uint64
 	seen      bool
@@ -200,41 +200,23 @@ func (m *model) outcome(nowNs uint64) Outcome {
 	samples := m.state.N
 	m.deltas++
 	decision, score := m.params.ObserveScore(&m.state, delta)
-	n := m.state.N
 	if m.scope == BaselineFlow {
-		m.record.CountHalving(samples, n)
+		m.record.CountHalving(samples, m.state.N)
 	}
-	if m.restartsAfter(decision, nowNs, delta) {
-		m.state = timing.State{}
+	if m.scope == BaselineDevice && m.params.DeviceRestarts(&m.run, &m.state, decision, delta, nowNs) {
 		m.restarts++
-		defer m.restart()
 	}
 	switch decision {
 	case timing.TooFewSamples:
 		return OutcomeMinSamples
 	case timing.Early:
-		m.flag(n, timing.Flagged{Score: score, Samples: samples, NowNs: nowNs})
+		m.flag(timing.Flagged{Score: score, DeltaNs: delta, Samples: samples, NowNs: nowNs})
 		return OutcomeFlaggedEarly
 	case timing.Late:
-		m.flag(n, timing.Flagged{Score: score, Samples: samples, NowNs: nowNs, IsLate: true})
+		m.flag(timing.Flagged{Score: score, DeltaNs: delta, Samples: samples, NowNs: nowNs, IsLate: true})
 		return OutcomeFlaggedLate
 	default:
 		return OutcomeJudged
-	}
-}
-
-// restartsAfter counts a decision in the run of flagged packets.
-func (m *model) restartsAfter(d timing.Decision, nowNs, delta uint64) bool {
-	if m.scope == BaselineDevice {
-		return m.params.DeviceRestarts(&m.run, d, nowNs, delta)
-	}
-	return m.params.Restarts(&m.run, d, nowNs)
-}
-
-// restart makes the flow's record that of a baseline without samples.
-func (m *model) restart() {
-	if m.scope == BaselineFlow {
-		m.record.Restart()
 	}
 }
 
@@ -245,14 +227,17 @@ func (m *model) beginRecord(nowNs uint64) {
 	m.record.Halvings = halvings
 }
 
-// flag records a flagged packet. n is the number of samples with it. The model has no rate limit.
-func (m *model) flag(n uint64, flag timing.Flagged) {
+// flag records a flagged packet. The model has no rate limit.
+func (m *model) flag(flag timing.Flagged) {
 	if !m.hasRecord {
 		m.beginRecord(flag.NowNs)
 	}
 	var token timing.Token
 	if m.scope == BaselineFlow {
-		token = m.params.Flag(&m.record, n, flag)
+		restarts := false
+		if token, restarts = m.params.Flag(&m.record, &m.state, flag); restarts {
+			m.restarts++
+		}
 	} else {
 		token = m.params.FlagAlone(&m.record, m.deltas, flag)
 	}
@@ -414,8 +399,17 @@ func (p *probe) compareDecisions(t *testing.T, m *model) {
 // them.
 func recordOf(r *programFlowRecord, b *programBaseline) timing.FlowRecord {
 	return timing.FlowRecord{
-		N: r.N, Run: r.Run, RunIsLate: r.RunIsLate != 0, Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
+		N: r.N, Run: runOf(r), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
 		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
+	}
+}
+
+func runOf(r *programFlowRecord) timing.Run {
+	return timing.Run{
+		Packets: r.Run, IsLate: r.RunIsLate != 0, SinceNs: r.RunSinceNs, Patience: r.Patience,
+		Level: timing.State{
+			N: uint64(r.Level.N), MeanQ16: r.Level.MeanQ16, M2: timing.Uint128{Hi: uint64(r.Level.M2High & m2HighMask), Lo: r.Level.M2Low},
+		},
 	}
 }
 

@@ -72,7 +72,7 @@ func TestFrozenBaselineDoesNotLearn(t *testing.T) {
 				}
 				want[outcome]++
 				if outcome != OutcomeJudged {
-					m.flag(0, timing.Flagged{Score: score, IsLate: decision == timing.Late, NowNs: now, Samples: math.MaxUint64})
+					m.flag(timing.Flagged{Score: score, DeltaNs: delta, IsLate: decision == timing.Late, NowNs: now, Samples: math.MaxUint64})
 				}
 			}
 			suppressed := m.decisions[DecisionCommon] + m.decisions[DecisionNoToken]

@@ -30,8 +30,8 @@ func (p *interpretedProgram) onlyRecord(t *testing.T) programFlowRecord {
 	return records[0]
 }
 
-// A flow's record counts flagged packets in a row on one side. A packet that is not flagged, and
-// one on the other side, end a run.
+// A flow's record counts flagged packets in a row on one side. A packet that is not flagged
+// shortens the run by eight, and one on the other side ends it.
 func TestRunsOfFlags(t *testing.T) {
 	const usual, late, early = 1_000_000, 1_600_000, 400_000
 	config := testConfig()
@@ -48,7 +48,7 @@ func TestRunsOfFlags(t *testing.T) {
 	for _, step := range []struct {
 		name   string
 		deltas []uint64
-		run    uint8
+		run    uint32
 		isLate uint8
 	}{
 		{"the first flag", []uint64{late}, 1, 1},
@@ -56,7 +56,8 @@ func TestRunsOfFlags(t *testing.T) {
 		{"a flag on the other side", []uint64{early}, 1, 0},
 		{"one more there", []uint64{early}, 2, 0},
 		{"a packet between that is not flagged", []uint64{usual, early}, 1, 0},
-		{"a whole window between", slices.Repeat([]uint64{usual, usual + 120_000}, 64), 1, 0},
+		{"one in a longer run", slices.Concat(slices.Repeat([]uint64{early}, 9), []uint64{usual, early}), 3, 0},
+		{"a whole window between", slices.Repeat([]uint64{usual, usual + 120_000}, 64), 3, 0},
 		{"a flag after it, at the same number of samples", []uint64{late}, 1, 1},
 	} {
 		for _, delta := range step.deltas {
@@ -69,10 +70,11 @@ func TestRunsOfFlags(t *testing.T) {
 	p.compare(t)
 }
 
-// A baseline restarts after 64 flagged packets in a row on one side, also when it is halved
-// meanwhile. A packet in between that is not flagged keeps it.
+// The level of 101 flagged packets in a row on one side becomes the baseline, also when that is
+// halved meanwhile. A packet in between that is not flagged makes the run longer.
 func TestBaselinesRestart(t *testing.T) {
 	const usual, late, early = 1_000_000, 3_000_000, 300_000
+	withUsual := slices.Concat(slices.Repeat(append(slices.Repeat([]uint64{late}, 19), usual), 8), slices.Repeat([]uint64{late}, 13))
 	for _, scope := range []Scope{BaselineFlow, BaselineDevice} {
 		for _, test := range []struct {
 			name     string
@@ -81,17 +83,18 @@ func TestBaselinesRestart(t *testing.T) {
 			restarts uint64
 			n        uint64 // of the baseline at the end
 		}{
-			{"to a later level", 200, slices.Repeat([]uint64{late}, 64), 1, 0},
-			{"to an earlier level", 200, slices.Repeat([]uint64{early}, 64), 1, 0},
-			{"one packet too few", 150, slices.Repeat([]uint64{late}, 63), 0, 213},
-			{"the first of the run at the halving", 255, slices.Repeat([]uint64{late}, 64), 1, 0},
-			{"in the middle of the run", 225, slices.Repeat([]uint64{early}, 64), 1, 0},
-			{"before the last of the run", 193, slices.Repeat([]uint64{late}, 64), 1, 0},
-			{"at the last of the run", 192, slices.Repeat([]uint64{late}, 64), 1, 0},
-			{"and learns the new level", 200, slices.Repeat([]uint64{late}, 200), 1, 136},
-			{"on both sides", 150, slices.Repeat([]uint64{late, early}, 32), 0, 214},
-			{"with a usual packet in between", 150, slices.Concat(slices.Repeat([]uint64{late}, 63), []uint64{usual, late}), 0, 215},
-			{"with one at the halving", 192, slices.Concat(slices.Repeat([]uint64{late}, 63), []uint64{usual, late}), 0, 129},
+			{"to a later level", 200, slices.Repeat([]uint64{late}, 101), 1, 100},
+			{"to an earlier level", 200, slices.Repeat([]uint64{early}, 101), 1, 100},
+			{"one packet too few", 150, slices.Repeat([]uint64{late}, 100), 0, 250},
+			{"the first of the run at the halving", 255, slices.Repeat([]uint64{late}, 101), 1, 100},
+			{"in the middle of the run", 225, slices.Repeat([]uint64{early}, 101), 1, 100},
+			{"before the last of the run", 156, slices.Repeat([]uint64{late}, 101), 1, 100},
+			{"at the last of the run", 155, slices.Repeat([]uint64{late}, 101), 1, 100},
+			{"and learns the new level", 200, slices.Repeat([]uint64{late}, 200), 1, 199},
+			{"on both sides", 150, slices.Repeat([]uint64{late, early}, 50), 0, 250},
+			{"with a usual packet in between", 150, slices.Concat(slices.Repeat([]uint64{late}, 100), []uint64{usual, late}), 0, 252},
+			{"with one at the halving", 155, slices.Concat(slices.Repeat([]uint64{late}, 100), []uint64{usual, late}), 0, 129},
+			{"with usual packets in a longer run", 200, withUsual, 1, 164},
 		} {
 			t.Run(fmt.Sprintf("by %s, %s", scope, test.name), func(t *testing.T) {
 				config := testConfig()
@@ -141,7 +144,8 @@ func FuzzRecord(f *testing.F) {
 		way := slices.IndexFunc(sets[0].Tags[:], func(tag uint32) bool { return tag != 0 })
 		r := &records[0].Records[way]
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(r)), recordBytes), record)
-		r.Tag, r.Mark, r.RunIsLate = sets[0].Tags[way], sets[0].Marks[way], r.RunIsLate&1
+		r.Tag, r.Mark, r.RunIsLate, r.Patience = sets[0].Tags[way], sets[0].Marks[way], r.RunIsLate&1, r.Patience%5
+		r.Run, r.Level = r.Run&1, programBaseline{} // the level begins with the second packet
 		sets[0].Slots[way].Baseline.M2High |= uint32(b2i(isOfBaseline)) << 23
 		slot := p.model.at(&p.model.table.Set(0)[way])
 		slot.record = recordOf(r, &sets[0].Slots[way].Baseline)

@@ -71,11 +71,14 @@ type programDeviceBaseline struct {
 	Sequence   uint64
 	Baseline   programBaseline
 	FlaggedN   uint32
-	Run        uint8
-	RunIsLate  uint8
-	Reserved   uint16
+	Run        uint32
 	RunSinceNs uint64
-	Reserved2  [2]uint64
+	Level      programBaseline
+	RunIsLate  uint8
+	Patience   uint8
+	Reserved   uint16
+	Reserved2  uint32
+	Reserved3  [6]uint64
 }
 
 type programDeviceCounters struct {
@@ -144,15 +147,17 @@ type programFlowRecord struct {
 	_            structs.HostLayout
 	Tag          uint32
 	Mark         uint16
-	Run          uint8
 	RunIsLate    uint8
+	Patience     uint8
 	N            uint32
-	Reserved     uint32
+	Run          uint32
 	EarnedQ32    uint64
 	UnearnedAtNs uint64
 	DriftQ32     uint64
 	CutsQ32      [2]uint64
 	RunSinceNs   uint64
+	Level        programBaseline
+	Reserved     uint64
 }
 
 type programFlowSamples struct {

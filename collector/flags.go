@@ -14,7 +14,7 @@ import (
 
 var (
 	leakFlagsDesc     = newDesc("leak_flags_total", "Total number of packets whose absolute t-score reached the threshold.", "device", "direction")
-	restartsDesc      = newDesc("baseline_restarts_total", "Total number of baselines that restarted after 64 flagged packets in a row in one direction.", "device")
+	restartsDesc      = newDesc("baseline_restarts_total", "Total number of baselines that restarted at the level of a run of flagged packets in one direction.", "device")
 	lastScoreDesc     = newDesc("last_tscore", "Absolute t-score of the last flagged packet; 0 before the first flagged packet.", "device")
 	lastDeltaDesc     = newDesc("last_delta_seconds", "Inter-arrival time of the last flagged packet in seconds; 0 before the first flagged packet.", "device")
 	lastPacketDesc    = newDesc("last_packet_bytes", "Frame length of the last flagged packet in bytes; 0 before the first flagged packet.", "device")

@@ -27,7 +27,7 @@ func TestFlags(t *testing.T) {
 	}}
 	wallTime := func(f bpf.Flag) time.Time { return time.Unix(1_800_000_000, int64(f.KtimeNs)) }
 	expect(t, newFlagsCollector(source, nil, wallTime), `
-# HELP xdp_audit_baseline_restarts_total Total number of baselines that restarted after 64 flagged packets in a row in one direction.
+# HELP xdp_audit_baseline_restarts_total Total number of baselines that restarted at the level of a run of flagged packets in one direction.
 # TYPE xdp_audit_baseline_restarts_total counter
 xdp_audit_baseline_restarts_total{device="eth0"} 3
 xdp_audit_baseline_restarts_total{device="eth1"} 0

@@ -139,9 +139,7 @@ func TestFlagOfTheBaseline(t *testing.T) {
 					delta := times[i] - times[i-1]
 					decision := params.Observe(&baseline, delta)
 					decisions[decision]++
-					if params.DeviceRestarts(&run, decision, times[i], delta) {
-						baseline = timing.State{}
-					}
+					params.DeviceRestarts(&run, &baseline, decision, delta, times[i])
 				}
 			}
 			if decisions[timing.Late] < 10 {

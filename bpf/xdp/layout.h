@@ -149,7 +149,7 @@ struct audit_config {
 	__u32 clip_q16;		   /* in standard deviations; 0: samples are not clipped */
 	__u32 variance_factor_q16; /* 12 · k, see clip.go */
 	__u32 learnt_factor_q16;   /* 1/k */
-	/* A baseline restarts after that many flagged packets in a row on one side. */
+	/* A baseline restarts after more than that many flagged packets in a row on one side. */
 	__u32 restart_run;
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */
@@ -220,16 +220,16 @@ struct flow_set {
 	__u8 watches[FLOW_WAYS];
 };
 
-/* What only flagged packets need of a flow. One cache line. Mark and tag tell whose record it is: a
- * slot without a flagged packet keeps that of an earlier flow.
+/* What only flagged packets need of a flow. Mark and tag tell whose record it is: a slot without a
+ * flagged packet keeps that of an earlier flow.
  */
 struct flow_record {
 	__u32 tag;
 	__u16 mark;
-	__u8 run;	  /* flagged packets in a row on one side, up to 255 */
-	__u8 run_is_late; /* its side */
+	__u8 run_is_late; /* the side of the run */
+	__u8 patience;	  /* log2 of the factor by which a run has to be longer */
 	__u32 n;	  /* of the flow's baseline after the last flagged packet */
-	__u32 reserved;
+	__u32 run;	  /* flagged packets in a row on one side, less a penalty for gaps */
 	__u64 earned_q32;     /* tokens */
 	__u64 unearned_at_ns; /* time after which an unearned token is left */
 	__u64 drift_q32;      /* octaves by which judged packets have lowered the cuts since ever */
@@ -238,6 +238,8 @@ struct flow_record {
 	 */
 	__u64 cuts_q32[2];
 	__u64 run_since_ns; /* time of the second packet of the run */
+	struct baseline level; /* of the packets of the run, from the second on */
+	__u64 reserved;
 };
 
 /* The records of the flows of a set. */
@@ -334,12 +336,15 @@ struct delta_sums {
 struct device_baseline {
 	__u64 sequence;
 	struct baseline baseline;
-	__u32 flagged_n;  /* n after the last flagged packet */
-	__u8 run;	  /* flagged packets in a row on one side */
-	__u8 run_is_late; /* its side */
+	__u32 flagged_n;    /* n after the last flagged packet */
+	__u32 run;	    /* this and the next members as in struct flow_record */
+	__u64 run_since_ns;
+	struct baseline level;
+	__u8 run_is_late;
+	__u8 patience;
 	__u16 reserved;
-	__u64 run_since_ns; /* time of its second packet */
-	__u64 reserved2[2];
+	__u32 reserved2;
+	__u64 reserved3[6];
 };
 
 struct protocol_counters {

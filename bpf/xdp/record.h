@@ -15,7 +15,9 @@
 #include "compiler.h"
 #include "maps.h"
 
-#define LONGEST_RUN 255
+#define LONGEST_RUN (1U << 30)
+#define MOST_PATIENCE 4
+#define GAP_PENALTY 8
 /* A run that is shorter is a burst, such as packets that an interrupt slowed down. */
 #define SHORTEST_RUN_NS 50000
 #define TOKEN_SHIFT 32 /* fraction bits of tokens, cuts and shares */
@@ -56,40 +58,78 @@ static __always_inline void record_begin(struct flow_record *record, const struc
 	record->n = config.modes & (MODE_DEVICE | MODE_FROZEN) ? 0 : config.min_samples;
 }
 
+/* The run after an unflagged packet or several. */
+static __always_inline __u32 run_after(__u32 run, __u64 unflagged)
+{
+	__u64 penalty = unflagged * GAP_PENALTY;
+
+	return penalty < run ? run - penalty : 0;
+}
+
+/* Adds the sample of a flagged packet to the level of its run. */
+static __noinline int learn_level(struct device_counters *counters, struct baseline *level)
+{
+	const struct flag_state *flag = &next_event(&counters->last_flag)->flag;
+	__s64 sign = flag->is_late ? 0 : -1;
+	__u64 sample_q16 = flag->mean_q16 + with_sign(flag->deviation_q16, sign);
+
+	baseline_update(level, level->n, deviation_of(level, sample_q16 >> MEAN_SHIFT));
+	return 0;
+}
+
 /* Whether a run of flagged packets is long enough for a baseline to restart. */
-static __always_inline bool is_new_level(__u64 run, __u64 for_ns)
+static __always_inline bool is_new_level(__u32 run, __u8 patience, __u64 for_ns)
 {
-	return run >= config.restart_run && for_ns >= SHORTEST_RUN_NS;
+	return run > config.restart_run << (patience & 7) && for_ns >= SHORTEST_RUN_NS;
 }
 
-/* Empties a baseline, which learns the new level of its traffic from the next packet on. With
- * m2_high of 0, it also begins a new run and a new count of samples.
- */
-static __always_inline void restart_baseline(struct baseline *baseline,
-					     struct device_counters *counters)
+/* Makes the level of a run the baseline. Returns the patience with the next run. */
+static __noinline int restart_baseline(struct baseline *baseline, const struct baseline *level,
+				       __u32 run, __u8 patience)
 {
-	__builtin_memset(baseline, 0, sizeof(*baseline));
-	counters->baseline_restarts++;
+	bool is_old = baseline->n - run >= config.restart_run << MOST_PATIENCE;
+
+	baseline->mean_q16 = level->mean_q16;
+	baseline->m2_low = level->m2_low;
+	baseline->m2_high = HAS_RECORD | (level->m2_high & M2_HIGH_MASK);
+	baseline->n = level->n;
+	baseline_learnt(baseline);
+	if (is_old)
+		return 0;
+	return patience < MOST_PATIENCE ? patience + 1 : MOST_PATIENCE;
 }
 
-/* Counts the flagged packet in the run of flagged packets in a row. The baseline of a flow restarts
- * at the end of a long one.
+/* Counts the flagged packet, the judged one with that number since the last flagged one, in the run
+ * of flagged packets in a row. The baseline of a flow restarts at the end of a long one.
  */
 static __always_inline void count_run(struct flow_record *record, __u32 judged, __u32 is_late,
 				      const struct packet_state *state)
 {
-	if (judged != 1 || record->run_is_late != is_late) {
+	struct baseline *baseline = &state->slot->baseline;
+	__u32 run = record->run;
+
+	if (judged != 1)
+		run = run_after(run, judged - 1);
+	if (!run || record->run_is_late != is_late) {
 		record->run_is_late = is_late;
 		record->run = 1;
 		return;
 	}
-	if (record->run == 1)
+	if (run == 1) {
 		record->run_since_ns = state->now_ns;
-	if (record->run < LONGEST_RUN)
-		record->run++;
-	if (is_new_level(record->run, state->now_ns - record->run_since_ns) &&
-	    !(config.modes & (MODE_DEVICE | MODE_FROZEN)))
-		restart_baseline(&state->slot->baseline, state->counters);
+		__builtin_memset(&record->level, 0, sizeof(record->level));
+	}
+	learn_level(state->counters, &record->level);
+	if (run < LONGEST_RUN)
+		run++;
+	record->run = run;
+	if (!is_new_level(run, record->patience, state->now_ns - record->run_since_ns) ||
+	    config.modes & (MODE_DEVICE | MODE_FROZEN))
+		return;
+	record->patience = restart_baseline(baseline, &record->level, run, record->patience);
+	record->run = 0;
+	record->n = baseline->n;
+	state->counters->baseline_restarts++;
 }
 
 /* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
@@ -101,25 +141,33 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 {
 	struct device_baseline *device = &counters->device;
 	struct baseline *baseline = &device->baseline;
-	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT;
-	__u64 samples =
+	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT, for_ns;
+	__u32 samples =
 		halvings * (config.baseline_halved_at >> 1) + baseline->n - device->flagged_n;
-	__u64 for_ns;
+	__u32 run = baseline->m2_high & HAS_RECORD ? run_after(device->run, samples - 1) : 0;
 
-	if (samples != 1 || device->run_is_late != is_late || !(baseline->m2_high & HAS_RECORD))
-		device->run = 0;
-	device->run_is_late = is_late;
-	if (device->run == 1)
-		device->run_since_ns = now_ns;
-	if (device->run < LONGEST_RUN)
-		device->run++;
-	for_ns = now_ns - device->run_since_ns;
-	if (is_new_level(device->run, for_ns) && for_ns >= 2 * delta_ns) {
-		restart_baseline(baseline, counters);
-		return;
-	}
 	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
 	device->flagged_n = baseline->n;
+	if (!run || device->run_is_late != is_late) {
+		device->run_is_late = is_late;
+		device->run = 1;
+		return;
+	}
+	if (run == 1) {
+		device->run_since_ns = now_ns;
+		__builtin_memset(&device->level, 0, sizeof(device->level));
+	}
+	learn_level(counters, &device->level);
+	if (run < LONGEST_RUN)
+		run++;
+	device->run = run;
+	for_ns = now_ns - device->run_since_ns;
+	if (!is_new_level(run, device->patience, for_ns) || for_ns < 2 * delta_ns)
+		return;
+	device->patience = restart_baseline(baseline, &device->level, run, device->patience);
+	device->run = 0;
+	device->flagged_n = baseline->n;
+	counters->baseline_restarts++;
 }
 
 /* Whether t² is at least threshold² · 2^cut, with 2^cut as (1 + fraction) · 2^whole. */
@@ -267,7 +315,7 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 }
 
 /* The number of judged packets of a flow since its last flagged one, of which there are many or
- * none. An emptied baseline, with m2_high of 0, begins its record again.
+ * none.
  */
 static __always_inline __u32 count_judged(struct flow_record *record,
 					  const struct packet_state *state)

@@ -114,7 +114,7 @@ func (p Params) ObserveScore(s *State, deltaNs uint64) (decision Decision, score
 	if s.N < p.MinSamples {
 		p.update(s, deviation, early)
 		if s.N == p.MinSamples {
-			s.M2 = s.M2.Mul64(uint64(p.LearntFactor())).Rsh(factorShift)
+			p.learnt(s)
 		}
 		return TooFewSamples, score
 	}
@@ -130,6 +130,10 @@ func (p Params) ObserveScore(s *State, deltaNs uint64) (decision Decision, score
 	p.update(s, p.clip(deviation, s, variance), early)
 	return decision, score
 }
+
+// learnt ends the learning of a baseline, whose samples were not clipped. Later ones are, and M2 is
+// multiplied by k for it.
+func (p Params) learnt(s *State) { s.M2 = s.M2.Mul64(uint64(p.LearntFactor())).Rsh(factorShift) }
 
 // update is one step of Welford's method (1962) with a rounded division: mean += d/n and M2 +=
 // d·d′, where d and d′ are the deviations from the mean before and after the step, rounded to

@@ -37,7 +37,6 @@ const (
 	youngSamples = 512
 
 	mostHalvings = 253
-	mostFlags    = 255
 
 	minCalibrate = 1e-6
 	maxCalibrate = 0.1
@@ -59,8 +58,7 @@ const (
 // bpf/xdp/record.h.
 type FlowRecord struct {
 	N          uint32    // of the baseline after the last flagged packet
-	Run        uint8     // flagged packets in a row on one side, up to 255
-	RunIsLate  bool      // its side
+	Run        Run       // as of the last flagged packet
 	Earned     uint64    // tokens in 2⁻³²
 	UnearnedAt uint64    // time on the audit clock after which an unearned token is left
 	Drift      uint64    // by which judged packets have lowered the cuts, in 2⁻³² octaves
@@ -76,6 +74,7 @@ func NewFlowRecord(nowNs uint64) FlowRecord { return FlowRecord{UnearnedAt: nowN
 // Flagged is a flagged packet.
 type Flagged struct {
 	Score
+	DeltaNs uint64
 	IsLate  bool
 	Samples uint64 // n, of the baseline that the packet was scored against
 	NowNs   uint64 // on the audit clock
@@ -124,12 +123,13 @@ func (p Params) judged(r *FlowRecord, n uint64) uint32 {
 }
 
 // Flag records a flagged packet in r and returns what entitles it. The caller calls Spend if the
-// packet becomes an event. n is the number of samples of the flow's baseline with the packet.
-func (p Params) Flag(r *FlowRecord, n uint64, flag Flagged) Token {
-	judged := p.judged(r, n)
-	r.countRun(judged, flag.IsLate)
-	r.N, r.Halvings, r.IsBaseline = uint32(n), 0, true
-	return p.token(r, judged, flag)
+// packet becomes an event. s is the flow's baseline with the packet, which Flag replaces at a new
+// level, as [Params.Restarts] does. It reports whether it did.
+func (p Params) Flag(r *FlowRecord, s *State, flag Flagged) (token Token, restarts bool) {
+	judged := p.judged(r, s.N)
+	restarts = p.countRun(r, judged, flag) && p.restart(&r.Run, s)
+	r.N, r.Halvings, r.IsBaseline = uint32(s.N), 0, true
+	return p.token(r, judged, flag), restarts
 }
 
 // FlagAlone is [Params.Flag] for a flow without a baseline of its own, of which n packets were
@@ -139,19 +139,18 @@ func (p Params) FlagAlone(r *FlowRecord, n uint64, flag Flagged) Token {
 	if !r.IsBaseline {
 		judged = uint32(n)
 	}
-	r.countRun(judged, flag.IsLate)
+	p.countRun(r, judged, flag)
 	r.N, r.IsBaseline = uint32(n), true
 	return p.token(r, judged, flag)
 }
 
 // countRun counts a flagged packet that is the judged one with that number since the last flagged.
-func (r *FlowRecord) countRun(judged uint32, isLate bool) {
-	switch {
-	case !r.IsBaseline || judged != 1 || r.RunIsLate != isLate:
-		r.Run, r.RunIsLate = 1, isLate
-	case r.Run < mostFlags:
-		r.Run++
+func (p Params) countRun(r *FlowRecord, judged uint32, flag Flagged) bool {
+	if !r.IsBaseline {
+		r.Run.Packets = 0
 	}
+	r.Run.skip(uint64(judged - 1))
+	return p.addFlagged(&r.Run, flag.IsLate, flag.DeltaNs, flag.NowNs)
 }
 
 func (p Params) token(r *FlowRecord, judged uint32, flag Flagged) Token {

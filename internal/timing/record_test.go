@@ -32,10 +32,17 @@ func newFlow(alpha float64) *flows {
 	return &flows{p: p, n: p.MinSamples, nowNs: 1e12, record: NewFlowRecord(1e12)}
 }
 
+// flagAt flags a packet that is the last of n samples. The baseline does not restart.
+func (f *flows) flagAt(n uint64, flag Flagged) Token {
+	token, _ := f.p.Flag(&f.record, &State{N: n}, flag)
+	f.record.N = uint32(n)
+	return token
+}
+
 // flag sends judged packets, the last of which is flagged, and returns its token.
 func (f *flows) flag(judged uint64, octaves float64, isLate bool) Token {
 	f.n += judged
-	token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(octaves), IsLate: isLate, Samples: f.n - 1, NowNs: f.nowNs})
+	token := f.flagAt(f.n, Flagged{Score: scoreOf(octaves), IsLate: isLate, Samples: f.n - 1, NowNs: f.nowNs})
 	if token <= TokenUnearned {
 		f.p.Spend(&f.record, token, f.nowNs)
 	}
@@ -135,7 +142,7 @@ func TestNoCalibration(t *testing.T) {
 			t.Fatalf("got %d", got)
 		}
 	}
-	if f.record != (FlowRecord{N: f.record.N, Run: mostFlags, RunIsLate: true, IsBaseline: true, UnearnedAt: f.record.UnearnedAt}) {
+	if f.record != (FlowRecord{N: f.record.N, Run: f.record.Run, IsBaseline: true, UnearnedAt: f.record.UnearnedAt}) {
 		t.Errorf("tokens were spent: %+v", f.record)
 	}
 }
@@ -145,7 +152,7 @@ func TestRefusedEventsCostNoToken(t *testing.T) {
 	f := newFlow(1e-4)
 	for range 100 {
 		f.n++
-		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
+		token := f.flagAt(f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
 		if f.p.Refuse(&f.record, token); token != TokenUnearned {
 			t.Fatalf("got %d", token)
 		}
@@ -153,7 +160,7 @@ func TestRefusedEventsCostNoToken(t *testing.T) {
 	f.n += 1_000_000 // a full bucket
 	for i := range 100 {
 		f.n++
-		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(30), Samples: f.n - 1, NowNs: f.nowNs})
+		token := f.flagAt(f.n, Flagged{Score: scoreOf(30), Samples: f.n - 1, NowNs: f.nowNs})
 		if f.p.Refuse(&f.record, token); token != TokenEarned || f.record.Earned < 7*oneToken {
 			t.Fatalf("rare flag %d: got %d", i, token)
 		}
@@ -161,7 +168,7 @@ func TestRefusedEventsCostNoToken(t *testing.T) {
 	f.record.UnearnedAt = f.nowNs + unearnedIntervalNs // none is left
 	for i := range 100 {
 		f.n++
-		token := f.p.Flag(&f.record, f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
+		token := f.flagAt(f.n, Flagged{Score: scoreOf(0), Samples: f.n - 1, NowNs: f.nowNs})
 		if f.p.Refuse(&f.record, token); (token == TokenSurplus) != (i < 2) || f.record.Earned < 6*oneToken {
 			t.Fatalf("common flag %d: got %d with %v tokens", i, token, float64(f.record.Earned)/oneToken)
 		}
@@ -238,7 +245,7 @@ func TestCuts(t *testing.T) {
 		level := f.record.Drift + f.nowNs>>timeShift
 		return float64(int64(f.record.Cuts[1]-level)) / oneToken
 	}
-	f.p.Flag(&f.record, f.n+1, Flagged{Score: scoreOf(30), IsLate: true, Samples: youngSamples - 1, NowNs: f.nowNs})
+	f.flagAt(f.n+1, Flagged{Score: scoreOf(30), IsLate: true, Samples: youngSamples - 1, NowNs: f.nowNs})
 	if f.record.Cuts != [2]uint64{} {
 		t.Errorf("a young baseline set the cuts to %v", f.record.Cuts)
 	}
@@ -279,7 +286,7 @@ func TestCutsAreFinite(t *testing.T) {
 	for i := range 100_000 {
 		f.n++
 		flag := Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}
-		token := f.p.Flag(&f.record, f.n, flag)
+		token := f.flagAt(f.n, flag)
 		if token <= TokenUnearned {
 			f.p.Spend(&f.record, token, f.nowNs)
 			f.tokens[token]++
@@ -294,7 +301,7 @@ func TestCutsAreFinite(t *testing.T) {
 		t.Errorf("%d unearned and %d earned events in an hour", got, f.tokens[TokenEarned]+f.tokens[TokenSurplus])
 	}
 	f.nowNs += uint64(1) << 43 // an octave
-	if token := f.p.Flag(&f.record, f.n+20_000, Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}); token != TokenEarned {
+	if token := f.flagAt(f.n+20_000, Flagged{Score: highest, IsLate: true, Samples: f.n, NowNs: f.nowNs}); token != TokenEarned {
 		t.Errorf("after 2.4 hours: token %d", token)
 	}
 }
@@ -323,7 +330,7 @@ func TestJudgedPacketsAreCounted(t *testing.T) {
 			if got := p.judged(&record, s.N); got != judged {
 				t.Fatalf("got %d, want %d: %+v", got, judged, record)
 			}
-			p.Flag(&record, s.N, Flagged{})
+			p.Flag(&record, &s, Flagged{})
 			judged = 0
 		}
 	}

@@ -4,60 +4,86 @@
 package timing
 
 const (
-	restartRun    = 64     // flagged packets in a row on one side after which a baseline restarts
-	longestRun    = 256    // longer than any run that the kernel program counts
+	leastRun      = 64      // flagged packets of a run, from the second on, for a restart
+	longestRun    = 1 << 30 // longer than any run that the kernel program counts
+	mostPatience  = 4
+	gapPenalty    = 8
 	shortestRunNs = 50_000 // a shorter run is a burst, such as packets after an interrupt
 )
 
-// Run counts the flagged packets of a baseline in a row on one side.
+// Run counts the flagged packets of a baseline in a row on one side, and learns their level.
 type Run struct {
-	packets uint32
-	side    Decision
-	sinceNs uint64 // time of its second packet
+	Packets  uint32 // less 8 for each packet in between that was not flagged
+	IsLate   bool   // the side
+	SinceNs  uint64 // time of the second packet
+	Level    State  // of the packets from the second on
+	Patience uint8  // log2 of the factor by which a run has to be longer
 }
 
-// RestartRun returns the number of flagged packets in a row on one side after which a baseline
-// restarts: the level of the traffic has changed, and an empty baseline learns the new level sooner
-// than one that clips it. With a threshold of 0, at which every packet is flagged, no baseline
-// restarts.
+// RestartRun returns the number of flagged packets in a row on one side, after the first, that make
+// a new level: as many as a baseline needs before it judges. With a threshold of 0, at which every
+// packet is flagged, there is no new level.
 func (p Params) RestartRun() uint32 {
 	if p.Threshold == 0 {
 		return longestRun
 	}
-	return restartRun
+	return uint32(max(leastRun, p.MinSamples))
 }
 
-// Restarts counts the decision on the packet of a flow after the last counted one, with its time.
-// It reports whether the baseline restarts: whether the caller has to empty it after this packet.
-// A run that lasts for less than 50 µs is a burst.
-func (p Params) Restarts(r *Run, d Decision, nowNs uint64) bool {
-	return p.countRun(r, d, nowNs) && r.end()
+// Restarts counts the decision on a packet of a flow, with its delta and time. A run that is long
+// enough is a new level: the baseline of the run's packets takes the place of s, and Restarts
+// returns true.
+//
+// A run that lasts for less than 50 µs is a burst. A baseline that is replaced soon doubles the
+// length of the next run, up to 16 times: a flow that changes its level all the time gets one
+// baseline of all levels, and delays that come in runs stay flagged.
+func (p Params) Restarts(r *Run, s *State, d Decision, deltaNs, nowNs uint64) bool {
+	return p.count(r, d, deltaNs, nowNs) && p.restart(r, s)
 }
 
-// DeviceRestarts is Restarts for the baseline of a device, with the delta of the packet. When the
-// host pauses once, the next packet of each flow is late. Therefore the run also has to last for
-// two of its deltas.
-func (p Params) DeviceRestarts(r *Run, d Decision, nowNs, deltaNs uint64) bool {
-	return p.countRun(r, d, nowNs) && nowNs-r.sinceNs >= 2*deltaNs && r.end()
+// DeviceRestarts is Restarts for the baseline of a device. When the host pauses once, the next
+// packet of each flow is late. Therefore the run also has to last for two of its deltas.
+func (p Params) DeviceRestarts(r *Run, s *State, d Decision, deltaNs, nowNs uint64) bool {
+	return p.count(r, d, deltaNs, nowNs) && nowNs-r.SinceNs >= 2*deltaNs && p.restart(r, s)
 }
 
-// countRun reports whether the run is long enough for a restart.
-func (p Params) countRun(r *Run, d Decision, nowNs uint64) bool {
+func (p Params) count(r *Run, d Decision, deltaNs, nowNs uint64) bool {
 	if d != Early && d != Late {
-		*r = Run{}
+		r.skip(1)
 		return false
 	}
-	if d != r.side {
-		*r = Run{side: d}
-	}
-	if r.packets == 1 {
-		r.sinceNs = nowNs
-	}
-	r.packets = min(r.packets+1, longestRun-1)
-	return r.packets >= p.RestartRun() && nowNs-r.sinceNs >= shortestRunNs
+	return p.addFlagged(r, d == Late, deltaNs, nowNs)
 }
 
-func (r *Run) end() bool {
-	*r = Run{}
+// skip counts packets that are not flagged.
+func (r *Run) skip(packets uint64) {
+	r.Packets -= uint32(min(uint64(r.Packets), gapPenalty*packets))
+}
+
+// addFlagged counts a flagged packet. It reports whether the run is long enough for a restart.
+func (p Params) addFlagged(r *Run, isLate bool, deltaNs, nowNs uint64) bool {
+	if r.Packets == 0 || isLate != r.IsLate {
+		r.Packets, r.IsLate = 1, isLate
+		return false
+	}
+	if r.Packets == 1 {
+		r.SinceNs, r.Level = nowNs, State{}
+	}
+	x := p.Domain.sample(deltaNs) << meanShift
+	p.update(&r.Level, max(x, r.Level.MeanQ16)-min(x, r.Level.MeanQ16), x < r.Level.MeanQ16)
+	r.Packets = min(r.Packets+1, longestRun)
+	return r.Packets > p.RestartRun()<<r.Patience && nowNs-r.SinceNs >= shortestRunNs
+}
+
+// restart makes the level of the run the baseline.
+func (p Params) restart(r *Run, s *State) bool {
+	if s.N-uint64(r.Packets) >= uint64(p.RestartRun())<<mostPatience {
+		r.Patience = 0
+	} else {
+		r.Patience = min(r.Patience+1, mostPatience)
+	}
+	*s = r.Level
+	p.learnt(s)
+	r.Packets = 0
 	return true
 }

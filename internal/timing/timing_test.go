@@ -250,9 +250,7 @@ func TestObserveAtTheEdges(t *testing.T) {
 				if decision > Judged {
 					flags++
 				}
-				if defaults.Restarts(&run, decision, now) {
-					s = State{}
-				}
+				defaults.Restarts(&run, &s, decision, delta, now)
 			}
 			return flags
 		}
@@ -464,10 +462,7 @@ func TestRunOfADevice(t *testing.T) {
 				if round == 0 {
 					continue
 				}
-				if defaults.DeviceRestarts(&r, defaults.Observe(&s, delta), at, delta) {
-					s = State{}
-					restarts++
-				}
+				restarts += b2i(defaults.DeviceRestarts(&r, &s, defaults.Observe(&s, delta), delta, at))
 			}
 		}
 		if restarts != test.restarts {
@@ -476,20 +471,23 @@ func TestRunOfADevice(t *testing.T) {
 	}
 }
 
-// A run is of flagged packets on one side, with nothing between them.
+// A run is of flagged packets on one side, nearly without others between them.
 func TestRunOfFlags(t *testing.T) {
+	every := func(packets int, other Decision) func(int) Decision {
+		return func(i int) Decision { return []Decision{Late, other}[b2i(i%packets == packets-1)] }
+	}
 	for _, test := range []struct {
 		name      string
 		deltaNs   uint64
 		decisions func(i int) Decision
 		restarts  int // in 640 packets
 	}{
-		{"late", 1e6, func(int) Decision { return Late }, 10},
-		{"early", 1e6, func(int) Decision { return Early }, 10},
-		{"on both sides", 1e6, func(i int) Decision { return []Decision{Early, Late}[i%2] }, 0},
-		{"one in 64 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%64 == 63)] }, 0},
-		{"one in 65 is not flagged", 1e6, func(i int) Decision { return []Decision{Late, Judged}[b2i(i%65 == 64)] }, 9},
-		{"one in 64 is not judged", 1e6, func(i int) Decision { return []Decision{Late, TooFewSamples}[b2i(i%64 == 63)] }, 0},
+		{"late", 1e6, func(int) Decision { return Late }, 6},
+		{"early", 1e6, func(int) Decision { return Early }, 6},
+		{"on both sides", 1e6, every(50, Early), 0},
+		{"one in 9 is not flagged", 1e6, every(9, Judged), 0},
+		{"one in 20 is not flagged", 1e6, every(20, Judged), 3},
+		{"one in 100 is not judged", 1e6, every(100, TooFewSamples), 5},
 		{"a burst that is too short", 190, func(i int) Decision { return []Decision{Late, Judged}[b2i(i >= 200)] }, 0},
 		{"one that becomes long enough", 200, func(i int) Decision { return []Decision{Late, Judged}[b2i(i >= 256)] }, 1},
 		{"none", 1e6, func(int) Decision { return Judged }, 0},
@@ -497,11 +495,73 @@ func TestRunOfFlags(t *testing.T) {
 		var r Run
 		restarts := 0
 		for i := range 640 {
-			restarts += b2i(defaults.Restarts(&r, test.decisions(i), uint64(i)*test.deltaNs))
+			s := State{N: 10_000}
+			restarts += b2i(defaults.Restarts(&r, &s, test.decisions(i), 1e6, uint64(i)*test.deltaNs))
 		}
 		if restarts != test.restarts {
 			t.Errorf("%s: %d restarts, want %d", test.name, restarts, test.restarts)
 		}
+	}
+}
+
+// flaggedLate runs a flow of 1 ms ± 20 µs, after 20,000 packets, through levels for so many packets
+// each. It returns the share of packets flagged among those late by 8 deviations at the end, one in
+// a hundred of 5000, and the restarts.
+func flaggedLate(levels ...struct {
+	meanNs  float64
+	packets int
+}) (found float64, restarts int) {
+	r := rand.New(rand.NewPCG(8, 8))
+	var s State
+	var run Run
+	now := uint64(0)
+	send := func(meanNs float64) Decision {
+		delta := uint64(meanNs + 20e3*r.NormFloat64())
+		now += delta
+		decision := defaults.Observe(&s, delta)
+		restarts += b2i(defaults.Restarts(&run, &s, decision, delta, now))
+		return decision
+	}
+	for range 20_000 {
+		send(1e6)
+	}
+	for _, level := range levels {
+		for range level.packets {
+			send(level.meanNs)
+		}
+	}
+	late := 0
+	for i := range 5000 {
+		if i%100 != 99 {
+			send(1e6)
+		} else if send(1e6+8*20e3) == Late {
+			late++
+		}
+	}
+	return float64(late) / 50, restarts
+}
+
+// Neither packets that are late in a row nor levels that come and go blind a flow: however long the
+// run was, packets that are late by 8 deviations are found afterwards.
+func TestRunsDoNotBlind(t *testing.T) {
+	type level = struct {
+		meanNs  float64
+		packets int
+	}
+	for _, meanNs := range []float64{200e3, 1.4e6, 21e6} {
+		for _, packets := range []int{50, 65, 80, 114, 150, 163, 300, 2000} {
+			if found, restarts := flaggedLate(level{meanNs, packets}); found < 0.9 || restarts > 2 {
+				t.Errorf("%d packets at %v ns: %v of the late packets found, %d restarts", packets, meanNs, found, restarts)
+			}
+		}
+	}
+	// Two levels in turn become one baseline, which flags neither.
+	var levels []level
+	for range 100 {
+		levels = append(levels, level{3e6, 256}, level{1e6, 256})
+	}
+	if _, restarts := flaggedLate(levels...); restarts > 10 {
+		t.Errorf("two levels in turn: %d restarts", restarts)
 	}
 }
 

@@ -68,7 +68,7 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, "now"})
 	b.graph(8, "Excess of flagged packets", "short", "Score against the past of the device. An alert fires at 6 (a burst), or after 15 minutes at 1 or more (a lasting excess).",
 		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, "score"})
-	b.graph(6, "Restarted baselines", "short", "Baselines in five minutes that restarted after 64 flagged packets in a row in one direction: the level of their traffic changed.",
+	b.graph(6, "Restarted baselines", "short", "Baselines in five minutes that restarted after a run of flagged packets in one direction: the level of their traffic changed.",
 		query{`increase(xdp_audit_baseline_restarts_total{` + ofDevice + `}[5m])`, "restarts"})
 	b.graph(6, "Score of the last flag", "short", "|t| of the last flagged packet at each scrape.",
 		query{`xdp_audit_last_tscore{` + ofDevice + `}`, "|t|"})

@@ -47,11 +47,14 @@ type replayDeviceCounters struct {
 		Sequence   uint64
 		Baseline   replayBaseline
 		FlaggedN   uint32
-		Run        uint8
-		RunIsLate  uint8
-		Reserved   uint16
+		Run        uint32
 		RunSinceNs uint64
-		Reserved2  [2]uint64
+		Level      replayBaseline
+		RunIsLate  uint8
+		Patience   uint8
+		Reserved   uint16
+		Reserved2  uint32
+		Reserved3  [6]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout
