@@ -149,7 +149,9 @@ struct audit_config {
 	__u32 clip_q16;		   /* in standard deviations; 0: samples are not clipped */
 	__u32 variance_factor_q16; /* 12 · k, see clip.go */
 	__u32 learnt_factor_q16;   /* 1/k */
-	/* A baseline restarts after more than that many flagged packets in a row on one side. */
+	/* A baseline restarts after more than that many flagged packets in a row on one side. 0:
+	 * never.
+	 */
 	__u32 restart_run;
 	__u32 hash_keys[HASH_WORDS];
 	__u32 stores_are_ordered; /* the CPUs keep stores in order, as x86 does */

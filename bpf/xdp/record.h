@@ -115,6 +115,8 @@ static __always_inline void count_run(struct flow_record *record, __u32 judged, 
 		record->run = 1;
 		return;
 	}
+	if (!config.restart_run)
+		return;
 	if (run == 1) {
 		record->run_since_ns = state->now_ns;
 		__builtin_memset(&record->level, 0, sizeof(record->level));
@@ -153,6 +155,8 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 		device->run = 1;
 		return;
 	}
+	if (!config.restart_run)
+		return;
 	if (run == 1) {
 		device->run_since_ns = now_ns;
 		__builtin_memset(&device->level, 0, sizeof(device->level));

@@ -21,11 +21,11 @@ type Run struct {
 }
 
 // RestartRun returns the number of flagged packets in a row on one side, after the first, that make
-// a new level: as many as a baseline needs before it judges. With a threshold of 0, at which every
-// packet is flagged, there is no new level.
+// a new level: as many as a baseline needs before it judges. It is 0 with a threshold of 0, at
+// which every packet is flagged and there is no new level.
 func (p Params) RestartRun() uint32 {
 	if p.Threshold == 0 {
-		return longestRun
+		return 0
 	}
 	return uint32(max(leastRun, p.MinSamples))
 }
@@ -64,6 +64,9 @@ func (r *Run) skip(packets uint64) {
 func (p Params) addFlagged(r *Run, isLate bool, deltaNs, nowNs uint64) bool {
 	if r.Packets == 0 || isLate != r.IsLate {
 		r.Packets, r.IsLate = 1, isLate
+		return false
+	}
+	if p.RestartRun() == 0 {
 		return false
 	}
 	if r.Packets == 1 {
