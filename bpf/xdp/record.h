@@ -135,8 +135,8 @@ static __always_inline void count_run(struct flow_record *record, __u32 judged, 
 }
 
 /* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
- * in a row. A run that is shorter than two of its deltas may have one packet
- * of each flow, all of them late because the host paused once.
+ * in a row. A run that is shorter than two of its deltas may have one packet of each flow: all of
+ * them are late because the host paused once.
  */
 static __always_inline void count_device_run(struct device_counters *counters, bool is_late,
 					     __u64 now_ns, __u64 delta_ns)
