@@ -36,7 +36,8 @@ func TestLatePacketsAreFlagged(t *testing.T) {
 
 	l := newLab(t)
 	path := filepath.Join(t.TempDir(), "trail")
-	e := l.startExporter("--audit.device="+device, "--audit.min-samples=100", "--audit.event-rate=100000", "--trail.file="+path)
+	e := l.startExporter("--audit.device="+device, "--audit.min-samples=100", "--audit.event-rate=100000", "--audit.calibrate=0",
+		"--trail.file="+path)
 	f := l.newFlow(l.audited.IPv4.Addr())
 
 	random := rand.New(rand.NewPCG(1, 2))

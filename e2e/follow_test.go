@@ -394,6 +394,7 @@ func TestFollowingAcrossARestart(t *testing.T) {
 	e.expectPackets("audited2", 200)
 	second, _ = l.connect("audited1", "sender1", 1)
 	l.awaitAttached(device, "audited1", "audited2")
+	e.await(hookIs("audited1", 1)) // the kernel knows of the hook before the exporter exports it
 	l.send(l.newFlow(second.IPv4.Addr()), 100)
 	e.expectPackets("audited1", 200)
 	e.endWith(syscall.SIGTERM)

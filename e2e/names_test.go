@@ -121,7 +121,7 @@ func TestStrangeNames(t *testing.T) {
 	}
 	expectPrintable(t, "the log of --bpf.unpin", unpin.stderr.String())
 
-	args = serving([]string{"--audit.baseline-file=" + baseline, "--audit.min-samples=2", "--audit.calibrate=0"})
+	args = serving([]string{"--audit.baseline-file=" + baseline, "--audit.min-samples=2", "--audit.window=20", "--audit.calibrate=0"})
 	for _, isFrozen := range []float64{0, 1} {
 		e := l.launch(binaries.exporter, args, environment)
 		e.awaitReady("/-/ready")

@@ -323,8 +323,8 @@ func TestUnpin(t *testing.T) {
 	refused.expectRefusal(folder, "in use", fmt.Sprintf("process %d", e.cmd.Process.Pid))
 	e.endWith(syscall.SIGKILL)
 	names, _ := l.pinned(folder)
-	if len(names) != 8 {
-		t.Errorf("pinned are %v, want seven maps and a hook", names)
+	if len(names) != 9 {
+		t.Errorf("pinned are %v, want eight maps and a hook", names)
 	}
 	p := l.unpin(folder)
 	p.expectLog("detached", "device="+device)

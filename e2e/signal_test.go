@@ -127,7 +127,7 @@ func TestEverythingIsStuckAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := append([]string{"--web.listen-address=" + address, "--audit.device=" + device, "--trail.file=-",
-		"--audit.baseline-file=" + filepath.Join(folder, "baseline.json")}, flagMuch...)
+		"--audit.baseline-file=" + filepath.Join(folder, "baseline.json"), "--audit.window=20"}, flagMuch...)
 	e := l.launch(binaries.exporter, args, func(cmd *exec.Cmd) { cmd.Stdout, cmd.Stderr = pipe(), pipe() })
 	e.awaitReady("/-/ready")
 	f := l.newFlow(l.audited.IPv4.Addr())
