@@ -184,13 +184,15 @@ func (c *checker) memoryFinding() Finding {
 	return f
 }
 
+// slotBytes is the size of a slot in all maps of the flow table.
+const slotBytes = unsafe.Sizeof(programFlowSet{})/flowWays + unsafe.Sizeof(programFlowKey{}) + unsafe.Sizeof(programSetRecords{})/flowWays
+
 // neededBytes returns the memory of maps and rings.
 func (c *checker) neededBytes() uint64 {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil || c.config.Flows > MaxFlows || c.config.MaxDevices > maxDevices {
 		return 0
 	}
-	slotBytes := unsafe.Sizeof(programFlowSet{})/flowWays + unsafe.Sizeof(programFlowKey{}) + unsafe.Sizeof(programSetRecords{})/flowWays
 	needed := uint64(c.config.Slots()) * uint64(slotBytes)
 	needed += uint64(c.config.deviceCapacity()*cpus) * uint64(unsafe.Sizeof(programDeviceCounters{}))
 	needed += uint64(c.config.Watches) * uint64(unsafe.Sizeof(programWatch{}))

@@ -108,7 +108,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 		SetValue(boolValue{flagValue[bool]{title("audit.follow", "XDP_AUDIT_FOLLOW"), &o.follow, boolean}})
 	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
 		"Maximum number of devices at a time when devices are followed or maps are pinned. "+
-			"Each device takes 16.5 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
+			"Each device takes 12.6 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
 	app.Flag("bpf.pin-path",
 		"Directory in a bpf file system, such as /sys/fs/bpf/xdp_audit, in which maps and hooks outlive the exporter "+
 			"until the next exporter takes them over.").
