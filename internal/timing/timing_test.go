@@ -504,6 +504,58 @@ func TestRunOfFlags(t *testing.T) {
 	}
 }
 
+// After a baseline that judged few packets, the next run has to be twice as long, up to 16 times.
+// After one that judged many, it has to be as long as the first.
+func TestRunsAfterRestarts(t *testing.T) {
+	var r Run
+	now := uint64(1e12)
+	for i, test := range []struct{ judged, packets uint64 }{
+		{0, 101}, {0, 201}, {0, 401}, {0, 801}, {0, 1601}, {0, 1601},
+		{1600, 1601}, {1599, 101}, {1600, 201}, {1e6, 101}, {1600, 101},
+	} {
+		s, packets := State{N: test.judged + test.packets}, uint64(0)
+		for restarts := false; !restarts && packets < 5000; packets++ {
+			now += 1e6
+			restarts = defaults.Restarts(&r, &s, Late, 1e6, now)
+		}
+		if packets != test.packets {
+			t.Errorf("baseline %d, which judged %d packets: restarts after %d, want %d", i, test.judged, packets, test.packets)
+		}
+	}
+}
+
+// A baseline that restarts is the one that the packets of the run would have made alone, after the
+// first of them. Earlier runs leave nothing in it.
+func TestLevelOfARun(t *testing.T) {
+	for _, domain := range []Domain{Linear, Log2} {
+		p := defaults
+		p.Domain = domain
+		r := rand.New(rand.NewPCG(9, 9))
+		var run Run
+		now, baseline := uint64(1e12), State{N: 10_000}
+		send := func(decision Decision, deltaNs uint64) bool {
+			now += deltaNs
+			return p.Restarts(&run, &baseline, decision, deltaNs, now)
+		}
+		for range 90 {
+			send(Early, 1e5)
+		}
+		var alone State
+		for i := range 101 {
+			deltaNs := uint64(3e6 + 20e3*r.NormFloat64())
+			if restarts := send(Late, deltaNs); restarts != (i == 100) {
+				t.Fatalf("%v: restarts %v at packet %d of the run", domain, restarts, i)
+			}
+			if i > 0 {
+				p.Observe(&alone, deltaNs)
+			}
+		}
+		if baseline != alone {
+			t.Errorf("%v: restarted at %+v, want %+v", domain, baseline, alone)
+		}
+	}
+}
+
 // flaggedLate runs a flow of 1 ms ± 20 µs, after 20,000 packets, through levels for so many packets
 // each. It returns the share of packets flagged among those late by 8 deviations at the end, one in
 // a hundred of 5000, and the restarts.
