@@ -253,7 +253,7 @@ type Counters struct {
 	Fates     [NumFates]uint64
 	Decisions [NumDecisions]uint64 // 0 if Config.Calibrate is 0
 	Inserts   uint64               // flows inserted into the flow table
-	Restarts  uint64               // baselines that restarted on a new level
+	Restarts  uint64               // baselines that restarted at the level of a run of flags
 	Evictions [NumEvictions]uint64 // flows that lost their slot to a new flow of this device
 	Sums      DeltaSums
 	Histogram Histogram // deltas by cell
