@@ -3,10 +3,7 @@
 
 package leak
 
-import (
-	"iter"
-	"math/bits"
-)
+import "math/bits"
 
 const (
 	cellBits = 7 // log2 of the number of cells of an octave
@@ -72,25 +69,4 @@ func (h *histogram) quantile(p float64) float64 {
 		below -= float64(n)
 	}
 	return longestNs
-}
-
-// Cell is a cell of a histogram: a count of whole numbers of nanoseconds.
-type Cell struct {
-	LeastNs, GreatestNs uint64
-	Count               uint64
-}
-
-// all returns the cells that are not empty, in ascending order.
-func (h *histogram) all() iter.Seq[Cell] {
-	return func(yield func(Cell) bool) {
-		for cell, n := range h.cells {
-			if n == 0 {
-				continue
-			}
-			least, greatest := bounds(cell)
-			if !yield(Cell{least, greatest, n}) {
-				return
-			}
-		}
-	}
 }

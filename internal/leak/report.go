@@ -3,10 +3,7 @@
 
 package leak
 
-import (
-	"iter"
-	"math"
-)
+import "math"
 
 // Report is the state of an assessment. All its numbers are finite. Differences are those of the
 // second class, Y, from the first, X: a positive one says that Y is slower.
@@ -147,9 +144,6 @@ func (j *Judge) Pairs() uint64 { return j.differences.count() }
 
 // EvidenceLog10 returns the highest logarithm of the e-value so far.
 func (j *Judge) EvidenceLog10() float64 { return log10(j.evidence.maxLogE) }
-
-// Times returns the response times of a class in at most 128 cells an octave, in ascending order.
-func (j *Judge) Times(c Class) iter.Seq[Cell] { return j.classes[c].times.all() }
 
 func log10(ln float64) float64 { return ln / math.Ln10 }
 
