@@ -3,7 +3,11 @@
 
 package leak
 
-import "math"
+import (
+	"math"
+
+	"gonum.org/v1/gonum/floats"
+)
 
 // Quantiles are the levels at which the distributions of the classes are compared: the deciles, and
 // the fastest and the slowest responses.
@@ -97,14 +101,13 @@ const tolerated = 0.005
 // that of agreeing ones by the tolerated share", for their numbers among all pairs: a mixture of
 // bets (Waudby-Smith & Ramdas, 2024).
 func logFewer(against, agreeing, pairs float64) float64 {
-	sum := math.Inf(-1)
 	bets := [...]float64{0.01, 0.02, 0.05, 0.1, 0.2, 0.5}
-	for _, bet := range bets {
-		logE := against*math.Log1p(bet*(tolerated-1)) + agreeing*math.Log1p(bet*(tolerated+1)) +
+	var logE [len(bets)]float64
+	for i, bet := range bets {
+		logE[i] = against*math.Log1p(bet*(tolerated-1)) + agreeing*math.Log1p(bet*(tolerated+1)) +
 			(pairs-against-agreeing)*math.Log1p(bet*tolerated)
-		sum = logMean(sum, logE) + math.Ln2
 	}
-	return sum - math.Log(float64(len(bets)))
+	return floats.LogSumExp(logE[:]) - math.Log(float64(len(bets)))
 }
 
 // anyDiffers reports at which levels Y is slower or faster by more than the target: an error of 5 %
@@ -148,14 +151,9 @@ func (l *levels) allAgree(lost uint64) bool {
 // logMeanDiffers returns the logarithm of the mean of the e-values of all tests, which is an
 // e-value against "the class does not matter".
 func (l *levels) logMeanDiffers(lost uint64) float64 {
-	sum, largest := 0., math.Inf(-1)
+	var logE [levelTests]float64
 	for i := range Quantiles {
-		slower, faster := l.differs(i, lost)
-		largest = max(largest, slower, faster)
+		logE[2*i], logE[2*i+1] = l.differs(i, lost)
 	}
-	for i := range Quantiles {
-		slower, faster := l.differs(i, lost)
-		sum += math.Exp(slower-largest) + math.Exp(faster-largest)
-	}
-	return largest + math.Log(sum/float64(levelTests))
+	return floats.LogSumExp(logE[:]) - math.Log(float64(levelTests))
 }
