@@ -35,8 +35,10 @@ type finding struct {
 	slower, faster []float64 // levels at which Y differs by more than the target
 }
 
-// isShift reports whether the median differs by more than the target.
-func (f *finding) isShift(targetNs float64) bool { return f.low > targetNs || f.high < -targetNs }
+// differs reports whether the median or a level differs by more than the target.
+func (f *finding) differs(targetNs float64) bool {
+	return f.low > targetNs || f.high < -targetNs || len(f.slower)+len(f.faster) > 0
+}
 
 // find returns the finding. Its evidence is the highest ever.
 func (j *Judge) find() finding {
@@ -49,7 +51,7 @@ func (j *Judge) find() finding {
 	f.verdict = Inconclusive
 	target := j.config.TargetNs
 	switch {
-	case f.isShift(target) || len(f.slower)+len(f.faster) > 0:
+	case f.differs(target):
 		if j.evidence.maxLogE >= -math.Log(j.config.Alpha) {
 			f.verdict = Leak
 		}
@@ -62,18 +64,16 @@ func (j *Judge) find() finding {
 // stands reports whether a finding is the same if each of the lost pairs is against it.
 func (j *Judge) stands(f finding, lost uint64) bool {
 	target := j.config.TargetNs
+	low, _ := j.differences.interval(lost, 0, j.config.TickNs)
+	_, high := j.differences.interval(0, lost, j.config.TickNs)
 	switch f.verdict {
 	case Leak:
-		low, _ := j.differences.interval(lost, 0, j.config.TickNs)
-		_, high := j.differences.interval(0, lost, j.config.TickNs)
 		slower, faster := j.levels.anyDiffers(lost)
 		isFound := f.low > target && low > target || f.high < -target && high < -target || len(slower)+len(faster) > 0
 		s, n := j.existence.successes, j.existence.outcome
 		logE := logBetaBinomial(existencePrior, max(s, n-s), n+float64(lost))
 		return isFound && logMean(logE, j.levels.logMeanDiffers(lost)) >= -math.Log(j.config.Alpha)
 	case None:
-		low, _ := j.differences.interval(lost, 0, j.config.TickNs)
-		_, high := j.differences.interval(0, lost, j.config.TickNs)
 		return low > -target && high < target && j.levels.allAgree(lost)
 	}
 	return true
@@ -101,17 +101,16 @@ func (f *finding) name(order Order) Verdict {
 // pairsNeeded returns about how many more pairs a conclusion needs; 0 for a conclusion, or if the
 // pairs do not say. The width of the interval is in inverse proportion to the root of the pairs.
 func (j *Judge) pairsNeeded(f finding) uint64 {
-	n := float64(j.differences.count())
-	if f.verdict == Waiting {
-		return LeastPairs - uint64(min(n, LeastPairs-1))
-	}
-	if f.verdict != Inconclusive {
+	switch f.verdict {
+	case Waiting:
+		return LeastPairs - j.differences.count()
+	case Leak, None:
 		return 0
 	}
 	target := j.config.TargetNs
 	floor, effect := (f.high-f.low)/2, math.Abs(f.low+f.high)/2
 	factor := 1.
-	if f.isShift(target) || len(f.slower)+len(f.faster) > 0 {
+	if f.differs(target) {
 		factor = growth(j.evidence.logE, -math.Log(j.config.Alpha))
 	} else {
 		// Near the target no number of pairs would do.
@@ -124,7 +123,7 @@ func (j *Judge) pairsNeeded(f finding) uint64 {
 	if factor <= 1 || math.IsInf(factor, 0) {
 		return 0
 	}
-	return uint64(math.Ceil(min(n*(factor-1), 1e15)))
+	return uint64(math.Ceil(min(float64(j.differences.count())*(factor-1), 1e15)))
 }
 
 // growth returns the factor of pairs at which an e-value reaches what is wanted, if its logarithm
