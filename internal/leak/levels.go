@@ -136,8 +136,7 @@ func (l *levels) isNear(i int) bool {
 }
 
 // allAgree reports whether Y is slower and faster by less than the target at all levels, apart from
-// the tolerated share of responses. Every test
-// must reject, so the error of each is that of all.
+// the tolerated share of responses. Every test must reject, so the error of each is that of all.
 func (l *levels) allAgree(lost uint64) bool {
 	for i := range Quantiles {
 		notSlower, notFaster := l.agrees(i, lost)

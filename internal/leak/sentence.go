@@ -43,7 +43,7 @@ func (r *Report) sentence() string {
 		x, r.shift(), y, r.shiftInterval(), target) + more + r.moving()
 }
 
-// isFaster reports whether the median of X is less than that of Y.
+// isFaster reports whether X is faster, by the median of the differences.
 func (r *Report) isFaster() bool { return r.EffectNs > 0 }
 
 // shift says how much faster or slower X is.

@@ -58,7 +58,7 @@ type request struct {
 	isLost bool
 }
 
-// client returns the next requests of a client.
+// requests returns a function that returns the next request of the client.
 func (c *Client) requests(r *rand.Rand) func() request {
 	numbers, first := make([]uint32, c.Connections), make([]leak.Class, c.Connections)
 	sent := 0
