@@ -9,7 +9,6 @@
 package assessmentfile
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -256,6 +255,3 @@ func (a *Assessment) differs(was *Assessment) (what []string) {
 	}
 	return what
 }
-
-// errNoDocument says that a file has nothing in it, such as while an editor writes it.
-var errNoDocument = errors.New("it is empty: list assessments, or write \"assessments: []\" for none")

@@ -26,6 +26,9 @@ var (
 	classKeys      = []string{"dscp", "source_port", "source", "vlan"}
 )
 
+// noAssessments says that a file has nothing in it, such as while an editor writes it.
+const noAssessments = "it is empty: list assessments, or write \"assessments: []\" for none"
+
 // linePattern is that of an error of the YAML library.
 var linePattern = regexp.MustCompile(`^line ([0-9]+): (.*)$`)
 
@@ -52,7 +55,7 @@ func Parse(path string, text []byte) (*File, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	var document, second yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
-		return nil, p.fail(1, "%w", errNoDocument)
+		return nil, p.fail(1, noAssessments)
 	} else if err != nil {
 		return nil, p.syntax(err)
 	}
@@ -132,7 +135,7 @@ func target(n *yaml.Node) *yaml.Node {
 
 func (p parser) file(n *yaml.Node) (*File, error) {
 	if target(n).ShortTag() == "!!null" {
-		return nil, p.fail(n.Line, "%w", errNoDocument)
+		return nil, p.fail(n.Line, noAssessments)
 	}
 	fields, err := p.fields(n, "the file", fileKeys)
 	if err != nil {
@@ -140,7 +143,7 @@ func (p parser) file(n *yaml.Node) (*File, error) {
 	}
 	list, exists := fields["assessments"]
 	if !exists {
-		return nil, p.fail(n.Line, "%w", errNoDocument)
+		return nil, p.fail(n.Line, noAssessments)
 	}
 	if list = target(list); list.Kind != yaml.SequenceNode {
 		return nil, p.fail(list.Line, "assessments is not a list: begin each with \"- name:\", or write [] for none")

@@ -51,9 +51,7 @@ func (a *Assessment) set(key, text string) (err error) {
 	case "port":
 		a.Port, err = number[uint16](key, text, 1, maxPort)
 	case "order":
-		if a.Order, err = leak.ParseOrder(text); err != nil {
-			err = fmt.Errorf("order %.50q is not known: use random, blocks or observed", text)
-		}
+		a.Order, err = leak.ParseOrder(text)
 	case "target":
 		a.Target, err = time.ParseDuration(text)
 		isBelowTick := a.Target == 0 && strings.ContainsAny(text, "123456789")

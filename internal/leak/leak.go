@@ -50,7 +50,7 @@ func ParseOrder(name string) (Order, error) {
 			return Order(order), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown order %q: use random, blocks or observed", name)
+	return 0, fmt.Errorf("order %.50q is not known: use random, blocks or observed", name)
 }
 
 // Config is the configuration of an assessment.
