@@ -70,18 +70,12 @@ type judged struct {
 	sinceNs uint64 // CLOCK_MONOTONIC when it began
 	lines   []byte // for the raw file; guarded by Set.mu, and by Set.feeding while they are written
 
-	mu        sync.Mutex // guards what follows
-	judge     *leak.Judge
-	received  uint64
-	responses [2]responses
-	excluded  [bpf.NumExclusions]uint64
-	report    *leak.Report // nil if it is not that of the present state
-}
-
-// responses are the clean responses of a class.
-type responses struct {
-	count, sumNs uint64
-	times        Histogram
+	mu       sync.Mutex // guards what follows
+	judge    *leak.Judge
+	received uint64
+	times    [2]Histogram // of the responses, by class
+	excluded [bpf.NumExclusions]uint64
+	report   *leak.Report // nil if it is not that of the present state
 }
 
 // New returns a Set without assessments. Without a RawWriter no raw file is written.
@@ -231,11 +225,8 @@ func (s *Set) judge(h held) {
 		j.judge.Exclude(r)
 		return
 	}
-	ns := min(h.responseNs, longestNs)
-	of := &j.responses[h.class]
-	of.count++
-	of.sumNs += ns
-	of.times.add(ns, s.bounds)
+	ns := min(h.responseNs, leak.LongestNs)
+	j.times[h.class].add(ns, s.bounds)
 	j.judge.Response(r, ns)
 	if s.raw != nil {
 		if len(j.lines) == 0 {
@@ -277,10 +268,10 @@ func (j *judged) status(to *Status) {
 		report := j.judge.Report()
 		j.report = &report
 	}
-	*to = Status{Assessment: j.Assessment, Received: j.received, Excluded: j.excluded, Held: j.received, Report: *j.report}
-	for i := range j.responses {
-		to.Responses[i], to.SumNs[i], to.Times[i] = j.responses[i].count, j.responses[i].sumNs, j.responses[i].times
-		to.Held -= j.responses[i].count
+	*to = Status{Assessment: j.Assessment, Received: j.received, Times: j.times, Excluded: j.excluded, Held: j.received, Report: *j.report}
+	for i := range j.report.Classes {
+		to.Responses[i], to.SumNs[i] = j.report.Classes[i].Responses, j.report.Classes[i].SumNs
+		to.Held -= to.Responses[i]
 	}
 	for _, n := range j.excluded {
 		to.Held -= n

@@ -258,7 +258,7 @@ func TestUnusualRecords(t *testing.T) {
 	if status.Excluded[bpf.ExclusionUnclassified] != 2 || status.Responses != [2]uint64{0, 1} || status.Held != 0 {
 		t.Errorf("%+v", status)
 	}
-	if status.SumNs[1] != longestNs || status.Report.Classes[1].SumNs != longestNs {
+	if status.SumNs[1] != leak.LongestNs || status.Report.Classes[1].SumNs != leak.LongestNs {
 		t.Errorf("the sum is %d ns", status.SumNs[1])
 	}
 }

@@ -16,9 +16,6 @@ const (
 	nativeMin, nativeMax = -8 * 30, 8 * 11
 	// The classic boundaries: from 2^-20 s, about 1 µs, to 2^4 s.
 	classicMin, classicMax = -20, 4
-
-	// longestNs is the longest time of a response. Longer ones count as this.
-	longestNs = 1<<40 - 1
 )
 
 // Histogram counts response times by the native buckets of schema [timing.NativeSchema]. Each
@@ -39,6 +36,7 @@ func newNativeBounds() (bounds nativeBounds) {
 	return bounds
 }
 
+// add takes a response time of at most leak.LongestNs.
 func (h *Histogram) add(ns uint64, bounds nativeBounds) {
 	if ns == 0 {
 		h.zeros++

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -15,20 +16,20 @@ import (
 // classic buckets whose bound it does not exceed.
 func TestHistogram(t *testing.T) {
 	bounds := newNativeBounds()
-	times := []uint64{0, 1, 2, 999, 1000, 1e9, longestNs}
+	times := []uint64{0, 1, 2, 999, 1000, 1e9, leak.LongestNs}
 	for i := nativeMin; i <= nativeMax; i++ {
 		bound := timing.NativeBound(i)
 		times = append(times, bound, bound+1)
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
-		times = append(times, r.Uint64N(longestNs)>>r.IntN(40))
+		times = append(times, r.Uint64N(leak.LongestNs)>>r.IntN(40))
 	}
 	var all Histogram
 	classic := make([]uint64, len(ClassicBounds()))
 	zeros := uint64(0)
 	for _, ns := range times {
-		ns = min(ns, longestNs)
+		ns = min(ns, leak.LongestNs)
 		all.add(ns, bounds)
 		for i, bound := range ClassicBounds() {
 			if float64(ns) <= bound*1e9 {

@@ -8,8 +8,8 @@ import "math/bits"
 const (
 	cellBits = 7 // log2 of the number of cells of an octave
 	octave   = 1 << cellBits
-	// longestNs is the longest time, 18 minutes. Longer ones count as this.
-	longestNs      = 1<<40 - 1
+	// LongestNs is the longest response time, 18 minutes. Longer ones count as this.
+	LongestNs      = 1<<40 - 1
 	histogramCells = (40 - cellBits + 1) * octave
 )
 
@@ -25,7 +25,7 @@ func (h *histogram) add(v uint64) {
 }
 
 func cellOf(v uint64) int {
-	v = min(v, longestNs)
+	v = min(v, LongestNs)
 	shift := max(bits.Len64(v)-cellBits-1, 0)
 	return shift<<cellBits + int(v>>shift)
 }
@@ -68,5 +68,5 @@ func (h *histogram) quantile(p float64) float64 {
 		}
 		below -= float64(n)
 	}
-	return longestNs
+	return LongestNs
 }

@@ -122,7 +122,7 @@ func TestHistogram(t *testing.T) {
 			}
 		}
 	}
-	if _, greatest := bounds(histogramCells - 1); greatest != longestNs || cellOf(math.MaxUint64) != histogramCells-1 {
+	if _, greatest := bounds(histogramCells - 1); greatest != LongestNs || cellOf(math.MaxUint64) != histogramCells-1 {
 		t.Errorf("the last cell ends at %d", greatest)
 	}
 	r := rand.New(rand.NewPCG(1, 2))

@@ -147,14 +147,14 @@ func newJudge(config Config, every int) *Judge {
 	return j
 }
 
-// Response takes a clean response that needed that many nanoseconds. One of 18 minutes or longer
-// counts as 18 minutes, one of no known class is excluded.
+// Response takes a clean response that needed that many nanoseconds, at most [LongestNs]. One of no
+// known class is excluded.
 func (j *Judge) Response(r Request, ns uint64) {
 	if r.Class >= Unknown {
 		j.Exclude(r)
 		return
 	}
-	ns = min(ns, longestNs)
+	ns = min(ns, LongestNs)
 	now := response{r.Class, ns, math.Log2(float64(max(ns, 1))), r.TimeNs}
 	j.classes[r.Class].add(ns, now.octave)
 	if len(j.recent) == cap(j.recent) {

@@ -237,6 +237,11 @@ func TestExtremeTimes(t *testing.T) {
 	if r.ExcludedUnknown != 1001 || r.Classes[0].Responses+r.Classes[1].Responses != 2000 {
 		t.Errorf("got %+v", r.Classes)
 	}
+	for _, c := range r.Classes {
+		if c.SumNs != 333*(LongestNs+1) {
+			t.Errorf("%s: the sum is %d ns", c.Name, c.SumNs)
+		}
+	}
 	if _, err := json.Marshal(r); err != nil {
 		t.Error(err)
 	}
