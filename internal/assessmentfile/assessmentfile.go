@@ -10,16 +10,13 @@ package assessmentfile
 
 import (
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 )
 
 const (
@@ -99,25 +96,9 @@ func (c *Class) String() string {
 
 // Read returns the content of a file.
 func Read(path string) (*File, error) {
-	// Opening a pipe must not wait for a writer.
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err // names the file
-	}
-	defer file.Close()
-	info, err := file.Stat()
+	text, err := regularfile.Read(path, maxBytes, "configuration", "make it shorter")
 	if err != nil {
 		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: use the path of a regular file", path)
-	}
-	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxBytes {
-		return nil, fmt.Errorf("%s is larger than %d bytes, which is more than any configuration needs: make it shorter", path, maxBytes)
 	}
 	return Parse(path, text)
 }

@@ -336,11 +336,14 @@ func TestRead(t *testing.T) {
 	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "larger") {
 		t.Errorf("a large file: %v", err)
 	}
-	pipe := filepath.Join(directory, "pipe")
+	pipe, socket := filepath.Join(directory, "pipe"), filepath.Join(directory, "socket")
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{pipe, directory} {
+	if err := unix.Mknod(socket, unix.S_IFSOCK|0o600, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, socket, "/dev/null", directory} {
 		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "regular file") {
 			t.Errorf("%s: %v", path, err)
 		}

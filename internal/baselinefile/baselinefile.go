@@ -19,12 +19,10 @@ import (
 	"io"
 	"io/fs"
 	"math/big"
-	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -179,34 +177,12 @@ const remedy = "restore it, or move it away to start learning from zero"
 // Read returns the content of a file that was learnt under these terms. It returns nil without
 // an error if the file does not exist.
 func Read(path string, terms Terms) (*File, error) {
-	info, err := os.Stat(path)
+	text, err := regularfile.Read(path, maxBytes, "baseline", remedy)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err == nil {
-		err = checkRegular(path, info)
-	}
-	if err != nil {
-		return nil, err // names the file
-	}
-	// If the file was replaced since, opening a pipe must not wait for a writer.
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
-	}
-	defer file.Close()
-	if info, err = file.Stat(); err == nil {
-		err = checkRegular(path, info)
-	}
-	if err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(io.LimitReader(file, maxBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxBytes {
-		return nil, fmt.Errorf("%s is larger than %d bytes, which is more than any baseline needs: %s", path, maxBytes, remedy)
 	}
 	f, err := Parse(text)
 	if err != nil {
@@ -216,24 +192,6 @@ func Read(path string, terms Terms) (*File, error) {
 		return nil, fmt.Errorf("%s was learnt with other settings: %s: set the flag as before, or move the file away to start learning from zero", path, differs)
 	}
 	return f, nil
-}
-
-// checkRegular returns an error that says what a file is, unless it is a regular file.
-func checkRegular(path string, info fs.FileInfo) error {
-	kind := "special"
-	switch mode := info.Mode(); {
-	case mode.IsRegular():
-		return nil
-	case mode.IsDir():
-		kind = "directory"
-	case mode&fs.ModeNamedPipe != 0:
-		kind = "named pipe"
-	case mode&fs.ModeSocket != 0:
-		kind = "socket"
-	case mode&fs.ModeDevice != 0:
-		kind = "device"
-	}
-	return fmt.Errorf("%s is not a regular file (%s): use the path of a regular file", path, kind)
 }
 
 // differs describes the first flag whose value has changed; empty if none has.
