@@ -42,16 +42,17 @@ func leaks() []experiment {
 	return all
 }
 
+// leakSeeds returns the seeds of the assessments of a run, of that many responses each.
+func leakSeeds(r run, responses int) (seeds []uint64) {
+	for i := range max(1, r.packets/responses) {
+		seeds = append(seeds, r.seed<<32+uint64(i))
+	}
+	return seeds
+}
+
 // leakRuns measures the fraction of assessments with that many responses for which is returns true.
 func leakRuns(r run, responses int, is func(seed uint64) bool) figure {
-	s := share{Clustering: 1}
-	for i := range max(1, r.packets/responses) {
-		s.Trials++
-		if is(r.seed<<32 + uint64(i)) {
-			s.Hits++
-		}
-	}
-	return shareFigure(s)
+	return shareFigure(shareOf(leakSeeds(r, responses), is))
 }
 
 // responsesOf returns about how many responses have that many pairs.
@@ -71,10 +72,9 @@ func leakNone(add func(experiment)) {
 			responses := responsesOf(c.Order, pairsOfNone)
 			highest := once(func(_ *lab, r run) ([]float64, error) {
 				var all []float64
-				leakRuns(r, responses, func(seed uint64) bool {
+				for _, seed := range leakSeeds(r, responses) {
 					all = append(all, t.Run(seed, pairsOfNone, nil).EvidenceLog10())
-					return false
-				})
+				}
 				return all, nil
 			})
 			for _, column := range []struct {
@@ -85,15 +85,8 @@ func leakNone(add func(experiment)) {
 				add(experiment{
 					table: tableLeakNone, row: t.String(), column: column.name, packets: runs * responses, bound: column.bound,
 					measure: func(l *lab, r run) (figure, error) {
-						found := share{Clustering: 1}
 						all, err := highest(l, r)
-						for _, log10 := range all {
-							found.Trials++
-							if log10 >= column.log10 {
-								found.Hits++
-							}
-						}
-						return shareFigure(found), err
+						return shareFigure(shareOf(all, func(log10 float64) bool { return log10 >= column.log10 })), err
 					},
 				})
 			}

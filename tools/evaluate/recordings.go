@@ -8,7 +8,6 @@ import (
 	"compress/gzip"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -46,7 +45,7 @@ func linesOf(path string, take func(line string) error) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
-	lines := bufio.NewScanner(io.Reader(unzipped))
+	lines := bufio.NewScanner(unzipped)
 	for number := 1; lines.Scan(); number++ {
 		if err := take(lines.Text()); err != nil {
 			return fmt.Errorf("line %d of %s: %w", number, path, err)

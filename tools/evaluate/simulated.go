@@ -141,12 +141,12 @@ func flowsWithSymbols(flows []trial.Flow) share {
 	return shareOf(flows, func(f trial.Flow) bool { return f.Symbols })
 }
 
-// shareOf returns the share of flows, which are independent of each other.
-func shareOf(flows []trial.Flow, isHit func(trial.Flow) bool) share {
+// shareOf returns the share of trials, such as flows, that are independent of each other.
+func shareOf[T any](trials []T, isHit func(T) bool) share {
 	s := share{Clustering: 1}
-	for _, flow := range flows {
+	for _, t := range trials {
 		s.Trials++
-		if isHit(flow) {
+		if isHit(t) {
 			s.Hits++
 		}
 	}
