@@ -98,18 +98,23 @@ func Timers(periodsNs ...float64) Kind {
 	}
 }
 
+// moved returns the packets of a source at other times: arrive gets the time at which a packet is
+// sent and the time at which the packet before it arrived, both since the start of the flow.
+func moved(source Source, arrive func(sent, before float64) float64) Source {
+	sent, arrived := 0.0, 0.0
+	return func() float64 {
+		sent += source()
+		before := arrived
+		arrived = arrive(sent, before)
+		return arrived - before
+	}
+}
+
 // Late delays each packet by an exponential time, as queues on its path do. Packets keep their
 // order.
 func Late(kind Kind, meanNs float64) Kind {
 	return func(r *rand.Rand) Source {
-		source := kind(r)
-		sent, arrived := 0.0, 0.0 // since the start of the flow
-		return func() float64 {
-			sent += source()
-			before := arrived
-			arrived = max(before, sent+meanNs*r.ExpFloat64())
-			return arrived - before
-		}
+		return moved(kind(r), func(sent, before float64) float64 { return max(before, sent+meanNs*r.ExpFloat64()) })
 	}
 }
 
@@ -119,21 +124,18 @@ func Late(kind Kind, meanNs float64) Kind {
 func BusyHost(kind Kind, freeNs, busyNs, packetNs float64) Kind {
 	return func(r *rand.Rand) Source {
 		source := kind(r)
-		sent, processed := 0.0, 0.0 // since the start of the flow
 		from := freeNs * r.ExpFloat64()
 		to := from + busyNs*r.ExpFloat64()
-		return func() float64 {
-			sent += source()
+		return moved(source, func(sent, before float64) float64 {
 			for to < sent {
 				from = to + freeNs*r.ExpFloat64()
 				to = from + busyNs*r.ExpFloat64()
 			}
-			before := processed
-			processed = max(sent, before+packetNs)
+			processed := max(sent, before+packetNs)
 			if processed > from {
 				processed = max(to, before+packetNs)
 			}
-			return processed - before
-		}
+			return processed
+		})
 	}
 }

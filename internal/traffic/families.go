@@ -52,14 +52,9 @@ func MissedTicks(tickNs, mean float64) Kind {
 // another at that distance.
 func Polled(kind Kind, tickNs, packetNs float64) Kind {
 	return func(r *rand.Rand) Source {
-		source := kind(r)
-		arrived, processed := 0.0, 0.0 // since the start of the flow
-		return func() float64 {
-			arrived += source()
-			before := processed
-			processed = max(math.Ceil(arrived/tickNs)*tickNs, before+packetNs)
-			return processed - before
-		}
+		return moved(kind(r), func(sent, before float64) float64 {
+			return max(math.Ceil(sent/tickNs)*tickNs, before+packetNs)
+		})
 	}
 }
 
