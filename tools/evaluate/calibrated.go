@@ -68,10 +68,7 @@ func calibrated() []experiment {
 			}
 			all = append(all, experiment{
 				table: table, row: row, column: column, config: bpf.DefaultConfig(), packets: packets, bound: b,
-				measure: func(l *lab, r run) (figure, error) {
-					found, err := measure(l, r)
-					return found[column], err
-				},
+				measure: pick(measure, func(found calibration) figure { return found[column] }),
 			})
 		}
 	}
@@ -152,19 +149,4 @@ func (b *eventBlocks) add(p *packet) {
 	}
 	hours := float64(p.atNs-b.last[0].atNs) / float64(time.Hour)
 	b.worst = max(b.worst, float64(len(b.last))-bucket*(1+hours))
-}
-
-// once shares one measurement among several experiments. Each experiment takes one figure of
-// it.
-func once[T any](measure func(*lab, run) (T, error)) func(*lab, run) (T, error) {
-	var found T
-	var err error
-	isDone := false
-	return func(l *lab, r run) (T, error) {
-		if !isDone {
-			found, err = measure(l, r)
-			isDone = true
-		}
-		return found, err
-	}
 }

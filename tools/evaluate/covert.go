@@ -46,10 +46,7 @@ func covertWindows() []experiment {
 			}
 			all = append(all, experiment{
 				table: table, row: row, column: column, config: config, packets: windows * covert.WindowLength, bound: b,
-				measure: func(l *lab, r run) (figure, error) {
-					found, err := measure(l, r)
-					return shareFigure(found[column]), err
-				},
+				measure: pick(measure, func(found alarms) figure { return shareFigure(found[column]) }),
 			})
 		}
 	}

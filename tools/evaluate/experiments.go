@@ -48,6 +48,32 @@ func (e *experiment) run(l *lab, seed uint64, part float64) (result, error) {
 	return result{question: e.question(), IsMet: e.bound.isMet(f.Value), figure: f}, nil
 }
 
+// once shares one measurement among several experiments. Each experiment takes one figure of
+// it.
+func once[T any](measure func(*lab, run) (T, error)) func(*lab, run) (T, error) {
+	var found T
+	var err error
+	isDone := false
+	return func(l *lab, r run) (T, error) {
+		if !isDone {
+			found, err = measure(l, r)
+			isDone = true
+		}
+		return found, err
+	}
+}
+
+// pick returns one figure of what several experiments share.
+func pick[T any](measure func(*lab, run) (T, error), of func(T) figure) func(*lab, run) (figure, error) {
+	return func(l *lab, r run) (figure, error) {
+		found, err := measure(l, r)
+		if err != nil {
+			return figure{}, err
+		}
+		return of(found), nil
+	}
+}
+
 // figure is the result of an experiment.
 type figure struct {
 	Value  float64 `json:"value"`

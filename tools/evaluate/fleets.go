@@ -36,11 +36,10 @@ func fleets() []experiment {
 				all = append(all, experiment{
 					table: tableUnchanged, row: fmt.Sprintf("%s, %d devices", family.Name, size), column: pair.Name, config: config,
 					packets: windows * devicesOfTrial * fleet.LeastDeltas, bound: atMost(1e-3),
-					measure: func(l *lab, r run) (figure, error) {
-						z, err := count(l, r)
+					measure: pick(count, func(z []float64) figure {
 						large, of := trial.Count(z, size)
-						return shareFigure(share{large, of, 1}), err
-					},
+						return shareFigure(share{large, of, 1})
+					}),
 				})
 			}
 			all = append(all, experiment{

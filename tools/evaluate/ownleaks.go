@@ -49,10 +49,7 @@ func ownLeaks() []experiment {
 			all = append(all, experiment{
 				table: tableOwnLeaks, row: row, column: column, config: bpf.DefaultConfig(), bound: b,
 				packets: v.hours * int(float64(time.Hour)/victimNs/v.scale),
-				measure: func(l *lab, r run) (figure, error) {
-					found, err := measure(l, r)
-					return found[column], err
-				},
+				measure: pick(measure, func(found calibration) figure { return found[column] }),
 			})
 		}
 	}
@@ -113,13 +110,7 @@ func firstFlags() []experiment {
 	for i, k := range kinds {
 		all = append(all, experiment{
 			table: tableFirst, row: k.name, column: columnEvents, config: bpf.DefaultConfig(), packets: 1_000_000, bound: atLeast(1),
-			measure: func(l *lab, r run) (figure, error) {
-				found, err := measure(l, r)
-				if err != nil {
-					return figure{}, err
-				}
-				return shareFigure(found[i].share()), nil
-			},
+			measure: pick(measure, func(found []counter) figure { return shareFigure(found[i].share()) }),
 		})
 	}
 	return all

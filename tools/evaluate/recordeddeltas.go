@@ -60,10 +60,7 @@ func recordedDeltas(directory string) ([]experiment, error) {
 			} {
 				all = append(all, experiment{
 					table: tableRecorded, row: row, column: column.name, config: bpf.DefaultConfig(), packets: len(deltas), bound: column.bound,
-					measure: func(l *lab, r run) (figure, error) {
-						j, err := judged(l, r)
-						return column.value(j), err
-					},
+					measure: pick(judged, column.value),
 				})
 			}
 		}

@@ -107,10 +107,7 @@ func recordedResponses(directory string) ([]experiment, error) {
 			all = append(all, experiment{
 				table: tableResponses, row: fmt.Sprintf("%s, %s responses", name, grouped(count)), column: column.name,
 				config: bpf.DefaultConfig(), packets: count, bound: column.bound,
-				measure: func(l *lab, r run) (figure, error) {
-					j, err := judged(l, r)
-					return column.value(j), err
-				},
+				measure: pick(judged, column.value),
 			})
 		}
 	}
