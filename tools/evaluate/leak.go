@@ -84,10 +84,9 @@ func leakNone(add func(experiment)) {
 			}{{columnEver20, math.Log10(20), atMost(0.05)}, {columnEver1e5, 5, atMost(1e-5)}} {
 				add(experiment{
 					table: tableLeakNone, row: t.String(), column: column.name, packets: runs * responses, bound: column.bound,
-					measure: func(l *lab, r run) (figure, error) {
-						all, err := highest(l, r)
-						return shareFigure(shareOf(all, func(log10 float64) bool { return log10 >= column.log10 })), err
-					},
+					measure: pick(highest, func(all []float64) figure {
+						return shareFigure(shareOf(all, func(log10 float64) bool { return log10 >= column.log10 }))
+					}),
 				})
 			}
 		}

@@ -44,10 +44,7 @@ func simulatedWindows() []experiment {
 		add(tableNothingHidden, f.Name, columnWindows, nothingHidden, atMost(0.02), figureOf(windowsThatAlarm, flows))
 		add(tableNothingHidden, f.Name, columnPages, nothingHidden, bound{}, figureOf(flowsThatPage, flows))
 	}
-	add(tableNothingHidden, "all of these", columnPages, nothingHidden*len(judged), atMost(1e-3), func(l *lab, r run) (figure, error) {
-		r.packets /= len(judged)
-		return figureOf(flowsThatPage, judged...)(l, r)
-	})
+	add(tableNothingHidden, "all of these", columnPages, nothingHidden*len(judged), atMost(1e-3), figureOf(flowsThatPage, judged...))
 	add(tableNothingHidden, "all of these, recorded by the XDP program", columnWindows, recorded, atMost(0.02), measureRecorded)
 	for _, sweep := range trial.Sweeps() {
 		var flows []func(*lab, run) ([]trial.Flow, error)
@@ -59,16 +56,10 @@ func simulatedWindows() []experiment {
 			b, pages = atLeast(0.99), bound{}
 		}
 		windows := ofASweep * len(flows)
-		eachOf := func(count func([]trial.Flow) share) func(*lab, run) (figure, error) {
-			return func(l *lab, r run) (figure, error) {
-				r.packets /= len(flows)
-				return figureOf(count, flows...)(l, r)
-			}
-		}
 		row := fmt.Sprintf("%s, %d kinds", sweep.Name, len(flows))
-		add(tableSweeps, row, columnWindows, windows, b, eachOf(windowsThatAlarm))
-		add(tableSweeps, row, columnSymbols, windows, bound{}, eachOf(flowsWithSymbols))
-		add(tableSweeps, row, columnPages, windows, pages, eachOf(flowsThatPage))
+		add(tableSweeps, row, columnWindows, windows, b, figureOf(windowsThatAlarm, flows...))
+		add(tableSweeps, row, columnSymbols, windows, bound{}, figureOf(flowsWithSymbols, flows...))
+		add(tableSweeps, row, columnPages, windows, pages, figureOf(flowsThatPage, flows...))
 	}
 	for _, f := range trial.Ambiguous() {
 		flows := simulated(f)
@@ -108,9 +99,11 @@ func simulated(f trial.Flows) func(*lab, run) ([]trial.Flow, error) {
 	return once(func(_ *lab, r run) ([]trial.Flow, error) { return f.Judge(r.packets/covert.WindowLength, r.seed), nil })
 }
 
-// figureOf returns the share of the judged flows or windows that count adds up.
+// figureOf returns the share of the judged flows or windows that count adds up. The parts have as
+// many packets each.
 func figureOf(count func([]trial.Flow) share, parts ...func(*lab, run) ([]trial.Flow, error)) func(*lab, run) (figure, error) {
 	return func(l *lab, r run) (figure, error) {
+		r.packets /= len(parts)
 		var flows []trial.Flow
 		for _, judge := range parts {
 			judged, err := judge(l, r)
