@@ -111,14 +111,6 @@ func TestFiguresThatDiffer(t *testing.T) {
 	}
 }
 
-// paramsOf returns the parameters of the model of an audit.
-func paramsOf(config bpf.Config) timing.Params {
-	return timing.Params{
-		Threshold: config.Threshold, MinSamples: uint64(config.MinSamples), Window: uint64(config.Window), Domain: config.Domain,
-		Clip: config.Clip,
-	}
-}
-
 // Every packet reaches the program with its own delta: the recorded states and the decisions
 // equal those of the model. Batches, pauses and packets at the same time make no difference.
 func TestReplayedPacketsAreAudited(t *testing.T) {
@@ -130,7 +122,7 @@ func TestReplayedPacketsAreAudited(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			params := paramsOf(config)
+			params := a.params()
 			r := traffic.Rand(1, "replay")
 			i := -1
 			next := func() (float64, bool) {
@@ -183,7 +175,7 @@ func TestFlowsTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	params := paramsOf(config)
+	params := a.params()
 	var next []traffic.Planted
 	for i, kind := range []traffic.Kind{traffic.Constant(1e6, 2e4), traffic.MissedTicks(4e6, 0.02), traffic.Pareto(1e7, 1.1)} {
 		next = append(next, traffic.Delay{Share: 0.01, Ns: 1e6 * float64(i)}.Plant(kind, traffic.Rand(1, "together")))

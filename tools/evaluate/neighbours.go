@@ -33,7 +33,7 @@ const leakShare = 2.5e-5
 type company struct {
 	name   string
 	config bpf.Config
-	start  func(r run) []traffic.Planted
+	start  func(r run) []traffic.Planted // nil for no flows
 }
 
 // alone is a company of no flows.
@@ -48,7 +48,7 @@ func companies() []company {
 	crowd := company{"500 new flows, 1,000 events a second", bpf.DefaultConfig(), newFlows}
 	crowd.config.EventRate = 1000
 	return []company{
-		{alone, bpf.DefaultConfig(), func(run) []traffic.Planted { return nil }},
+		{name: alone, config: bpf.DefaultConfig()},
 		of("attacker with 0.3 % of the packets", trainer(3e-3)),
 		of("attacker with 0.2 % of the packets", trainer(2e-3)),
 		of("attacker with 178 packets", spoiler(178)),
@@ -103,7 +103,10 @@ func neighbours() []experiment {
 	})
 	var all []experiment
 	for _, c := range companies() {
-		measure := once(func(l *lab, r run) ([]victimLeak, error) { return measureLeaks(l, r, c) })
+		measure := reference
+		if c.name != alone {
+			measure = once(func(l *lab, r run) ([]victimLeak, error) { return measureLeaks(l, r, c) })
+		}
 		add := func(column string, b bound, isAsked func(victimLeak) bool) {
 			all = append(all, experiment{
 				table: tableNeighbours, row: c.name, column: column, config: c.config, packets: 4_000_000, bound: b,
@@ -112,11 +115,9 @@ func neighbours() []experiment {
 					if err != nil {
 						return figure{}, err
 					}
-					with := without
-					if c.name != alone {
-						if with, err = measure(l, r); err != nil {
-							return figure{}, err
-						}
+					with, err := measure(l, r)
+					if err != nil {
+						return figure{}, err
 					}
 					found := counter{packets: r.packets}
 					for i, one := range with {

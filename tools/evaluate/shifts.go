@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	tableShifts = "shifts"
-
+	tableShifts   = "shifts"
 	tableRestarts = "restarts"
 
 	columnFlags     = "flags"

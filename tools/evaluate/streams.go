@@ -32,9 +32,12 @@ func (a *audited) score(p *packet) float64 {
 	return a.params().Score(p.deltaNs, p.before)
 }
 
-// params returns the parameters of a score.
+// params returns the parameters of the model of the audit.
 func (a *audited) params() timing.Params {
-	return timing.Params{Domain: a.config.Domain, Clip: a.config.Clip}
+	return timing.Params{
+		Threshold: a.config.Threshold, MinSamples: uint64(a.config.MinSamples), Window: uint64(a.config.Window), Domain: a.config.Domain,
+		Clip: a.config.Clip,
+	}
 }
 
 // stream is the state of a flow that is sent.
