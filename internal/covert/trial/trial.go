@@ -13,15 +13,15 @@ import (
 
 	"gonum.org/v1/gonum/stat/distuv"
 
+	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/covert"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
 const (
-	// WindowsOfFlow is the number of judged windows of a flow. All are judged against the same
-	// past.
+	// WindowsOfFlow is the number of judged windows of a flow.
 	WindowsOfFlow = 20
-	// TrainingWindows is the length of that past.
+	// TrainingWindows is the number of windows of the cover before them.
 	TrainingWindows = 16
 )
 
@@ -59,9 +59,6 @@ func (r Rate) String() string {
 	return fmt.Sprintf("%.4f (%.4f–%.4f)", r.Share(), low, high)
 }
 
-// pauseNs is the default of --audit.idle-timeout. A longer time between packets is not a delta.
-const pauseNs = 1e9
-
 // Flow has the alarms of one flow.
 type Flow struct {
 	ByFirst [WindowsOfFlow][]covert.Test // each window as if it came after those of the past
@@ -90,9 +87,11 @@ func (f Flows) Judge(windows int, seed uint64) []Flow {
 func (f Flows) judgeFlow(r *rand.Rand) (flow Flow) {
 	meter := covert.NewMeter()
 	window := make([]uint32, covert.WindowLength)
+	// A longer time between packets is not a delta.
+	idleNs := uint64(bpf.DefaultConfig().IdleTimeout)
 	measure := func(source traffic.Source) covert.Statistics {
 		for i := 0; i < len(window); {
-			if delta := traffic.Round(source()); delta <= pauseNs {
+			if delta := traffic.Round(source()); delta <= idleNs {
 				window[i] = uint32(delta)
 				i++
 			}
