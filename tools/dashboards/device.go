@@ -86,7 +86,7 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.row("Covert timing channels")
 	b.graph(12, "Scores of windows", "short", "Highest score of each test among the flows with a window in ten minutes. An alarm is a score of at least 1. Empty without --collector.covert.",
 		query{`xdp_audit_covert_score{` + ofDevice + `}`, "{{test}}"})
-	b.graph(12, "Flows that alarm in each window", "short", "Flows whose last four windows all raised an alarm of another test than symbols, on which the alert fires, and flows with symbols, as a channel or an application with few delays has.",
+	b.graph(12, "Flows that alarm in each window", "short", "Flows whose last four windows all raised an alarm of another test than symbols, on which the alert fires after five minutes, and flows with symbols, as a channel or an application with few delays has.",
 		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, "phase or change"},
 		query{`xdp_audit_covert_symbol_flows{` + ofDevice + `}`, "symbols"})
 	b.graph(12, "Windows that alarm", "percentunit", "Fraction of windows in one hour with an alarm of any test. Up to 2 % is chance.",

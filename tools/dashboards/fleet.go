@@ -47,7 +47,7 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Excess of flagged packets", "short", "Score against the past of the device. An alert fires at 6 (a burst), or after 15 minutes at 1 or more (a lasting excess).",
 		query{`xdp_audit_flag_excess_score{` + ofDevice + `}`, perDevice})
-	b.graph(12, "Flows with signs of a covert channel", "short", "Flows with alarms of another test than symbols in four consecutive windows, by device. The alert fires at 1. Empty without --collector.covert.",
+	b.graph(12, "Flows with signs of a covert channel", "short", "Flows with alarms of another test than symbols in four consecutive windows, by device. The alert fires after five minutes at 1 or more. Empty without --collector.covert.",
 		query{`xdp_audit_covert_alarming_flows{` + ofDevice + `}`, perDevice})
 	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that a token of the flow entitles (--audit.calibrate), before the limit of the event rate.",
 		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
