@@ -30,7 +30,7 @@ func number(t *testing.T, variable string, usual int) int {
 }
 
 // The rules look at a fleet once a minute. While nothing changes, few months have a large z at any
-// of 43,200 looks, and fewer have one for ten minutes. FLEET_MONTHS=1000 with -v prints the figures
+// of 43,200 looks, and fewer have one for ten minutes. FLEET_MONTHS=3000 with -v prints the figures
 // of docs/statistics.md.
 func TestManyLooks(t *testing.T) {
 	const (
@@ -81,7 +81,7 @@ func TestManyLooks(t *testing.T) {
 	}
 }
 
-// Welch's t takes neighbours for independent, and the z of a device does not. FLEET_WINDOWS=10000
+// Welch's t takes neighbours for independent, and the z of a device does not. FLEET_WINDOWS=20000
 // with -v prints the figures of docs/statistics.md.
 func TestNeighboursThatDependOnEachOther(t *testing.T) {
 	const perMinute, mark = 600, 5.0
