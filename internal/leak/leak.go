@@ -10,7 +10,6 @@
 package leak
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -66,7 +65,7 @@ type Config struct {
 func (c Config) Validate() error {
 	switch {
 	case int(c.Order) >= len(orderNames):
-		return fmt.Errorf("unknown order %d", c.Order)
+		return fmt.Errorf("order %d is not known: use Random, Blocks or Observed", c.Order)
 	case !(c.TargetNs >= 0) || math.IsInf(c.TargetNs, 0):
 		return fmt.Errorf("target %v ns is not a duration: use 0 or more", c.TargetNs)
 	case !(c.Alpha > 0 && c.Alpha < 1):
@@ -74,7 +73,7 @@ func (c Config) Validate() error {
 	case !(c.TickNs >= 0) || math.IsInf(c.TickNs, 0):
 		return fmt.Errorf("tick %v ns is not a duration: use 0 or more", c.TickNs)
 	case c.Classes[0] == c.Classes[1]:
-		return errors.New("the classes need two different names")
+		return fmt.Errorf("both classes have the name %q: use two different names", c.Classes[0])
 	}
 	return nil
 }
