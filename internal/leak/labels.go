@@ -16,14 +16,13 @@ const refusal = 1e4
 // labels are the checks of how classes were assigned. For the order Blocks the labels are those of
 // the first requests of blocks.
 type labels struct {
-	isChecked     bool
 	all, included sequence
 	blocks        violations
 	patterns      int // tests of the check of order
 }
 
 func newLabels(order Order) labels {
-	l := labels{isChecked: order != Observed, patterns: 4, blocks: violations{logE: math.Inf(-1)}}
+	l := labels{patterns: 4, blocks: violations{logE: math.Inf(-1)}}
 	l.all.init()
 	l.included.init()
 	if order == Blocks {

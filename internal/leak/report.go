@@ -150,7 +150,7 @@ func log10(ln float64) float64 { return ln / math.Ln10 }
 // checks returns the checks. Those of labels say nothing if nobody assigned the labels.
 func (j *Judge) checks(f finding) []Check {
 	of := func(name, fault string, logE float64) Check {
-		return Check{Name: name, Passes: !j.labels.isChecked || logE < math.Log(refusal), Log10: log10(logE), Fault: fault}
+		return Check{Name: name, Passes: j.config.Order == Observed || logE < math.Log(refusal), Log10: log10(logE), Fault: fault}
 	}
 	counts := func(of func(Class) uint64) [2]float64 { return [2]float64{float64(of(X)), float64(of(Y))} }
 	logE := logLoss(counts(func(c Class) uint64 { return j.excluded[c] }),
