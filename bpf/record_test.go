@@ -92,6 +92,7 @@ func TestBaselinesRestart(t *testing.T) {
 			{"at the last of the run", 155, slices.Repeat([]uint64{late}, 101), 1, 100},
 			{"and learns the new level", 200, slices.Repeat([]uint64{late}, 200), 1, 199},
 			{"on both sides", 150, slices.Repeat([]uint64{late, early}, 50), 0, 250},
+			{"after a run on the other side", 200, slices.Concat(slices.Repeat([]uint64{early}, 50), slices.Repeat([]uint64{late}, 101)), 1, 100},
 			{"with a usual packet in between", 150, slices.Concat(slices.Repeat([]uint64{late}, 100), []uint64{usual, late}), 0, 252},
 			{"with one at the halving", 155, slices.Concat(slices.Repeat([]uint64{late}, 100), []uint64{usual, late}), 0, 129},
 			{"with usual packets in a longer run", 200, withUsual, 1, 164},

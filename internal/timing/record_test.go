@@ -94,17 +94,18 @@ func TestUnearnedTokens(t *testing.T) {
 			t.Errorf("hour %d: %d events, want %d", hour, f.tokens[TokenUnearned], mostTokens)
 		}
 	}
-	f.nowNs += hourNs
-	f.tokens = [NoTokenLeft + 1]int{}
-	for range 100 {
-		f.flag(1, 0, true)
-	}
-	if f.tokens[TokenUnearned] != mostTokens {
-		t.Errorf("after an hour of silence: %d events, want %d", f.tokens[TokenUnearned], mostTokens)
-	}
-	f.nowNs -= 100 * hourNs
-	if got := f.flag(1, 0, true); got != TokenUnearned {
-		t.Errorf("after the clock was set back: got %d", got)
+	for _, test := range []struct {
+		name  string
+		hours int
+	}{{"an hour of silence", 1}, {"ten hours of silence", 10}, {"the clock was set back", -10}} {
+		f.nowNs += uint64(test.hours) * hourNs
+		f.tokens = [NoTokenLeft + 1]int{}
+		for range 100 {
+			f.flag(1, 0, true)
+		}
+		if f.tokens[TokenUnearned] != mostTokens {
+			t.Errorf("after %s: %d events, want %d", test.name, f.tokens[TokenUnearned], mostTokens)
+		}
 	}
 }
 
