@@ -8,10 +8,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/flowtable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 )
 
 // testRun is the kernel's bpf_attr of BPF_PROG_TEST_RUN for one frame. It is called directly
@@ -263,27 +262,13 @@ func (f *framesTest) send(frames int) error {
 	return nil
 }
 
-// numberOf returns the number in an environment variable, or `without` if the variable is not set.
-func numberOf(t *testing.T, variable string, without uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return without
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil || n == 0 {
-		t.Fatalf("%s=%s is not a number above 0", variable, text)
-	}
-	return n
-}
-
 // Ten million hostile frames and noise (or FRAMES of them): each frame passes unchanged, is
 // counted once in the model's cell, and belongs to the model's flow. At the end, outcomes,
 // baselines, sums, histogram, table and events equal those of the model. One frame in ten is that
 // of a device without an Ethernet header. FRAMES_SEED repeats a run.
 func TestRandomFramesEqualModel(t *testing.T) {
-	frames := int(numberOf(t, "FRAMES", 10_000_000))
-	seed := numberOf(t, "FRAMES_SEED", uint64(time.Now().UnixNano()))
+	frames := testnumber.Of(t, "FRAMES", 10_000_000)
+	seed := uint64(testnumber.Of(t, "FRAMES_SEED", int(time.Now().UnixNano())))
 	again := fmt.Sprintf("repeat with FRAMES_SEED=%d FRAMES=%d", seed, frames)
 	config := testConfig()
 	config.Threshold, config.MinSamples, config.Window, config.Flows, config.EventRate = 2, 10, 64, 4096, MaxEventRate

@@ -6,8 +6,6 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -15,21 +13,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 )
 
 // faults returns the number of kills in a test: FAULTS, or a number for which there is time in
 // CI.
 func faults(t *testing.T) int {
 	t.Helper()
-	text := os.Getenv("FAULTS")
-	if text == "" {
-		return 30
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("FAULTS=%s is not a number of faults", text)
-	}
-	return n
+	return testnumber.Of(t, "FAULTS", 30)
 }
 
 // moment is a phase in the life of an exporter at which it is killed.

@@ -5,11 +5,10 @@ package excess
 
 import (
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
@@ -41,13 +40,7 @@ func (a *alerts) add(score float64) {
 // A device and month has at most 0.1 false alerts. EXCESS_MONTHS=100 with -v prints the table of
 // docs/statistics.md.
 func TestQuietMonths(t *testing.T) {
-	months := 10
-	if text := os.Getenv("EXCESS_MONTHS"); text != "" {
-		var err error
-		if months, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	months := testnumber.Of(t, "EXCESS_MONTHS", 10)
 	for _, test := range traffic.QuietDevices() {
 		t.Run(test.Name, func(t *testing.T) {
 			t.Parallel()

@@ -5,29 +5,14 @@ package trial
 
 import (
 	"math"
-	"os"
-	"strconv"
 	"testing"
 
 	"gonum.org/v1/gonum/stat"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/fleet"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
-
-// number returns the number of runs: of an environment variable if it is set.
-func number(t *testing.T, variable string, usual int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
 
 // The rules look at a fleet once a minute. While nothing changes, few months have a large z at any
 // of 43,200 looks, and fewer have one for ten minutes. FLEET_MONTHS=3000 with -v prints the figures
@@ -40,7 +25,7 @@ func TestManyLooks(t *testing.T) {
 		mark           = 5.0
 		lasting        = 11 // a look at each end of ten minutes
 	)
-	months := number(t, "FLEET_MONTHS", 30)
+	months := testnumber.Of(t, "FLEET_MONTHS", 30)
 	pair := Pairs()[0]
 	var once, lasts int
 	for month := range months {
@@ -85,7 +70,7 @@ func TestManyLooks(t *testing.T) {
 // with -v prints the figures of docs/statistics.md.
 func TestNeighboursThatDependOnEachOther(t *testing.T) {
 	const perMinute, mark = 600, 5.0
-	windows, pair := number(t, "FLEET_WINDOWS", 200), Pairs()[0]
+	windows, pair := testnumber.Of(t, "FLEET_WINDOWS", 200), Pairs()[0]
 	next := traffic.AR1(1e6, 20e3, 0.9)(traffic.Rand(1, "neighbours"))
 	var welch, large int
 	for range windows {

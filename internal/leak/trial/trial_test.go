@@ -6,26 +6,17 @@ package trial
 import (
 	"fmt"
 	"math"
-	"os"
-	"strconv"
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
 // runs returns the number of runs of a trial. LEAK_RUNS=400 runs all that docs/leak.md speaks of.
 func runs(t *testing.T, usual int) int {
 	t.Helper()
-	text := os.Getenv("LEAK_RUNS")
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return testnumber.Of(t, "LEAK_RUNS", usual)
 }
 
 var (
