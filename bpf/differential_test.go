@@ -399,14 +399,14 @@ func (p *probe) compareDecisions(t *testing.T, m *model) {
 // them.
 func recordOf(r *programFlowRecord, b *programBaseline) timing.FlowRecord {
 	return timing.FlowRecord{
-		N: r.N, Run: runOf(r), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
+		N: r.N, Run: runOf(&r.Run), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
 		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
 	}
 }
 
-func runOf(r *programFlowRecord) timing.Run {
+func runOf(r *programFlaggedRun) timing.Run {
 	return timing.Run{
-		Packets: r.Run, IsLate: r.RunIsLate != 0, SinceNs: r.RunSinceNs, Patience: r.Patience,
+		Packets: r.Packets, IsLate: r.IsLate != 0, SinceNs: r.SinceNs, Patience: r.Patience,
 		Level: timing.State{
 			N: uint64(r.Level.N), MeanQ16: r.Level.MeanQ16, M2: timing.Uint128{Hi: uint64(r.Level.M2High & m2HighMask), Lo: r.Level.M2Low},
 		},

@@ -83,21 +83,24 @@ type leakDeviceCounters struct {
 			M2High  uint32
 			N       uint32
 		}
-		FlaggedN   uint32
-		Run        uint32
-		RunSinceNs uint64
-		Level      struct {
+		FlaggedN uint32
+		Reserved uint32
+		Run      struct {
 			_       structs.HostLayout
-			MeanQ16 uint64
-			M2Low   uint64
-			M2High  uint32
-			N       uint32
+			SinceNs uint64
+			Level   struct {
+				_       structs.HostLayout
+				MeanQ16 uint64
+				M2Low   uint64
+				M2High  uint32
+				N       uint32
+			}
+			Packets  uint32
+			IsLate   uint8
+			Patience uint8
+			Reserved uint16
 		}
-		RunIsLate uint8
-		Patience  uint8
-		Reserved  uint16
-		Reserved2 uint32
-		Reserved3 [6]uint64
+		Reserved2 [6]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout
@@ -270,23 +273,28 @@ type leakSetRecords struct {
 		_            structs.HostLayout
 		Tag          uint32
 		Mark         uint16
-		RunIsLate    uint8
-		Patience     uint8
+		Reserved     uint16
 		N            uint32
-		Run          uint32
+		Reserved2    uint32
 		EarnedQ32    uint64
 		UnearnedAtNs uint64
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
-		RunSinceNs   uint64
-		Level        struct {
+		Run          struct {
 			_       structs.HostLayout
-			MeanQ16 uint64
-			M2Low   uint64
-			M2High  uint32
-			N       uint32
+			SinceNs uint64
+			Level   struct {
+				_       structs.HostLayout
+				MeanQ16 uint64
+				M2Low   uint64
+				M2High  uint32
+				N       uint32
+			}
+			Packets  uint32
+			IsLate   uint8
+			Patience uint8
+			Reserved uint16
 		}
-		Reserved uint64
 	}
 }
 

@@ -63,8 +63,8 @@ func TestRunsOfFlags(t *testing.T) {
 		for _, delta := range step.deltas {
 			send(delta)
 		}
-		if got := p.onlyRecord(t); got.Run != step.run || got.RunIsLate != step.isLate {
-			t.Errorf("%s: run of %d, late %d, want %d and %d", step.name, got.Run, got.RunIsLate, step.run, step.isLate)
+		if got := p.onlyRecord(t).Run; got.Packets != step.run || got.IsLate != step.isLate {
+			t.Errorf("%s: run of %d, late %d, want %d and %d", step.name, got.Packets, got.IsLate, step.run, step.isLate)
 		}
 	}
 	p.compare(t)
@@ -145,8 +145,9 @@ func FuzzRecord(f *testing.F) {
 		way := slices.IndexFunc(sets[0].Tags[:], func(tag uint32) bool { return tag != 0 })
 		r := &records[0].Records[way]
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(r)), recordBytes), record)
-		r.Tag, r.Mark, r.RunIsLate, r.Patience = sets[0].Tags[way], sets[0].Marks[way], r.RunIsLate&1, r.Patience%5
-		r.Run, r.Level = r.Run&1, programBaseline{} // the level begins with the second packet
+		r.Tag, r.Mark, r.Run.IsLate, r.Run.Patience = sets[0].Tags[way], sets[0].Marks[way], r.Run.IsLate&1, r.Run.Patience%5
+		// The level begins with the second packet.
+		r.Run.Packets, r.Run.Level = r.Run.Packets&1, programBaseline{}
 		sets[0].Slots[way].Baseline.M2High |= uint32(b2i(isOfBaseline)) << 23
 		slot := p.model.at(&p.model.table.Set(0)[way])
 		slot.record = recordOf(r, &sets[0].Slots[way].Baseline)

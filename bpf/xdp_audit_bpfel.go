@@ -67,18 +67,13 @@ type programBaseline struct {
 }
 
 type programDeviceBaseline struct {
-	_          structs.HostLayout
-	Sequence   uint64
-	Baseline   programBaseline
-	FlaggedN   uint32
-	Run        uint32
-	RunSinceNs uint64
-	Level      programBaseline
-	RunIsLate  uint8
-	Patience   uint8
-	Reserved   uint16
-	Reserved2  uint32
-	Reserved3  [6]uint64
+	_         structs.HostLayout
+	Sequence  uint64
+	Baseline  programBaseline
+	FlaggedN  uint32
+	Reserved  uint32
+	Run       programFlaggedRun
+	Reserved2 [6]uint64
 }
 
 type programDeviceCounters struct {
@@ -130,6 +125,16 @@ type programFlagState struct {
 	DeviationQ16 uint64
 }
 
+type programFlaggedRun struct {
+	_        structs.HostLayout
+	SinceNs  uint64
+	Level    programBaseline
+	Packets  uint32
+	IsLate   uint8
+	Patience uint8
+	Reserved uint16
+}
+
 type programFlowKey struct {
 	_               structs.HostLayout
 	Source          [4]uint32
@@ -147,17 +152,14 @@ type programFlowRecord struct {
 	_            structs.HostLayout
 	Tag          uint32
 	Mark         uint16
-	RunIsLate    uint8
-	Patience     uint8
+	Reserved     uint16
 	N            uint32
-	Run          uint32
+	Reserved2    uint32
 	EarnedQ32    uint64
 	UnearnedAtNs uint64
 	DriftQ32     uint64
 	CutsQ32      [2]uint64
-	RunSinceNs   uint64
-	Level        programBaseline
-	Reserved     uint64
+	Run          programFlaggedRun
 }
 
 type programFlowSamples struct {

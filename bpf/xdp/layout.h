@@ -222,16 +222,25 @@ struct flow_set {
 	__u8 watches[FLOW_WAYS];
 };
 
+/* Flagged packets in a row on one side, and their level. */
+struct flagged_run {
+	__u64 since_ns;	       /* time of the second packet */
+	struct baseline level; /* of the packets from the second on */
+	__u32 packets;	       /* less a penalty for gaps */
+	__u8 is_late;	       /* the side */
+	__u8 patience;	       /* log2 of the factor by which a run has to be longer */
+	__u16 reserved;
+};
+
 /* What only flagged packets need of a flow. Mark and tag tell whose record it is: a slot without a
  * flagged packet keeps that of an earlier flow.
  */
 struct flow_record {
 	__u32 tag;
 	__u16 mark;
-	__u8 run_is_late;     /* the side of the run */
-	__u8 patience;	      /* log2 of the factor by which a run has to be longer */
-	__u32 n;	      /* of the flow's baseline after the last flagged packet */
-	__u32 run;	      /* flagged packets in a row on one side, less a penalty for gaps */
+	__u16 reserved;
+	__u32 n; /* of the flow's baseline after the last flagged packet */
+	__u32 reserved2;
 	__u64 earned_q32;     /* tokens */
 	__u64 unearned_at_ns; /* time after which an unearned token is left */
 	__u64 drift_q32;      /* octaves by which judged packets have lowered the cuts since ever */
@@ -239,9 +248,7 @@ struct flow_record {
 	 * the drift by packets and by time when it was raised.
 	 */
 	__u64 cuts_q32[2];
-	__u64 run_since_ns;    /* time of the second packet of the run */
-	struct baseline level; /* of the packets of the run, from the second on */
-	__u64 reserved;
+	struct flagged_run run;
 };
 
 /* The records of the flows of a set. */
@@ -339,14 +346,9 @@ struct device_baseline {
 	__u64 sequence;
 	struct baseline baseline;
 	__u32 flagged_n; /* n after the last flagged packet */
-	__u32 run;	 /* this and the next members as in struct flow_record */
-	__u64 run_since_ns;
-	struct baseline level;
-	__u8 run_is_late;
-	__u8 patience;
-	__u16 reserved;
-	__u32 reserved2;
-	__u64 reserved3[6];
+	__u32 reserved;
+	struct flagged_run run;
+	__u64 reserved2[6];
 };
 
 struct protocol_counters {

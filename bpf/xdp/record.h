@@ -41,6 +41,12 @@ static __always_inline __u32 way_of(const struct flow_set *set, const struct flo
 	return (__u64)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
 }
 
+/* Whether each flow is judged against a baseline of its own. */
+static __always_inline bool has_own_baseline(void)
+{
+	return !(config.modes & (MODE_DEVICE | MODE_FROZEN));
+}
+
 /* Begins the record of a flow whose baseline has none. The record may be that of the same flow,
  * which was evicted and came back, or that of another flow in the same slot.
  */
@@ -53,9 +59,9 @@ static __always_inline void record_begin(struct flow_record *record, const struc
 		record->mark = set->marks[way];
 		record->unearned_at_ns = now_ns - UNEARNED_BURST_NS;
 	}
-	record->run = 0;
+	record->run.packets = 0;
 	/* The samples before the first judged one do not count. */
-	record->n = config.modes & (MODE_DEVICE | MODE_FROZEN) ? 0 : config.min_samples;
+	record->n = has_own_baseline() ? config.min_samples : 0;
 }
 
 /* The run after an unflagged packet or several. */
@@ -77,101 +83,93 @@ static __noinline int learn_level(struct device_counters *counters, struct basel
 	return 0;
 }
 
-/* Whether a run of flagged packets is long enough for a baseline to restart. */
-static __always_inline bool is_new_level(__u32 run, __u8 patience, __u64 for_ns)
-{
-	return run > config.restart_run << (patience & 7) && for_ns >= SHORTEST_RUN_NS;
-}
-
-/* Makes the level of a run the baseline. Returns the patience with the next run. */
-static __noinline int restart_baseline(struct baseline *baseline, const struct baseline *level,
-				       __u32 run, __u8 patience)
-{
-	bool is_old = baseline->n - run >= config.restart_run << MOST_PATIENCE;
-
-	baseline->mean_q16 = level->mean_q16;
-	baseline->m2_low = level->m2_low;
-	baseline->m2_high = HAS_RECORD | (level->m2_high & M2_HIGH_MASK);
-	baseline->n = level->n;
-	baseline_learnt(baseline);
-	if (is_old)
-		return 0;
-	return patience < MOST_PATIENCE ? patience + 1 : MOST_PATIENCE;
-}
-
-/* Counts the flagged packet, the judged one with that number since the last flagged one, in the run
- * of flagged packets in a row. The baseline of a flow restarts at the end of a long one.
+/* Counts a flagged packet in a run, of which `packets` are left after the penalty for the gap
+ * before it. Returns whether the run is long enough for the baseline to restart.
  */
-static __always_inline void count_run(struct flow_record *record, __u32 judged, __u32 is_late,
-				      const struct packet_state *state)
+static __always_inline bool count_run(struct flagged_run *run, __u32 packets, __u32 is_late,
+				      __u64 now_ns, struct device_counters *counters)
 {
-	struct baseline *baseline = &state->slot->baseline;
-	__u32 run = record->run;
-
-	if (judged != 1)
-		run = run_after(run, judged - 1);
-	if (!run || record->run_is_late != is_late) {
-		record->run_is_late = is_late;
-		record->run = 1;
-		return;
+	if (!packets || run->is_late != is_late) {
+		run->is_late = is_late;
+		run->packets = 1;
+		return false;
 	}
 	if (!config.restart_run)
-		return;
-	if (run == 1) {
-		record->run_since_ns = state->now_ns;
-		__builtin_memset(&record->level, 0, sizeof(record->level));
+		return false;
+	if (packets == 1) {
+		run->since_ns = now_ns;
+		__builtin_memset(&run->level, 0, sizeof(run->level));
 	}
-	learn_level(state->counters, &record->level);
-	if (run < LONGEST_RUN)
-		run++;
-	record->run = run;
-	if (!is_new_level(run, record->patience, state->now_ns - record->run_since_ns) ||
-	    config.modes & (MODE_DEVICE | MODE_FROZEN))
-		return;
-	record->patience = restart_baseline(baseline, &record->level, run, record->patience);
-	record->run = 0;
-	record->n = baseline->n;
-	state->counters->baseline_restarts++;
+	learn_level(counters, &run->level);
+	if (packets < LONGEST_RUN)
+		packets++;
+	run->packets = packets;
+	return packets > config.restart_run << (run->patience & 7) &&
+	       now_ns - run->since_ns >= SHORTEST_RUN_NS;
 }
 
-/* Counts a flagged packet, which was added to the device's baseline, in the run of flagged packets
- * in a row. A run that is shorter than two of its deltas may have one packet of each flow: all of
- * them are late because the host paused once.
+/* Makes the level of a run the baseline. */
+static __noinline int restart_baseline(struct baseline *baseline, struct flagged_run *run,
+				       struct device_counters *counters)
+{
+	if (baseline->n - run->packets >= config.restart_run << MOST_PATIENCE)
+		run->patience = 0;
+	else
+		run->patience = run->patience < MOST_PATIENCE ? run->patience + 1 : MOST_PATIENCE;
+	baseline->mean_q16 = run->level.mean_q16;
+	baseline->m2_low = run->level.m2_low;
+	baseline->m2_high = HAS_RECORD | (run->level.m2_high & M2_HIGH_MASK);
+	baseline->n = run->level.n;
+	baseline_learnt(baseline);
+	run->packets = 0;
+	counters->baseline_restarts++;
+	return 0;
+}
+
+/* The number of samples of a baseline since the last flagged packet, after which it had n. */
+static __always_inline __u32 samples_since(const struct baseline *baseline, __u32 n)
+{
+	__u32 halvings = baseline->m2_high >> HALVINGS_SHIFT;
+
+	return halvings * (config.baseline_halved_at >> 1) + baseline->n - n;
+}
+
+/* Counts a flagged packet, the judged one of its flow with that number since the last flagged one.
+ * The baseline of the flow restarts at the end of a long run.
+ */
+static __always_inline void count_flow_run(struct flow_record *record, __u32 judged, __u32 is_late,
+					   const struct packet_state *state)
+{
+	struct baseline *baseline = &state->slot->baseline;
+	__u32 packets = record->run.packets;
+
+	if (judged != 1)
+		packets = run_after(packets, judged - 1);
+	if (!count_run(&record->run, packets, is_late, state->now_ns, state->counters) ||
+	    !has_own_baseline())
+		return;
+	restart_baseline(baseline, &record->run, state->counters);
+	record->n = baseline->n;
+}
+
+/* Counts a flagged packet, which was added to the device's baseline. A run that is shorter than two
+ * of its deltas may have one packet of each flow: all of them are late because the host paused
+ * once.
  */
 static __always_inline void count_device_run(struct device_counters *counters, bool is_late,
 					     __u64 now_ns, __u64 delta_ns)
 {
 	struct device_baseline *device = &counters->device;
 	struct baseline *baseline = &device->baseline;
-	__u64 halvings = baseline->m2_high >> HALVINGS_SHIFT, for_ns;
-	__u32 samples =
-		halvings * (config.baseline_halved_at >> 1) + baseline->n - device->flagged_n;
-	__u32 run = baseline->m2_high & HAS_RECORD ? run_after(device->run, samples - 1) : 0;
+	struct flagged_run *run = &device->run;
+	__u32 judged = samples_since(baseline, device->flagged_n);
+	__u32 packets = run_after(run->packets, judged - 1);
 
-	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
+	baseline->m2_high &= M2_HIGH_MASK;
+	if (count_run(run, packets, is_late, now_ns, counters) &&
+	    now_ns - run->since_ns >= 2 * delta_ns)
+		restart_baseline(baseline, run, counters);
 	device->flagged_n = baseline->n;
-	if (!run || device->run_is_late != is_late) {
-		device->run_is_late = is_late;
-		device->run = 1;
-		return;
-	}
-	if (!config.restart_run)
-		return;
-	if (run == 1) {
-		device->run_since_ns = now_ns;
-		__builtin_memset(&device->level, 0, sizeof(device->level));
-	}
-	learn_level(counters, &device->level);
-	if (run < LONGEST_RUN)
-		run++;
-	device->run = run;
-	for_ns = now_ns - device->run_since_ns;
-	if (!is_new_level(run, device->patience, for_ns) || for_ns < 2 * delta_ns)
-		return;
-	device->patience = restart_baseline(baseline, &device->level, run, device->patience);
-	device->run = 0;
-	device->flagged_n = baseline->n;
-	counters->baseline_restarts++;
 }
 
 /* Whether t² is at least threshold² · 2^cut, with 2^cut as (1 + fraction) · 2^whole. */
@@ -318,20 +316,20 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 	}
 }
 
-/* The number of judged packets of a flow since its last flagged one, of which there are many or
- * none.
+/* The number of judged packets of a flow since its last flagged one, if it has none or if its
+ * baseline was halved since then.
  */
 static __always_inline __u32 count_judged(struct flow_record *record,
 					  const struct packet_state *state)
 {
 	struct baseline *baseline = &state->slot->baseline;
-	__u32 high = baseline->m2_high;
+	__u32 judged;
 
-	if (!(high & HAS_RECORD))
+	if (!(baseline->m2_high & HAS_RECORD))
 		record_begin(record, state->set, way_of(state->set, state->slot), state->now_ns);
-	baseline->m2_high = (high & M2_HIGH_MASK) | HAS_RECORD;
-	return (high >> HALVINGS_SHIFT) * (config.baseline_halved_at >> 1) + baseline->n -
-	       record->n;
+	judged = samples_since(baseline, record->n);
+	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
+	return judged;
 }
 
 /* Records a flagged packet, which was added to its baseline, and decides whether it is to be sent.
@@ -341,7 +339,7 @@ static __always_inline void record_flag(struct packet_state *state, __u32 is_lat
 	struct set_records *records = bpf_map_lookup_elem(&flow_records, &state->set_index);
 	struct flow_slot *slot = state->slot;
 	struct flow_record *record;
-	__u32 judged;
+	__u32 judged, n = slot->baseline.n;
 
 	if (!records) {
 		withhold(state->counters, FATE_OTHER);
@@ -349,11 +347,11 @@ static __always_inline void record_flag(struct packet_state *state, __u32 is_lat
 	}
 	record = (void *)records + way_of(state->set, slot) * sizeof(*record);
 	if (likely(slot->baseline.m2_high >> HAS_RECORD_SHIFT == 1)) /* no halvings */
-		judged = slot->baseline.n - record->n;
+		judged = n - record->n;
 	else
 		judged = count_judged(record, state);
-	record->n = slot->baseline.n;
-	count_run(record, judged, is_late, state);
+	record->n = n;
+	count_flow_run(record, judged, is_late, state);
 	decide(state, record, judged, is_late);
 }
 

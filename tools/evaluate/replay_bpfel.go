@@ -43,18 +43,21 @@ type replayDeviceCounters struct {
 	UnearnedEvents   uint64
 	Reserved         [2]uint64
 	Device           struct {
-		_          structs.HostLayout
-		Sequence   uint64
-		Baseline   replayBaseline
-		FlaggedN   uint32
-		Run        uint32
-		RunSinceNs uint64
-		Level      replayBaseline
-		RunIsLate  uint8
-		Patience   uint8
-		Reserved   uint16
-		Reserved2  uint32
-		Reserved3  [6]uint64
+		_        structs.HostLayout
+		Sequence uint64
+		Baseline replayBaseline
+		FlaggedN uint32
+		Reserved uint32
+		Run      struct {
+			_        structs.HostLayout
+			SinceNs  uint64
+			Level    replayBaseline
+			Packets  uint32
+			IsLate   uint8
+			Patience uint8
+			Reserved uint16
+		}
+		Reserved2 [6]uint64
 	}
 	LastFlag struct {
 		_        structs.HostLayout
