@@ -46,8 +46,8 @@ const (
 	DomainLog2   = timing.Log2   // the logarithm of the delta
 )
 
-// Learnt is the learned state of a device: its baseline. A
-// device with such a state in [Config.Frozen] is scored against it.
+// Learnt is the learned state of a device: its baseline. A device with such a state in
+// [Config.Frozen] is scored against it.
 type Learnt = timing.Learnt
 
 // Scope selects the baseline that a packet is scored against. The delta is always measured
@@ -267,13 +267,7 @@ func (c Config) deviceCapacity() int {
 }
 
 // sets returns the number of sets in the flow table, a power of two.
-func (c Config) sets() uint32 {
-	sets := uint32(1)
-	for sets*flowWays < c.Flows {
-		sets *= 2
-	}
-	return sets
-}
+func (c Config) sets() uint32 { return powerOfTwo((c.Flows + flowWays - 1) / flowWays) }
 
 // Slots returns the number of slots in the flow table: Flows rounded up to a power of two.
 func (c Config) Slots() int { return int(c.sets()) * flowWays }

@@ -127,9 +127,9 @@ func (c Config) programConfig() programAuditConfig {
 		VarianceFactorQ16:  params.VarianceFactor(),
 		LearntFactorQ16:    params.LearntFactor(),
 		RestartRun:         params.RestartRun(),
-		ShareQ32:           c.params().EarnedShare(),
-		YoungSamples:       c.params().YoungSamples(),
-		Threshold2Q32:      c.params().CutFloor(),
+		ShareQ32:           params.EarnedShare(),
+		YoungSamples:       params.YoungSamples(),
+		Threshold2Q32:      params.CutFloor(),
 		UnearnedBurstNs:    uint64(time.Second) * max(1, 2/max(uint64(c.EventRate), 1)),
 	}
 	if runtime.GOARCH == "amd64" {
