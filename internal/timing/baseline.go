@@ -55,7 +55,7 @@ type Params struct {
 	Window     uint64  // samples; at twice this number the samples and M2 are halved
 	Domain     Domain  // scale on which deltas are judged
 	Clip       float64 // largest deviation of an added sample, in standard deviations; 0: any
-	Calibrate  float64 // largest fraction of judged packets that become events; 0: no limit
+	Calibrate  float64 // events that a flow earns for each judged packet; 0: every flag may be one
 }
 
 // ParamError is the error of a parameter outside its range.
