@@ -73,7 +73,6 @@ type tableModel struct {
 // slotModel is what a slot of the table holds, and its record.
 type slotModel struct {
 	state  timing.State
-	run    timing.Run
 	deltas uint64
 	record timing.FlowRecord
 	owner  flowtable.Slot // tag and mark of the flow of the record
@@ -99,7 +98,7 @@ func (m *tableModel) at(slot *flowtable.Slot) *slotModel {
 // over the record of its slot, unless it was its own before.
 func (m *tableModel) load(s *slotModel, owner flowtable.Slot, nowNs uint64) {
 	if m.scope == BaselineFlow {
-		m.state, m.run = s.state, s.run
+		m.state = s.state
 	}
 	m.record, m.deltas = s.record, s.deltas
 	m.hasRecord = true
@@ -111,7 +110,7 @@ func (m *tableModel) load(s *slotModel, owner flowtable.Slot, nowNs uint64) {
 // store is the end of what load began.
 func (m *tableModel) store(s *slotModel, owner flowtable.Slot, isFlagged bool) {
 	if m.scope == BaselineFlow {
-		s.state, s.run = m.state, m.run
+		s.state = m.state
 	}
 	s.deltas, s.record.Halvings = m.deltas, m.record.Halvings
 	if isFlagged {
@@ -147,7 +146,7 @@ func (m *tableModel) insert(hash flowtable.Hash, nowNs uint64) {
 	way, before := m.table.Insert(hash, nowNs)
 	slot := &m.table.Set(hash.Set)[way]
 	s := m.at(slot)
-	s.state, s.run, s.deltas = timing.State{}, timing.Run{}, 0
+	s.state, s.deltas = timing.State{}, 0
 	s.record.Restart()
 	m.inserts++
 	m.outcomes[OutcomeNewFlow]++
