@@ -67,11 +67,7 @@ func TestPinnedHooksAndResponseTimes(t *testing.T) {
 	config := DefaultConfig()
 	config.Devices, config.Mode, config.PinPath = []string{"lo"}, ModeGeneric, filepath.Join(root, "pins")
 	err = namespace.Do(func() error {
-		if err := errors.Join(
-			unix.Unshare(unix.CLONE_NEWNS),
-			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-			unix.Mount("bpf", root, "bpf", 0, ""),
-		); err != nil {
+		if err := mountBPF(root); err != nil {
 			return err
 		}
 		listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -16,6 +16,16 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
+// mountBPF mounts a bpf file system for this thread alone, which has to be one that ends with the
+// test, such as that of a namespace.
+func mountBPF(root string) error {
+	return errors.Join(
+		unix.Unshare(unix.CLONE_NEWNS),
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("bpf", root, "bpf", 0, ""),
+	)
+}
+
 // Pinned maps stay until all the maps that replace them are pinned.
 func TestAFailedReplacementKeepsThePinnedMaps(t *testing.T) {
 	needBPF(t)
@@ -62,11 +72,7 @@ func TestAFailedReplacementKeepsThePinnedMaps(t *testing.T) {
 		return nil
 	}
 	if err := namespace.Do(func() error {
-		if err := errors.Join(
-			unix.Unshare(unix.CLONE_NEWNS),
-			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-			unix.Mount("bpf", root, "bpf", 0, ""),
-		); err != nil {
+		if err := mountBPF(root); err != nil {
 			return err
 		}
 		p, err := openPins(filepath.Join(root, "pins"))
@@ -119,13 +125,7 @@ func TestPinsThatCannotBeOpenedAreNotReplaced(t *testing.T) {
 	}
 	defer layout.Close()
 	if err := namespace.Do(func() error {
-		if err := errors.Join(
-			unix.Unshare(unix.CLONE_NEWNS),
-			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-			os.Chmod(filepath.Dir(root), 0o755),
-			os.Chmod(root, 0o755),
-			unix.Mount("bpf", root, "bpf", 0, ""),
-		); err != nil {
+		if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.Chmod(root, 0o755), mountBPF(root)); err != nil {
 			return err
 		}
 		p, err := openPins(filepath.Join(root, "pins"))
