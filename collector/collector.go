@@ -68,6 +68,7 @@ type Options struct {
 	Trail      Trail        // audit trail; nil for none
 	Covert     *Covert      // judge of the windows of Audit.Watch; nil for none
 	Excess     *Excess      // excess of flagged packets; nil for none
+	Leak       Leak         // leak assessments; nil for none
 	Privileges *Privileges  // privileges of the process; nil if unknown
 	Logger     *slog.Logger // logs failures of collectors; nil to discard them
 }
@@ -79,6 +80,7 @@ type Set struct {
 	trail      Trail
 	covert     *Covert
 	excess     *Excess
+	leak       Leak
 	privileges *Privileges
 	logger     *slog.Logger
 	buckets    *timing.Buckets
@@ -107,6 +109,7 @@ func subjects() []subject {
 		{"flows", true, func(_ *Set, r *reading) Collector { return newFlowsCollector(r) }},
 		{"program", true, func(_ *Set, r *reading) Collector { return newProgramCollector(r) }},
 		{"covert", false, func(s *Set, r *reading) Collector { return newCovertCollector(r, s.covert, time.Now) }},
+		{"leak", true, func(s *Set, _ *reading) Collector { return newLeakCollector(s.leak) }},
 		{"trail", true, func(s *Set, _ *reading) Collector { return newTrailCollector(s.trail) }},
 		{"privileges", true, func(s *Set, _ *reading) Collector { return newPrivilegesCollector(s.privileges) }},
 	}
@@ -159,6 +162,7 @@ func New(source Source, options Options) (*Set, error) {
 		trail:      options.Trail,
 		covert:     options.Covert,
 		excess:     options.Excess,
+		leak:       options.Leak,
 		privileges: options.Privileges,
 		logger:     options.Logger,
 		buckets:    timing.NewBuckets(),
@@ -251,4 +255,12 @@ func metric(desc *prometheus.Desc, kind prometheus.ValueType, value float64, lab
 		return prometheus.NewInvalidMetric(desc, err)
 	}
 	return m
+}
+
+// oneIf returns the value of a gauge that is 0 or 1.
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }

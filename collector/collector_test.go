@@ -206,11 +206,11 @@ func TestFilter(t *testing.T) {
 		{description: "collect what is disabled", collect: []string{"flows"}, err: `"flows" is disabled`},
 		{
 			description: "collect what does not exist", collect: []string{"flags", "cpu\n"},
-			err: `"cpu\n": use one of packets, flags, timing, events, flows, program, covert, trail, privileges`,
+			err: `"cpu\n": use one of packets, flags, timing, events, flows, program, covert, leak, trail, privileges`,
 		},
 		{
 			description: "exclude what does not exist", exclude: []string{""},
-			err: `"": use one of packets, flags, timing, events, flows, program, covert, trail, privileges`,
+			err: `"": use one of packets, flags, timing, events, flows, program, covert, leak, trail, privileges`,
 		},
 		{
 			description: "collect and exclude", collect: []string{"flags"}, exclude: []string{"timing"},
@@ -286,7 +286,7 @@ func TestLint(t *testing.T) {
 		hooks:    []bpf.Hook{{Device: "eth0", Up: true}},
 		runs:     []bpf.Runs{{Device: "eth0"}},
 	}
-	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert()})))
+	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert(), Leak: assessed(t, 100)})))
 	if err != nil {
 		t.Fatal(err)
 	}

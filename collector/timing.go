@@ -59,9 +59,9 @@ func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	return nil
 }
 
-// deltaHistogram adds native buckets to a classic histogram. Both count the same deltas
-// exactly, because every classic bound is also a native one.
-type deltaHistogram struct {
+// bothHistograms adds native buckets to a classic histogram. Both count the same times exactly,
+// because every classic bound is also a native one.
+type bothHistograms struct {
 	prometheus.Metric // classic
 	native            []timing.NativeBucket
 	zeros             uint64
@@ -69,20 +69,28 @@ type deltaHistogram struct {
 
 func newDeltaHistogram(counters *bpf.Counters, buckets *timing.Buckets) prometheus.Metric {
 	cumulative, count := buckets.Classic(&counters.Histogram)
+	native, zeros := buckets.Native(&counters.Histogram)
+	return newHistogram(deltaDesc, count, counters.Sums.TotalNs.Float64()/1e9, buckets.Bounds(), cumulative, native, zeros, counters.Device)
+}
+
+// newHistogram returns a histogram with the cumulative count at each classic bound, and with native
+// buckets.
+func newHistogram(desc *prometheus.Desc, count uint64, sum float64, bounds []float64, cumulative []uint64,
+	native []timing.NativeBucket, zeros uint64, labels ...string,
+) prometheus.Metric {
 	byBound := make(map[float64]uint64, len(cumulative))
-	for i, bound := range buckets.Bounds() {
+	for i, bound := range bounds {
 		byBound[bound] = cumulative[i]
 	}
-	classic, err := prometheus.NewConstHistogram(deltaDesc, count, counters.Sums.TotalNs.Float64()/1e9, byBound, counters.Device)
+	classic, err := prometheus.NewConstHistogram(desc, count, sum, byBound, labels...)
 	if err != nil {
-		return prometheus.NewInvalidMetric(deltaDesc, err)
+		return prometheus.NewInvalidMetric(desc, err)
 	}
-	native, zeros := buckets.Native(&counters.Histogram)
-	return deltaHistogram{classic, native, zeros}
+	return bothHistograms{classic, native, zeros}
 }
 
 // Write encodes the classic and the native buckets.
-func (h deltaHistogram) Write(out *dto.Metric) error {
+func (h bothHistograms) Write(out *dto.Metric) error {
 	if err := h.Metric.Write(out); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 
 func TestPages(t *testing.T) {
 	e := start(t, "--no-collector.flows")
-	const unknown = ": use one of packets, flags, timing, events, flows, program, covert, trail, privileges\n"
+	const unknown = ": use one of packets, flags, timing, events, flows, program, covert, leak, trail, privileges\n"
 	tests := []struct {
 		path  string
 		code  int
