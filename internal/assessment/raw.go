@@ -87,11 +87,19 @@ func NewRaw(path string, format RawFormat) *Raw {
 	return &Raw{path: path, format: format, files: map[string]*rawFile{}}
 }
 
+// CheckRawPath returns an error if several assessments would share a file.
+func CheckRawPath(path string, assessments int) error {
+	if assessments > 1 && !strings.Contains(path, RawName) {
+		return fmt.Errorf("the raw file %s is one file, and there are %d assessments: put %s into its path, such as raw-%s.csv", path, assessments, RawName, RawName)
+	}
+	return nil
+}
+
 // Reload opens the files of assessments for appending, creates those that do not exist with mode
 // 0600, and closes those of others. After an error nothing is changed.
 func (r *Raw) Reload(assessments []string) error {
-	if len(assessments) > 1 && !strings.Contains(r.path, RawName) {
-		return fmt.Errorf("the raw file %s is one file, and there are %d assessments: put %s into its path, such as raw-%s.csv", r.path, len(assessments), RawName, RawName)
+	if err := CheckRawPath(r.path, len(assessments)); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -61,6 +61,13 @@ func check(ctx context.Context, o *options, process Process) error {
 	if o.trailFile != "" {
 		r.exporter("trail", o.trailFile, "flagged packets can be appended", e.checkTrail())
 	}
+	if o.leakFile != "" || o.rawFile != "" {
+		err := o.readLeak()
+		r.exporter("leak assessments", cmp.Or(o.leakFile, "none"), "response times can be judged", err)
+		if err == nil && o.rawFile != "" {
+			r.exporter("raw file", o.rawFile, "response times can be appended", o.checkRaw())
+		}
+	}
 	r.exporter("listen address", o.addresses(), "metrics can be exposed", checkListening(o.web))
 
 	found := bpf.Check(ctx, o.audit)

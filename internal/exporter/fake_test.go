@@ -36,13 +36,17 @@ type fakeAudit struct {
 
 	readiness atomic.Pointer[error]
 
+	exchanges   chan []bpf.Exchange
+	assessments atomic.Pointer[[]bpf.Assessment] // those that are measured
+	ringFull    atomic.Uint64                    // of the first of them
+
 	isAbandoned bool   // when it is closed
 	scrape      func() // called by every scrape
 	learnt      map[string]bpf.Learnt
 }
 
 func newFakeAudit() *fakeAudit {
-	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), scrape: func() {}}
+	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), exchanges: make(chan []bpf.Exchange), scrape: func() {}}
 }
 
 func (f *fakeAudit) Counters() []bpf.Counters {
@@ -84,6 +88,34 @@ func (f *fakeAudit) ReadEvents(ctx context.Context, handle func(*bpf.Event)) err
 			handle(event)
 		}
 	}
+}
+
+func (f *fakeAudit) SetAssessments(assessments []bpf.Assessment) error {
+	f.assessments.Store(&assessments)
+	return nil
+}
+
+func (f *fakeAudit) ReadExchanges(ctx context.Context, handle func([]bpf.Exchange)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case batch := <-f.exchanges:
+			handle(batch)
+		}
+	}
+}
+
+func (f *fakeAudit) ExchangeCounts() (counts []bpf.ExchangeCounts, lost uint64) {
+	if assessments := f.assessments.Load(); assessments != nil {
+		for i := range *assessments {
+			counts = append(counts, bpf.ExchangeCounts{Assessment: (*assessments)[i].Name})
+		}
+	}
+	if len(counts) > 0 {
+		counts[0].Excluded[bpf.ExclusionRingFull] = f.ringFull.Load()
+	}
+	return counts, 0
 }
 
 func (f *fakeAudit) Follow(ctx context.Context) error {

@@ -21,6 +21,8 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/assessmentfile"
 )
 
 // options are the values of the flags.
@@ -36,6 +38,12 @@ type options struct {
 
 	covertFlows            uint32
 	trailFile              string
+	leakFile               string
+	leak                   *assessmentfile.File // content of leakFile after readLeak; nil for none
+	leakConnections        uint32
+	rawFile                string
+	rawFormat              assessment.RawFormat
+	canReload              bool
 	collectors             []string
 	telemetryPath          string
 	maxRequests            uint32
@@ -52,7 +60,7 @@ type options struct {
 // parseFlags returns nil without an error after it has answered --help or --version.
 func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	o := &options{
-		audit: bpf.DefaultConfig(), covertFlows: 64, maxRequests: 40, maxConnections: 256, sending: defaultSending,
+		audit: bpf.DefaultConfig(), covertFlows: 64, leakConnections: 65536, maxRequests: 40, maxConnections: 256, sending: defaultSending,
 	}
 
 	app := kingpin.New(Name, "Audits packet timing with an XDP program and exports the results to Prometheus.")
@@ -67,6 +75,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	app.Flag("trail.file",
 		"File to which the audit trail is appended, - for standard output. SIGHUP reopens the file.").
 		PlaceHolder("PATH").StringVar(&o.trailFile)
+	o.addLeakFlags(app)
 	chosen := addCollectorFlags(app)
 	addFlag(app, "collector.covert.flows", "",
 		"Number of the busiest flows that the covert collector judges, 1 to 255.", &o.covertFlows, wholeNumber)
@@ -153,6 +162,24 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 		&c.Clock, text)
 }
 
+// addLeakFlags adds the flags of leak assessments.
+func (o *options) addLeakFlags(app *kingpin.Application) {
+	app.Flag(leakFlag,
+		"File with leak assessments, which judge whether response times of a service depend on the class of the request. "+
+			"SIGHUP reads the file again.").
+		PlaceHolder("PATH").StringVar(&o.leakFile)
+	addFlag(app, "leak.connections", "",
+		"Maximum number of connections whose response times are measured at a time, 8 to 4194304, rounded up to a power of two.",
+		&o.leakConnections, wholeNumber)
+	app.Flag(rawFlag,
+		"File to which each response time is appended, - for standard output. In its name, "+assessment.RawName+
+			" stands for the name of the assessment. SIGHUP reopens the file.").
+		PlaceHolder("PATH").StringVar(&o.rawFile)
+	addFlag(app, "leak.raw-format", "",
+		"Format of the raw file: csv (class and nanoseconds, as RTLF and SILENT read it), or tlsfuzzer (for its --raw-times).",
+		&o.rawFormat, rawFormat)
+}
+
 // addWebFlags adds the flags of the web server, and those of the process.
 func (o *options) addWebFlags(app *kingpin.Application) {
 	app.Flag("web.telemetry-path", "Path at which to expose metrics, without the paths beneath it.").
@@ -164,6 +191,7 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 		&o.maxConnections, wholeNumber)
 	app.Flag("web.disable-exporter-metrics",
 		"Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&o.withoutExporterMetrics)
+	app.Flag("web.enable-lifecycle", "Enable reloading of the leak assessments with a POST to "+reloadPath+".").BoolVar(&o.canReload)
 	app.Flag("check",
 		"Check whether the exporter would start with these flags, without attaching anything, and exit with 0 or 1. "+
 			"Print what the kernel says of the devices and of the host, as JSON with --log.format=json.").BoolVar(&o.check)
@@ -253,6 +281,14 @@ type boolValue struct{ flagValue[bool] }
 func (boolValue) IsBoolFlag() bool { return true }
 
 func text[T ~string](s string) (T, error) { return T(s), nil }
+
+func rawFormat(s string) (assessment.RawFormat, error) {
+	format, err := assessment.ParseRawFormat(s)
+	if err != nil {
+		return 0, errors.New("is not a format: use csv or tlsfuzzer")
+	}
+	return format, nil
+}
 
 func number(s string) (float64, error) {
 	n, err := strconv.ParseFloat(s, 64)

@@ -205,7 +205,7 @@ func TestCollectorFlags(t *testing.T) {
 		want []string
 	}{
 		{nil, collector.Defaults()},
-		{[]string{"--no-collector.timing", "--no-collector.trail"}, []string{"packets", "flags", "events", "flows", "program", "privileges"}},
+		{[]string{"--no-collector.timing", "--no-collector.trail"}, []string{"packets", "flags", "events", "flows", "program", "leak", "privileges"}},
 		{[]string{"--collector.disable-defaults"}, []string{}},
 		{[]string{"--collector.disable-defaults", "--collector.flags", "--collector.packets"}, []string{"packets", "flags"}},
 		{[]string{"--collector.packets", "--collector.disable-defaults"}, []string{"packets"}},

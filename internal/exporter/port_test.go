@@ -134,7 +134,7 @@ func TestStuckLog(t *testing.T) {
 // The soft memory limit follows the largest answer.
 func TestMemoryLimit(t *testing.T) {
 	var got []int64
-	limiter := newMemoryLimiter(func(bytes int64) { got = append(got, bytes) })
+	limiter := newMemoryLimiter(func(bytes int64) { got = append(got, bytes) }, false)
 	for _, bytes := range []int{1000, 500, 1000, 2 << 20} {
 		limiter.grow(bytes)
 	}
@@ -142,5 +142,5 @@ func TestMemoryLimit(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("the limits are %v, want %v", got, want)
 	}
-	newMemoryLimiter(nil).grow(1000) // GOMEMLIMIT is set
+	newMemoryLimiter(nil, false).grow(1000) // GOMEMLIMIT is set
 }

@@ -49,6 +49,14 @@ func (e *exporter) dropPrivileges() (*collector.Privileges, error) {
 			"%s cannot be used without privileges: make its files readable for user %d, or use --privileges.keep: %w",
 			config, os.Geteuid(), err))
 	}
+	if o.leakFile != "" {
+		if _, err := o.readAssessments(); err != nil {
+			return nil, fmt.Errorf("%w: make the file readable for user %d, or use --privileges.keep", err, os.Geteuid())
+		}
+	}
+	if err := e.leak.reopen(); err != nil {
+		e.logger.Warn("The raw file cannot be reopened after a rotation", "err", OneLine(err))
+	}
 	if e.trail != nil {
 		if err := e.trail.Reopen(); err != nil {
 			e.logger.Warn("The audit trail cannot be reopened after a rotation", "err", err)
@@ -79,6 +87,7 @@ func (e *exporter) needs() privilege.Needs {
 	if e.trail != nil && o.trailFile != trail.Stdout {
 		needs.Append = []string{o.trailFile}
 	}
+	o.leakNeeds(&needs)
 	return needs
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -35,8 +36,8 @@ type Process struct {
 	Stdout, Stderr io.Writer
 	Handlers       map[string]http.Handler // additional handlers by path; nil for none
 
-	// Hangup receives SIGHUP, which reopens the audit trail. With nil, Run receives the signal from
-	// the time at which it has checked the flags.
+	// Hangup receives SIGHUP, which reopens the audit trail and the raw files, and reloads the leak
+	// assessments. With nil, Run receives the signal from the time at which it has checked the flags.
 	Hangup <-chan os.Signal
 
 	open openFunc // nil for bpf.Prepare
@@ -51,6 +52,7 @@ type openFunc func(context.Context, bpf.Config, *slog.Logger) (audit, error)
 // audit is the part of a *bpf.Audit that the exporter uses.
 type audit interface {
 	collector.Source
+	measurer
 	ReadEvents(ctx context.Context, handle func(*bpf.Event)) error
 	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
@@ -104,6 +106,9 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	if err := e.openTrail(); err != nil {
 		return err
 	}
+	if e.leak, err = o.openLeak(e.logger); err != nil {
+		return err
+	}
 	if e.listeners, err = listen(o.web); err != nil {
 		return err
 	}
@@ -120,6 +125,9 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	if err := o.checkSaving(); err != nil {
+		return err
+	}
+	if err := e.leak.begin(e.audit); err != nil {
 		return err
 	}
 	judge, excess := collector.NewCovert(), collector.NewExcess()
@@ -162,6 +170,7 @@ type exporter struct {
 	end       *ending
 	hangup    <-chan os.Signal // receives SIGHUP
 	trail     *trail.Trail     // nil for none
+	leak      *leakAssessments // nil for none
 	listeners []net.Listener
 	audit     audit // nil while nothing is attached
 	isServing bool  // the start has succeeded
@@ -182,6 +191,7 @@ func (e *exporter) close() error {
 	if e.trail != nil {
 		errs = append(errs, e.trail.Close())
 	}
+	errs = append(errs, e.leak.close())
 	return errors.Join(errs...)
 }
 
@@ -221,12 +231,27 @@ func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess,
 	if e.trail != nil { // a nil *trail.Trail would be a Trail that is not nil
 		options.Trail = e.trail
 	}
+	var leak http.Handler
+	if e.leak != nil {
+		options.Leak, leak = e.leak, e.leak
+	}
 	set, err := collector.New(e.audit, options)
 	if err != nil {
 		return nil, err
 	}
-	memory := newMemoryLimiter(e.process.setMemoryLimit)
-	return newHandler(e.options, newScrapeHandler(set, e.options, memory.grow, e.logger), e.audit.Ready, e.process.Handlers)
+	memory := newMemoryLimiter(e.process.setMemoryLimit, e.options.leakFile != "")
+	pages, posts := maps.Clone(e.process.Handlers), map[string]http.Handler{}
+	if pages == nil {
+		pages = map[string]http.Handler{}
+	}
+	scrapes, states := newScrapeHandlers(set, leak, e.options, memory.grow, e.logger)
+	if states != nil {
+		pages[leakPath] = states
+	}
+	if e.options.canReload {
+		posts[reloadPath] = reloading(e.leak.reload)
+	}
+	return newHandler(e.options, scrapes, e.audit.Ready, pages, posts)
 }
 
 // serve serves the metrics, and reads events, windows and the flags of each minute, until the
@@ -251,7 +276,8 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 		},
 		func(ctx context.Context) error { return excess.Run(ctx, e.audit) },
 		e.audit.Follow,
-		e.reopenTrail,
+		e.leak.run,
+		e.handleHangups,
 		saver.run,
 	)
 	return errors.Join(err, saver.finish())
@@ -268,24 +294,32 @@ func (e *exporter) openTrail() (err error) {
 	return nil
 }
 
-// reopenTrail reopens the trail on each SIGHUP, after which a rotated file is no longer
-// written.
-func (e *exporter) reopenTrail(ctx context.Context) error {
+// handleHangups reopens files on each SIGHUP, after which rotated files are no longer written, and
+// reloads the leak assessments.
+func (e *exporter) handleHangups(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-e.hangup:
 		}
-		if e.trail == nil {
-			continue
+		e.reopenTrail()
+		if err := e.leak.reopen(); err != nil {
+			e.logger.Error("Cannot reopen the raw file, response times go to the old file", "err", OneLine(err))
 		}
-		if err := e.trail.Reopen(); err != nil {
-			e.logger.Error("Cannot reopen the audit trail, records go to the old file", "err", err)
-			continue
-		}
-		e.logger.Info("Audit trail reopened")
+		_ = e.leak.reload() // logs its error
 	}
+}
+
+func (e *exporter) reopenTrail() {
+	if e.trail == nil {
+		return
+	}
+	if err := e.trail.Reopen(); err != nil {
+		e.logger.Error("Cannot reopen the audit trail, records go to the old file", "err", err)
+		return
+	}
+	e.logger.Info("Audit trail reopened")
 }
 
 // newRecorder returns a function that calls write and logs the first failure after a success,

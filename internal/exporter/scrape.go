@@ -32,11 +32,22 @@ type sendingLimits struct {
 // defaultSending are the limits that SECURITY.md states.
 var defaultSending = sendingLimits{maxBytes: 16 << 20, timeout: answerTimeout, stallTimeout: 10 * time.Second}
 
-// newScrapeHandler returns the handler of scrapes. It stores each answer and sends it when it is
-// complete, so that a client that does not read delays no other scrape.
-func newScrapeHandler(set *collector.Set, o *options, grow func(int), logger *slog.Logger) http.Handler {
+// newScrapeHandlers returns the handler of scrapes, and that of the state of leak assessments, which
+// is nil if leak is. They store each answer and send it when it is complete, so that a client that
+// does not read delays no other one. Both have the same limits together.
+func newScrapeHandlers(set *collector.Set, leak http.Handler, o *options, grow func(int), logger *slog.Logger) (scrapes, states http.Handler) {
 	metrics := newMetricsHandler(set, !o.withoutExporterMetrics, logging.Limit(logger))
-	answers := answer.New(metrics, answer.Options{
+	pages := http.Handler(metrics)
+	if leak != nil {
+		pages = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == leakPath {
+				leak.ServeHTTP(w, r)
+				return
+			}
+			metrics.ServeHTTP(w, r)
+		})
+	}
+	answers := answer.New(pages, answer.Options{
 		MaxRequests:  int(o.maxRequests),
 		MaxBytes:     o.sending.maxBytes,
 		Timeout:      o.sending.timeout,
@@ -45,14 +56,21 @@ func newScrapeHandler(set *collector.Set, o *options, grow func(int), logger *sl
 		Host:         func(r *http.Request) netip.Prefix { return connlimit.HostOf(r.RemoteAddr) },
 		Made:         grow,
 	})
-	if metrics.exporter == nil {
-		return answers
+	scrapes = answers
+	if metrics.exporter != nil {
+		scrapes = promhttp.InstrumentMetricHandler(metrics.exporter, answers)
 	}
-	return promhttp.InstrumentMetricHandler(metrics.exporter, answers)
+	if leak == nil {
+		return scrapes, nil
+	}
+	return scrapes, answers
 }
 
 // scrapeKey is the same for scrapes with the same collectors and metrics in the same format.
 func scrapeKey(r *http.Request) string {
+	if r.URL.Path == leakPath { // never that of the metrics
+		return leakPath
+	}
 	query := r.URL.Query()
 	return fmt.Sprintf("%s %q %q %q", expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...),
 		query["collect[]"], query["exclude[]"], query["name[]"])

@@ -69,7 +69,7 @@ func TestSendingLimits(t *testing.T) {
 					t.Fatal(err)
 				}
 				o := &options{withoutExporterMetrics: without, sending: test.limits}
-				handler := newScrapeHandler(set, o, nil, slog.New(slog.DiscardHandler))
+				handler, _ := newScrapeHandlers(set, nil, o, nil, slog.New(slog.DiscardHandler))
 				get := func(c *slowClient) (ended chan struct{}) {
 					ended = make(chan struct{})
 					go func() {

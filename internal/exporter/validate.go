@@ -28,6 +28,9 @@ func (o *options) validate() (err error) {
 	if o.audit, err = o.auditConfig(); err != nil {
 		return err
 	}
+	if err := o.readLeak(); err != nil {
+		return err
+	}
 	return o.validateWeb()
 }
 
@@ -84,6 +87,11 @@ func (o *options) auditConfig() (bpf.Config, error) {
 	if slices.Contains(o.collectors, "covert") {
 		config.Watches = o.covertFlows
 	}
+	if o.leakFile != "" { // even without an assessment: a reload may add one
+		if config.ExchangeConnections = o.leakConnections; config.ExchangeConnections == 0 {
+			return config, flagError("leak.connections", errors.New("0 is too few: use at least 8"))
+		}
+	}
 	if err := config.Validate(); err != nil {
 		return config, o.nameFlag(err)
 	}
@@ -106,7 +114,7 @@ var flagOf = map[string]string{
 	"Clock": "audit.clock", "Threshold": "audit.threshold", "Clip": "audit.clip", "MinSamples": "audit.min-samples", "Window": "audit.window",
 	"Domain": "audit.domain", "Baseline": "audit.baseline", "IdleTimeout": "audit.idle-timeout", "Calibrate": "audit.calibrate",
 	"Flows": "audit.flows", "EventRate": "audit.event-rate", "Watches": "collector.covert.flows",
-	"PinPath": "bpf.pin-path",
+	"PinPath": "bpf.pin-path", "ExchangeConnections": "leak.connections",
 }
 
 // nameFlag names the flag in an error of bpf.Config.Validate, if one flag alone is at fault.
@@ -138,5 +146,5 @@ func splitDevices(values []string) (names, globs []string) {
 // patterns, and none of the exporter's other paths.
 func isPlainPath(p string) bool {
 	isPlain := regexp.MustCompile(`^/[\w.~/-]*$`).MatchString(p) && path.Clean(p) == p
-	return isPlain && p != healthyPath && p != readyPath
+	return isPlain && !slices.Contains([]string{healthyPath, readyPath, leakPath, reloadPath}, p)
 }

@@ -27,6 +27,8 @@ import (
 const (
 	healthyPath = "/-/healthy"
 	readyPath   = "/-/ready"
+	reloadPath  = "/-/reload"
+	leakPath    = "/leak.json"
 
 	answerTimeout = time.Minute // for sending an answer
 )
@@ -149,14 +151,14 @@ func (h withoutHTTP2) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, corrected)
 }
 
-// newHandler returns the handler of all paths, including additional ones. The exporter is ready
-// while ready returns nil.
-func newHandler(o *options, scrapes http.Handler, ready func() error, additional map[string]http.Handler) (http.Handler, error) {
+// newHandler returns the handler of all paths, including additional ones, and those that take POST
+// only. The exporter is ready while ready returns nil.
+func newHandler(o *options, scrapes http.Handler, ready func() error, additional, posts map[string]http.Handler) (http.Handler, error) {
 	mux := http.NewServeMux()
 	ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
 	pages := map[string]http.Handler{o.telemetryPath: scrapes, healthyPath: ok, readyPath: readiness(ready, ok)}
 	if o.telemetryPath != "/" {
-		landing, err := newLandingPage(o.telemetryPath)
+		landing, err := newLandingPage(o.telemetryPath, additional[leakPath] != nil)
 		if err != nil {
 			return nil, err
 		}
@@ -169,7 +171,7 @@ func newHandler(o *options, scrapes http.Handler, ready func() error, additional
 		}
 		mux.Handle(path, handler)
 	}
-	return readOnly(mux), nil // also for OPTIONS *, which has no path
+	return methods(mux, posts), nil // also for OPTIONS *, which has no path
 }
 
 // readiness answers like ok while ready returns nil, and otherwise with the status 503 and the
@@ -184,16 +186,30 @@ func readiness(ready func() error, ok http.Handler) http.Handler {
 	})
 }
 
-func newLandingPage(telemetryPath string) (http.Handler, error) {
+// reloading answers when reload has returned, with the status 500 and the error in one line if there
+// is one.
+func reloading(reload func() error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if err := reload(); err != nil {
+			http.Error(w, OneLine(err), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, "OK")
+	})
+}
+
+func newLandingPage(telemetryPath string, hasLeak bool) (http.Handler, error) {
+	links := []web.LandingLinks{{Address: telemetryPath, Text: "Metrics"}}
+	if hasLeak {
+		links = append(links, web.LandingLinks{Address: leakPath, Text: "Leak assessments"})
+	}
+	links = append(links, web.LandingLinks{Address: healthyPath, Text: "Health"})
 	landing, err := web.NewLandingPage(web.LandingConfig{
 		Name:        "XDP Audit Exporter",
 		Description: "Packet timing, audited in the kernel",
 		Version:     version.Info(),
 		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: telemetryPath, Text: "Metrics"},
-			{Address: healthyPath, Text: "Health"},
-		},
+		Links:       links,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("creating the landing page: %w", err)
@@ -201,14 +217,23 @@ func newLandingPage(telemetryPath string) (http.Handler, error) {
 	return landing, nil
 }
 
-// readOnly refuses requests with other methods than GET and HEAD.
-func readOnly(next http.Handler) http.Handler {
+// methods passes on requests with the methods GET and HEAD, has those with POST answered by the
+// handler of their path in posts, and refuses all others.
+func methods(next http.Handler, posts map[string]http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
-			return
+		allowed := "GET, HEAD"
+		post := posts[r.URL.Path]
+		if post != nil {
+			allowed = "POST"
 		}
-		next.ServeHTTP(w, r)
+		switch {
+		case post != nil && r.Method == http.MethodPost:
+			post.ServeHTTP(w, r)
+		case post == nil && (r.Method == http.MethodGet || r.Method == http.MethodHead):
+			next.ServeHTTP(w, r)
+		default:
+			w.Header().Set("Allow", allowed)
+			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+		}
 	})
 }

@@ -114,6 +114,9 @@ func (n Needs) grants() (grants []grant, unfollowed []string) {
 	}
 	follow(n.Read, readFiles)
 	follow(n.Append, appendFiles)
+	for _, directory := range n.Create {
+		grants = append(grants, grant{directory, appendFiles})
+	}
 	for _, directory := range n.Manage {
 		grants = append(grants, grant{directory, manageFiles})
 	}

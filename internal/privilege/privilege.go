@@ -36,6 +36,9 @@ type Needs struct {
 	// unless the whole system shares it (see [IsShared]).
 	Read, Append []string
 
+	// Create lists directories in which files are created and opened for appending.
+	Create []string
+
 	// Manage lists directories in which files are created, read, written and removed.
 	Manage []string
 

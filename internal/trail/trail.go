@@ -62,7 +62,15 @@ func Check(path string) error {
 	if path == Stdout {
 		return nil
 	}
-	var err error
+	if err := CheckFile(path); err != nil {
+		return fmt.Errorf("cannot open the audit trail: %w", err)
+	}
+	return nil
+}
+
+// CheckFile returns the error with which a file cannot be opened for appending, or created. It
+// creates no file and opens no pipe.
+func CheckFile(path string) (err error) {
 	switch info, failure := os.Stat(path); {
 	case errors.Is(failure, fs.ErrNotExist):
 		err = checkCreatable(path)
@@ -76,10 +84,7 @@ func Check(path string) error {
 			err = file.Close()
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("cannot open the audit trail: %w", err)
-	}
-	return nil
+	return err
 }
 
 // checkCreatable returns an error if a file cannot be created at path, which may be a link.
