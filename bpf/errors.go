@@ -179,7 +179,7 @@ func explainMap(name string, entries int, err error) error {
 	if errors.Is(err, unix.ENOMEM) {
 		remedy := "use fewer flows (--audit.flows)"
 		if strings.HasPrefix(name, "exchange_") {
-			remedy = "measure the response times of fewer connections (ExchangeConnections)"
+			remedy = "measure the response times of fewer connections (--leak.connections)"
 		}
 		if name == programMapAuditCounters {
 			remedy = "audit fewer devices (--audit.max-devices)"

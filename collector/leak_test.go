@@ -181,7 +181,7 @@ func TestLeakOfRequests(t *testing.T) {
 // checkLeakHistogram expects all times of a class in one bucket of both kinds.
 func checkLeakHistogram(t *testing.T, h *dto.Histogram, class string) {
 	t.Helper()
-	// 1.5 µs are above 2^-20 s and 3 µs above 2^-19 s; in eighths of an octave these are the indices.
+	// 1.5 µs are above 2^-20 s and 3 µs above 2^-19 s; the indices are in eighths of an octave.
 	first, index := 1, -154
 	if class == "random" {
 		first, index = 2, -146

@@ -37,7 +37,8 @@ type Process struct {
 	Handlers       map[string]http.Handler // additional handlers by path; nil for none
 
 	// Hangup receives SIGHUP, which reopens the audit trail and the raw files, and reloads the leak
-	// assessments. With nil, Run receives the signal from the time at which it has checked the flags.
+	// assessments. With nil, Run receives the signal from the time at which it has checked the
+	// flags.
 	Hangup <-chan os.Signal
 
 	open openFunc // nil for bpf.Prepare

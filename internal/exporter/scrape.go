@@ -32,9 +32,9 @@ type sendingLimits struct {
 // defaultSending are the limits that SECURITY.md states.
 var defaultSending = sendingLimits{maxBytes: 16 << 20, timeout: answerTimeout, stallTimeout: 10 * time.Second}
 
-// newScrapeHandlers returns the handler of scrapes, and that of the state of leak assessments, which
-// is nil if leak is. They store each answer and send it when it is complete, so that a client that
-// does not read delays no other one. Both have the same limits together.
+// newScrapeHandlers returns the handler of scrapes, and that of the state of leak assessments,
+// which is nil if leak is. They store each answer and send it when it is complete, so that a client
+// that does not read delays no other one. Both have the same limits together.
 func newScrapeHandlers(set *collector.Set, leak http.Handler, o *options, grow func(int), logger *slog.Logger) (scrapes, states http.Handler) {
 	metrics := newMetricsHandler(set, !o.withoutExporterMetrics, logging.Limit(logger))
 	pages := http.Handler(metrics)

@@ -186,8 +186,8 @@ func readiness(ready func() error, ok http.Handler) http.Handler {
 	})
 }
 
-// reloading answers when reload has returned, with the status 500 and the error in one line if there
-// is one.
+// reloading answers when reload has returned, with the status 500 and the error in one line if
+// there is one.
 func reloading(reload func() error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if err := reload(); err != nil {
