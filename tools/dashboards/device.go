@@ -94,6 +94,25 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.graph(12, "Alarms by test", "short", "Windows in one hour with an alarm of the test. A window may count for several tests.",
 		query{`increase(xdp_audit_covert_alarms_total{` + ofDevice + `}[1h])`, "{{test}}"})
 
+	b.row("Leak assessments of the exporter")
+	b.graph(8, "Evidence", "short", "Highest decimal logarithm of the e-value so far, which decides, and the current one, by assessment. It decides at -log10 of alpha: 5 for 1e-5. Empty without --leak.config.file.",
+		query{`xdp_audit_leak_evidence_log10{` + ofInstance + `}`, "{{assessment}}"},
+		query{`xdp_audit_leak_evidence_current_log10{` + ofInstance + `}`, "{{assessment}}, current"})
+	b.graph(8, "Effect on response times", "s", "Median of the differences between the classes with its 95 % confidence sequence, and the difference up to which differences do not matter. Positive if the second class is slower.",
+		query{`xdp_audit_leak_effect_seconds{` + ofInstance + `}`, "{{assessment}}"},
+		query{`xdp_audit_leak_effect_low_seconds{` + ofInstance + `}`, "{{assessment}}, low"},
+		query{`xdp_audit_leak_effect_high_seconds{` + ofInstance + `}`, "{{assessment}}, high"},
+		query{`xdp_audit_leak_target_seconds{` + ofInstance + `}`, "{{assessment}}, target"})
+	b.graph(8, "Verdict", "none", "The verdict of each assessment is at 1. Alerts fire on leak and invalid.",
+		query{`xdp_audit_leak_verdict{` + ofInstance + `} == 1`, "{{assessment}} {{verdict}}"})
+	b.graph(8, "Median response time", "s", "By class, from the native histogram, whose buckets are 9 % wide.",
+		query{`histogram_quantile(0.5, sum by (assessment, class) (rate(xdp_audit_leak_response_seconds{` + ofInstance + `}[$__rate_interval]))) >= 0`, "{{assessment}} {{class}}"})
+	b.graph(8, "Responses and exclusions", "reqps", "Requests with a response time, by class, and without one, by reason.",
+		query{`rate(xdp_audit_leak_responses_total{` + ofInstance + `}[$__rate_interval])`, "{{assessment}} {{class}}"},
+		query{`rate(xdp_audit_leak_excluded_total{` + ofInstance + `}[$__rate_interval])`, "{{assessment}} {{reason}}"})
+	b.graph(8, "Checks of the data", "none", "1 if the data of an assessment pass the check, 0 if they cannot be judged.",
+		query{`xdp_audit_leak_check{` + ofInstance + `}`, "{{assessment}} {{check}}"})
+
 	b.row("Losses")
 	b.graph(8, "Fates of events", "pps", "Flagged packets by the fate of their event. rate_limit and suppressed follow from the configuration; ring_full, no_reader, reader_gap and other are losses.",
 		query{`sum by (fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval]))`, "{{fate}}"})

@@ -52,6 +52,11 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that a token of the flow entitles (--audit.calibrate), before the limit of the event rate.",
 		query{`1 - sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice})
 
+	b.graph(12, "Evidence of leaks", "short", "Decimal logarithm of the current e-value of each leak assessment, added up over all hosts: 5 or more is evidence as for an alpha of 1e-5. Empty without --leak.config.file. Not filtered by instance and device.",
+		query{`job_assessment:xdp_audit_leak_evidence_current_log10:sum`, "{{assessment}}"})
+	b.graph(12, "Leak verdicts", "none", "The verdict of each assessment is at 1. Alerts fire on leak and invalid.",
+		query{`xdp_audit_leak_verdict{` + ofInstance + `} == 1`, "{{instance}} {{assessment}} {{verdict}}"})
+
 	b.row("Timing")
 	b.graph(12, "Mean delta", "s", "Mean time between two packets of a flow, in windows of 5 minutes.",
 		query{`instance_device:xdp_audit_delta_seconds:mean5m{` + ofDevice + `}`, perDevice})
