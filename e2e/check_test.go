@@ -161,7 +161,7 @@ func TestCheckForetellsTheStart(t *testing.T) {
 	l := newCheckLab(t)
 	l.addKinds()
 	in := func(name string) string { return filepath.Join(l.files, name) }
-	for name, content := range map[string]string{"users.yml": "basic_auth_users: {}\n", "broken.yml": "tls_server_config: [\n", "trail": ""} {
+	for name, content := range map[string]string{"users.yml": "basic_auth_users: {}\n", "broken.yml": "tls_server_config: [\n", "trail": "", "leak.yml": oneAssessment} {
 		if err := os.WriteFile(in(name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -234,6 +234,11 @@ func TestCheckForetellsTheStart(t *testing.T) {
 		{"a baseline without a folder", false, []string{audit, "--audit.baseline-file={files}/none/baseline.json"}},
 		{"no events", true, []string{audit, "--audit.event-rate=0"}},
 		{"covert", true, []string{audit, "--collector.covert"}},
+		{"leak assessments", true, []string{audit, "--leak.config.file={files}/leak.yml", "--leak.raw-file={files}/folder/raw.csv"}},
+		{"leak assessments that are none", false, []string{audit, "--leak.config.file={files}/broken.yml"}},
+		{"leak assessments in a pipe", false, []string{audit, "--leak.config.file={files}/pipe"}},
+		{"a raw file without assessments", false, []string{audit, "--leak.raw-file={files}/folder/raw.csv"}},
+		{"a raw file without a folder", false, []string{audit, "--leak.config.file={files}/leak.yml", "--leak.raw-file={files}/none/raw.csv"}},
 	} {
 		var args []string
 		for _, arg := range test.args {

@@ -44,6 +44,9 @@ func expectGolden(t *testing.T, path, got string) {
 	}
 }
 
+// oneAssessment is a configuration of leak assessments.
+const oneAssessment = "assessments: [{name: login, protocol: tcp, port: 443, classes: {fixed: {dscp: 8}, random: {dscp: 16}}}]"
+
 // The names, types and labels of all metrics are those of testdata/metrics.golden. Users'
 // dashboards and alerts depend on them. The golden file is the union of several exporters,
 // because some series exclude each other.
@@ -53,6 +56,11 @@ func TestMetricsAreGolden(t *testing.T) {
 	l.enableRunTime()
 	baseline := filepath.Join(t.TempDir(), "folder", "baseline.json")
 	if err := os.Mkdir(filepath.Dir(baseline), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Without requests the effect and its interval are absent.
+	assessments := filepath.Join(t.TempDir(), "leak.yml")
+	if err := os.WriteFile(assessments, []byte(oneAssessment), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	times := make([]uint64, packets)
@@ -65,7 +73,7 @@ func TestMetricsAreGolden(t *testing.T) {
 		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline, "--privileges.keep"},
 		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline},
 		{"--audit.baseline=device", "--audit.domain=log2"},
-		{"--audit.calibrate=0"},
+		{"--audit.calibrate=0", "--leak.config.file=" + assessments},
 	} {
 		e := l.startExporter(append([]string{
 			"--audit.device=" + device, "--audit.clock=metadata", "--collector.covert",

@@ -209,7 +209,7 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	server := findTool(t, "prometheus")
 	second, _ := l.connect("audited1", "sender1", 1)
 	assessments := filepath.Join(t.TempDir(), "leak.yml")
-	err := os.WriteFile(assessments, []byte("assessments: [{name: login, protocol: tcp, port: 443, classes: {fixed: {dscp: 8}, random: {dscp: 16}}}]"), 0o600)
+	err := os.WriteFile(assessments, []byte(oneAssessment), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
