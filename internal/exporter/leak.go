@@ -46,6 +46,9 @@ func (o *options) readLeak() error {
 	if strings.Contains(filepath.Dir(o.rawFile), assessment.RawName) {
 		return flagError(rawFlag, fmt.Errorf("%s has %s in the name of a directory: put it into the name of the file", o.rawFile, assessment.RawName))
 	}
+	if o.rawFile == assessment.RawStdout && o.trailFile == trail.Stdout {
+		return flagError(rawFlag, errors.New("standard output is that of --trail.file: use a file for one of them"))
+	}
 	file, err := o.readAssessments()
 	if err != nil {
 		return err
@@ -285,7 +288,8 @@ func (l *leakAssessments) run(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				record(func() error { return l.set.Advance(monotonicNs() - readingNs) })
+				now := monotonicNs()
+				record(func() error { return l.set.Advance(now - min(now, readingNs)) })
 			}
 		}
 	})

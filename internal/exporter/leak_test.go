@@ -52,6 +52,7 @@ func TestLeakFlags(t *testing.T) {
 		{"a raw file of two", []string{two, "--leak.raw-file=" + at("raw.csv")}, []string{"--leak.raw-file", "2 assessments", "{assessment}"}},
 		{"a raw file in no directory", []string{config, "--leak.raw-file=" + at("none/raw.csv")}, []string{"--leak.raw-file", "no such file"}},
 		{"a directory of each assessment", []string{config, "--leak.raw-file=" + at("{assessment}/raw.csv")}, []string{"--leak.raw-file", "directory"}},
+		{"standard output twice", []string{config, "--leak.raw-file=-", "--trail.file=-"}, []string{"--leak.raw-file", "--trail.file", "standard output"}},
 		{"another format", []string{config, "--leak.raw-format=xml"}, []string{"--leak.raw-format", `"xml"`, "csv or tlsfuzzer"}},
 		{"few connections", []string{config, "--leak.connections=4"}, []string{"--leak.connections", "between 8 and"}},
 		{"no connections", []string{config, "--leak.connections=0"}, []string{"--leak.connections", "at least 8"}},

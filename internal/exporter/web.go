@@ -96,7 +96,7 @@ func shutDown(end *ending, logger *slog.Logger, servers []*http.Server, running 
 	select {
 	case <-ended:
 	case <-limit.Done():
-		logger.Warn("Discarding unwritten events: trail write is blocked")
+		logger.Warn("Discarding what is not written: a write to the audit trail or to a raw file is blocked")
 	}
 	return errors.Join(errs...)
 }

@@ -305,6 +305,15 @@ func TestDrop(t *testing.T) {
 			nil, none, "", "",
 		},
 		{
+			"files are created in a directory, and appended to, but not read, truncated or removed",
+			task{privilege.Needs{Create: []string{in("log")}}, false, []attempt{
+				{"append", in("log/trail")}, {"append", in("log/another")}, {"read", in("log/trail")}, {"truncate", in("log/trail")},
+				{"remove", in("log/trail")}, {"append", in("elsewhere/new")},
+			}},
+			[]string{ok, ok, refused, emptied, refused, refused},
+			nil, none, "", "",
+		},
+		{
 			"managed directories",
 			task{privilege.Needs{Manage: []string{in("pins")}}, false, []attempt{
 				{"append", in("pins/new")}, {"read", in("pins/new")}, {"remove", in("pins/old")}, {"truncate", in("pins/old2")},
