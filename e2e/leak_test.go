@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// leakyService is a web server in the audited namespace, which takes longer for /random.
+type leakyService struct {
+	l       *lab
+	address string
+	port    int
+}
+
+const plantedLeak = 2 * time.Millisecond
+
+func (l *lab) newLeakyService() *leakyService {
+	l.t.Helper()
+	var listener net.Listener
+	err := l.audited.Namespace.Do(func() (err error) {
+		listener, err = net.Listen("tcp4", net.JoinHostPort(l.audited.IPv4.Addr().String(), "0"))
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/random" {
+			time.Sleep(plantedLeak)
+		}
+		fmt.Fprintln(w, "OK")
+	})}
+	go func() { _ = server.Serve(listener) }()
+	l.t.Cleanup(func() { _ = server.Close() })
+	return &leakyService{l, listener.Addr().String(), listener.Addr().(*net.TCPAddr).Port}
+}
+
+// ask sends n requests of random classes on one connection, and returns their number by class.
+func (s *leakyService) ask(n int) (classes [2]float64) {
+	s.l.t.Helper()
+	var conn *net.TCPConn
+	err := s.l.sender.Namespace.Do(func() error {
+		c, err := net.DialTimeout("tcp4", s.address, patience)
+		if err == nil {
+			conn = c.(*net.TCPConn)
+		}
+		return err
+	})
+	if err != nil {
+		s.l.t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		s.l.t.Fatal(err)
+	}
+	reader := bufio.NewReader(conn)
+	for range n {
+		class := rand.IntN(2)
+		classes[class]++
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, []int{8, 16}[class]<<2)
+		})
+		if err == nil && failed == nil {
+			_, err = fmt.Fprintf(conn, "GET /%s HTTP/1.1\r\nHost: test\r\n\r\n", []string{"fixed", "random"}[class])
+		}
+		if err != nil || failed != nil {
+			s.l.t.Fatal(err, failed)
+		}
+		response, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			s.l.t.Fatal(err)
+		}
+		response.Body.Close()
+	}
+	return classes
+}
+
+// A service whose response time depends on the class of the request is found, without any
+// privilege, and a reload goes on with what did not change.
+func TestLeakIsFound(t *testing.T) {
+	const n = 400
+	l := newLab(t)
+	service := l.newLeakyService()
+	folder := t.TempDir()
+	config := filepath.Join(folder, "leak.yml")
+	configure := func(target string) {
+		text := fmt.Sprintf("assessments: [{name: login, device: %s, protocol: tcp, port: %d, target: %s, classes: {fixed: {dscp: 8}, random: {dscp: 16}}}]",
+			device, service.port, target)
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configure("1us")
+	e := l.startExporter("--audit.device="+device, "--leak.config.file="+config, "--leak.raw-file="+filepath.Join(folder, "raw-{assessment}.csv"))
+	e.expectThreads(nothing())
+	classes := service.ask(n)
+	s := e.await(func(s scrape) error {
+		if got := s.sum("leak_responses_total"); got != n {
+			return fmt.Errorf("%v responses, want %d", got, n)
+		}
+		return nil
+	})
+	for i, class := range []string{"fixed", "random"} {
+		if got := s.sum("leak_responses_total", "class="+class); got != classes[i] {
+			t.Errorf("%v responses to %s, want %v", got, class, classes[i])
+		}
+	}
+	if got := s.sum("leak_excluded_total"); got != 0 {
+		t.Errorf("%v requests are excluded", got)
+	}
+	if s.sum("leak_verdict", "verdict=leak") != 1 || s.sum("leak_verdict") != 1 || s.sum("privileges_capabilities") != 0 {
+		t.Errorf("verdicts %v with %v capabilities, want leak and none", s.series("leak_verdict"), s.sum("privileges_capabilities"))
+	}
+	low, high := s.sum("leak_effect_low_seconds"), s.sum("leak_effect_high_seconds")
+	if low < plantedLeak.Seconds() || high > 2*plantedLeak.Seconds() {
+		t.Errorf("the effect is between %v and %v s, want a little more than %v", low, high, plantedLeak)
+	}
+	var page struct {
+		Assessments []struct {
+			Requests float64
+			Report   struct{ Sentence string }
+		}
+	}
+	if err := json.Unmarshal([]byte(e.get("/leak.json", http.StatusOK)), &page); err != nil || len(page.Assessments) != 1 || page.Assessments[0].Requests != n {
+		t.Errorf("%v: got %+v, want %d requests", err, page, n)
+	}
+	t.Log(page.Assessments[0].Report.Sentence)
+
+	// Files were moved, and the assessment changes.
+	raw := filepath.Join(folder, "raw-login.csv")
+	if err := os.Rename(raw, raw+".1"); err != nil {
+		t.Fatal(err)
+	}
+	configure("2us")
+	e.signal(syscall.SIGHUP)
+	e.await(func(s scrape) error {
+		if got := s.sum("leak_target_seconds"); strconv.FormatFloat(got, 'g', -1, 64) != "2e-06" || s.sum("leak_responses_total") != 0 {
+			return fmt.Errorf("the target is %v s after %v responses", got, s.sum("leak_responses_total"))
+		}
+		return nil
+	})
+	service.ask(10)
+	e.await(func(s scrape) error {
+		if got := s.sum("leak_responses_total"); got != 10 {
+			return fmt.Errorf("%v responses, want 10", got)
+		}
+		return nil
+	})
+	e.endWith(syscall.SIGTERM)
+	for path, want := range map[string]int{raw + ".1": n, raw: 10} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Count(text, []byte("\n")) - 1; got != want {
+			t.Errorf("%s has %d responses, want %d", filepath.Base(path), got, want)
+		}
+	}
+}
