@@ -20,6 +20,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 )
 
 // validate checks the flags and completes the configuration of the audit, as far as that is
@@ -40,17 +41,18 @@ func (o *options) validateWeb() error {
 		return flagError("web.telemetry-path", fmt.Errorf("%q is not a plain path such as /metrics", o.telemetryPath))
 	}
 	// Reading a pipe may wait for ever, and the file is read again for each connection.
-	if info, err := os.Stat(*o.web.WebConfigFile); err == nil && !info.Mode().IsRegular() {
-		return flagError("web.config.file", fmt.Errorf("%s is not a regular file: use the path of a regular file", *o.web.WebConfigFile))
+	config := *o.web.WebConfigFile
+	if err := regularfile.Check(config); err != nil && !isAbsent(config) {
+		return flagError("web.config.file", err)
 	}
 	if err := o.checkSockets(); err != nil {
 		return err
 	}
-	if err := checkPasswords(*o.web.WebConfigFile); err != nil {
-		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))
+	if err := checkPasswords(config); err != nil {
+		return flagError("web.config.file", fmt.Errorf("%s: %w", config, err))
 	}
-	if err := web.Validate(*o.web.WebConfigFile); err != nil {
-		return flagError("web.config.file", fmt.Errorf("%s: %w", *o.web.WebConfigFile, err))
+	if err := web.Validate(config); err != nil {
+		return flagError("web.config.file", fmt.Errorf("%s: %w", config, err))
 	}
 	return nil
 }

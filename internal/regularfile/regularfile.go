@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The XDP Audit Exporter Authors
 
-// Package regularfile reads files whose paths come from flags.
+// Package regularfile reads and checks files whose paths come from flags.
 package regularfile
 
 import (
@@ -17,12 +17,8 @@ import (
 // that could wait, or have an effect. The error of a larger file has what the file is, such as
 // "baseline", and the remedy.
 func Read(path string, maxBytes int64, what, remedy string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err == nil {
-		err = check(path, info)
-	}
-	if err != nil {
-		return nil, err // names the file
+	if err := Check(path); err != nil {
+		return nil, err
 	}
 	// If the file was replaced since, opening a pipe must not wait for a writer.
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -30,7 +26,8 @@ func Read(path string, maxBytes int64, what, remedy string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	if info, err = file.Stat(); err == nil {
+	info, err := file.Stat()
+	if err == nil {
 		err = check(path, info)
 	}
 	if err != nil {
@@ -44,6 +41,16 @@ func Read(path string, maxBytes int64, what, remedy string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is larger than %d bytes, which is more than any %s needs: %s", path, maxBytes, what, remedy)
 	}
 	return text, nil
+}
+
+// Check returns an error that names the path and what is there, unless it is a regular file. It
+// does not open it.
+func Check(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return check(path, info)
 }
 
 // check returns an error that says what a file is, unless it is a regular file.
