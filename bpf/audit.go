@@ -85,7 +85,7 @@ func (c Config) resolve(logger *slog.Logger) (_ Config, devices []netdev.Device,
 	if err := checkFiles(spareFiles); err != nil {
 		return c, nil, err
 	}
-	if devices, err = netdev.List(); err != nil {
+	if devices, err = c.listDevices(); err != nil {
 		return c, nil, err
 	}
 	if err := c.checkAnyIsHere(devices); err != nil {

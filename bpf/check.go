@@ -26,6 +26,7 @@ type DeviceReport struct {
 	Index    int   // 0 if there is no such device
 	Mode     Mode  // in which the device would be audited; empty if it would not be
 	Err      error // why it would not be; nil also if Report.Err came before it was asked
+	LeftOut  bool  // it would not be audited because it holds no default route
 	Findings []Finding
 }
 
@@ -53,25 +54,33 @@ const (
 // loading maps, rings and programs, but attaches and pins nothing, and leaves a pinned audit as it
 // is. Whether a driver takes a program is not known before it is asked to: Check goes by the
 // features that the driver reports from Linux 6.3 on. The report has all devices if the
-// configuration names none. Without capabilities it has what the kernel tells everyone.
+// configuration names none, also those that would not be audited as they hold no default route.
+// Without capabilities it has what the kernel tells everyone.
 func Check(ctx context.Context, config Config) *Report {
 	if canonical, err := config.canonical(); err == nil {
 		config = canonical
 	}
 	c := &checker{config: config, devices: map[string]*DeviceReport{}}
 	var r Report
-	if c.network, r.Err = inspectNetwork(); r.Err == nil {
+	if c.network, r.Err = inspectNetwork(config); r.Err == nil {
 		r.Err = c.start(ctx)
 	}
 	r.Host = c.hostFindings()
 	if c.network == nil {
 		return &r
 	}
+	wanted := c.config.wanted(c.network.list())
 	for _, name := range c.names() {
-		r.Devices = append(r.Devices, c.report(name))
+		device := c.report(name)
+		if c.config.DefaultRoute && !slices.Contains(wanted, name) {
+			device.LeftOut, device.Err = true, errNoRoute
+		}
+		r.Devices = append(r.Devices, device)
 	}
 	return &r
 }
+
+var errNoRoute = errors.New("it holds no default route: to audit it, name it with --audit.device")
 
 // checker is a check under way.
 type checker struct {
@@ -137,7 +146,9 @@ func (c *checker) names() (names []string) {
 		return names
 	}
 	for _, d := range devices {
-		names = append(names, d.Name)
+		if !slices.Contains(names, d.Name) { // those with a default route are first
+			names = append(names, d.Name)
+		}
 	}
 	return names
 }

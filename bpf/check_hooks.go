@@ -19,7 +19,7 @@ type network struct {
 }
 
 // inspectNetwork asks the kernel. Without features, the answers depend on the kinds of devices.
-func inspectNetwork() (*network, error) {
+func inspectNetwork(config Config) (*network, error) {
 	devices, err := netdev.Inspect()
 	if err != nil {
 		return nil, err
@@ -29,7 +29,17 @@ func inspectNetwork() (*network, error) {
 		indices[i] = devices[i].Index
 	}
 	features, _ := netdev.ListFeatures(indices)
-	return &network{devices, features}, nil
+	n := &network{devices, features}
+	if config.DefaultRoute {
+		noted := n.list()
+		if err := netdev.NoteDefaultRoutes(noted); err != nil {
+			return nil, err
+		}
+		for i := range noted {
+			n.devices[i].Device = noted[i]
+		}
+	}
+	return n, nil
 }
 
 // list returns the devices as an audit sees them.

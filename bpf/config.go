@@ -77,6 +77,9 @@ type Config struct {
 	// bytes that cannot be shown are written like that.
 	Devices, Globs []string
 
+	// DefaultRoute adds the devices to which a default route of IPv4 or IPv6 leads.
+	DefaultRoute bool
+
 	Follow    bool // let Audit.Follow attach devices that appear later
 	AllowNone bool // let Open succeed when it can attach no device
 
@@ -157,7 +160,7 @@ func invalid(field, format string, args ...any) error {
 // Validate returns an error that names the first invalid value and the values that are valid. It is
 // a [ConfigError] if the value of one field alone is at fault.
 func (c Config) Validate() error {
-	if len(c.Devices) == 0 && len(c.Globs) == 0 {
+	if len(c.Devices) == 0 && len(c.Globs) == 0 && !c.DefaultRoute {
 		return fmt.Errorf("no device to audit: name at least one")
 	}
 	c, err := c.canonical()

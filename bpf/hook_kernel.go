@@ -18,9 +18,9 @@ import (
 // hookKernel is what a deviceSet needs of the kernel to attach programs. Tests of the set have a
 // fake one.
 type hookKernel interface {
-	// listDevices lists the network devices.
+	// listDevices lists the network devices, with their default routes if these matter.
 	listDevices() ([]netdev.Device, error)
-	// subscribe reports changes of network devices.
+	// subscribe reports changes of network devices, and of routes if these matter.
 	subscribe() (subscription, error)
 	// lookUp returns the network devices with these indices, in their order, and a zero device for
 	// an index that none has.
@@ -82,9 +82,11 @@ type kernelHooks struct {
 	exchanges *exchanges // nil unless response times are measured
 }
 
-func (k *kernelHooks) listDevices() ([]netdev.Device, error) { return netdev.List() }
+func (k *kernelHooks) listDevices() ([]netdev.Device, error) { return k.config.listDevices() }
 
-func (k *kernelHooks) subscribe() (subscription, error) { return netdev.Subscribe() }
+func (k *kernelHooks) subscribe() (subscription, error) {
+	return netdev.Subscribe(k.config.DefaultRoute)
+}
 
 func (k *kernelHooks) lookUp(indices ...int) ([]netdev.Device, error) {
 	return netdev.LookUp(indices...)

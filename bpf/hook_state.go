@@ -129,6 +129,9 @@ func (s *deviceSet) ready() error {
 		}
 		reasons = append(reasons, p.name+": "+p.whyDown(now, err))
 	}
+	if len(reasons) == 0 && s.config.DefaultRoute {
+		return errors.New("no device is audited: none holds a default route")
+	}
 	if len(reasons) == 0 {
 		return fmt.Errorf("no device is audited: no device matches %s", strings.Join(s.config.Globs, ", "))
 	}

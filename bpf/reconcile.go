@@ -24,11 +24,7 @@ func (s *deviceSet) start(ctx context.Context, devices []netdev.Device) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for _, glob := range s.config.Globs {
-		if len(netdev.Match(glob, devices)) == 0 {
-			failures = append(failures, noMatch(glob, devices))
-		}
-	}
+	failures = append(failures, s.config.unmatched(devices)...)
 	isAnyUp := slices.ContainsFunc(s.listed, func(d *device) bool { return d.link != nil || d.prepared != nil })
 	if !isAnyUp && !s.config.AllowNone && len(failures) > 0 {
 		return joinInOneLine(failures)
@@ -71,7 +67,7 @@ func (s *deviceSet) logFailures(failures []error) {
 func (s *deviceSet) reconcile(ctx context.Context, devices []netdev.Device, isRetry bool) (failures []error) {
 	here := make(map[string]netdev.Device, len(devices))
 	for _, d := range devices {
-		d.AltNames = "" // a device takes no other program with another of them
+		d.AltNames, d.HasDefaultRoute = "", false // these do not let a device take a program
 		here[d.Name] = d
 	}
 	s.detachStale(devices)
@@ -226,7 +222,11 @@ func (s *deviceSet) dropUnclaimed() {
 			// It counted in other maps.
 			name = devices[0].Name
 		}
-		s.logger.Info("Hook detached from a device that is not in the configuration", "device", name, "ifindex", ifindex)
+		message := "Hook detached from a device that is not in the configuration"
+		if s.config.DefaultRoute {
+			message = "Hook detached from a device that holds no default route"
+		}
+		s.logger.Info(message, "device", name, "ifindex", ifindex)
 		s.dropUnclaimedOn(ifindex)
 	}
 }

@@ -55,14 +55,25 @@ func (c Config) logAliases(logger *slog.Logger, before, now map[string]string) {
 	}
 }
 
+// listDevices lists the network devices, with their default routes if these matter.
+func (c Config) listDevices() ([]netdev.Device, error) {
+	devices, err := netdev.List()
+	if err == nil && c.DefaultRoute {
+		err = netdev.NoteDefaultRoutes(devices)
+	}
+	return devices, err
+}
+
 // wanted returns the names of the devices to audit: the named ones, whether they exist or not, and
-// then those that a glob matches, each once. Devices get their indices in this order.
+// then those that a glob matches or that hold a default route, each once. Devices get their indices
+// in this order.
 func (c Config) wanted(devices []netdev.Device) []string {
 	names, _ := c.named(devices)
 	return c.withMatches(names, devices)
 }
 
-// withMatches returns names and, after them, those of devices that a glob matches, each once.
+// withMatches returns names and, after them, those of devices that a glob matches and of those that
+// hold a default route, if they are wanted, each once.
 func (c Config) withMatches(names []string, devices []netdev.Device) []string {
 	names = slices.Clone(names)
 	for _, glob := range c.Globs {
@@ -72,7 +83,26 @@ func (c Config) withMatches(names []string, devices []netdev.Device) []string {
 			}
 		}
 	}
+	for i := range devices {
+		if c.DefaultRoute && devices[i].HasDefaultRoute && !slices.Contains(names, devices[i].Name) {
+			names = append(names, devices[i].Name)
+		}
+	}
 	return names
+}
+
+// unmatched returns an error for each glob that matches no device, and one if no device holds a
+// default route and such devices are wanted.
+func (c Config) unmatched(devices []netdev.Device) (missing []error) {
+	for _, glob := range c.Globs {
+		if len(netdev.Match(glob, devices)) == 0 {
+			missing = append(missing, noMatch(glob, devices))
+		}
+	}
+	if c.DefaultRoute && !slices.ContainsFunc(devices, func(d netdev.Device) bool { return d.HasDefaultRoute }) {
+		missing = append(missing, noRoute(devices))
+	}
+	return missing
 }
 
 // checkAnyIsHere returns an error if there is no device to audit and there has to be one. Open
@@ -88,24 +118,18 @@ func (c Config) checkAnyIsHere(devices []netdev.Device) error {
 		}
 		missing = append(missing, noDevice(name, devices))
 	}
-	for _, glob := range c.Globs {
-		if len(netdev.Match(glob, devices)) > 0 {
-			return nil
-		}
-		missing = append(missing, noMatch(glob, devices))
+	if len(c.withMatches(nil, devices)) > 0 {
+		return nil
 	}
-	return joinInOneLine(missing)
+	return joinInOneLine(append(missing, c.unmatched(devices)...))
 }
 
-// expand returns the configuration with the kernel's names of the devices that its names and globs
-// stand for now.
+// expand returns the configuration with the kernel's names of the devices that it stands for now.
 func (c Config) expand(devices []netdev.Device) (Config, error) {
-	for _, glob := range c.Globs {
-		if len(netdev.Match(glob, devices)) == 0 {
-			return c, noMatch(glob, devices)
-		}
+	if missing := c.unmatched(devices); len(missing) > 0 {
+		return c, missing[0]
 	}
-	c.Devices, c.Globs = c.wanted(devices), nil
+	c.Devices, c.Globs, c.DefaultRoute = c.wanted(devices), nil, false
 	return c, c.Validate()
 }
 
@@ -149,4 +173,9 @@ func noDevice(name string, devices []netdev.Device) error {
 
 func noMatch(glob string, devices []netdev.Device) error {
 	return &absentError{fmt.Errorf("no device matches %s: the devices are %s", glob, netdev.Names(devices)), slog.LevelInfo}
+}
+
+func noRoute(devices []netdev.Device) error {
+	return &absentError{fmt.Errorf("no device holds a default route: name one with --audit.device (XDP_INTERFACE): the devices are %s",
+		netdev.Names(devices)), slog.LevelInfo}
 }

@@ -30,7 +30,8 @@ func TestRefusals(t *testing.T) {
 		args        []string
 		want        []string // parts of the line
 	}{
-		{"no device", []string{}, []string{"no device", "--audit.device"}},
+		{"no device and no default route", []string{}, []string{"no device holds a default route", "--audit.device", "XDP_INTERFACE", "lo, " + device}},
+		{"an empty device", []string{"--audit.device=,"}, []string{"--audit.device", "names no device", "default route"}},
 		{"a device that does not exist", []string{"--audit.device=absent0"}, []string{"absent0", "does not exist", device}},
 		{"several devices, none of which exists", []string{"--audit.device=absent0,absent1"}, []string{"absent0", "absent1"}},
 		{"a glob that matches nothing", []string{"--audit.device=absent*"}, []string{"absent*", device}},

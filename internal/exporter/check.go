@@ -33,11 +33,12 @@ type checkReport struct {
 }
 
 type checkedDevice struct {
-	Name     string         `json:"name"`
-	Ifindex  int            `json:"ifindex"`         // 0 if there is no such device
-	Mode     string         `json:"mode,omitempty"`  // in which it would be audited
-	Error    string         `json:"error,omitempty"` // why it would not be
-	Findings []checkFinding `json:"findings"`
+	Name      string         `json:"name"`
+	Ifindex   int            `json:"ifindex"`         // 0 if there is no such device
+	Mode      string         `json:"mode,omitempty"`  // in which it would be audited
+	Error     string         `json:"error,omitempty"` // why it would not be
+	Findings  []checkFinding `json:"findings"`
+	isLeftOut bool
 }
 
 type checkFinding struct {
@@ -56,7 +57,7 @@ func check(ctx context.Context, o *options, process Process) error {
 	r := &checkReport{Version: version.Version, Revision: version.GetRevision(), Errors: []string{}, Devices: []checkedDevice{}}
 	var invalid error
 	o.audit, invalid = o.auditConfig()
-	r.exporter("audit flags", "valid", "the audit can be configured", invalid)
+	r.exporter("audit flags", o.audited(), "the audit can be configured", invalid)
 	r.exporter("web configuration", cmp.Or(*o.web.WebConfigFile, "none"), "the web server can be configured", o.validateWeb())
 	if o.trailFile != "" {
 		r.exporter("trail", o.trailFile, "flagged packets can be appended", e.checkTrail())
@@ -100,6 +101,14 @@ func (o *options) addresses() string {
 		return "sockets of systemd"
 	}
 	return strings.Join(*o.web.WebListenAddresses, ", ")
+}
+
+// audited says which devices the flags choose.
+func (o *options) audited() string {
+	if o.audit.DefaultRoute {
+		return fmt.Sprintf("devices with a default route, mode %s", o.audit.Mode)
+	}
+	return "valid"
 }
 
 // privileges says what the exporter does with its privileges after the start.
@@ -151,7 +160,7 @@ func findingsOf(found []bpf.Finding) []checkFinding {
 }
 
 func deviceOf(found *bpf.DeviceReport) checkedDevice {
-	d := checkedDevice{Name: printable.Line(found.Name), Ifindex: found.Index, Mode: string(found.Mode), Findings: findingsOf(found.Findings)}
+	d := checkedDevice{Name: printable.Line(found.Name), Ifindex: found.Index, Mode: string(found.Mode), Findings: findingsOf(found.Findings), isLeftOut: found.LeftOut}
 	if found.Err != nil {
 		d.Error = printable.Line(OneLine(found.Err))
 	}
@@ -210,6 +219,8 @@ func (d *checkedDevice) verdict() checkFinding {
 	switch {
 	case d.Mode != "":
 		f.State, f.Found, f.Meaning = string(bpf.FindingOK), "mode "+d.Mode, "the device would be audited"
+	case d.isLeftOut:
+		f.State, f.Found, f.Meaning = string(bpf.FindingOK), "no", d.Error
 	case d.Error != "":
 		f.State, f.Found, f.Meaning = string(bpf.FindingFailure), "no", d.Error
 	}

@@ -160,8 +160,9 @@ func TestCheckIsDocumented(t *testing.T) {
 	}
 	for _, form := range []any{checkReport{}, checkedDevice{}, checkFinding{}} {
 		for field := range reflect.TypeOf(form).Fields() {
-			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-			names[name] = true
+			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); field.IsExported() {
+				names[name] = true
+			}
 		}
 	}
 	for name := range names {

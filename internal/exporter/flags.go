@@ -28,6 +28,7 @@ import (
 // options are the values of the flags.
 type options struct {
 	devices         []string // names and globs; a value may hold several, separated by commas
+	isModeGiven     bool
 	follow          bool
 	isFollowGiven   bool
 	unpin           bool
@@ -98,6 +99,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	}
 	// IsSetByUser does not see an environment variable.
 	o.isBaselineGiven = o.isBaselineGiven || os.Getenv("XDP_AUDIT_BASELINE") != ""
+	o.isModeGiven = o.isModeGiven || os.Getenv("XDP_MODE") != ""
 	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
 	return o, nil
@@ -108,11 +110,12 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	c := &o.audit
 	app.Flag("audit.device",
 		"Network device to audit, by name or as a glob. Repeatable; a value may hold several, separated by commas. "+
-			"In it, % and two hexadecimal digits stand for a byte of the name.").
+			"In it, % and two hexadecimal digits stand for a byte of the name. "+
+			"By default the devices that hold a default route, in mode skb unless --audit.mode is given.").
 		Envar("XDP_INTERFACE").PlaceHolder("NAME").StringsVar(&o.devices)
 	app.Flag("audit.follow",
 		"Attach to devices that appear or are recreated later. If given, the exporter also starts without any device. "+
-			"Enabled by default if --audit.device has a glob.").
+			"Enabled by default if --audit.device has a glob or is not given.").
 		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).
 		SetValue(boolValue{flagValue[bool]{title("audit.follow", "XDP_AUDIT_FOLLOW"), &o.follow, boolean}})
 	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
@@ -125,6 +128,7 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 	app.Flag("bpf.unpin", "Remove everything that is pinned at --bpf.pin-path, and exit.").BoolVar(&o.unpin)
 	addFlag(app, "audit.mode", "XDP_MODE",
 		"XDP mode: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
+	app.GetFlag("audit.mode").IsSetByUser(&o.isModeGiven)
 	addFlag(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
 		"Absolute t-score at which a packet is flagged, at least 2.", &c.Threshold, number)
 	addFlag(app, "audit.clip", "XDP_AUDIT_CLIP",

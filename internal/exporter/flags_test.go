@@ -79,6 +79,26 @@ func TestConfig(t *testing.T) {
 			"a glob is followed", nil, []string{"--audit.device=eth0,l[o]"},
 			config(func(c *bpf.Config) { c.Globs, c.Follow = []string{"l[o]"}, true }),
 		},
+		{
+			"no device", nil, nil,
+			config(func(c *bpf.Config) {
+				c.Devices, c.DefaultRoute, c.Follow, c.Mode = nil, true, true, bpf.ModeGeneric
+			}),
+		},
+		{
+			"no device, in a mode", nil, []string{"--audit.mode=drv"},
+			config(func(c *bpf.Config) { c.Devices, c.DefaultRoute, c.Follow = nil, true, true }),
+		},
+		{
+			"no device, in the mode of a variable", map[string]string{"XDP_MODE": "auto", "XDP_INTERFACE": ""}, []string{"--no-audit.follow"},
+			config(func(c *bpf.Config) { c.Devices, c.DefaultRoute, c.Mode = nil, true, bpf.ModeAuto }),
+		},
+		{
+			"no device needs to be there", nil, []string{"--audit.follow"},
+			config(func(c *bpf.Config) {
+				c.Devices, c.DefaultRoute, c.Follow, c.AllowNone, c.Mode = nil, true, true, true, bpf.ModeGeneric
+			}),
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.description, func(t *testing.T) {

@@ -221,6 +221,9 @@ func (e *exporter) attach(ctx context.Context) error {
 		return e.options.nameFlag(err) // attached may be a nil *bpf.Audit, which is not a nil audit
 	}
 	e.audit = attached
+	if config := e.options.audit; config.DefaultRoute {
+		e.logger.Info("Auditing the devices that hold a default route: --audit.device names others, --audit.mode chooses another mode", "mode", config.Mode)
+	}
 	return nil
 }
 

@@ -43,9 +43,8 @@ func TestBadInput(t *testing.T) {
 		args []string
 		want []string // phrases: the flag or its subject, the value, and the remedy or the limits
 	}{
-		{nil, []string{"no device", "--audit.device", "XDP_INTERFACE"}},
-		{[]string{"--audit.device="}, []string{"no device", "--audit.device", "XDP_INTERFACE"}},
-		{[]string{"--audit.device= , "}, []string{"no device", "--audit.device", "XDP_INTERFACE"}},
+		{[]string{"--audit.device="}, []string{"no device", "--audit.device", "XDP_INTERFACE", "default route"}},
+		{[]string{"--audit.device= , "}, []string{"no device", "--audit.device", "XDP_INTERFACE", "default route"}},
 		{[]string{"--audit.device=eth0,eth0"}, []string{"--audit.device (XDP_INTERFACE): ", "eth0", "twice"}},
 		{[]string{"--audit.device=" + strings.Repeat("a", 128)}, []string{"--audit.device (XDP_INTERFACE): ", `aaa"`, "1 to 127 bytes"}},
 		{[]string{"--audit.device=a%2fb"}, []string{"--audit.device (XDP_INTERFACE): ", `"a%2fb"`, "slashes"}},

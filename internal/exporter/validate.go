@@ -18,7 +18,6 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 )
@@ -77,10 +76,18 @@ func checkPasswords(config string) error {
 func (o *options) auditConfig() (bpf.Config, error) {
 	config := o.audit
 	config.Devices, config.Globs = splitDevices(o.devices)
-	if len(config.Devices) == 0 && len(config.Globs) == 0 {
-		return config, noDevice()
+	switch {
+	case len(config.Devices) > 0 || len(config.Globs) > 0:
+	case len(o.devices) > 0:
+		return config, o.flagError("audit.device", fmt.Errorf("%q names no device: name one, or leave it out to audit the devices that hold a default route",
+			strings.Join(o.devices, ",")))
+	default:
+		config.DefaultRoute = true
+		if !o.isModeGiven { // in native mode some drivers restart the device
+			config.Mode = bpf.ModeGeneric
+		}
 	}
-	config.Follow = o.follow || !o.isFollowGiven && len(config.Globs) > 0
+	config.Follow = o.follow || !o.isFollowGiven && (len(config.Globs) > 0 || config.DefaultRoute)
 	config.AllowNone = o.follow
 	if o.covertFlows == 0 || o.covertFlows > bpf.MaxWatches {
 		return config, o.flagError("collector.covert.flows", fmt.Errorf(
@@ -98,16 +105,6 @@ func (o *options) auditConfig() (bpf.Config, error) {
 		return config, o.nameFlag(err)
 	}
 	return config, o.applyBaselineFile(&config)
-}
-
-// noDevice returns the error of a configuration without a device.
-func noDevice() error {
-	const text = "no device to audit: name at least one with --audit.device (XDP_INTERFACE)"
-	devices, err := netdev.List()
-	if err != nil {
-		return errors.New(text)
-	}
-	return fmt.Errorf("%s: the devices are %s", text, netdev.Names(devices))
 }
 
 // flagOf names the flag that sets a field of the configuration.

@@ -55,6 +55,10 @@ type Device struct {
 	Program uint32 // id of the XDP program; 0 for none, and with XDPMulti
 
 	Received uint64 // packets that the kernel counts as received; of LookUp only
+
+	// HasDefaultRoute reports whether a default route of IPv4 or IPv6 in the main table leads to
+	// the device; set by NoteDefaultRoutes only.
+	HasDefaultRoute bool
 }
 
 // Holds reports whether the device runs the XDP program with that id. With XDPMulti, it reports

@@ -200,7 +200,7 @@ func TestNamesOfBytes(t *testing.T) {
 		if err := errors.Join(err, netlink.LinkSetUp(link)); err != nil {
 			return err
 		}
-		s, err := Subscribe()
+		s, err := Subscribe(false)
 		if err != nil {
 			return err
 		}
@@ -239,8 +239,15 @@ func TestNamesOfBytes(t *testing.T) {
 func TestASubscriptionReportsChanges(t *testing.T) {
 	namespace := newNamespace(t)
 	var s *Subscription
-	if err := namespace.Do(func() (err error) { s, err = Subscribe(); return err }); err != nil {
+	if err := namespace.Do(func() (err error) { s, err = Subscribe(true); return err }); err != nil {
 		t.Fatal(err)
+	}
+	route := func(change func(*netlink.Route) error) error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return change(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
 	}
 	for _, change := range []struct {
 		name string
@@ -255,6 +262,8 @@ func TestASubscriptionReportsChanges(t *testing.T) {
 			link, err := netlink.LinkByName("veth-c")
 			return errors.Join(err, netlink.LinkDel(link))
 		}},
+		{"a route is added", func() error { return route(netlink.RouteAdd) }},
+		{"a route is removed", func() error { return route(netlink.RouteDel) }},
 	} {
 		drain(s) // a change may have several messages
 		if err := namespace.Do(change.make); err != nil {

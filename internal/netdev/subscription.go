@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Subscription reports that devices were added, removed, renamed or changed otherwise. The kernel
-// does not report that a program was detached by force, nor that another process's program left a
-// device.
+// Subscription reports that devices were added, removed, renamed or changed otherwise, and that
+// routes were added or removed. The kernel does not report that a program was detached by force,
+// nor that another process's program left a device.
 //
 // A report stands for any number of messages, and messages are not read before the report about
 // those before was received. So the receiver decides what the messages cost, also if a device
@@ -25,9 +25,14 @@ type Subscription struct {
 	quit    chan struct{}
 }
 
-// Subscribe starts to report changes. [Subscription.Close] ends that.
-func Subscribe() (*Subscription, error) {
-	socket, err := subscribe()
+// Subscribe starts to report changes, those of routes only if withRoutes. [Subscription.Close] ends
+// that.
+func Subscribe(withRoutes bool) (*Subscription, error) {
+	groups := uint32(unix.RTMGRP_LINK)
+	if withRoutes {
+		groups |= unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
+	}
+	socket, err := subscribe(groups)
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to changes of devices: %w", err)
 	}
@@ -36,14 +41,14 @@ func Subscribe() (*Subscription, error) {
 	return s, nil
 }
 
-// subscribe opens a socket that receives the kernel's messages about devices. Nobody else can send
-// to it.
-func subscribe() (*os.File, error) {
+// subscribe opens a socket that receives the kernel's messages of these groups. Nobody else can
+// send to it.
+func subscribe(groups uint32) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), "rtnetlink"), nil
