@@ -7,14 +7,11 @@ import (
 	"cmp"
 	"fmt"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
@@ -170,30 +167,19 @@ func factor(f float64) string {
 
 // machine describes the machine of a measurement.
 type machine struct {
-	cpu      string
-	cores    int
-	kernel   string // version without the suffix, which may name the builder
+	document.Machine
 	jit      string
 	goNumber string
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%s, %d cores, Linux %s, JIT %s, Go %s.", m.cpu, m.cores, m.kernel, m.jit, m.goNumber)
+	return fmt.Sprintf("%v, JIT %s, Go %s.", m.Machine, m.jit, m.goNumber)
 }
 
-func thisMachine() (machine, error) {
-	m := machine{cpu: runtime.GOARCH, cores: runtime.NumCPU(), jit: "off", goNumber: strings.TrimPrefix(runtime.Version(), "go")}
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return m, fmt.Errorf("reading the kernel's version: %w", err)
-	}
-	m.kernel = regexp.MustCompile(`^[0-9.]*[0-9]`).FindString(unix.ByteSliceToString(name.Release[:]))
-	cpus, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
+func thisMachine() (m machine, err error) {
+	m = machine{jit: "off", goNumber: strings.TrimPrefix(runtime.Version(), "go")}
+	if m.Machine, err = document.ThisMachine(); err != nil {
 		return m, err
-	}
-	if model := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(cpus); model != nil {
-		m.cpu = string(model[1])
 	}
 	// A kernel without this file always uses the JIT.
 	if jit, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable"); err != nil || jit[0] != '0' {
@@ -232,7 +218,7 @@ The program with the tag ` + "`0123456789abcdef`" + ` has 1500 instructions, of 
 Noise: nine in ten rounds of null 25 to 25 ns, of
 floor 50 to 54 ns, of floor_table 99 to 99 ns.
 `
-	got := r.markdown(machine{"Some CPU", 2, "6.18.1", "on", "1.26.8"})
+	got := r.markdown(machine{document.Machine{CPU: "Some CPU", Cores: 2, Kernel: "6.18.1"}, "on", "1.26.8"})
 	if got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}

@@ -5,15 +5,10 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 )
@@ -117,30 +112,11 @@ of the rounds' ratios.
 
 // writeTo replaces the report in a Markdown file.
 func (r liveReport) writeTo(path string) error {
-	machine, err := thisMachine()
+	machine, err := document.ThisMachine()
 	if err != nil {
 		return err
 	}
-	return document.Update(path, "live", r.text(machine, time.Now()))
-}
-
-// thisMachine describes the machine. It omits the suffix of the kernel's version, which may name
-// the person who built it.
-func thisMachine() (string, error) {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return "", fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	kernel := regexp.MustCompile(`^[0-9.]*[0-9]`).FindString(unix.ByteSliceToString(name.Release[:]))
-	cpus, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "", err
-	}
-	cpu := runtime.GOARCH
-	if model := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(cpus); model != nil {
-		cpu = string(model[1])
-	}
-	return fmt.Sprintf("%s, %d cores, Linux %s.", cpu, runtime.NumCPU(), kernel), nil
+	return document.Update(path, "live", r.text(machine.String()+".", time.Now()))
 }
 
 func TestLiveReport(t *testing.T) {
