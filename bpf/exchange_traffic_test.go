@@ -32,6 +32,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
@@ -111,17 +112,19 @@ func newServiceLab(t *testing.T, isIPv6, useTLS bool, change func(*Config)) *ser
 	return l
 }
 
-// serve starts a web server that reads each request and answers with as many bytes as it asks for.
+// serve starts a web server that reads each request, waits for as long as it asks for, and answers
+// with as many bytes as it asks for.
 func (l *serviceLab) serve(t *testing.T, at netip.AddrPort) {
 	t.Helper()
 	handler := func(w http.ResponseWriter, r *http.Request) {
-		begin := time.Now()
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return
 		}
+		begin := time.Now()
 		l.served.Add(1)
-		size := 2
-		_, _ = fmt.Sscanf(r.URL.Path, "/%d", &size)
+		size, wait := 2, 0
+		_, _ = fmt.Sscanf(r.URL.Path, "/%d/%d", &size, &wait)
+		time.Sleep(time.Duration(wait))
 		_, _ = w.Write(bytes.Repeat([]byte{'x'}, size))
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -212,8 +215,11 @@ func (c *caller) mark(t testing.TB, class int) {
 }
 
 // ask sends a request with a body, in several writes, and reads the response.
-func (c *caller) ask(body, parts, response int) error {
-	request := fmt.Appendf(nil, "POST /%d HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n", response, body)
+func (c *caller) ask(body, parts, response int) error { return c.askToWait(body, parts, response, 0) }
+
+// askToWait sends a request whose response comes after a time.
+func (c *caller) askToWait(body, parts, response int, wait time.Duration) error {
+	request := fmt.Appendf(nil, "POST /%d/%d HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n", response, wait, body)
 	request = append(request, make([]byte, body)...)
 	for part := range parts {
 		if _, err := c.conn.Write(request[len(request)*part/parts : len(request)*(part+1)/parts]); err != nil {
@@ -277,28 +283,34 @@ func (c ExchangeCounts) excluded() (n uint64) {
 	return n
 }
 
-// retransmitted returns the number of segments that the clients have sent again.
-func (l *serviceLab) retransmitted(t *testing.T) (n uint64) {
+// tcpCounter returns a counter of TCP in a namespace, from a file of /proc/net.
+func tcpCounter(t *testing.T, in netlab.End, file, protocol, name string) (n uint64) {
 	t.Helper()
-	var snmp []byte
-	err := l.client.Namespace.Do(func() (err error) {
-		snmp, err = os.ReadFile("/proc/thread-self/net/snmp")
+	var text []byte
+	err := in.Namespace.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/thread-self/net/" + file)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names, values []string
-	for line := range strings.Lines(string(snmp)) {
-		if fields, isTCP := strings.CutPrefix(line, "Tcp:"); isTCP {
+	for line := range strings.Lines(string(text)) {
+		if fields, is := strings.CutPrefix(line, protocol+":"); is {
 			names, values = values, strings.Fields(fields)
 		}
 	}
-	n, err = strconv.ParseUint(values[slices.Index(names, "RetransSegs")], 10, 64)
+	n, err = strconv.ParseUint(values[slices.Index(names, name)], 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// retransmitted returns the number of segments that the clients have sent again.
+func (l *serviceLab) retransmitted(t *testing.T) uint64 {
+	t.Helper()
+	return tcpCounter(t, l.client, "snmp", "Tcp", "RetransSegs")
 }
 
 const (
@@ -380,14 +392,22 @@ func (l *serviceLab) useFilter(t *testing.T) {
 	})
 }
 
+// acknowledged is a time after which TCP acknowledges what it has received, though nothing is sent.
+const acknowledged = 60 * time.Millisecond
+
 // TestExchangesOfAWebServer sends 10,000 requests over 100 connections.
 func TestExchangesOfAWebServer(t *testing.T) {
 	const connections, requests = 100, 100
+	var table strings.Builder
+	table.WriteString("| requests | served | measured | with a response time | excluded | segments sent again by the client | acknowledgements delayed by the client | by the server |\n" +
+		"| --- | --: | --: | --: | --: | --: | --: | --: |\n")
 	for _, test := range []struct {
 		name                      string
 		isIPv6, useTLS, withLoss  bool
 		withTags, isFilter        bool
 		body, response, mostParts int
+		withDelays                bool // of acknowledgements
+		perConnection             int  // requests before a reset, the port is used again; 0 for all
 	}{
 		{name: "requests of one segment", body: 0, response: 100, mostParts: 1},
 		{name: "TLS", useTLS: true, body: 100, response: 1000, mostParts: 1},
@@ -397,6 +417,9 @@ func TestExchangesOfAWebServer(t *testing.T) {
 		{name: "IPv6, in several writes", isIPv6: true, body: 3000, response: 5000, mostParts: 4},
 		{name: "loss of 1 % in both directions", withLoss: true, body: 5000, response: 5000, mostParts: 2},
 		{name: "loss, TLS", withLoss: true, useTLS: true, body: 100, response: 100, mostParts: 1},
+		{name: "delayed acknowledgements", body: 3000, response: 100, mostParts: 1, withDelays: true},
+		{name: "delayed acknowledgements, TLS", useTLS: true, body: 100, response: 5000, mostParts: 1, withDelays: true},
+		{name: "ports that are used again after a reset", body: 100, response: 100, mostParts: 1, perConnection: 10},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := newServiceLab(t, test.isIPv6, test.useTLS, nil)
@@ -410,26 +433,43 @@ func TestExchangesOfAWebServer(t *testing.T) {
 			if test.isFilter {
 				l.useFilter(t)
 			}
-			var classes [2]atomic.Uint64
-			var callers sync.WaitGroup
-			for i := range connections {
-				r := rand.New(rand.NewPCG(uint64(i), 1))
-				class := r.IntN(2)
-				c := l.call(t, 0, class)
-				callers.Go(func() {
-					defer c.reset()
-					for range requests {
-						c.mark(t, class)
-						classes[class].Add(1)
-						if err := c.ask(test.body, 1+r.IntN(test.mostParts), test.response); err != nil {
-							t.Error(err)
-							return
-						}
-						class = r.IntN(2)
-					}
-				})
+			perConnection, port := requests, 0
+			if test.perConnection > 0 {
+				perConnection, port = test.perConnection, 20_000
 			}
-			callers.Wait()
+			var classes [2]atomic.Uint64
+			for round := range requests / perConnection {
+				var callers sync.WaitGroup
+				for i := range connections {
+					r := rand.New(rand.NewPCG(uint64(i), uint64(round+1)))
+					class := r.IntN(2)
+					if port > 0 {
+						port++
+					}
+					c := l.call(t, port, class)
+					callers.Go(func() {
+						defer c.reset()
+						for n := range perConnection {
+							c.mark(t, class)
+							classes[class].Add(1)
+							wait := time.Duration(0)
+							if test.withDelays && n%20 == 0 {
+								wait = acknowledged
+							}
+							if err := c.askToWait(test.body, 1+r.IntN(test.mostParts), test.response, wait); err != nil {
+								t.Error(err)
+								return
+							}
+							if test.withDelays && n%20 == 10 {
+								time.Sleep(acknowledged)
+							}
+							class = r.IntN(2)
+						}
+					})
+				}
+				callers.Wait()
+				port = min(port, 20_000)
+			}
 			c := l.ended(t, 0)
 			want := l.served.Load()
 			if want != connections*requests {
@@ -451,7 +491,27 @@ func TestExchangesOfAWebServer(t *testing.T) {
 			if c.excluded() == 0 && !test.useTLS && (c.Responses[0] != classes[0].Load() || c.Responses[1] != classes[1].Load()) {
 				t.Errorf("responses by class %v, want %d and %d", c.Responses, classes[0].Load(), classes[1].Load())
 			}
+			byClient := tcpCounter(t, l.client, "netstat", "TcpExt", "DelayedACKs")
+			byServer := tcpCounter(t, l.server, "netstat", "TcpExt", "DelayedACKs")
+			if test.withDelays && min(byClient, byServer) < connections {
+				t.Errorf("the client delayed %d acknowledgements and the server %d, want %d", byClient, byServer, connections)
+			}
+			fmt.Fprintf(&table, "| %s | %d | %d | %d | %d | %d | %d | %d |\n", test.name, want, c.Requests, c.Responses[0]+c.Responses[1], c.excluded(), sent,
+				byClient, byServer)
 		})
+	}
+	reportExchanges(t, "identities", table.String())
+}
+
+// reportExchanges writes a table into the document that EXCHANGE_REPORT names, if it does.
+func reportExchanges(t *testing.T, name, table string) {
+	t.Helper()
+	path := os.Getenv("EXCHANGE_REPORT")
+	if path == "" {
+		return
+	}
+	if err := document.Update(path, name, table); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -560,34 +620,71 @@ func TestExchangesOfConnectionsThatAreReset(t *testing.T) {
 }
 
 // The response time is that of the handler, and what the kernel and the server need in addition.
+// One request is outstanding at a time. With EXCHANGE_REPORT there are 10,000, and 99 of 100 have
+// to be near the time of the handler, as on a machine at rest.
 func TestResponseTimeIsThatOfTheHandler(t *testing.T) {
-	const requests, most = 2000, 50 * time.Microsecond
-	l := newServiceLab(t, false, false, nil)
-	c := l.call(t, 0, 0)
-	defer c.reset()
-	for range requests {
-		if err := c.ask(0, 1, 2); err != nil {
-			t.Fatal(err)
-		}
+	const connections, most = 100, 50 * time.Microsecond
+	isReport := os.Getenv("EXCHANGE_REPORT") != ""
+	perConnection := 20
+	if isReport {
+		perConnection = 100
 	}
-	if counts := l.ended(t, 0); counts.Responses[0] != requests {
-		t.Fatalf("%+v", counts)
+	var table strings.Builder
+	table.WriteString("| requests | number | longer than the handler, median | 90 of 100 | 99 of 100 | the longest | within 50 µs |\n" +
+		"| --- | --: | --: | --: | --: | --: | --: |\n")
+	for _, test := range []struct {
+		name   string
+		useTLS bool
+		body   int
+	}{
+		{name: "of one segment"},
+		{name: "TLS", useTLS: true, body: 100},
+		{name: "of several segments", body: 20_000},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := newServiceLab(t, false, test.useTLS, nil)
+			requests := connections * perConnection
+			for range connections {
+				c := l.call(t, 0, 0)
+				for range perConnection {
+					if err := c.ask(test.body, 1, 2); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.reset()
+			}
+			counts := l.ended(t, 0)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if test.useTLS {
+				requests += connections
+				isHandshake := func(x Exchange) bool { return x.Position == 0 }
+				l.read = slices.DeleteFunc(l.read, isHandshake)
+			}
+			if counts.Responses[0]+counts.excluded() != uint64(requests) || len(l.read) != len(l.handling) {
+				t.Fatalf("%+v, and the handler had %d requests", counts, len(l.handling))
+			}
+			var over []time.Duration
+			for i, x := range l.read {
+				if x.Exclusion == ExclusionNone {
+					over = append(over, time.Duration(x.ResponseNs)-l.handling[i])
+				}
+			}
+			slices.Sort(over)
+			n := len(over)
+			within, _ := slices.BinarySearch(over, most)
+			share := float64(within) / float64(n)
+			t.Logf("response time less handler: median %v, .9 %v, .99 %v, most %v; %.4f within %v", over[n/2], over[n*9/10], over[n*99/100], over[n-1], share, most)
+			us := func(d time.Duration) string { return fmt.Sprintf("%.1f µs", d.Seconds()*1e6) }
+			fmt.Fprintf(&table, "| %s | %d | %s | %s | %s | %s | %.4f |\n", test.name, n, us(over[n/2]), us(over[n*9/10]), us(over[n*99/100]), us(over[n-1]), share)
+			if over[0] < 0 {
+				t.Errorf("a response was %v faster than its handler", -over[0])
+			}
+			// Not the .99 that a machine at rest has: other load moves the tail.
+			if over[n/2] > most || isReport && share < 0.99 {
+				t.Errorf("%.4f are within %v of the handler, and the median is %v", share, most, over[n/2])
+			}
+		})
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var over []time.Duration
-	for i, x := range l.read {
-		over = append(over, time.Duration(x.ResponseNs)-l.handling[i])
-	}
-	slices.Sort(over)
-	within, _ := slices.BinarySearch(over, most)
-	t.Logf("response time less handler: median %v, .9 %v, .99 %v, most %v; %.4f within %v", over[requests/2], over[requests*9/10], over[requests*99/100],
-		over[requests-1], float64(within)/requests, most)
-	if over[0] < 0 {
-		t.Errorf("a response was %v faster than its handler", -over[0])
-	}
-	// Not the .99 that a machine at rest has: other load moves the tail.
-	if over[requests/2] > most {
-		t.Errorf("in the median %v longer than the handler, want at most %v", over[requests/2], most)
-	}
+	reportExchanges(t, "handler", table.String())
 }
