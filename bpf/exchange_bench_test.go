@@ -5,14 +5,19 @@ package bpf
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/exchange"
 )
 
@@ -60,21 +65,22 @@ func BenchmarkExchange(b *testing.B) {
 	other := loadExchanges(b, ktimeClock, service("login", ProtocolTCP, servicePort+1))
 	programs, others := loadExchangeBench(b, measured), loadExchangeBench(b, other)
 	rows := []struct {
-		name      string
-		program   *ebpf.Program
-		frame     []byte
-		reference string
+		name, title string
+		program     *ebpf.Program
+		frame       []byte
+		reference   string
+		must        float64 // greatest ratio to the reference; 0 for none
 	}{
-		{"floor", audited.programs[progFloor], request, "floor"},
-		{"audit", audited.programs[progAudit], request, "floor"},
-		{"other-port", other.program(0), request, "floor"},
-		{"acknowledgement", measured.program(0), bare, "floor"},
-		{"data", programs[benchExchangeProgBenchExchangeData], request, "floor"},
-		{"request-and-response", programs[benchExchangeProgBenchExchangeBoth], request, "floor"},
-		{"sent-null", programs[benchExchangeProgBenchSentNull], response, "sent-floor"},
-		{"sent-floor", programs[benchExchangeProgBenchSentFloor], response, "sent-floor"},
-		{"sent-other-port", others[benchExchangeProgBenchSentData], response, "sent-floor"},
-		{"sent-data", programs[benchExchangeProgBenchSentData], response, "sent-floor"},
+		{"floor", "*floor*: the clock and one look-up", audited.programs[progFloor], request, "floor", 0},
+		{"audit", "without response times", audited.programs[progAudit], request, "floor", 0},
+		{"other-port", "of another port", other.program(0), request, "floor", 0},
+		{"acknowledgement", "of the service, without data", measured.program(0), bare, "floor", 2},
+		{"data", "of the service, with data", programs[benchExchangeProgBenchExchangeData], request, "floor", 2},
+		{"request-and-response", "", programs[benchExchangeProgBenchExchangeBoth], request, "floor", 0},
+		{"sent-null", "outgoing, a program that does nothing", programs[benchExchangeProgBenchSentNull], response, "sent-floor", 0},
+		{"sent-floor", "outgoing, *floor*", programs[benchExchangeProgBenchSentFloor], response, "sent-floor", 0},
+		{"sent-other-port", "outgoing, of another port", others[benchExchangeProgBenchSentData], response, "sent-floor", 0},
+		{"sent-data", "outgoing, of the service", programs[benchExchangeProgBenchSentData], response, "sent-floor", 0},
 	}
 	costs := map[string][]int{}
 	ctx, stop := context.WithCancel(b.Context())
@@ -97,10 +103,35 @@ func BenchmarkExchange(b *testing.B) {
 	for range minBenchRounds {
 		turn(benchPackets)
 	}
+	var table strings.Builder
+	table.WriteString("| packet | ns | to the floor | must | met |\n| --- | --: | --: | --: | --- |\n")
 	for _, row := range rows {
 		cost := median(costs[row.name])
+		ratio := cost / median(costs[row.reference])
 		b.ReportMetric(cost, row.name+"-ns")
-		b.ReportMetric(cost/median(costs[row.reference]), row.name+"-x")
+		b.ReportMetric(ratio, row.name+"-x")
+		if row.title == "" {
+			continue
+		}
+		met := ""
+		if row.must > 0 {
+			met = map[bool]string{true: "yes", false: "**no**"}[ratio <= row.must]
+		}
+		fmt.Fprintf(&table, "| %s | %.0f | %.2f | %s | %s |\n", row.title, cost, ratio, factor(row.must), met)
+	}
+	if path := os.Getenv("BENCH_REPORT"); path != "" {
+		reportCosts(b, filepath.Join(filepath.Dir(path), "exchanges.md"), table.String())
+	}
+}
+
+func reportCosts(b *testing.B, path, table string) {
+	b.Helper()
+	machine, err := thisMachine()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := document.Update(path, "exchange costs", fmt.Sprintf("%v\n%s.\n\n%s", machine, time.Now().Format(time.DateOnly), table)); err != nil {
+		b.Fatal(err)
 	}
 }
 
@@ -180,6 +211,8 @@ func TestAMillionExchangesAreRecorded(t *testing.T) {
 	}
 	counts, lost := audit.ExchangeCounts()
 	t.Logf("%.0f exchanges a second: %+v", total/elapsed.Seconds(), counts[0])
+	reportExchanges(t, "million", fmt.Sprintf("Of 1,000,000 exchanges at %.0f a second, %d were recorded, %d of them out of order, and %d were lost.\n",
+		total/elapsed.Seconds(), sum, unordered, lost))
 	if counts[0].Requests != total || counts[0].Responses[0]+counts[0].Responses[1] != total || lost != 0 {
 		t.Errorf("%d lost, and counted are %+v", lost, counts[0])
 	}
