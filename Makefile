@@ -99,7 +99,7 @@ test-evaluate: ## run the tests of tools/evaluate
 
 # These packages put load on the machine and measure its effect, so they run one at a time and
 # nothing runs with them.
-LOADING := bpf|e2e
+LOADING := bpf|e2e|leaklab
 
 .PHONY: test-packages
 test-packages: ## run the tests of all packages except those of test-load, in parallel
@@ -143,6 +143,17 @@ bench-live: check-root ## measure the audit of a device under real frames, for d
 evaluate: check-root ## measure with generated traffic, for docs/statistics.md; SEED=4 only prints, TRACES=directory adds recordings (root)
 	@echo ">> evaluating"
 	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..) $(if $(TRACES),-traces '$(abspath $(TRACES))')
+	$(call give_back,docs)
+
+# The runs need a quarter of an hour on a machine that does nothing else.
+.PHONY: leak-lab
+leak-lab: check-root deps ## plant delays in real servers RUNS=20 times and look for them, for docs/leak-lab.md (root)
+	@echo ">> counting the exchanges of real servers"
+	REQUIRE_BPF=1 EXCHANGE_REPORT="$(CURDIR)/docs/leak-lab.md" $(GO) test -v -count=1 -timeout 1h \
+		-run '^(TestExchangesOfAWebServer|TestResponseTimeIsThatOfTheHandler|TestAMillionExchangesAreRecorded)$$' ./bpf
+	@echo ">> looking for leaks in real servers"
+	REQUIRE_BPF=1 LEAKLAB_RUNS=$(or $(RUNS),20) LEAKLAB_REPORT="$(CURDIR)/docs/leak-lab.md" \
+		$(GO) test -v -count=1 -timeout 2h -run '^TestLeaksAreFound$$' ./e2e/leaklab
 	$(call give_back,docs)
 
 .PHONY: soak

@@ -17,6 +17,8 @@ packages=(
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
+	# a server of the tests of response times
+	nginx
 	# tests of the unit and the packages, which boot a systemd of their own
 	systemd logrotate rpm
 	# tests of the topology
@@ -83,7 +85,9 @@ options=(-q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
 quietly apt-get "${options[@]}" update || true
 quietly apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}"
 
-# Prometheus must not start at the next boot. If it was installed before, its setting stays.
-if [[ " ${missing[*]} " == *" prometheus "* ]]; then
-	quietly update-rc.d prometheus disable
-fi
+# No server of the tests may start at the next boot. If it was installed before, its setting stays.
+for server in prometheus nginx; do
+	if [[ " ${missing[*]} " == *" $server "* ]]; then
+		quietly update-rc.d "$server" disable
+	fi
+done
