@@ -5,6 +5,7 @@ package collector
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 )
@@ -22,7 +23,7 @@ var (
 )
 
 // sendBaseline sends the baseline of a device, and nothing without one.
-func sendBaseline(ch chan<- prometheus.Metric, device string, baseline *bpf.Baseline) {
+func sendBaseline(ch chan<- prometheus.Metric, device *dto.LabelPair, baseline *bpf.Baseline) {
 	if baseline == nil {
 		return
 	}

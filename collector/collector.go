@@ -218,8 +218,9 @@ func (s *Set) Update(ch chan<- prometheus.Metric) error {
 			success = 0
 			errs = append(errs, fmt.Errorf("collector %s: %w", c.name, err))
 		}
-		ch <- gauge(scrapeDurationDesc, duration.Seconds(), c.name)
-		ch <- gauge(scrapeSuccessDesc, success, c.name)
+		name := label("collector", c.name)
+		ch <- gauge(scrapeDurationDesc, duration.Seconds(), name)
+		ch <- gauge(scrapeSuccessDesc, success, name)
 	}
 	return errors.Join(errs...)
 }
@@ -233,34 +234,4 @@ func (s *Set) Collect(ch chan<- prometheus.Metric) {
 	if err := s.Update(ch); err != nil {
 		s.logger.Error("Scrape is incomplete", "err", err)
 	}
-}
-
-func newDesc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", name), help, labels, nil)
-}
-
-func counter(desc *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
-	return metric(desc, prometheus.CounterValue, value, labels)
-}
-
-func gauge(desc *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
-	return metric(desc, prometheus.GaugeValue, value, labels)
-}
-
-// metric returns a metric that carries an error if a label is not UTF-8. The names of package bpf
-// are; another Source may have others.
-func metric(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels []string) prometheus.Metric {
-	m, err := prometheus.NewConstMetric(desc, kind, value, labels...)
-	if err != nil {
-		return prometheus.NewInvalidMetric(desc, err)
-	}
-	return m
-}
-
-// oneIf returns the value of a gauge that is 0 or 1.
-func oneIf(is bool) float64 {
-	if is {
-		return 1
-	}
-	return 0
 }

@@ -27,6 +27,8 @@ var (
 	covertSkippedDesc = newDesc("covert_skipped_deltas_total", "Total number of inter-arrival times of watched flows that arrived faster than they were read.")
 )
 
+var testLabels = labelsOf("test", covert.NumTests)
+
 // CovertWindow is the number of deltas in the windows that [Covert.Judge] takes.
 const CovertWindow = covert.WindowLength
 
@@ -80,14 +82,14 @@ func (c covertCollector) Update(ch chan<- prometheus.Metric) error {
 		devices[i] = counters[i].Device
 	}
 	for i, report := range c.covert.Report(c.now(), devices) {
-		device := devices[i]
+		device := deviceLabel(devices[i])
 		ch <- gauge(covertAlarmingDesc, float64(report.AlarmingFlows), device)
 		ch <- gauge(covertSymbolDesc, float64(report.SymbolFlows), device)
 		ch <- counter(covertWindowsDesc, float64(report.Windows), device)
 		ch <- counter(covertAlarmedDesc, float64(report.AlarmedWindows), device)
 		for test := range covert.NumTests {
-			ch <- counter(covertAlarmsDesc, float64(report.Alarms[test]), device, test.String())
-			ch <- gauge(covertScoreDesc, report.Scores[test], device, test.String())
+			ch <- counter(covertAlarmsDesc, float64(report.Alarms[test]), device, testLabels[test])
+			ch <- gauge(covertScoreDesc, report.Scores[test], device, testLabels[test])
 		}
 	}
 	return nil

@@ -18,6 +18,8 @@ var (
 	malformedDesc = newDesc("event_records_malformed_total", "Total number of perf events that could not be decoded.")
 )
 
+var fateLabels = labelsOf("fate", bpf.NumFates)
+
 type eventsSource interface {
 	Counters() []bpf.Counters
 	EventCounts() bpf.EventCounts
@@ -36,10 +38,10 @@ func newEventsCollector(source eventsSource) eventsCollector {
 func (c eventsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters, events := c.source.Counters(), c.source.EventCounts()
 	for i := range counters {
-		device := counters[i].Device
-		ch <- counter(eventsDesc, float64(events.Received[device]), device)
+		device := deviceLabel(counters[i].Device)
+		ch <- counter(eventsDesc, float64(events.Received[counters[i].Device]), device)
 		for fate := range bpf.NumFates {
-			ch <- counter(fatesDesc, float64(counters[i].Fates[fate]), device, fate.String())
+			ch <- counter(fatesDesc, float64(counters[i].Fates[fate]), device, fateLabels[fate])
 		}
 		sendCalibration(ch, device, &counters[i].Decisions)
 	}

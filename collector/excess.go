@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/excess"
@@ -71,14 +72,14 @@ func (e *Excess) addMinute(counters []bpf.Counters) {
 }
 
 // send sends the score of a device, and nothing for a nil Excess.
-func (e *Excess) send(ch chan<- prometheus.Metric, device string) {
+func (e *Excess) send(ch chan<- prometheus.Metric, device *dto.LabelPair) {
 	if e == nil {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	score := 0.0
-	if known := e.devices[device]; known != nil {
+	if known := e.devices[device.GetValue()]; known != nil {
 		score = known.score.Score()
 	}
 	ch <- gauge(excessScoreDesc, score, device)

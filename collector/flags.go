@@ -22,6 +22,8 @@ var (
 		"Unix time of the last flagged packet in seconds, with millisecond resolution; 0 before the first flagged packet.", "device")
 )
 
+var earlyLabel, lateLabel = label("direction", "early"), label("direction", "late")
+
 type flagsSource interface {
 	Counters() []bpf.Counters
 }
@@ -43,9 +45,9 @@ func newFlagsCollector(source flagsSource, excess *Excess, wallTime func(bpf.Fla
 func (c flagsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
-		device, packets := counters[i].Device, &counters[i].Packets
-		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedEarly)), device, "early")
-		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedLate)), device, "late")
+		device, packets := deviceLabel(counters[i].Device), &counters[i].Packets
+		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedEarly)), device, earlyLabel)
+		ch <- counter(leakFlagsDesc, float64(packets.Outcome(bpf.OutcomeFlaggedLate)), device, lateLabel)
 		c.excess.send(ch, device)
 		ch <- counter(restartsDesc, float64(counters[i].Restarts), device)
 

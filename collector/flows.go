@@ -18,6 +18,8 @@ var (
 		"device", "reason")
 )
 
+var evictionLabels = labelsOf("reason", bpf.NumEvictions)
+
 type flowsSource interface {
 	Counters() []bpf.Counters
 	Slots() int
@@ -38,12 +40,12 @@ func (c flowsCollector) Update(ch chan<- prometheus.Metric) error {
 	used := c.source.DeviceSlots().GoneFlows
 	counters := c.source.Counters()
 	for i := range counters {
-		device := counters[i].Device
+		device := deviceLabel(counters[i].Device)
 		used += int64(counters[i].Inserts)
 		ch <- counter(insertsDesc, float64(counters[i].Inserts), device)
 		for reason, n := range counters[i].Evictions {
 			used -= int64(n)
-			ch <- counter(evictionsDesc, float64(n), device, bpf.Eviction(reason).String())
+			ch <- counter(evictionsDesc, float64(n), device, evictionLabels[reason])
 		}
 	}
 	ch <- gauge(slotsDesc, float64(c.source.Slots()))

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
@@ -94,27 +95,27 @@ func (c leakCollector) Update(ch chan<- prometheus.Metric) error {
 	states := c.leak.Snapshot()
 	for i := range states {
 		sendResponses(ch, &states[i], bounds)
-		sendReport(ch, states[i].Assessment.Name, &states[i].Report)
+		sendReport(ch, label("assessment", states[i].Assessment.Name), &states[i].Report)
 	}
 	return nil
 }
 
 // sendResponses sends what became of the requests of an assessment.
 func sendResponses(ch chan<- prometheus.Metric, s *LeakStatus, bounds []float64) {
-	name := s.Assessment.Name
+	name := label("assessment", s.Assessment.Name)
 	for i := range s.Responses {
-		class := s.Assessment.Classes[i].Name
+		class := label("class", s.Assessment.Classes[i].Name)
 		ch <- counter(leakResponsesDesc, float64(s.Responses[i]), name, class)
 		native, zeros := s.Times[i].Native()
 		ch <- newHistogram(leakResponseDesc, s.Responses[i], float64(s.SumNs[i])/1e9, bounds, s.Times[i].Classic(), native, zeros, name, class)
 	}
 	for reason := bpf.ExclusionNone + 1; reason < bpf.NumExclusions; reason++ {
-		ch <- counter(leakExcludedDesc, float64(s.Excluded[reason]), name, reason.String())
+		ch <- counter(leakExcludedDesc, float64(s.Excluded[reason]), name, label("reason", reason.String()))
 	}
 }
 
 // sendReport sends what the judge of an assessment says.
-func sendReport(ch chan<- prometheus.Metric, name string, r *LeakReport) {
+func sendReport(ch chan<- prometheus.Metric, name *dto.LabelPair, r *LeakReport) {
 	ch <- counter(leakPairsDesc, float64(r.Pairs), name)
 	ch <- gauge(leakEvidenceDesc, r.EvidenceLog10, name)
 	ch <- gauge(leakCurrentDesc, r.EvidenceCurrentLog10, name)
@@ -126,12 +127,12 @@ func sendReport(ch chan<- prometheus.Metric, name string, r *LeakReport) {
 		ch <- gauge(leakFloorDesc, r.FloorNs/1e9, name)
 	}
 	for verdict := range leak.NumVerdicts {
-		ch <- gauge(leakVerdictDesc, oneIf(verdict == r.Verdict), name, verdict.String())
+		ch <- gauge(leakVerdictDesc, oneIf(verdict == r.Verdict), name, label("verdict", verdict.String()))
 	}
 	for _, check := range r.Checks {
-		ch <- gauge(leakCheckDesc, oneIf(check.Passes), name, check.Name)
+		ch <- gauge(leakCheckDesc, oneIf(check.Passes), name, label("check", check.Name))
 	}
 	for _, score := range r.Scores {
-		ch <- gauge(leakTScoreDesc, score.T, name, strconv.Itoa(score.Order), score.Scale)
+		ch <- gauge(leakTScoreDesc, score.T, name, label("order", strconv.Itoa(score.Order)), label("scale", score.Scale))
 	}
 }

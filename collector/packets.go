@@ -15,6 +15,12 @@ var (
 	outcomesDesc = newDesc("outcomes_total", "Total number of packets by their outcome in the audit.", "device", "outcome")
 )
 
+var (
+	familyLabels   = labelsOf("family", bpf.NumFamilies)
+	protocolLabels = labelsOf("protocol", bpf.NumProtocols)
+	outcomeLabels  = labelsOf("outcome", bpf.NumOutcomes)
+)
+
 type packetsSource interface {
 	Counters() []bpf.Counters
 }
@@ -31,19 +37,19 @@ func newPacketsCollector(source packetsSource) packetsCollector {
 func (c packetsCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
-		device, packets, bytes := counters[i].Device, &counters[i].Packets, &counters[i].Bytes
+		device, packets, bytes := deviceLabel(counters[i].Device), &counters[i].Packets, &counters[i].Bytes
 		for family := range bpf.NumFamilies {
 			for protocol := range bpf.NumProtocols {
 				n := packets.Protocol(family, protocol)
 				if family == bpf.FamilyOther && protocol != bpf.ProtocolOther && n == 0 {
 					continue // a packet without IP has no transport protocol
 				}
-				ch <- counter(packetsDesc, float64(n), device, family.String(), protocol.String())
-				ch <- counter(bytesDesc, float64(bytes[family][protocol]), device, family.String(), protocol.String())
+				ch <- counter(packetsDesc, float64(n), device, familyLabels[family], protocolLabels[protocol])
+				ch <- counter(bytesDesc, float64(bytes[family][protocol]), device, familyLabels[family], protocolLabels[protocol])
 			}
 		}
 		for outcome := range bpf.NumOutcomes {
-			ch <- counter(outcomesDesc, float64(packets.Outcome(outcome)), device, outcome.String())
+			ch <- counter(outcomesDesc, float64(packets.Outcome(outcome)), device, outcomeLabels[outcome])
 		}
 	}
 	return nil

@@ -35,7 +35,7 @@ func (c privilegesCollector) Update(ch chan<- prometheus.Metric) error {
 	}
 	ch <- gauge(capabilitiesDesc, float64(len(c.held.Capabilities)))
 	for _, name := range c.held.Capabilities {
-		ch <- gauge(capabilityDesc, 1, name)
+		ch <- gauge(capabilityDesc, 1, label("capability", name))
 	}
 	noNew := 0.0
 	if c.held.NoNewPrivileges {

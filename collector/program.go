@@ -15,7 +15,7 @@ import (
 var (
 	hookUpDesc   = newDesc("hook_up", "Whether the audit is attached to the device.", "device")
 	hookInfoDesc = newDesc("hook_info", "Mode, driver, clock and program of the attached audit; the value is always 1.",
-		"device", "mode", "driver", "clock", "program_id", "program_tag")
+		"clock", "device", "driver", "mode", "program_id", "program_tag")
 	deviceReceivedDesc = newDesc("device_received_packets_total",
 		"Total number of packets that the kernel counts as received by the device.", "device")
 	deviceSlotsDesc     = newDesc("device_slots", "Maximum number of devices.")
@@ -45,14 +45,15 @@ func newProgramCollector(source programSource) programCollector {
 // program if the kernel accounts for it.
 func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 	for _, hook := range c.source.Hooks() {
+		device := deviceLabel(hook.Device)
 		if !hook.Up {
-			ch <- gauge(hookUpDesc, 0, hook.Device)
+			ch <- gauge(hookUpDesc, 0, device)
 			continue
 		}
-		ch <- gauge(hookUpDesc, 1, hook.Device)
-		ch <- gauge(hookInfoDesc, 1, hook.Device, hook.Mode, hook.Driver, hook.Clock,
-			strconv.FormatUint(uint64(hook.ProgramID), 10), hook.ProgramTag)
-		ch <- counter(deviceReceivedDesc, float64(hook.Received), hook.Device)
+		ch <- gauge(hookUpDesc, 1, device)
+		ch <- gauge(hookInfoDesc, 1, label("clock", hook.Clock), device, label("driver", hook.Driver), label("mode", hook.Mode),
+			label("program_id", strconv.FormatUint(uint64(hook.ProgramID), 10)), label("program_tag", hook.ProgramTag))
+		ch <- counter(deviceReceivedDesc, float64(hook.Received), device)
 	}
 	slots := c.source.DeviceSlots()
 	ch <- gauge(deviceSlotsDesc, float64(slots.Total))
@@ -63,8 +64,9 @@ func (c programCollector) Update(ch chan<- prometheus.Metric) error {
 		return fmt.Errorf("reading the run time of a program: %w", err)
 	}
 	for _, run := range runs {
-		ch <- counter(runTimeDesc, float64(run.TimeNs)/1e9, run.Device)
-		ch <- counter(runsDesc, float64(run.Count), run.Device)
+		device := deviceLabel(run.Device)
+		ch <- counter(runTimeDesc, float64(run.TimeNs)/1e9, device)
+		ch <- counter(runsDesc, float64(run.Count), device)
 	}
 	return nil
 }

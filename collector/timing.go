@@ -45,8 +45,8 @@ func newTimingCollector(source timingSource, buckets *timing.Buckets) timingColl
 func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	counters := c.source.Counters()
 	for i := range counters {
-		device, sums := counters[i].Device, &counters[i].Sums
-		ch <- newDeltaHistogram(&counters[i], c.buckets)
+		device, sums := deviceLabel(counters[i].Device), &counters[i].Sums
+		ch <- newDeltaHistogram(&counters[i], c.buckets, device)
 		ch <- counter(deltasDesc, float64(counters[i].Packets.Deltas()), device)
 		ch <- counter(timeDesc, sums.TotalNs.Float64()/1e9, device)
 		ch <- counter(aboveDesc, sums.AboveNs.Float64()/1e9, device)
@@ -59,61 +59,8 @@ func (c timingCollector) Update(ch chan<- prometheus.Metric) error {
 	return nil
 }
 
-// bothHistograms adds native buckets to a classic histogram. Both count the same times exactly,
-// because every classic bound is also a native one.
-type bothHistograms struct {
-	prometheus.Metric // classic
-	native            []timing.NativeBucket
-	zeros             uint64
-}
-
-func newDeltaHistogram(counters *bpf.Counters, buckets *timing.Buckets) prometheus.Metric {
+func newDeltaHistogram(counters *bpf.Counters, buckets *timing.Buckets, device *dto.LabelPair) prometheus.Metric {
 	cumulative, count := buckets.Classic(&counters.Histogram)
 	native, zeros := buckets.Native(&counters.Histogram)
-	return newHistogram(deltaDesc, count, counters.Sums.TotalNs.Float64()/1e9, buckets.Bounds(), cumulative, native, zeros, counters.Device)
-}
-
-// newHistogram returns a histogram with the cumulative count at each classic bound, and with native
-// buckets.
-func newHistogram(desc *prometheus.Desc, count uint64, sum float64, bounds []float64, cumulative []uint64,
-	native []timing.NativeBucket, zeros uint64, labels ...string,
-) prometheus.Metric {
-	byBound := make(map[float64]uint64, len(cumulative))
-	for i, bound := range bounds {
-		byBound[bound] = cumulative[i]
-	}
-	classic, err := prometheus.NewConstHistogram(desc, count, sum, byBound, labels...)
-	if err != nil {
-		return prometheus.NewInvalidMetric(desc, err)
-	}
-	return bothHistograms{classic, native, zeros}
-}
-
-// Write encodes the classic and the native buckets.
-func (h bothHistograms) Write(out *dto.Metric) error {
-	if err := h.Metric.Write(out); err != nil {
-		return err
-	}
-	out.Histogram.Schema = new(int32(timing.NativeSchema))
-	out.Histogram.ZeroThreshold = new(float64(prometheus.DefNativeHistogramZeroThreshold))
-	out.Histogram.ZeroCount = new(h.zeros)
-	out.Histogram.PositiveSpan, out.Histogram.PositiveDelta = encodeBuckets(h.native)
-	return nil
-}
-
-// encodeBuckets encodes native buckets as Prometheus does: spans of adjacent buckets with the
-// distance to the previous span, and for each bucket the difference to the count of the
-// previous one.
-func encodeBuckets(buckets []timing.NativeBucket) (spans []*dto.BucketSpan, differences []int64) {
-	var next int      // index after the previous bucket
-	var before uint64 // count of the previous bucket
-	for _, bucket := range buckets {
-		if len(spans) == 0 || bucket.Index != next {
-			spans = append(spans, &dto.BucketSpan{Offset: new(int32(bucket.Index - next)), Length: new(uint32(0))})
-		}
-		*spans[len(spans)-1].Length++
-		differences = append(differences, int64(bucket.Count-before))
-		next, before = bucket.Index+1, bucket.Count
-	}
-	return spans, differences
+	return newHistogram(deltaDesc, count, counters.Sums.TotalNs.Float64()/1e9, buckets.Bounds(), cumulative, native, zeros, device)
 }

@@ -159,7 +159,7 @@ func TestNativeHistogram(t *testing.T) {
 				}
 			})
 			var m dto.Metric
-			if err := newDeltaHistogram(&c, timing.NewBuckets()).Write(&m); err != nil {
+			if err := newDeltaHistogram(&c, timing.NewBuckets(), deviceLabel("eth0")).Write(&m); err != nil {
 				t.Fatal(err)
 			}
 			h := m.Histogram
