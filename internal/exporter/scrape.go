@@ -121,9 +121,10 @@ func (h *metricsHandler) handlerFor(set *collector.Set) http.Handler {
 	options := promhttp.HandlerOpts{
 		ErrorLog: h.errorLog, ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, DisableCompression: true,
 	}
-	if h.exporter == nil {
-		return promhttp.HandlerFor(registry, options)
+	if h.exporter != nil {
+		// prometheus.Gatherers would check and sort all metrics again.
+		registry.MustRegister(h.exporter)
+		options.Registry = h.exporter
 	}
-	options.Registry = h.exporter
-	return promhttp.HandlerFor(prometheus.Gatherers{h.exporter, registry}, options)
+	return promhttp.HandlerFor(registry, options)
 }
