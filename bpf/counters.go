@@ -77,6 +77,10 @@ func (a *Audit) Counters() []Counters {
 		if !d.isCounted() {
 			return
 		}
+		if all == nil {
+			// Counters are large: a slice that grows would be copied again and again.
+			all = make([]Counters, 0, len(a.devices.listed))
+		}
 		all = append(all, Counters{Device: d.name})
 		c := &all[len(all)-1]
 		a.counters.read(d.index, c)

@@ -375,16 +375,19 @@ func (s *deviceSet) slots() DeviceSlots {
 	}
 	entries := s.pool.table.entries
 	slots := DeviceSlots{Total: len(entries), Refused: len(s.noIndex)}
+	isShown := make([]bool, len(entries)) // by index: whether the counters are those of a device
 	for _, d := range s.listed {
 		if d.hasIndex() || d.isNamed {
 			slots.Used++
+		}
+		if d.isCounted() {
+			isShown[d.index] = true
 		}
 	}
 	slots.Used = min(slots.Used, slots.Total)
 	for i := range entries {
 		slots.GoneFlows += entries[i].goneFlows
-		isShown := slices.ContainsFunc(s.listed, func(d *device) bool { return d.index == i && d.isCounted() })
-		if !isShown {
+		if !isShown[i] {
 			slots.GoneFlows += s.pool.counters.netInserts(i)
 		}
 	}
