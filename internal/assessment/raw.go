@@ -4,17 +4,14 @@
 package assessment
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
+	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
 )
 
@@ -62,29 +59,26 @@ func (f RawFormat) line(lines []byte, class leak.Class, ns uint64) []byte {
 	return append(strconv.AppendUint(lines, ns, 10), '\n')
 }
 
-const (
-	// RawStdout is the path that stands for standard output.
-	RawStdout = "-"
-	// RawName is the part of a path that stands for the name of the assessment.
-	RawName = "{assessment}"
-)
+// RawName is the part of a path that stands for the name of the assessment.
+const RawName = "{assessment}"
 
-// Raw has the raw files of all assessments. Its methods are safe for concurrent use. Reopen and
-// Close are those of the audit trail, so that a rotation can treat both the same.
+// rawTimeout is how long a raw file that is a pipe waits for its reader. Requests wait for as long.
+const rawTimeout = 100 * time.Millisecond
+
+// Raw has the raw files of all assessments. Its methods are safe for concurrent use.
 type Raw struct {
 	path   string
 	format RawFormat
+	counts appendfile.Counts
 
 	mu    sync.RWMutex // guards files
-	files map[string]*rawFile
-
-	responses, lost atomic.Uint64
+	files map[string]*appendfile.File
 }
 
 // NewRaw returns a Raw without files. With several assessments the path needs the text [RawName],
 // because programs that read such files read a single assessment.
 func NewRaw(path string, format RawFormat) *Raw {
-	return &Raw{path: path, format: format, files: map[string]*rawFile{}}
+	return &Raw{path: path, format: format, files: map[string]*appendfile.File{}}
 }
 
 // CheckRawPath returns an error if several assessments would share a file.
@@ -103,16 +97,16 @@ func (r *Raw) Reload(assessments []string) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	files := map[string]*rawFile{}
+	files := map[string]*appendfile.File{}
 	for _, name := range assessments {
 		f := r.files[name]
 		if f == nil {
-			f = &rawFile{path: strings.ReplaceAll(r.path, RawName, name), header: rawFormats[r.format].header}
-			if err := f.open(); err != nil {
+			var err error
+			if f, err = r.open(name); err != nil {
 				errs := []error{err}
 				for name, opened := range files {
 					if r.files[name] == nil {
-						errs = append(errs, opened.close())
+						errs = append(errs, opened.Close())
 					}
 				}
 				return errors.Join(errs...)
@@ -125,26 +119,32 @@ func (r *Raw) Reload(assessments []string) error {
 	var errs []error
 	for name, f := range before {
 		if files[name] == nil {
-			errs = append(errs, f.close())
+			errs = append(errs, f.Close())
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Append writes lines to the file of an assessment.
+func (r *Raw) open(assessment string) (*appendfile.File, error) {
+	path := strings.ReplaceAll(r.path, RawName, assessment)
+	file, err := appendfile.Open(path, appendfile.Options{Header: rawFormats[r.format].header, Timeout: rawTimeout, Counts: &r.counts})
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the raw file: %w", err)
+	}
+	return file, nil
+}
+
+// Append writes lines to the file of an assessment. Those of an assessment that a reload has
+// removed are lost.
 func (r *Raw) Append(assessment string, lines []byte) error {
 	r.mu.RLock()
 	f := r.files[assessment]
 	r.mu.RUnlock()
-	total := uint64(bytes.Count(lines, []byte("\n")))
-	if f == nil { // a reload has closed it
-		r.lost.Add(total)
+	if f == nil {
+		r.counts.Lose(lines)
 		return nil
 	}
-	written, err := f.write(lines)
-	r.responses.Add(written)
-	r.lost.Add(total - written)
-	if err != nil {
+	if _, err := f.Write(lines); err != nil {
 		return fmt.Errorf("cannot write to the raw file of assessment %s: %w", assessment, err)
 	}
 	return nil
@@ -155,93 +155,24 @@ func (r *Raw) Line(lines []byte, class leak.Class, ns uint64) []byte {
 	return r.format.line(lines, class, ns)
 }
 
-// Responses returns the number of responses written.
-func (r *Raw) Responses() uint64 { return r.responses.Load() }
-
-// Lost returns the number of responses that could not be written.
-func (r *Raw) Lost() uint64 { return r.lost.Load() }
+// Counts returns what became of the lines of all files.
+func (r *Raw) Counts() *appendfile.Counts { return &r.counts }
 
 // Reopen opens the paths of all files again, which a rotation has given to other files. A file that
 // cannot be opened continues in the old one. Standard output stays open.
-func (r *Raw) Reopen() error { return r.each((*rawFile).open) }
+func (r *Raw) Reopen() error { return r.each((*appendfile.File).Reopen) }
 
 // Close closes all files. It does not wait for a blocked write. Later lines are lost.
-func (r *Raw) Close() error { return r.each((*rawFile).close) }
+func (r *Raw) Close() error { return r.each((*appendfile.File).Close) }
 
-func (r *Raw) each(f func(*rawFile) error) error {
+func (r *Raw) each(f func(*appendfile.File) error) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	var errs []error
-	for _, file := range r.files {
-		errs = append(errs, f(file))
+	for name, file := range r.files {
+		if err := f(file); err != nil {
+			errs = append(errs, fmt.Errorf("raw file of assessment %s: %w", name, err))
+		}
 	}
 	return errors.Join(errs...)
-}
-
-// rawFile is the file of an assessment.
-type rawFile struct {
-	path, header string
-	file         atomic.Pointer[os.File] // replaced under mu
-
-	mu      sync.Mutex // held while lines are written
-	isEmpty bool       // it needs the header; guarded by mu
-	rest    []byte     // of a line that a full device has cut short; guarded by mu
-}
-
-// open opens the file, or opens it again. It does not wait for the reader of a pipe.
-func (f *rawFile) open() error {
-	file, err := os.Stdout, error(nil)
-	if f.path != RawStdout {
-		file, err = os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot open the raw file: %w", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	before := f.file.Swap(file)
-	if before == file { // standard output
-		return nil
-	}
-	if len(f.rest) > 0 {
-		_, _ = before.Write(f.rest) // there may be space again; nothing else can complete the line
-	}
-	info, err := file.Stat()
-	f.isEmpty, f.rest = err != nil || !info.Mode().IsRegular() || info.Size() == 0, nil
-	return closeRaw(before)
-}
-
-func (f *rawFile) close() error { return closeRaw(f.file.Load()) }
-
-// closeRaw closes a file, except standard output, which belongs to the process.
-func closeRaw(file *os.File) error {
-	if file == nil || file == os.Stdout {
-		return nil
-	}
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("cannot close the raw file: %w", err)
-	}
-	return nil
-}
-
-// write writes lines with a single call, and returns the number of lines that are in the file. A
-// number without its last digits looks like another number. So the rest of a line that was cut
-// short is written before the next lines, and the line counts as written.
-func (f *rawFile) write(lines []byte) (written uint64, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	first := f.rest
-	if f.isEmpty && len(first) == 0 {
-		first = []byte(f.header)
-	}
-	text, before := slices.Concat(first, lines), len(first)
-	n, err := f.file.Load().Write(text)
-	if n > 0 {
-		f.isEmpty, f.rest = false, nil
-	}
-	if n > 0 && text[n-1] != '\n' {
-		end := n + bytes.IndexByte(text[n:], '\n') + 1
-		f.rest, n = bytes.Clone(text[n:end]), end
-	}
-	return uint64(bytes.Count(text[min(before, n):n], []byte("\n"))), err
 }

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
 )
@@ -49,8 +47,8 @@ func TestRawFormats(t *testing.T) {
 		if got := read(t, path); got != test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
-		if raw.Responses() != 3 || raw.Lost() != 0 {
-			t.Errorf("%d written, %d lost", raw.Responses(), raw.Lost())
+		if raw.Counts().Lines() != 3 || raw.Counts().Lost() != 0 {
+			t.Errorf("%d written, %d lost", raw.Counts().Lines(), raw.Counts().Lost())
 		}
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%v, %v", info.Mode(), err)
@@ -109,8 +107,8 @@ func TestRawFiles(t *testing.T) {
 			t.Errorf("%s has %q, want %q", path, got, want)
 		}
 	}
-	if raw.Responses() != 8 || raw.Lost() != 2 {
-		t.Errorf("%d written, %d lost", raw.Responses(), raw.Lost())
+	if raw.Counts().Lines() != 8 || raw.Counts().Lost() != 2 {
+		t.Errorf("%d written, %d lost", raw.Counts().Lines(), raw.Counts().Lost())
 	}
 
 	// After an error nothing is changed.
@@ -136,83 +134,4 @@ func TestRawFiles(t *testing.T) {
 	if err := one.Reload([]string{"a", "b"}); err == nil || !strings.Contains(err.Error(), "{assessment}") {
 		t.Errorf("one file for two assessments: %v", err)
 	}
-}
-
-// A line that a full device cuts short is completed: a number without its end is another number.
-func TestRawShortWrite(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pipe")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
-	raw := NewRaw(path, RawCSV)
-	if err := raw.Reload([]string{"a"}); err != nil {
-		t.Fatal(err)
-	}
-	f := raw.files["a"]
-	full := f.file.Load()
-	for header, cut := range map[bool][]int{true: {2, 6, 8, 11}, false: {1, 3, 4, 5}} {
-		for _, n := range cut {
-			limited, err := os.Create(filepath.Join(t.TempDir(), "limited"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			f.file.Store(limited)
-			f.isEmpty, f.rest = header, nil
-			before, lost := raw.Responses(), raw.Lost()
-			withFileLimit(t, uint64(n), func() {
-				if err := raw.Append("a", []byte("X,12\nY,345\n")); err == nil {
-					t.Error("no error at a limit")
-				}
-			})
-			appendLines(t, raw, "a", "X,6\n")
-			got, want := read(t, limited.Name()), "X,12\nY,345\nX,6\n"
-			if header {
-				want = "V1,V2\n" + want
-			}
-			lines := strings.SplitAfter(got, "\n")
-			written := 0
-			for _, line := range lines[:len(lines)-1] {
-				if !strings.Contains(want, line) {
-					t.Errorf("cut at %d: %q has the line %q", n, got, line)
-				}
-				if line != "V1,V2\n" {
-					written++
-				}
-			}
-			if lines[len(lines)-1] != "" || header && !strings.HasPrefix(got, "V1,V2\n") {
-				t.Errorf("cut at %d: %q", n, got)
-			}
-			if int(raw.Responses()-before) != written || int(raw.Responses()-before+raw.Lost()-lost) != 3 {
-				t.Errorf("cut at %d: %d of %q count as written, %d as lost", n, raw.Responses()-before, got, raw.Lost()-lost)
-			}
-			limited.Close()
-		}
-	}
-	f.file.Store(full)
-	if err := raw.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// withFileLimit calls f while files may have that many bytes.
-func withFileLimit(t *testing.T, bytes uint64, f func()) {
-	t.Helper()
-	var before unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &before); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &before); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	f()
 }

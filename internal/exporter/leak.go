@@ -18,11 +18,11 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessmentfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
 const (
@@ -46,7 +46,7 @@ func (o *options) readLeak() error {
 	if strings.Contains(filepath.Dir(o.rawFile), assessment.RawName) {
 		return flagError(rawFlag, fmt.Errorf("%s has %s in the name of a directory: put it into the name of the file", o.rawFile, assessment.RawName))
 	}
-	if o.rawFile == assessment.RawStdout && o.trailFile == trail.Stdout {
+	if o.rawFile == appendfile.Stdout && o.trailFile == appendfile.Stdout {
 		return flagError(rawFlag, errors.New("standard output is that of --trail.file: use a file for one of them"))
 	}
 	file, err := o.readAssessments()
@@ -101,7 +101,7 @@ func names(file *assessmentfile.File) []string {
 
 // rawFiles returns the paths of the raw files of the assessments.
 func (o *options) rawFiles() (paths []string) {
-	if o.rawFile == "" || o.rawFile == assessment.RawStdout || o.leak == nil {
+	if o.rawFile == "" || o.rawFile == appendfile.Stdout || o.leak == nil {
 		return nil
 	}
 	for _, name := range names(o.leak) {
@@ -116,7 +116,7 @@ func (o *options) checkRaw() error {
 		return flagError(rawFlag, err)
 	}
 	for _, path := range o.rawFiles() {
-		if err := trail.CheckFile(path); err != nil {
+		if err := appendfile.Check(path); err != nil {
 			return flagError(rawFlag, err)
 		}
 	}
@@ -129,7 +129,7 @@ func (o *options) leakNeeds(needs *privilege.Needs) {
 		return
 	}
 	needs.Read = append(needs.Read, o.leakFile)
-	if o.rawFile == "" || o.rawFile == assessment.RawStdout {
+	if o.rawFile == "" || o.rawFile == appendfile.Stdout {
 		return
 	}
 	// A reload may add assessments, whose files do not exist yet.
@@ -275,7 +275,7 @@ func (l *leakAssessments) run(ctx context.Context) error {
 		case err != nil && !isLosing:
 			l.logger.Error("Raw response times are lost", "err", OneLine(err))
 		case err == nil && isLosing:
-			l.logger.Info("Raw response times are written again", "lost", l.raw.Lost())
+			l.logger.Info("Raw response times are written again", "lost", l.raw.Counts().Lost())
 		}
 		isLosing = err != nil
 	}

@@ -54,7 +54,7 @@ func (l *leakAssessments) page() *leakPage {
 	counts := l.set.Counts()
 	page := &leakPage{Assessments: []leakState{}, Discarded: counts.Discarded, Disordered: counts.Disordered}
 	if l.raw != nil {
-		page.Raw = &rawPage{l.raw.Responses(), l.raw.Lost()}
+		page.Raw = &rawPage{l.raw.Counts().Lines(), l.raw.Counts().Lost()}
 	}
 	states := l.Snapshot()
 	for i := range states {

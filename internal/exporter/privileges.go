@@ -16,8 +16,8 @@ import (
 	"go.yaml.in/yaml/v2"
 
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/trail"
 )
 
 type dropFunc func(privilege.Needs, *slog.Logger) (privilege.Held, error)
@@ -84,7 +84,7 @@ func (e *exporter) needs() privilege.Needs {
 		needs.Manage = append(needs.Manage, filepath.Dir(o.baselineFile))
 	}
 	needs.Remove = o.socketDirectories() // the files of Unix sockets, at the end
-	if e.trail != nil && o.trailFile != trail.Stdout {
+	if e.trail != nil && o.trailFile != appendfile.Stdout {
 		needs.Append = []string{o.trailFile}
 	}
 	o.leakNeeds(&needs)

@@ -10,187 +10,77 @@
 package trail
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strconv"
-	"sync"
-	"sync/atomic"
-	"syscall"
 
 	"github.com/go-kit/log"
-	"golang.org/x/sys/unix"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 )
-
-// Stdout is the path that stands for standard output.
-const Stdout = "-"
 
 // Trail is an open audit trail. Its methods are safe for concurrent use.
 type Trail struct {
-	path        string
-	logger      log.Logger
-	records     atomic.Uint64
-	writeErrors atomic.Uint64
-
-	file atomic.Pointer[os.File] // replaced under mu
-
-	mu   sync.Mutex // held while a record is written
-	torn bool       // the file ends within a line; guarded by mu
+	file   *appendfile.File
+	counts appendfile.Counts
+	logger log.Logger
 }
 
-// Open opens the trail at path for appending, and creates it with mode 0600. The path [Stdout]
-// is standard output.
+// Open opens the trail at path for appending, and creates it with mode 0600. The path
+// [appendfile.Stdout] is standard output.
 func Open(path string) (*Trail, error) {
-	file, err := open(path)
+	t := &Trail{}
+	file, err := appendfile.Open(path, appendfile.Options{Counts: &t.counts})
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the audit trail: %w", err)
 	}
-	t := &Trail{path: path}
-	t.file.Store(file)
-	t.logger = log.NewLogfmtLogger(writer{t})
+	t.file, t.logger = file, log.NewLogfmtLogger(file)
 	return t, nil
 }
 
-// Check returns the error with which Open would fail, and creates no file. A pipe is not opened,
-// because its reader would see it closed: whether it has a reader is not checked.
+// Check returns the error with which Open would fail, and creates no file.
 func Check(path string) error {
-	if path == Stdout {
-		return nil
-	}
-	if err := CheckFile(path); err != nil {
+	if err := appendfile.Check(path); err != nil {
 		return fmt.Errorf("cannot open the audit trail: %w", err)
 	}
 	return nil
 }
 
-// CheckFile returns the error with which a file cannot be opened for appending, or created. It
-// creates no file and opens no pipe.
-func CheckFile(path string) (err error) {
-	switch info, failure := os.Stat(path); {
-	case errors.Is(failure, fs.ErrNotExist):
-		err = checkCreatable(path)
-	case failure != nil:
-		err = failure
-	case info.Mode().Type() == fs.ModeNamedPipe:
-		err = access(path, unix.W_OK)
-	default:
-		var file *os.File
-		if file, err = open(path); err == nil {
-			err = file.Close()
-		}
-	}
-	return err
-}
-
-// checkCreatable returns an error if a file cannot be created at path, which may be a link.
-func checkCreatable(path string) error {
-	for range 40 { // the kernel follows as many links
-		target, err := os.Readlink(path)
-		if err != nil {
-			break
-		}
-		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(path), target)
-		}
-		path = target
-	}
-	if path == "" || path[len(path)-1] == '/' {
-		return &fs.PathError{Op: "open", Path: path, Err: unix.EISDIR}
-	}
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
-		return &fs.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
-	}
-	return access(filepath.Dir(path), unix.W_OK|unix.X_OK)
-}
-
-func access(path string, mode uint32) error {
-	if err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS); err != nil {
-		return &fs.PathError{Op: "access", Path: path, Err: err}
-	}
-	return nil
-}
-
-// open does not wait for the reader of a pipe: a pipe without a reader is an error.
-func open(path string) (*os.File, error) {
-	if path == Stdout {
-		return os.Stdout, nil
-	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600)
-}
-
-// Write appends the record of one flagged packet. An error means that the record is lost; the
-// trail counts it and remains open.
+// Write appends the record of one flagged packet. An error means that the record is lost, or is
+// completed by the next write; the trail counts it and remains open.
 func (t *Trail) Write(event *bpf.Event) error {
 	return t.write(record(event))
 }
 
 func (t *Trail) write(keyvals []any) error {
 	if err := t.logger.Log(keyvals...); err != nil {
-		t.writeErrors.Add(1)
 		return fmt.Errorf("cannot write to the audit trail: %w", err)
 	}
-	t.records.Add(1)
 	return nil
 }
 
 // Records returns the number of records written.
-func (t *Trail) Records() uint64 { return t.records.Load() }
+func (t *Trail) Records() uint64 { return t.counts.Lines() }
 
 // WriteErrors returns the number of records lost.
-func (t *Trail) WriteErrors() uint64 { return t.writeErrors.Load() }
+func (t *Trail) WriteErrors() uint64 { return t.counts.Lost() }
 
 // Reopen opens the path of the trail again, which a rotation has given to another file. After
 // an error the trail continues in the old file. Standard output stays open.
 func (t *Trail) Reopen() error {
-	file, err := open(t.path)
-	if err != nil {
+	if err := t.file.Reopen(); err != nil {
 		return fmt.Errorf("cannot reopen the audit trail: %w", err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.torn = false
-	return closeFile(t.file.Swap(file))
-}
-
-// Close closes the file. It does not wait for a blocked write. Later records are lost.
-func (t *Trail) Close() error {
-	return closeFile(t.file.Load())
-}
-
-// closeFile closes a file, except standard output, which belongs to the process.
-func closeFile(file *os.File) error {
-	if file == os.Stdout {
-		return nil
-	}
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("cannot close the audit trail: %w", err)
 	}
 	return nil
 }
 
-// writer is the trail as the logger writes to it. If a full device has cut a record short, the
-// next write first ends that line.
-type writer struct {
-	trail *Trail
-}
-
-func (w writer) Write(line []byte) (int, error) {
-	t := w.trail
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.torn {
-		line = append([]byte{'\n'}, line...)
+// Close closes the file. It does not wait for a blocked write. Later records are lost.
+func (t *Trail) Close() error {
+	if err := t.file.Close(); err != nil {
+		return fmt.Errorf("cannot close the audit trail: %w", err)
 	}
-	n, err := t.file.Load().Write(line)
-	if n > 0 {
-		t.torn = line[n-1] != '\n'
-	}
-	return n, err
+	return nil
 }
 
 // timeFormat is RFC 3339 with all nine digits, so that records align and sort.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 )
 
 // lateEvent has a delta of 5 ms, and a baseline of 1 ms with a standard deviation of 20 µs.
@@ -192,7 +193,7 @@ func TestFullDevice(t *testing.T) {
 	}
 }
 
-// A limit of the file size cuts a record short, as a full device does.
+// A limit of the file size cuts a record short, as a full device does. It is completed later.
 func TestShortWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trail")
 	trail := openTrail(t, path)
@@ -217,16 +218,16 @@ func TestShortWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err == nil {
-		t.Fatal("a record cut short was reported as written")
+		t.Fatal("no error for a record that is cut short")
 	}
 	if err := trail.Write(lateEvent()); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := read(t, path), whole+whole[:10]+"\n"+whole; got != want {
+	if got, want := read(t, path), whole+whole+whole; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if trail.Records() != 2 || trail.WriteErrors() != 2 {
-		t.Errorf("%d records and %d errors, want 2 and 2", trail.Records(), trail.WriteErrors())
+	if trail.Records() != 3 || trail.WriteErrors() != 1 {
+		t.Errorf("%d records and %d errors, want 3 and 1", trail.Records(), trail.WriteErrors())
 	}
 }
 
@@ -298,7 +299,7 @@ func TestStandardOutput(t *testing.T) {
 	defer file.Close()
 	os.Stdout = file
 
-	trail := openTrail(t, Stdout)
+	trail := openTrail(t, appendfile.Stdout)
 	if err := errors.Join(trail.Write(lateEvent()), trail.Reopen(), trail.Write(lateEvent()), trail.Close()); err != nil {
 		t.Fatal(err)
 	}
