@@ -318,6 +318,30 @@ func (e *exchanges) counts() (counts []ExchangeCounts, lost uint64) {
 	return counts, lost
 }
 
+// ExchangesNotRecorded returns the number of requests of each assessment that were measured without
+// space for the result, as ExchangeCounts does. It does not look at the table of connections, so it
+// is cheap for any number of them.
+func (a *Audit) ExchangesNotRecorded() map[string]uint64 {
+	if a.exchanges == nil {
+		return map[string]uint64{}
+	}
+	return a.exchanges.notRecorded()
+}
+
+func (e *exchanges) notRecorded() map[string]uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := map[string]uint64{}
+	if e.isClosed {
+		return n
+	}
+	for _, slot := range e.inOrder {
+		s := &e.slots[slot]
+		n[s.name] = e.sum(slot).Excluded[ExclusionRingFull] - s.base.Excluded[ExclusionRingFull]
+	}
+	return n
+}
+
 // sum adds up what all CPUs have counted in a slot.
 func (e *exchanges) sum(slot int) (sum leakExchangeCounts) {
 	for cpu := range e.cpus.len() {

@@ -286,7 +286,7 @@ func TestLint(t *testing.T) {
 		hooks:    []bpf.Hook{{Device: "eth0", Up: true}},
 		runs:     []bpf.Runs{{Device: "eth0"}},
 	}
-	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert(), Leak: assessed(t, 100)})))
+	problems, err := testutil.GatherAndLint(gatherer(t, newSet(t, source, Options{Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert(), Leak: fakeLeak{Set: assessed(t, 100)}})))
 	if err != nil {
 		t.Fatal(err)
 	}

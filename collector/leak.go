@@ -5,6 +5,7 @@ package collector
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -34,10 +35,16 @@ var (
 		"Upper end of the 95 % confidence sequence of the effect in seconds; absent with fewer than 23 pairs.", "assessment")
 	leakFloorDesc = newDesc("leak_floor_seconds",
 		"Half of the width of the confidence sequence in seconds: smaller effects cannot be seen; absent with fewer than 23 pairs.", "assessment")
-	leakTargetDesc  = newDesc("leak_target_seconds", "Configured difference in seconds up to which differences do not matter.", "assessment")
-	leakVerdictDesc = newDesc("leak_verdict", "Whether this is the verdict of the assessment; exactly one is 1.", "assessment", "verdict")
-	leakCheckDesc   = newDesc("leak_check", "Whether the data of the assessment pass the check.", "assessment", "check")
-	leakTScoreDesc  = newDesc("leak_tscore",
+	leakTargetDesc    = newDesc("leak_target_seconds", "Configured difference in seconds up to which differences do not matter.", "assessment")
+	leakVerdictDesc   = newDesc("leak_verdict", "Whether this is the verdict of the assessment; exactly one is 1.", "assessment", "verdict")
+	leakCheckDesc     = newDesc("leak_check", "Whether the data of the assessment pass the check.", "assessment", "check")
+	leakRawLinesDesc  = newDesc("leak_raw_lines_total", "Total number of responses written to raw files.")
+	leakRawBytesDesc  = newDesc("leak_raw_bytes_total", "Total number of bytes written to raw files.")
+	leakRawErrorsDesc = newDesc("leak_raw_write_errors_total", "Total number of responses that could not be written to raw files.")
+	reloadDesc        = newDesc("config_last_reload_successful", "Whether the last reload of the configuration of leak assessments succeeded.")
+	reloadedDesc      = newDesc("config_last_reload_success_timestamp_seconds",
+		"Time of the last successful reload of the configuration of leak assessments, or of the start, in seconds since the epoch.")
+	leakTScoreDesc = newDesc("leak_tscore",
 		"Welch's t between the classes, of means (order 1) or variances (order 2), on the scale; it decides nothing.", "assessment", "order", "scale")
 )
 
@@ -45,7 +52,15 @@ var (
 type Leak interface {
 	// Snapshot returns the states in the order of the configuration.
 	Snapshot() []LeakStatus
+	// LastReload returns whether the last reload of the configuration succeeded, and the time of
+	// the last one that did.
+	LastReload() (isSuccessful bool, succeededAt time.Time)
+	// RawCounts returns what became of the lines of raw files, or nil without raw files.
+	RawCounts() *LeakRawCounts
 }
+
+// LeakRawCounts counts the lines of raw files.
+type LeakRawCounts struct{ Lines, Bytes, Lost uint64 }
 
 // The types of the state of a leak assessment.
 type (
@@ -90,6 +105,14 @@ func newLeakCollector(leak Leak) leakCollector { return leakCollector{leak} }
 func (c leakCollector) Update(ch chan<- prometheus.Metric) error {
 	if c.leak == nil {
 		return nil
+	}
+	isSuccessful, succeededAt := c.leak.LastReload()
+	ch <- gauge(reloadDesc, oneIf(isSuccessful))
+	ch <- gauge(reloadedDesc, float64(succeededAt.UnixNano())/1e9)
+	if raw := c.leak.RawCounts(); raw != nil {
+		ch <- counter(leakRawLinesDesc, float64(raw.Lines))
+		ch <- counter(leakRawBytesDesc, float64(raw.Bytes))
+		ch <- counter(leakRawErrorsDesc, float64(raw.Lost))
 	}
 	bounds := assessment.ClassicBounds()
 	states := c.leak.Snapshot()

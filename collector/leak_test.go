@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
@@ -47,9 +48,26 @@ func assessed(t testing.TB, n int) *assessment.Set {
 	return set
 }
 
-type fakeLeak []LeakStatus
+// fakeLeak was reloaded at a time with a fraction of a second.
+type fakeLeak struct {
+	*assessment.Set
+	states      []LeakStatus // instead of those of the set
+	hasNoReload bool
+	raw         *LeakRawCounts
+}
 
-func (f fakeLeak) Snapshot() []LeakStatus { return f }
+func (f fakeLeak) Snapshot() []LeakStatus {
+	if f.states != nil {
+		return f.states
+	}
+	return f.Set.Snapshot()
+}
+
+func (f fakeLeak) LastReload() (bool, time.Time) {
+	return !f.hasNoReload, time.UnixMilli(1_800_000_000_500)
+}
+
+func (f fakeLeak) RawCounts() *LeakRawCounts { return f.raw }
 
 func TestLeak(t *testing.T) {
 	expect(t, newLeakCollector(nil), "")
@@ -126,13 +144,13 @@ xdp_audit_leak_verdict{assessment="login",verdict="waiting"} 0
 			names = append(names, strings.Fields(name)[0])
 		}
 	}
-	gather := gatherer(t, registered{t, newLeakCollector(fakeLeak{state})})
+	gather := gatherer(t, registered{t, newLeakCollector(fakeLeak{states: []LeakStatus{state}})})
 	if err := testutil.GatherAndCompare(gather, strings.NewReader(report), names...); err != nil {
 		t.Error(err)
 	}
 
 	state.Report.HasInterval = false
-	gather = gatherer(t, registered{t, newLeakCollector(fakeLeak{state})})
+	gather = gatherer(t, registered{t, newLeakCollector(fakeLeak{states: []LeakStatus{state}})})
 	for _, name := range []string{"effect", "effect_low", "effect_high", "floor"} {
 		if n, err := testutil.GatherAndCount(gather, "xdp_audit_leak_"+name+"_seconds"); err != nil || n > 0 {
 			t.Errorf("without an interval there are %d series of %s: %v", n, name, err)
@@ -140,18 +158,42 @@ xdp_audit_leak_verdict{assessment="login",verdict="waiting"} 0
 	}
 }
 
+// What is not of an assessment.
+func TestLeakReload(t *testing.T) {
+	expect(t, newLeakCollector(fakeLeak{states: []LeakStatus{}, hasNoReload: true, raw: &LeakRawCounts{Lines: 7, Bytes: 42, Lost: 3}}), `
+# HELP xdp_audit_config_last_reload_success_timestamp_seconds Time of the last successful reload of the configuration of leak assessments, or of the start, in seconds since the epoch.
+# TYPE xdp_audit_config_last_reload_success_timestamp_seconds gauge
+xdp_audit_config_last_reload_success_timestamp_seconds 1.8000000005e+09
+# HELP xdp_audit_config_last_reload_successful Whether the last reload of the configuration of leak assessments succeeded.
+# TYPE xdp_audit_config_last_reload_successful gauge
+xdp_audit_config_last_reload_successful 0
+# HELP xdp_audit_leak_raw_bytes_total Total number of bytes written to raw files.
+# TYPE xdp_audit_leak_raw_bytes_total counter
+xdp_audit_leak_raw_bytes_total 42
+# HELP xdp_audit_leak_raw_lines_total Total number of responses written to raw files.
+# TYPE xdp_audit_leak_raw_lines_total counter
+xdp_audit_leak_raw_lines_total 7
+# HELP xdp_audit_leak_raw_write_errors_total Total number of responses that could not be written to raw files.
+# TYPE xdp_audit_leak_raw_write_errors_total counter
+xdp_audit_leak_raw_write_errors_total 3
+`)
+}
+
 // The counters, both histograms and the pairs are those of the requests.
 func TestLeakOfRequests(t *testing.T) {
 	const requests = 1000
 	set := assessed(t, requests)
-	families, err := gatherer(t, registered{t, newLeakCollector(set)}).Gather()
+	families, err := gatherer(t, registered{t, newLeakCollector(fakeLeak{Set: set})}).Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]float64{}
 	for _, family := range families {
 		for _, m := range family.Metric {
-			name := strings.TrimPrefix(family.GetName(), "xdp_audit_leak_")
+			name, isOfAssessment := strings.CutPrefix(family.GetName(), "xdp_audit_leak_")
+			if !isOfAssessment {
+				continue
+			}
 			for _, label := range m.Label[1:] {
 				name += " " + label.GetValue()
 			}
@@ -203,9 +245,9 @@ func checkLeakHistogram(t *testing.T, h *dto.Histogram, class string) {
 // docs/metrics.md has the number of series.
 func TestLeakSeries(t *testing.T) {
 	const bucketsSumCount = 28 // of a classic histogram
-	collector := registered{t, newLeakCollector(assessed(t, 1000))}
+	collector := registered{t, newLeakCollector(fakeLeak{Set: assessed(t, 1000), raw: &LeakRawCounts{}})}
 	// A histogram is one metric here.
-	if got, want := testutil.CollectAndCount(collector)+2*(bucketsSumCount-1), 88; got != want {
-		t.Errorf("an assessment has %d series, want %d", got, want)
+	if got, want := testutil.CollectAndCount(collector)+2*(bucketsSumCount-1), 88+2+3; got != want {
+		t.Errorf("an assessment with raw files has %d series, want %d", got, want)
 	}
 }

@@ -70,13 +70,13 @@ func TestMetricsAreGolden(t *testing.T) {
 	lines := map[string]bool{}
 	for _, args := range [][]string{
 		// The first of these writes the file, the second reads it.
-		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline, "--privileges.keep"},
-		{"--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline},
-		{"--audit.baseline=device", "--audit.domain=log2"},
-		{"--audit.calibrate=0", "--leak.config.file=" + assessments},
+		{"--audit.clock=metadata", "--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline, "--privileges.keep"},
+		{"--audit.clock=metadata", "--audit.calibrate=1e-3", "--audit.baseline-file=" + baseline},
+		{"--audit.clock=metadata", "--audit.baseline=device", "--audit.domain=log2"},
+		{"--audit.calibrate=0", "--leak.config.file=" + assessments, "--leak.raw-file=" + filepath.Join(t.TempDir(), "raw.csv")},
 	} {
 		e := l.startExporter(append([]string{
-			"--audit.device=" + device, "--audit.clock=metadata", "--collector.covert",
+			"--audit.device=" + device, "--collector.covert",
 			"--trail.file=" + filepath.Join(t.TempDir(), "trail"),
 		}, args...)...)
 		if err := newGenerator(t, l.sender, generatorOptions{times: times}).send(generatedFrame(), packets); err != nil {

@@ -106,16 +106,11 @@ func (f *fakeAudit) ReadExchanges(ctx context.Context, handle func([]bpf.Exchang
 	}
 }
 
-func (f *fakeAudit) ExchangeCounts() (counts []bpf.ExchangeCounts, lost uint64) {
-	if assessments := f.assessments.Load(); assessments != nil {
-		for i := range *assessments {
-			counts = append(counts, bpf.ExchangeCounts{Assessment: (*assessments)[i].Name})
-		}
+func (f *fakeAudit) ExchangesNotRecorded() map[string]uint64 {
+	if assessments := f.assessments.Load(); assessments != nil && len(*assessments) > 0 {
+		return map[string]uint64{(*assessments)[0].Name: f.ringFull.Load()}
 	}
-	if len(counts) > 0 {
-		counts[0].Excluded[bpf.ExclusionRingFull] = f.ringFull.Load()
-	}
-	return counts, 0
+	return map[string]uint64{}
 }
 
 func (f *fakeAudit) Follow(ctx context.Context) error {

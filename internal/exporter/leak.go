@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,127 +16,16 @@ import (
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/appendfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessmentfile"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
-	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 )
 
 const (
-	leakFlag = "leak.config.file"
-	rawFlag  = "leak.raw-file"
-
 	// readingNs is the longest time between the end of a request and its reading.
 	readingNs = 1e9
 	// advanceInterval is the time after which the last requests of a burst are judged.
 	advanceInterval = 100 * time.Millisecond
 )
-
-// readLeak reads the configuration of leak assessments, and checks the flags of raw files.
-func (o *options) readLeak() error {
-	if o.leakFile == "" {
-		if o.rawFile != "" {
-			return flagError(rawFlag, fmt.Errorf("%s needs assessments: give --%s as well", o.rawFile, leakFlag))
-		}
-		return nil
-	}
-	if strings.Contains(filepath.Dir(o.rawFile), assessment.RawName) {
-		return flagError(rawFlag, fmt.Errorf("%s has %s in the name of a directory: put it into the name of the file", o.rawFile, assessment.RawName))
-	}
-	if o.rawFile == appendfile.Stdout && o.trailFile == appendfile.Stdout {
-		return flagError(rawFlag, errors.New("standard output is that of --trail.file: use a file for one of them"))
-	}
-	file, err := o.readAssessments()
-	if err != nil {
-		return err
-	}
-	o.leak = file
-	return nil
-}
-
-// readAssessments returns the content of the configuration file, of which the exporter can audit
-// the devices.
-func (o *options) readAssessments() (*assessmentfile.File, error) {
-	file, err := assessmentfile.Read(o.leakFile)
-	if err != nil {
-		return nil, flagError(leakFlag, err)
-	}
-	present, err := netdev.List()
-	if err != nil {
-		present = nil // names of the flags alone
-	}
-	for i := range file.Assessments {
-		if a := &file.Assessments[i]; a.Device != "" && !audits(&o.audit, a.Device, present) {
-			return nil, flagError(leakFlag, fmt.Errorf(
-				"%s: assessment %s: device %s is not audited: use the kernel's name of a device of --audit.device, or remove the key", o.leakFile, a.Name, a.Device))
-		}
-	}
-	return file, nil
-}
-
-// audits reports whether a device with this name would be audited.
-func audits(config *bpf.Config, name string, present []netdev.Device) bool {
-	for _, given := range config.Devices {
-		device, isHere := netdev.Find(given, present)
-		if given == name || isHere && device.Name == name {
-			return true
-		}
-	}
-	return slices.ContainsFunc(config.Globs, func(glob string) bool {
-		return len(netdev.Match(glob, []netdev.Device{{Name: name}})) > 0
-	})
-}
-
-// names returns the names of the assessments.
-func names(file *assessmentfile.File) []string {
-	names := []string{}
-	for i := range file.Assessments {
-		names = append(names, file.Assessments[i].Name)
-	}
-	return names
-}
-
-// rawFiles returns the paths of the raw files of the assessments.
-func (o *options) rawFiles() (paths []string) {
-	if o.rawFile == "" || o.rawFile == appendfile.Stdout || o.leak == nil {
-		return nil
-	}
-	for _, name := range names(o.leak) {
-		paths = append(paths, strings.ReplaceAll(o.rawFile, assessment.RawName, name))
-	}
-	return paths
-}
-
-// checkRaw returns the error with which the raw files cannot be opened, and creates none.
-func (o *options) checkRaw() error {
-	if err := assessment.CheckRawPath(o.rawFile, len(names(o.leak))); err != nil {
-		return flagError(rawFlag, err)
-	}
-	for _, path := range o.rawFiles() {
-		if err := appendfile.Check(path); err != nil {
-			return flagError(rawFlag, err)
-		}
-	}
-	return nil
-}
-
-// leakNeeds adds what reloads and rotations need.
-func (o *options) leakNeeds(needs *privilege.Needs) {
-	if o.leakFile == "" {
-		return
-	}
-	needs.Read = append(needs.Read, o.leakFile)
-	if o.rawFile == "" || o.rawFile == appendfile.Stdout {
-		return
-	}
-	// A reload may add assessments, whose files do not exist yet.
-	if directory := filepath.Dir(o.rawFile); !privilege.IsShared(directory) {
-		needs.Create = append(needs.Create, directory)
-		return
-	}
-	needs.Append = append(needs.Append, o.rawFiles()...)
-}
 
 // leakAssessments are the leak assessments of an exporter, whose configuration may change.
 type leakAssessments struct {
@@ -147,9 +34,15 @@ type leakAssessments struct {
 	set     *assessment.Set
 	raw     *assessment.Raw // nil for none
 
-	mu       sync.Mutex // guards what follows
-	measures measurer   // nil before the start
-	file     *assessmentfile.File
+	measures measurer // nil before the start
+
+	reloading sync.Mutex // held during a reload; guards file
+	file      *assessmentfile.File
+
+	// mu is held for short times only, so that a reload that reads a slow disk delays no scrape.
+	mu         sync.Mutex // guards what follows
+	isReloaded bool       // the last reload has succeeded
+	reloadedAt time.Time  // of the last that has
 	// ringFull has what the kernel had counted of an assessment when its judge began. The kernel
 	// counts on if only the judge begins again.
 	ringFull map[string]uint64
@@ -159,7 +52,7 @@ type leakAssessments struct {
 type measurer interface {
 	SetAssessments([]bpf.Assessment) error
 	ReadExchanges(ctx context.Context, handle func([]bpf.Exchange)) error
-	ExchangeCounts() (counts []bpf.ExchangeCounts, lost uint64)
+	ExchangesNotRecorded() map[string]uint64
 }
 
 // openLeak opens the raw files, if there are to be any, and returns nil without a configuration
@@ -186,10 +79,10 @@ func (l *leakAssessments) begin(measures measurer) error {
 	if l == nil {
 		return nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.reloading.Lock()
+	defer l.reloading.Unlock()
 	l.measures = measures
-	if err := l.apply(l.options.leak); err != nil {
+	if err := l.apply(l.options.leak, l.logger); err != nil {
 		return flagError(leakFlag, fmt.Errorf("%s: %w", l.options.leakFile, err))
 	}
 	return nil
@@ -197,59 +90,74 @@ func (l *leakAssessments) begin(measures measurer) error {
 
 // reload reads the configuration again. What did not change continues. After an error everything
 // continues.
-func (l *leakAssessments) reload() error {
+func (l *leakAssessments) reload(logger *slog.Logger) error {
 	if l == nil {
 		return nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.reloading.Lock()
+	defer l.reloading.Unlock()
+	err := l.replace(logger)
+	if err != nil {
+		l.mu.Lock()
+		l.isReloaded = false
+		l.mu.Unlock()
+		logger.Error("Cannot reload the configuration of leak assessments, the one before stays in use", "err", OneLine(err))
+	}
+	return err
+}
+
+func (l *leakAssessments) replace(logger *slog.Logger) error {
 	file, err := l.options.readAssessments()
-	if err == nil && l.raw != nil {
-		if err = l.raw.Reload(names(file)); err != nil {
-			err = flagError(rawFlag, err)
-		}
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = l.apply(file)
+	if l.raw == nil {
+		return l.apply(file, logger)
 	}
-	if err == nil {
-		return nil
+	if err = l.raw.Reload(names(file)); err != nil {
+		err = flagError(rawFlag, err)
+	} else {
+		err = l.apply(file, logger)
 	}
-	if l.raw != nil {
+	if err != nil {
 		err = errors.Join(err, l.raw.Reload(names(l.file)))
 	}
-	l.logger.Error("Cannot reload the configuration of leak assessments, the one before stays in use", "err", OneLine(err))
 	return err
 }
 
 // apply replaces the configuration, and logs what has changed.
-func (l *leakAssessments) apply(file *assessmentfile.File) error {
+func (l *leakAssessments) apply(file *assessmentfile.File, logger *slog.Logger) error {
 	changes := assessmentfile.Compare(l.file, file)
-	if err := l.set.Reload(file, l.measures.SetAssessments, monotonicNs); err != nil {
+	if err := l.exchange(file, changes.Kept); err != nil {
 		return err
 	}
-	before := l.ringFull
-	l.ringFull = l.kernelRingFull()
-	for _, name := range changes.Kept {
-		l.ringFull[name] = before[name]
-	}
 	l.file = file
-	l.logger.Info("Leak assessments are configured", "path", l.options.leakFile,
+	level := slog.LevelInfo
+	if len(changes.Added)+len(changes.Removed)+len(changes.Changed) == 0 {
+		level = slog.LevelDebug // a client may reload without end
+	}
+	logger.Log(context.Background(), level, "Leak assessments are configured", "path", l.options.leakFile,
 		"added", changes.Added, "removed", changes.Removed, "changed", len(changes.Changed), "kept", changes.Kept)
 	for _, change := range changes.Changed {
-		l.logger.Info("Leak assessment begins again", "assessment", change.Name, "because", strings.Join(change.What, "; "))
+		logger.Info("Leak assessment begins again", "assessment", change.Name, "because", strings.Join(change.What, "; "))
 	}
 	return nil
 }
 
-// kernelRingFull returns the requests of each assessment that could not be recorded.
-func (l *leakAssessments) kernelRingFull() map[string]uint64 {
-	ringFull := map[string]uint64{}
-	counts, _ := l.measures.ExchangeCounts()
-	for i := range counts {
-		ringFull[counts[i].Assessment] = counts[i].Excluded[bpf.ExclusionRingFull]
+// exchange replaces the configuration in the kernel and of the judges.
+func (l *leakAssessments) exchange(file *assessmentfile.File, kept []string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.set.Reload(file, l.measures.SetAssessments, monotonicNs); err != nil {
+		return err
 	}
-	return ringFull
+	before := l.ringFull
+	l.ringFull = l.measures.ExchangesNotRecorded()
+	for _, name := range kept {
+		l.ringFull[name] = before[name]
+	}
+	l.isReloaded, l.reloadedAt = true, time.Now()
+	return nil
 }
 
 // reopen opens the raw files again.
@@ -315,7 +223,7 @@ func (l *leakAssessments) Snapshot() []collector.LeakStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	states := l.set.Snapshot()
-	ringFull := l.kernelRingFull()
+	ringFull := l.measures.ExchangesNotRecorded()
 	for i := range states {
 		s := &states[i]
 		lost := ringFull[s.Assessment.Name]
@@ -324,6 +232,22 @@ func (l *leakAssessments) Snapshot() []collector.LeakStatus {
 		s.Excluded[bpf.ExclusionRingFull] += lost
 	}
 	return states
+}
+
+// LastReload returns whether the last reload succeeded, and when the last one that did.
+func (l *leakAssessments) LastReload() (isSuccessful bool, succeededAt time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.isReloaded, l.reloadedAt
+}
+
+// RawCounts returns what became of the lines of raw files, or nil without raw files.
+func (l *leakAssessments) RawCounts() *collector.LeakRawCounts {
+	if l.raw == nil {
+		return nil
+	}
+	c := l.raw.Counts()
+	return &collector.LeakRawCounts{Lines: c.Lines(), Bytes: c.Bytes(), Lost: c.Lost()}
 }
 
 // monotonicNs returns the time of the clock of requests.

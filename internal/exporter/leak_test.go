@@ -54,6 +54,7 @@ func TestLeakFlags(t *testing.T) {
 		{"a directory of each assessment", []string{config, "--leak.raw-file=" + at("{assessment}/raw.csv")}, []string{"--leak.raw-file", "directory"}},
 		{"standard output twice", []string{config, "--leak.raw-file=-", "--trail.file=-"}, []string{"--leak.raw-file", "--trail.file", "standard output"}},
 		{"another format", []string{config, "--leak.raw-format=xml"}, []string{"--leak.raw-format", `"xml"`, "csv or tlsfuzzer"}},
+		{"another clock", []string{config, "--audit.clock=metadata"}, []string{"--leak.config.file", "metadata", "--audit.clock=ktime"}},
 		{"few connections", []string{config, "--leak.connections=4"}, []string{"--leak.connections", "between 8 and"}},
 		{"no connections", []string{config, "--leak.connections=0"}, []string{"--leak.connections", "at least 8"}},
 		{"the path of the metrics", []string{config, "--web.telemetry-path=/leak.json"}, []string{"--web.telemetry-path", "/leak.json"}},

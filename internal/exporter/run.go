@@ -253,7 +253,8 @@ func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess,
 		pages[leakPath] = states
 	}
 	if e.options.canReload {
-		posts[reloadPath] = reloading(e.leak.reload)
+		logger := logging.Limit(e.logger)
+		posts[reloadPath] = reloading(func() error { return e.leak.reload(logger) })
 	}
 	return newHandler(e.options, scrapes, e.audit.Ready, pages, posts)
 }
@@ -308,11 +309,20 @@ func (e *exporter) handleHangups(ctx context.Context) error {
 		case <-e.hangup:
 		}
 		e.reopenTrail()
-		if err := e.leak.reopen(); err != nil {
-			e.logger.Error("Cannot reopen the raw file, response times go to the old file", "err", OneLine(err))
-		}
-		_ = e.leak.reload() // logs its error
+		e.reopenRawFiles()
+		_ = e.leak.reload(e.logger) // logs its error
 	}
+}
+
+func (e *exporter) reopenRawFiles() {
+	if e.leak == nil || e.leak.raw == nil {
+		return
+	}
+	if err := e.leak.raw.Reopen(); err != nil {
+		e.logger.Error("Cannot reopen all raw files, response times go to the old ones", "err", OneLine(err))
+		return
+	}
+	e.logger.Info("Raw files reopened")
 }
 
 func (e *exporter) reopenTrail() {

@@ -97,6 +97,9 @@ func (o *options) auditConfig() (bpf.Config, error) {
 		config.Watches = o.covertFlows
 	}
 	if o.leakFile != "" { // even without an assessment: a reload may add one
+		if config.Clock == bpf.ClockMetadata {
+			return config, flagError(leakFlag, fmt.Errorf("the clock metadata has no time of responses: use --audit.clock=%s", bpf.ClockKtime))
+		}
 		if config.ExchangeConnections = o.leakConnections; config.ExchangeConnections == 0 {
 			return config, flagError("leak.connections", errors.New("0 is too few: use at least 8"))
 		}

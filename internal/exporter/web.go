@@ -96,7 +96,7 @@ func shutDown(end *ending, logger *slog.Logger, servers []*http.Server, running 
 	select {
 	case <-ended:
 	case <-limit.Done():
-		logger.Warn("Discarding what is not written: a write to the audit trail or to a raw file is blocked")
+		logger.Warn("Discarding unwritten events and response times: a write to the audit trail or to a raw file is blocked")
 	}
 	return errors.Join(errs...)
 }
