@@ -20,7 +20,7 @@ ARG TARGETARCH
 RUN version=github.com/prometheus/common/version && \
     CGO_ENABLED=0 GOOS="$TARGETOS" GOARCH="$TARGETARCH" go build \
       -trimpath -tags netgo,osusergo \
-      -ldflags "-X $version.Version=$(cat VERSION) \
+      -ldflags "-s -w -X $version.Version=$(cat VERSION) \
         -X $version.Revision=$REVISION \
         -X $version.Branch=$BRANCH \
         -X $version.BuildUser=$BUILD_USER \

@@ -158,7 +158,7 @@ func TestFlagsAreGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, listed, isThere := strings.Cut(string(help), "Flags:\n")
+	_, listed, isThere := strings.Cut(string(help), "Audit:\n")
 	if !isThere {
 		t.Fatalf("no flags in %s", help)
 	}

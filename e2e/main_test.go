@@ -39,7 +39,7 @@ type variant struct {
 const upgradedVersion = "99.0.0"
 
 var (
-	released   = variant{"released", "..", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	released   = variant{"released", "..", []string{"-tags=netgo,osusergo", "-ldflags=-s -w"}, []string{"CGO_ENABLED=0"}}
 	attackable = variant{"attackable", "attackable", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
 	upgraded   = variant{"upgraded", "..", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
 )

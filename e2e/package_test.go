@@ -21,7 +21,7 @@ func packages(t *testing.T) (deb, rpm string) {
 	nfpm := filepath.Join(folder, "nfpm")
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("go", "build", "-C", "../tools", "-o", nfpm, "github.com/goreleaser/nfpm/v2/cmd/nfpm"),
-		exec.Command("../scripts/packages.sh", nfpm, binaries.exporter, folder),
+		exec.Command("../scripts/packages.sh", nfpm, released.path(t), folder),
 	} {
 		if output, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
@@ -42,6 +42,7 @@ func TestPackages(t *testing.T) {
 		skip(t, err)
 	}
 	deb, rpm := packages(t)
+	t.Run("what is in the deb", func(t *testing.T) { testContents(t, deb) })
 	t.Run("the deb on a running systemd", func(t *testing.T) { testDebianPackage(t, deb) })
 	t.Run("the unit needs what it keeps", func(t *testing.T) { testUnitNeedsWhatItKeeps(t, deb) })
 	t.Run("the unit with CAP_SYS_ADMIN at its start", func(t *testing.T) { testSysAdmin(t, deb) })
@@ -59,7 +60,7 @@ func testDebianPackage(t *testing.T, deb string) {
 
 	h.run("dpkg", "--install", "/package.deb")
 	if state, err := h.try("systemctl", "is-active", unit); err == nil || state != "inactive\n" {
-		t.Errorf("after the installation the unit is %s, want inactive: no device is chosen", state)
+		t.Errorf("after the installation the unit is %s, want inactive: nobody has started it", state)
 	}
 	if output := h.run("systemd-analyze", "verify", "/lib/systemd/system/"+unit); output != "" {
 		t.Errorf("systemd-analyze verify says\n%s", output)
@@ -334,6 +335,14 @@ func testRPMPackage(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	documents := ""
+	for _, file := range files {
+		documents += "/usr/share/doc/xdp-audit-exporter/docs/" + filepath.Base(file) + "\n"
+	}
 	for _, test := range []struct {
 		description string
 		args        []string
@@ -347,18 +356,26 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/lib/systemd/system/run-xdp_audit_bpf.mount
 /usr/lib/systemd/system/xdp_audit_exporter.service
 /usr/lib/sysusers.d/xdp_audit_exporter.conf
+/usr/share/bash-completion/completions/xdp_audit_exporter
 /usr/share/doc/xdp-audit-exporter/LICENSE
 /usr/share/doc/xdp-audit-exporter/LICENSE.GPL-2.0
 /usr/share/doc/xdp-audit-exporter/NOTICE
 /usr/share/doc/xdp-audit-exporter/README.md
+/usr/share/doc/xdp-audit-exporter/changelog.gz
 /usr/share/doc/xdp-audit-exporter/copyright
-/usr/share/doc/xdp-audit-exporter/examples/pins.conf
+` + documents + `/usr/share/doc/xdp-audit-exporter/examples/pins.conf
 /usr/share/doc/xdp-audit-exporter/examples/sys_admin.conf
 /usr/share/doc/xdp-audit-exporter/web-config.example.yml
+/usr/share/man/man1/xdp_audit_exporter.1.gz
+/usr/share/xdp-audit-exporter/dashboards/device.json
+/usr/share/xdp-audit-exporter/dashboards/fleet.json
+/usr/share/xdp-audit-exporter/rules/xdp_audit_alerts.yml
+/usr/share/xdp-audit-exporter/rules/xdp_audit_recording.yml
+/usr/share/zsh/site-functions/_xdp_audit_exporter
 `},
 		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
 		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
-			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 11)},
+			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 19+strings.Count(documents, "\n"))},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()

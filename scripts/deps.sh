@@ -20,7 +20,7 @@ packages=(
 	# a server of the tests of response times
 	nginx
 	# tests of the unit and the packages, which boot a systemd of their own
-	systemd logrotate rpm
+	systemd logrotate rpm lintian man-db zsh
 	# tests of the topology
 	docker.io docker-compose iptables bpftool curl openssl util-linux
 	# tests with other kernels

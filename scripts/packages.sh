@@ -3,7 +3,8 @@
 # Copyright The XDP Audit Exporter Authors
 #
 # packages.sh NFPM BINARY DIRECTORY: packs the binary as deb and rpm, for the architecture of go env
-# GOARCH. The packages are reproducible: they depend only on the commit and the binary.
+# GOARCH. The packages are reproducible: they depend only on the commit and the binary. The
+# maintainer is the author of the commit, unless DEBFULLNAME and DEBEMAIL say otherwise.
 set -euo pipefail
 
 if (($# != 3)); then
@@ -22,8 +23,40 @@ ARCH=$("${GO:-go}" env GOARCH)
 if ! SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null)}; then
 	SOURCE_DATE_EPOCH=$(stat -c %Y VERSION) # a source tarball without git
 fi
-export ARCH BINARY SOURCE_DATE_EPOCH VERSION
+name=${DEBFULLNAME:-$(git log -1 --format=%an 2>/dev/null || true)}
+email=${DEBEMAIL:-$(git log -1 --format=%ae 2>/dev/null || true)}
+if [[ -z $name || -z $email ]]; then
+	echo "packages.sh: the maintainer is not known: set DEBFULLNAME and DEBEMAIL" >&2
+	exit 1
+fi
+MAINTAINER="$name <$email>"
+GENERATED=$(mktemp -d)
+trap 'rm -rf "$GENERATED"' EXIT
+export ARCH BINARY GENERATED MAINTAINER SOURCE_DATE_EPOCH VERSION
+
+# The man page and the completions are those of the flags. The binary may be of another
+# architecture, so that it cannot be asked.
+prometheus=github.com/prometheus/common/version
+GOOS='' GOARCH='' "${GO:-go}" build -o "$GENERATED/host" -ldflags "-X $prometheus.Version=$VERSION
+	-X $prometheus.BuildDate=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y%m%d-%H:%M:%S)" .
+"$GENERATED/host" --help-man | gzip -9n >"$GENERATED/man.gz"
+"$GENERATED/host" --completion-script-bash >"$GENERATED/bash"
+"$GENERATED/host" --completion-script-zsh >"$GENERATED/zsh"
+# Without this line, zsh completes nothing when it loads the file at the first use.
+# shellcheck disable=SC2016 # zsh expands it
+echo 'if [[ $funcstack[1] == _xdp_audit_exporter ]]; then _xdp_audit_exporter "$@"; fi' >>"$GENERATED/zsh"
+
+gzip -9n <CHANGELOG.md >"$GENERATED/changelog.gz"
+gzip -9n >"$GENERATED/changelog.Debian.gz" <<-END
+	xdp-audit-exporter ($VERSION-1) unstable; urgency=medium
+
+	  * Package version $VERSION. changelog.gz has the changes.
+
+	 -- $MAINTAINER  $(LC_ALL=C date --utc --date="@$SOURCE_DATE_EPOCH" '+%a, %d %b %Y %H:%M:%S +0000')
+END
 
 # Debian 12 keeps units in /lib/systemd. dpkg does not treat that path as /usr/lib/systemd.
-UNITS=/lib/systemd/system "$nfpm" package --config deploy/packages/nfpm.yaml --packager deb --target "$directory/"
-UNITS=/usr/lib/systemd/system "$nfpm" package --config deploy/packages/nfpm.yaml --packager rpm --target "$directory/"
+export UNITS=/lib/systemd/system ZSH=/usr/share/zsh/vendor-completions
+"$nfpm" package --config deploy/packages/nfpm.yaml --packager deb --target "$directory/"
+export UNITS=/usr/lib/systemd/system ZSH=/usr/share/zsh/site-functions
+"$nfpm" package --config deploy/packages/nfpm.yaml --packager rpm --target "$directory/"

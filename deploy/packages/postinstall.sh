@@ -19,6 +19,6 @@ systemd-sysusers xdp_audit_exporter.conf
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 	# An upgrade restarts a running unit. A first installation does not start the unit: the
-	# operator chooses the device.
+	# operator decides when a program is attached to a device.
 	systemctl try-restart "$unit"
 fi

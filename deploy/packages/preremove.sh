@@ -21,7 +21,7 @@ fi
 # remove them is still installed.
 pins=/run/xdp_audit_bpf
 if mountpoint -q "$pins"; then
-	/usr/bin/xdp_audit_exporter --bpf.pin-path="$pins/pins" --bpf.unpin
+	xdp_audit_exporter --bpf.pin-path="$pins/pins" --bpf.unpin
 	umount "$pins"
 	rmdir "$pins"
 fi

@@ -66,12 +66,13 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 
 	app := kingpin.New(Name, "Audits packet timing with an XDP program and exports the results to Prometheus.")
 	app.HelpFlag.Short('h')
-	app.UsageWriter(stdout)
+	app.HelpFlag.Help("Show this help.")
+	app.UsageWriter(stdout).UsageTemplate(helpTemplate).UsageFuncs(helpFuncs())
 	app.Version(version.Print(Name))
 	isAnswered := false
 	app.Terminate(func(int) { isAnswered = true })
 
-	// --help lists the flags in this order.
+	// --help lists the flags of a group in this order.
 	o.addAuditFlags(app)
 	app.Flag("trail.file",
 		"File to which the audit trail is appended, - for standard output. SIGHUP reopens the file.").
@@ -83,6 +84,9 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	o.addWebFlags(app)
 	promslogflag.AddFlags(app, &o.log)
 
+	if slices.Contains(args, "--help-man") { // kingpin's own page has no valid title
+		return nil, writeManPage(app, stdout)
+	}
 	_, err := app.Parse(args)
 	if isAnswered {
 		return nil, nil

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// testContents checks what is in the deb without installing it.
+func testContents(t *testing.T, deb string) {
+	root := t.TempDir()
+	output := func(name string, args ...string) string {
+		t.Helper()
+		var stderr bytes.Buffer
+		cmd := exec.Command(findTool(t, name), args...)
+		cmd.Stderr = &stderr
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Join(root, "usr/bin")+":"+os.Getenv("PATH"), "LC_ALL=C.UTF-8")
+		stdout, err := cmd.Output()
+		if err != nil || stderr.Len() > 0 {
+			t.Errorf("%s %q: %v\n%s", name, args, err, &stderr)
+		}
+		return string(stdout)
+	}
+	output("dpkg-deb", "--extract", deb, root)
+	in := func(path string) string { return filepath.Join(root, path) }
+
+	t.Run("lintian", func(t *testing.T) {
+		found, _ := exec.Command(findTool(t, "lintian"), "--allow-root", "--show-overrides", deb).CombinedOutput()
+		if strings.Contains(string(found), "E: ") || strings.Count(string(found), "O: ") != 1 {
+			t.Errorf("want no error, and one override:\n%s", found)
+		}
+	})
+	t.Run("the maintainer", func(t *testing.T) {
+		want := output("git", "log", "-1", "--format=%an <%ae>")
+		if got := output("dpkg-deb", "--field", deb, "Maintainer"); got != want {
+			t.Errorf("got %q, want the author of the commit, %q", got, want)
+		}
+	})
+	t.Run("the man page", func(t *testing.T) {
+		page := output("man", "--warnings", "--local-file", in("usr/share/man/man1/xdp_audit_exporter.1.gz"))
+		version, err := os.ReadFile("../VERSION")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{
+			"XDP_AUDIT_EXPORTER(1)", "User Commands", "xdp_audit_exporter " + strings.TrimSpace(string(version)) + " ",
+			"Audit\n", "Leak assessments\n", "Collectors and trail\n", "Web server\n", "Privileges\n", "--audit.device=NAME", "XDP_INTERFACE",
+		} {
+			if !strings.Contains(page, want) {
+				t.Errorf("the page lacks %q:\n%s", want, page)
+			}
+		}
+	})
+	t.Run("completion in bash", func(t *testing.T) {
+		script := `source "$1"; COMP_WORDS=(xdp_audit_exporter --audit.thr); COMP_CWORD=1
+			_xdp_audit_exporter_bash_autocomplete; echo "${COMPREPLY[@]}"; complete -p xdp_audit_exporter >/dev/null`
+		if got := output("bash", "-euc", script, "bash", in("usr/share/bash-completion/completions/xdp_audit_exporter")); got != "--audit.threshold\n" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("completion in zsh", func(t *testing.T) {
+		// The first use loads the file and completes. compadd exists inside the line editor only.
+		script := `fpath=("$1" $fpath); autoload -Uz _xdp_audit_exporter
+			compadd() { print -l -- ${(PM)2:#--audit.thr*} }; typeset -A compstate=(nmatches 1)
+			words=(xdp_audit_exporter --audit.thr); CURRENT=2; _xdp_audit_exporter`
+		if got := output("zsh", "-fc", script, "zsh", in("usr/share/zsh/vendor-completions")); got != "--audit.threshold\n" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("the settings", func(t *testing.T) {
+		settings, err := os.ReadFile(in("etc/default/xdp_audit_exporter"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		help := output(in("usr/bin/xdp_audit_exporter"), "--help")
+		examples := regexp.MustCompile(`(?m)^#?([A-Z_]+)=(.*)$`).FindAllStringSubmatch(string(settings), -1)
+		if len(examples) < 10 {
+			t.Errorf("%d examples in\n%s", len(examples), settings)
+		}
+		for _, example := range examples {
+			if example[1] != "ARGS" && !strings.Contains(help, "($"+example[1]+")") {
+				t.Errorf("%s is not a variable of a flag", example[1])
+			}
+			for _, flag := range regexp.MustCompile(`--[a-z.-]+`).FindAllString(example[2], -1) {
+				if !strings.Contains(help, flag+"=") {
+					t.Errorf("%s is not a flag", flag)
+				}
+			}
+		}
+	})
+}
