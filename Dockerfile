@@ -25,11 +25,11 @@ RUN version=github.com/prometheus/common/version && \
         -X $version.Branch=$BRANCH \
         -X $version.BuildUser=$BUILD_USER \
         -X $version.BuildDate=$BUILD_DATE" \
-      -o /xdp_audit_exporter .
+      -o / . ./cmd/xdp_audit_probe
 
 FROM scratch
 
-COPY --from=build /xdp_audit_exporter /xdp_audit_exporter
+COPY --from=build /xdp_audit_exporter /xdp_audit_probe /
 COPY LICENSE NOTICE bpf/LICENSE.GPL-2.0 /licenses/
 
 # A capability from --cap-add reaches only uid 0 when no-new-privileges is set.

@@ -189,7 +189,7 @@ check-dashboards: ## check that the committed dashboards match tools/dashboards
 packages: build $(NFPM) ## build the deb and rpm packages in .build/packages
 	@echo ">> building packages"
 	@rm -rf .build/packages
-	@GO="$(GO)" scripts/packages.sh $(NFPM) ./$(BINARY) .build/packages
+	@GO="$(GO)" scripts/packages.sh $(NFPM) ./$(BINARY) ./$(PROBE) .build/packages
 	$(call give_back,.build)
 
 .PHONY: kubernetes-rules

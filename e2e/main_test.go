@@ -21,7 +21,7 @@ import (
 // binaries are the programs under test, which are built once. Every user can read their
 // directory.
 var binaries struct {
-	folder, exporter, demo string
+	folder, exporter, demo, probe string
 }
 
 // binariesVariable names a directory with the programs, for a machine without a compiler.
@@ -39,9 +39,10 @@ type variant struct {
 const upgradedVersion = "99.0.0"
 
 var (
-	released   = variant{"released", "..", []string{"-tags=netgo,osusergo", "-ldflags=-s -w"}, []string{"CGO_ENABLED=0"}}
-	attackable = variant{"attackable", "attackable", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
-	upgraded   = variant{"upgraded", "..", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
+	released      = variant{"released", "..", []string{"-tags=netgo,osusergo", "-ldflags=-s -w"}, []string{"CGO_ENABLED=0"}}
+	releasedProbe = variant{"released_probe", "../cmd/xdp_audit_probe", released.arguments, released.environment}
+	attackable    = variant{"attackable", "attackable", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	upgraded      = variant{"upgraded", "..", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -60,7 +61,10 @@ func run(m *testing.M) int {
 	}
 	binaries.exporter = filepath.Join(binaries.folder, "xdp_audit_exporter")
 	binaries.demo = filepath.Join(binaries.folder, "demo")
-	for binary, source := range map[string]string{binaries.exporter: "..", binaries.demo: "../examples/demo"} {
+	binaries.probe = filepath.Join(binaries.folder, "xdp_audit_probe")
+	for binary, source := range map[string]string{
+		binaries.exporter: "..", binaries.demo: "../examples/demo", binaries.probe: "../cmd/xdp_audit_probe",
+	} {
 		if err := buildOnce(binary, source, variant{}); err != nil {
 			return fail(err)
 		}

@@ -14,14 +14,14 @@ import (
 	"testing"
 )
 
-// packages builds a deb and an rpm of the binary under test, and returns their paths.
+// packages builds a deb and an rpm of the binaries under test, and returns their paths.
 func packages(t *testing.T) (deb, rpm string) {
 	t.Helper()
 	folder := t.TempDir()
 	nfpm := filepath.Join(folder, "nfpm")
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("go", "build", "-C", "../tools", "-o", nfpm, "github.com/goreleaser/nfpm/v2/cmd/nfpm"),
-		exec.Command("../scripts/packages.sh", nfpm, released.path(t), folder),
+		exec.Command("../scripts/packages.sh", nfpm, released.path(t), releasedProbe.path(t), folder),
 	} {
 		if output, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, output)
@@ -353,10 +353,12 @@ func testRPMPackage(t *testing.T, path string) {
 		{"files", []string{"--list"}, `/etc/default/xdp_audit_exporter
 /etc/logrotate.d/xdp_audit_exporter
 /usr/bin/xdp_audit_exporter
+/usr/bin/xdp_audit_probe
 /usr/lib/systemd/system/run-xdp_audit_bpf.mount
 /usr/lib/systemd/system/xdp_audit_exporter.service
 /usr/lib/sysusers.d/xdp_audit_exporter.conf
 /usr/share/bash-completion/completions/xdp_audit_exporter
+/usr/share/bash-completion/completions/xdp_audit_probe
 /usr/share/doc/xdp-audit-exporter/LICENSE
 /usr/share/doc/xdp-audit-exporter/LICENSE.GPL-2.0
 /usr/share/doc/xdp-audit-exporter/NOTICE
@@ -372,10 +374,11 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/share/xdp-audit-exporter/rules/xdp_audit_alerts.yml
 /usr/share/xdp-audit-exporter/rules/xdp_audit_recording.yml
 /usr/share/zsh/site-functions/_xdp_audit_exporter
+/usr/share/zsh/site-functions/_xdp_audit_probe
 `},
 		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
 		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
-			strings.Repeat("root:root 100644\n", 2) + "root:root 100755\n" + strings.Repeat("root:root 100644\n", 19+strings.Count(documents, "\n"))},
+			strings.Repeat("root:root 100644\n", 2) + strings.Repeat("root:root 100755\n", 2) + strings.Repeat("root:root 100644\n", 21+strings.Count(documents, "\n"))},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()

@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# packages.sh NFPM BINARY DIRECTORY: packs the binary as deb and rpm, for the architecture of go env
-# GOARCH. The packages are reproducible: they depend only on the commit and the binary. The
+# packages.sh NFPM EXPORTER PROBE DIRECTORY: packs both binaries as deb and rpm, for the architecture of
+# go env GOARCH. The packages are reproducible: they depend only on the commit and the binaries. The
 # maintainer is the author of the commit, unless DEBFULLNAME and DEBEMAIL say otherwise.
 set -euo pipefail
 
-if (($# != 3)); then
-	echo "packages.sh: pass the path of nfpm, the binary to pack and an output directory" >&2
+if (($# != 4)); then
+	echo "packages.sh: pass the path of nfpm, the exporter, the probe and an output directory" >&2
 	exit 1
 fi
 nfpm=$(realpath "$1")
-BINARY=$(realpath "$2")
-mkdir -p "$3"
-directory=$(realpath "$3")
+EXPORTER=$(realpath "$2")
+PROBE=$(realpath "$3")
+mkdir -p "$4"
+directory=$(realpath "$4")
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,19 +33,25 @@ fi
 MAINTAINER="$name <$email>"
 GENERATED=$(mktemp -d)
 trap 'rm -rf "$GENERATED"' EXIT
-export ARCH BINARY GENERATED MAINTAINER SOURCE_DATE_EPOCH VERSION
+export ARCH EXPORTER PROBE GENERATED MAINTAINER SOURCE_DATE_EPOCH VERSION
 
-# The man page and the completions are those of the flags. The binary may be of another
-# architecture, so that it cannot be asked.
+# The man page and the completions are those of the flags. A binary may be of another architecture, so
+# that it cannot be asked.
 prometheus=github.com/prometheus/common/version
-GOOS='' GOARCH='' "${GO:-go}" build -o "$GENERATED/host" -ldflags "-X $prometheus.Version=$VERSION
-	-X $prometheus.BuildDate=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y%m%d-%H:%M:%S)" .
-"$GENERATED/host" --help-man | gzip -9n >"$GENERATED/man.gz"
-"$GENERATED/host" --completion-script-bash >"$GENERATED/bash"
-"$GENERATED/host" --completion-script-zsh >"$GENERATED/zsh"
-# Without this line, zsh completes nothing when it loads the file at the first use.
-# shellcheck disable=SC2016 # zsh expands it
-echo 'if [[ $funcstack[1] == _xdp_audit_exporter ]]; then _xdp_audit_exporter "$@"; fi' >>"$GENERATED/zsh"
+date=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y%m%d-%H:%M:%S)
+for command in xdp_audit_exporter:. xdp_audit_probe:./cmd/xdp_audit_probe; do
+	name=${command%%:*}
+	GOOS='' GOARCH='' "${GO:-go}" build -o "$GENERATED/host" \
+		-ldflags "-X $prometheus.Version=$VERSION -X $prometheus.BuildDate=$date" "${command#*:}"
+	if [[ $name == xdp_audit_exporter ]]; then
+		"$GENERATED/host" --help-man | gzip -9n >"$GENERATED/$name.1.gz"
+	fi
+	"$GENERATED/host" --completion-script-bash >"$GENERATED/$name.bash"
+	"$GENERATED/host" --completion-script-zsh >"$GENERATED/_$name"
+	# Without this line, zsh completes nothing when it loads the file at the first use.
+	# shellcheck disable=SC2016 # zsh expands it
+	printf 'if [[ $funcstack[1] == _%s ]]; then _%s "$@"; fi\n' "$name" "$name" >>"$GENERATED/_$name"
+done
 
 gzip -9n <CHANGELOG.md >"$GENERATED/changelog.gz"
 gzip -9n >"$GENERATED/changelog.Debian.gz" <<-END

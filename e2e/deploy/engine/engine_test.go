@@ -155,7 +155,7 @@ func (e *engine) poll(t *testing.T, check func() error) {
 // certificates of this machine.
 func copyTree(from fs.FS, to string) error {
 	left := map[string]bool{
-		".git": true, ".bin": true, ".build": true, ".release": true, ".tarballs": true, "xdp_audit_exporter": true,
+		".git": true, ".bin": true, ".build": true, ".release": true, ".tarballs": true, "xdp_audit_exporter": true, "xdp_audit_probe": true,
 		"deploy/.env": true, "deploy/certs/tls.crt": true, "deploy/certs/tls.key": true,
 	}
 	return fs.WalkDir(from, ".", func(path string, entry fs.DirEntry, err error) error {

@@ -155,7 +155,7 @@ func (e *engine) testPrivileges(t *testing.T, capabilities []string) {
 		t.Errorf("the image's program says %q", root)
 	}
 	if files := e.shell(t, "docker export xdp-auditor | tar -t | grep -v -e /$ -e ^dev/ -e ^etc/ -e ^.dockerenv$ | sort"); files !=
-		"licenses/LICENSE\nlicenses/LICENSE.GPL-2.0\nlicenses/NOTICE\nxdp_audit_exporter\n" {
+		"licenses/LICENSE\nlicenses/LICENSE.GPL-2.0\nlicenses/NOTICE\nxdp_audit_exporter\nxdp_audit_probe\n" {
 		t.Errorf("the image FROM scratch has more or less than the binary and its licences:\n%s", files)
 	}
 }
