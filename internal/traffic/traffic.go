@@ -119,8 +119,9 @@ func Shift(before Kind, packets int, after Kind) Kind {
 
 // Delay describes delays that are planted in a flow.
 type Delay struct {
-	Share float64 // fraction of delayed packets, drawn independently
+	Share float64 // fraction of delayed packets
 	Ns    float64 // length of the delay
+	Run   int     // delayed packets in a row, 0 for 1; runs begin independently of each other
 	// Alone keeps the schedule of the packets after a late one: the next delta is shorter by Ns.
 	// Otherwise the whole schedule moves, and no other delta changes.
 	Alone bool
@@ -134,11 +135,20 @@ type Planted func() (deltaNs float64, isLate bool)
 func (d Delay) Plant(kind Kind, r *rand.Rand) Planted {
 	source := kind(r)
 	early := 0.0 // ns that the next delta is shortened by
+	length := max(1, d.Run)
+	// A run begins with this probability after a packet in time.
+	begins := d.Share / (float64(length)*(1-d.Share) + d.Share)
+	left := 0 // delayed packets of the run that are still to come
 	return func() (float64, bool) {
 		delta := max(0, source()-early)
 		early = 0
-		if r.Float64() >= d.Share {
+		switch {
+		case left > 0:
+			left--
+		case r.Float64() >= begins:
 			return delta, false
+		default:
+			left = length - 1
 		}
 		if d.Alone {
 			early = d.Ns

@@ -175,3 +175,28 @@ func TestRound(t *testing.T) {
 		}
 	}
 }
+
+// Delays in runs are as frequent as single ones, and each run has its length, or more if another
+// one begins at once.
+func TestDelaysInRuns(t *testing.T) {
+	const share = 0.1
+	for _, length := range []int{0, 1, 5, 90} {
+		planted := Delay{Share: share, Ns: 1, Run: length}.Plant(Constant(1e6, 0), Rand(1, "runs"))
+		late, row := 0, 0
+		for i := range packets {
+			_, isLate := planted()
+			if isLate {
+				late, row = late+1, row+1
+				continue
+			}
+			if row%max(1, length) != 0 {
+				t.Fatalf("runs of %d: %d packets in a row end at packet %d", length, row, i)
+			}
+			row = 0
+		}
+		got, deviation := float64(late)/packets, math.Sqrt(share*float64(max(1, length))/packets)
+		if math.Abs(got-share) > 5*deviation {
+			t.Errorf("runs of %d: %v of the packets are late, want %v", length, got, share)
+		}
+	}
+}

@@ -17,7 +17,7 @@ import (
 // entry here.
 func experiments() []experiment {
 	return slices.Concat(
-		falseFlags(), detections(), commonLeaks(), shifts(), restarts(), calibrated(), neighbours(), ownLeaks(), firstFlags(),
+		falseFlags(), detections(), commonLeaks(), leaksInRuns(), shifts(), restarts(), calibrated(), neighbours(), ownLeaks(), firstFlags(),
 		covertWindows(), fleets(), leaks(),
 	)
 }

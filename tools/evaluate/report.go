@@ -94,6 +94,7 @@ func (r *report) blocks() []block {
 		{statisticsDocument, tableFalseFlags, r.pivot(tableFalseFlags, figure.String, columnPlain, "linear", "log2")},
 		{statisticsDocument, tableDetection, r.pivot(tableDetection, figure.String, "+3σ", "+5σ", "+8σ", "+20σ")},
 		{statisticsDocument, tableCommon, r.pivot(tableCommon, figure.String, "+8σ", "+20σ", "+1000σ")},
+		{statisticsDocument, tableRuns, r.pivot(tableRuns, figure.String, "+8σ", "+20σ", "restarts, +8σ", "restarts, +20σ")},
 		{statisticsDocument, tableShifts, r.pivot(tableShifts, figure.String, columnFlags, columnFlagsLog2, columnDeviation, columnMean)},
 		{statisticsDocument, tableRestarts, r.pivot(tableRestarts, figure.String, columnRestarts)},
 		{statisticsDocument, tableCalibrated, r.pivot(tableCalibrated, figure.String, columnFlagged, columnEvents, columnWorstBlock)},
