@@ -113,7 +113,7 @@ func TestLeaksAreFound(t *testing.T) {
 	if path == "" && runs == 1 {
 		all = slices.DeleteFunc(all, func(e *experiment) bool { return e.planted == time.Microsecond })
 		for _, e := range all {
-			e.pairs *= 4 // for a machine that does much else
+			e.pairs *= 8 // for a machine that does much else
 		}
 	}
 	r := &report{experiments: all, load: loadAverage(t)}
