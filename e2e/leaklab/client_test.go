@@ -116,21 +116,26 @@ func classes(r *rand.Rand, order leak.Order, pairs int) (all []leak.Class) {
 	return all
 }
 
+// work is how long the application waits in any case. What net/http itself needs for a response is
+// a little longer after a handler that takes some time than after one that returns at once, and the
+// clock of the handler does not see that.
+const work = 100 * time.Microsecond
+
 // pause is the time between a response and the next request. A server needs some of it to finish
 // with a request after its response has left; the next one would wait for that.
 const pause = 50 * time.Microsecond
 
 // send sends requests of these classes, one after the other. Those of class Y make the application
-// wait. Each request is delayed on its way by an exponential time of a mean of jitter. It returns
-// the times of the client.
+// wait longer. Each request is delayed on its way by an exponential time of a mean of jitter. It
+// returns the times of the client.
 func (c *connection) send(r *rand.Rand, all []leak.Class, planted, jitter time.Duration) ([]uint64, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	times := make([]uint64, len(all))
 	for i, class := range all {
-		wait := time.Duration(0)
+		wait := work
 		if class == leak.Y {
-			wait = planted
+			wait += planted
 		}
 		wasted(pause)
 		delay := time.Duration(r.ExpFloat64() * float64(jitter))

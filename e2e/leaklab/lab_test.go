@@ -230,13 +230,14 @@ func (m *measured) kernel() (times []uint64) {
 	return times
 }
 
-// run sends the requests of that many pairs over a new connection.
-func (l *lab) run(name string, r *rand.Rand, order leak.Order, pairs int, planted, jitter time.Duration) *measured {
+// run sends the requests of that many pairs over a new connection. It ends after half of them if
+// isEnough says so.
+func (l *lab) run(name string, r *rand.Rand, order leak.Order, pairs int, planted, jitter time.Duration, isEnough func(*measured) bool) *measured {
 	l.t.Helper()
 	s := l.servers[name]
-	m := &measured{order: order, classes: classes(r, order, pairs)}
-	if len(m.classes) > mostRequests {
-		l.t.Fatalf("%d requests are more than the %d that a run may have", len(m.classes), mostRequests)
+	all := classes(r, order, pairs)
+	if len(all) > mostRequests {
+		l.t.Fatalf("%d requests are more than the %d that a run may have", len(all), mostRequests)
 	}
 	_, err := s.take()
 	l.must(err)
@@ -247,24 +248,37 @@ func (l *lab) run(name string, r *rand.Rand, order leak.Order, pairs int, plante
 	c, err := connect(l.client, s.address)
 	l.must(err)
 	defer c.close()
-	m.client, err = c.send(r, m.classes, planted, jitter)
-	l.must(err)
-	l.poll(func() error {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if n := len(l.read[name]); n != len(m.classes) {
-			return fmt.Errorf("%d requests were measured, want %d", n, len(m.classes))
+	m := &measured{order: order}
+	half := len(all) / 4 * 2
+	for _, part := range [][]leak.Class{all[:half], all[half:]} {
+		times, err := c.send(r, part, planted, jitter)
+		l.must(err)
+		m.classes, m.client = append(m.classes, part...), append(m.client, times...)
+		m.records = l.records(name, len(m.classes))
+		if isEnough(m) {
+			break
 		}
-		return nil
-	})
-	l.mu.Lock()
-	m.records = slices.Clone(l.read[name])
-	l.mu.Unlock()
+	}
 	m.handler, err = s.take()
 	l.must(err)
 	m.capture = exchanges(s.capture.take(), c.port)
 	l.must(m.check())
 	return m
+}
+
+// records waits for that many records of an assessment.
+func (l *lab) records(name string, n int) (records []bpf.Exchange) {
+	l.t.Helper()
+	l.poll(func() error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		records = slices.Clone(l.read[name])
+		if len(records) != n {
+			return fmt.Errorf("%d requests were measured, want %d", len(records), n)
+		}
+		return nil
+	})
+	return records
 }
 
 // check returns an error if the kernel, the handler and the capture have not seen the same
