@@ -8,6 +8,7 @@
 //     answer is begun, and ask for the same, share the answer.
 //   - An answer is stored compressed, and is decompressed while it is sent to a client that does
 //     not accept compression.
+//   - Answers may be kept for a short time, for requests that come later.
 //   - The bytes of all answers that are being sent are bounded. Above the bound the answer of the
 //     host with most bytes that has been under way the longest is cut off.
 package answer
@@ -47,6 +48,11 @@ type Options struct {
 	// Host returns the host of a request.
 	Host func(*http.Request) netip.Prefix
 
+	// MaxAge is the time for which an answer with the status 200 is kept for later requests, and
+	// MaxKept the maximum number of bytes of all answers that are kept; 0 for none.
+	MaxAge  time.Duration
+	MaxKept int
+
 	// Made is called with the length of each answer before its compression; nil for none.
 	Made func(bytes int)
 }
@@ -57,6 +63,7 @@ type Handler struct {
 	next      http.Handler
 	turns     *turns
 	transfers *transfers
+	kept      *kept
 
 	compressor *gzip.Writer // used by the request whose turn it is
 	buffer     bytes.Buffer // likewise
@@ -67,6 +74,7 @@ func New(next http.Handler, options Options) *Handler {
 	return &Handler{
 		options: options, next: next,
 		turns: newTurns(options.MaxRequests), transfers: newTransfers(options.MaxBytes),
+		kept: newKept(options.MaxAge, options.MaxKept),
 	}
 }
 
@@ -80,8 +88,11 @@ type stored struct {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	host := h.options.Host(r)
-	a, err := h.turns.get(r.Context(), host, h.options.Key(r), func() *stored { return h.store(r) })
+	host, key := h.options.Host(r), h.options.Key(r)
+	a, err := h.kept.get(key), error(nil)
+	if a == nil {
+		a, err = h.turns.get(r.Context(), host, key, func() *stored { return h.make(key, r) })
+	}
 	switch {
 	case errors.Is(err, errTooMany):
 		http.Error(w, fmt.Sprintf("Limit of concurrent requests reached (%d), try again later.", h.options.MaxRequests),
@@ -92,6 +103,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		h.send(w, r, host, a)
 	}
+}
+
+// make makes an answer, unless one has been kept since the request began to wait.
+func (h *Handler) make(key string, r *http.Request) *stored {
+	if a := h.kept.get(key); a != nil {
+		return a
+	}
+	a := h.store(r)
+	h.kept.add(key, a)
+	return a
 }
 
 // store lets the next handler answer a request, and stores the answer.
