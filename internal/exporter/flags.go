@@ -23,6 +23,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessmentfile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/pages"
 )
 
 // options are the values of the flags.
@@ -50,6 +51,9 @@ type options struct {
 	maxRequests            uint32
 	maxConnections         uint32
 	withoutExporterMetrics bool
+	withoutPages           bool
+	showFlows              bool
+	settings               []pages.Setting // all flags with their values
 	healthcheck            bool
 	keepPrivileges         bool
 	sending                sendingLimits     // has no flags
@@ -106,6 +110,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	o.isModeGiven = o.isModeGiven || os.Getenv("XDP_MODE") != ""
 	o.isFollowGiven = o.isFollowGiven || os.Getenv("XDP_AUDIT_FOLLOW") != ""
 	o.collectors = chosen()
+	o.settings = settingsOf(app, args)
 	return o, nil
 }
 
@@ -199,6 +204,10 @@ func (o *options) addWebFlags(app *kingpin.Application) {
 		&o.maxConnections, wholeNumber)
 	app.Flag("web.disable-exporter-metrics",
 		"Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&o.withoutExporterMetrics)
+	app.Flag("web.disable-ui", "Serve a landing page instead of the pages and their API.").BoolVar(&o.withoutPages)
+	app.Flag("web.show-flows",
+		"Show the addresses and ports of flagged packets on the page of the flags, to everybody who reaches the port.").
+		BoolVar(&o.showFlows)
 	app.Flag("web.enable-lifecycle", "Enable reloading of the leak assessments with a POST to "+reloadPath+".").BoolVar(&o.canReload)
 	app.Flag("check",
 		"Check whether the exporter would start with these flags, without attaching anything, and exit with 0 or 1. "+

@@ -132,7 +132,8 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	judge, excess := collector.NewCovert(), collector.NewExcess()
-	handler, err := e.newHandler(judge, excess, privileges)
+	site := newWebPages(o, judge)
+	handler, err := e.newHandler(judge, excess, privileges, site)
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 		return err
 	}
 	e.refusePrograms()
-	return e.serve(ctx, handler, judge, excess)
+	return e.serve(ctx, handler, judge, excess, site)
 }
 
 // flush waits until the log is written, unless its reader is stuck.
@@ -228,7 +229,9 @@ func (e *exporter) attach(ctx context.Context) error {
 }
 
 // newHandler returns the handler of all paths over the collectors of the flags.
-func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess, privileges *collector.Privileges) (http.Handler, error) {
+func (e *exporter) newHandler(
+	judge *collector.Covert, excess *collector.Excess, privileges *collector.Privileges, site *webPages,
+) (http.Handler, error) {
 	options := collector.Options{
 		Collectors: e.options.collectors, Covert: judge, Excess: excess, Privileges: privileges, Logger: logging.Limit(e.logger),
 	}
@@ -248,6 +251,11 @@ func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess,
 	if pages == nil {
 		pages = map[string]http.Handler{}
 	}
+	ofSite, err := site.handlers(e.audit, e.leak, privileges)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(pages, ofSite)
 	scrapes, states := newScrapeHandlers(set, leak, e.options, memory.grow, e.logger)
 	if states != nil {
 		pages[leakPath] = states
@@ -261,7 +269,9 @@ func (e *exporter) newHandler(judge *collector.Covert, excess *collector.Excess,
 
 // serve serves the metrics, and reads events, windows and the flags of each minute, until the
 // context is canceled or a part fails.
-func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *collector.Covert, excess *collector.Excess) error {
+func (e *exporter) serve(
+	ctx context.Context, handler http.Handler, judge *collector.Covert, excess *collector.Excess, site *webPages,
+) error {
 	e.logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
 	e.isServing = true
 	record := newRecorder(e.trail, e.logger)
@@ -269,6 +279,7 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 	err := serve(ctx, e.end, e.logger, e.listeners, e.options, handler,
 		func(ctx context.Context) error {
 			return e.audit.ReadEvents(ctx, func(event *bpf.Event) {
+				site.flagged(event)
 				record(func() error { return e.trail.Write(event) })
 			})
 		},
@@ -280,6 +291,7 @@ func (e *exporter) serve(ctx context.Context, handler http.Handler, judge *colle
 			})
 		},
 		func(ctx context.Context) error { return excess.Run(ctx, e.audit) },
+		func(ctx context.Context) error { return site.run(ctx, e.audit) },
 		e.audit.Follow,
 		e.leak.run,
 		e.handleHangups,

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/pages"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 )
@@ -38,6 +39,9 @@ func (o *options) validate() (err error) {
 func (o *options) validateWeb() error {
 	if !isPlainPath(o.telemetryPath) {
 		return flagError("web.telemetry-path", fmt.Errorf("%q is not a plain path such as /metrics", o.telemetryPath))
+	}
+	if !o.withoutPages && pages.IsTaken(o.telemetryPath) {
+		return flagError("web.telemetry-path", fmt.Errorf("%q is the path of a page: use another one, or --web.disable-ui", o.telemetryPath))
 	}
 	// Reading a pipe may wait for ever, and the file is read again for each connection.
 	config := *o.web.WebConfigFile

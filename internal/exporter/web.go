@@ -157,7 +157,7 @@ func newHandler(o *options, scrapes http.Handler, ready func() error, additional
 	mux := http.NewServeMux()
 	ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "OK") })
 	pages := map[string]http.Handler{o.telemetryPath: scrapes, healthyPath: ok, readyPath: readiness(ready, ok)}
-	if o.telemetryPath != "/" {
+	if o.telemetryPath != "/" && additional["/"] == nil {
 		landing, err := newLandingPage(o.telemetryPath, additional[leakPath] != nil)
 		if err != nil {
 			return nil, err

@@ -225,7 +225,8 @@ func TestSeveralAddresses(t *testing.T) {
 
 // A scrape in progress ends before the audit is closed.
 func TestShutdown(t *testing.T) {
-	e := start(t)
+	// The pages read the counters, too.
+	e := start(t, "--web.disable-ui")
 	scraping, finish := make(chan struct{}), make(chan struct{})
 	e.audit.scrape = func() {
 		close(scraping)
@@ -264,7 +265,8 @@ func TestShutdownCutsOff(t *testing.T) {
 		t.Skip("takes as long as a shutdown may")
 	}
 	t.Parallel()
-	e := start(t)
+	// The pages read the counters, too.
+	e := start(t, "--web.disable-ui")
 	scraping, finish := make(chan struct{}), make(chan struct{})
 	defer close(finish)
 	e.audit.scrape = func() {
@@ -317,7 +319,8 @@ func TestLongHeader(t *testing.T) {
 // The limit counts filtered and complete scrapes together, those that wait and the one in
 // progress.
 func TestMaxRequests(t *testing.T) {
-	e := start(t, "--web.max-requests=2", "--web.disable-exporter-metrics")
+	// The pages read the counters, too.
+	e := start(t, "--web.disable-ui", "--web.max-requests=2", "--web.disable-exporter-metrics")
 	scraping, finish := make(chan struct{}, 2), make(chan struct{})
 	e.audit.scrape = func() {
 		scraping <- struct{}{}
