@@ -6,7 +6,7 @@
 include Makefile.common
 
 # The race detector runs the tests of packages that use goroutines and do not need the kernel.
-RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/answer ./internal/logging ./internal/appendfile ./internal/trail ./internal/covert ./internal/assessment
+RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/answer ./internal/logging ./internal/appendfile ./internal/trail ./internal/covert ./internal/assessment ./internal/history
 
 # Limits are for a test that hangs: a machine that does much else takes three times as long.
 TEST_FLAGS  ?= -timeout 40m
@@ -61,7 +61,7 @@ check-root:
 CHECKS := deps style style-c check_license yamllint shellcheck check-text lint unused check-generate \
 	check-config check-dashboards tarball
 TESTS  := test-race test-fuzz test-tools test-manifests test-kernels test-deploy test-evaluate \
-	test-packages
+	test-pages test-packages
 
 # The last step stands apart, so that its result closes the output.
 .PHONY: test
@@ -96,6 +96,11 @@ test-manifests: ## run the tests of compose files and of Kubernetes manifests
 test-evaluate: ## run the tests of tools/evaluate
 	@echo ">> running the tests of tools/evaluate"
 	@REQUIRE_BPF=1 $(GO) -C tools/evaluate test -count=1 $(TEST_FLAGS) ./...
+
+.PHONY: test-pages
+test-pages: ## run the tests of the pages in Chromium
+	@echo ">> running the tests of the pages"
+	@REQUIRE_BPF=1 $(GO) -C e2e/pages test -count=1 $(TEST_FLAGS) ./...
 
 # These packages put load on the machine and measure its effect, so they run one at a time and
 # nothing runs with them.
@@ -171,6 +176,12 @@ fuzz: check-root ## test with FRAMES=10000000 random frames and FUZZTIME=100000x
 demo: build ## show the exporter at work in network namespaces of its own (root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
+
+.PHONY: screenshots
+screenshots: ## take the screenshots of the pages with Chromium, for README.md and docs/pages.md
+	@echo ">> taking screenshots"
+	SCREENSHOTS="$(CURDIR)/docs/images" $(GO) -C e2e/pages test -v -count=1 -run '^TestScreenshots$$' .
+	$(call give_back,docs/images)
 
 .PHONY: dashboards
 dashboards: ## generate the Grafana dashboards

@@ -24,7 +24,7 @@ fi
 files=()
 while IFS= read -rd '' file; do
 	case $file in
-	*go.mod | *go.sum | *_bpfe[lb].* | *.png) continue ;;
+	*go.mod | *go.sum | *_bpfe[lb].* | *.png | *.min.js) continue ;;
 	esac
 	if [[ -f $file && ! -L $file ]]; then
 		files+=("$file")

@@ -23,6 +23,8 @@ packages=(
 	systemd logrotate rpm lintian man-db zsh
 	# tests of the topology
 	docker.io docker-compose iptables bpftool curl openssl util-linux
+	# tests of the pages, which need fonts
+	chromium fonts-dejavu-core
 	# tests with other kernels
 	qemu-system-x86 busybox-static cpio xz-utils
 	# formatter and linters that are not written in Go

@@ -64,14 +64,17 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stage.close()
-	fmt.Printf(`One network namespace sends another a UDP packet every %v, with a standard deviation of %v. The exporter
+	fmt.Printf(`Open %s
+
+One network namespace sends another a UDP packet every %v, with a standard deviation of %v. The exporter
 audits the packets where they arrive. From packet %d on, every %dth packet is sent %v late on purpose.
 When this machine is busy, it delays other packets: the exporter flags these, too.
 
-  metrics  %s
+  page     %s
+  metrics  %smetrics
   end      Ctrl-C
 
-`, interval, spread, firstLate, latePeriod, lateness, stage.url)
+`, stage.page, interval, spread, firstLate, latePeriod, lateness, stage.page, stage.page)
 	return stage.play(ctx)
 }
 

@@ -33,7 +33,7 @@ const (
 
 // stage holds the network, the exporter in it, and the sockets of sender and receiver.
 type stage struct {
-	url      string
+	page     string // address of the pages
 	audited  netlab.End
 	sender   netlab.End
 	conn     net.Conn
@@ -48,7 +48,7 @@ type stage struct {
 // newStage creates the network and starts the exporter in it. It takes over the listener.
 func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) {
 	s := &stage{
-		url:     "http://" + listener.Addr().String() + "/metrics",
+		page:    "http://" + listener.Addr().String() + "/",
 		audited: netlab.End{Device: device, IPv4: netip.MustParsePrefix("192.0.2.1/24")},
 		sender:  netlab.End{Device: "sender0", IPv4: netip.MustParsePrefix("192.0.2.2/24")},
 		ended:   make(chan struct{}),
@@ -272,7 +272,7 @@ type series struct {
 func (s *stage) scrape(ctx context.Context) (series, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil) //nolint:gosec // the user chooses the address
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.page+"metrics", nil) //nolint:gosec // the user chooses the address
 	if err != nil {
 		return series{}, fmt.Errorf("reading the metrics of the exporter: %w", err)
 	}

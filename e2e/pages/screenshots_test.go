@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The XDP Audit Exporter Authors
+
+package pages
+
+import (
+	"bytes"
+	"image"
+	"image/color"
+	"image/draw"
+	"image/png"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+)
+
+// maxScreenshot is the maximum size of a screenshot in bytes.
+const maxScreenshot = 200_000
+
+// TestScreenshots writes the screenshots of the documents into the directory SCREENSHOTS. The
+// counters are made up.
+func TestScreenshots(t *testing.T) {
+	folder := os.Getenv("SCREENSHOTS")
+	if folder == "" {
+		t.Skip("SCREENSHOTS names no directory: make screenshots does")
+	}
+	s := newSite(t, nil, "eth0", "eth1", "enp65s0f0np0", "enp65s0f1np1")
+	b := newBrowser(t)
+	for _, shot := range []struct {
+		name, path string
+		height     int64
+		scheme     string
+	}{
+		{"pages", "/", 860, "light"},
+		{"pages-dark", "/", 860, "dark"},
+		{"pages-device", "/device/eth0", 1000, "light"},
+		{"pages-flags", "/flags", 600, "light"},
+		{"pages-leak", "/leak", 900, "light"},
+	} {
+		b.show(1440, shot.height, shot.scheme)
+		var picture []byte
+		b.run(chromedp.Navigate(s.url+shot.path), chromedp.CaptureScreenshot(&picture))
+		small := compress(t, picture)
+		t.Logf("%s.png has %d bytes", shot.name, len(small))
+		if len(small) > maxScreenshot {
+			t.Errorf("%s.png has %d bytes, want at most %d", shot.name, len(small), maxScreenshot)
+		}
+		if err := os.WriteFile(filepath.Join(folder, shot.name+".png"), small, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// compress reduces a picture to its 256 most frequent colours. The others are those of edges of
+// letters, and become the nearest of these.
+func compress(t *testing.T, picture []byte) []byte {
+	t.Helper()
+	full, err := png.Decode(bytes.NewReader(picture))
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[color.RGBA]int{}
+	bounds := full.Bounds()
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X; x < bounds.Max.X; x++ {
+			if c, ok := color.RGBAModel.Convert(full.At(x, y)).(color.RGBA); ok {
+				counts[c]++
+			}
+		}
+	}
+	var frequent []color.RGBA
+	for c := range counts {
+		frequent = append(frequent, c)
+	}
+	slices.SortFunc(frequent, func(a, b color.RGBA) int {
+		if counts[a] != counts[b] {
+			return counts[b] - counts[a]
+		}
+		return int(a.R) - int(b.R) + 256*(int(a.G)-int(b.G)) + 65536*(int(a.B)-int(b.B))
+	})
+	var palette color.Palette
+	for _, c := range frequent[:min(256, len(frequent))] {
+		palette = append(palette, c)
+	}
+	reduced := image.NewPaletted(bounds, palette)
+	draw.Draw(reduced, bounds, full, bounds.Min, draw.Src)
+	var small bytes.Buffer
+	encoder := png.Encoder{CompressionLevel: png.BestCompression}
+	if err := encoder.Encode(&small, reduced); err != nil {
+		t.Fatal(err)
+	}
+	return small.Bytes()
+}
+
+// The committed screenshots are those that the documents show, and none is too large.
+func TestScreenshotsAreCommitted(t *testing.T) {
+	const images = "../../docs/images"
+	for _, name := range []string{"pages", "pages-dark", "pages-device", "pages-flags", "pages-leak"} {
+		info, err := os.Stat(filepath.Join(images, name+".png"))
+		if err != nil {
+			t.Error(err, ": run make screenshots")
+			continue
+		}
+		if info.Size() > maxScreenshot {
+			t.Errorf("%s has %d bytes, want at most %d", info.Name(), info.Size(), maxScreenshot)
+		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := bytes.Index(readme, []byte("](docs/images/pages.png)")); i < 0 || i > 1000 {
+		t.Error("the README does not open with a screenshot")
+	}
+}
