@@ -7,10 +7,12 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,11 +32,11 @@ type leakyService struct {
 
 const plantedLeak = 2 * time.Millisecond
 
-func (l *lab) newLeakyService() *leakyService {
+func (l *lab) newLeakyService(at netip.Addr) *leakyService {
 	l.t.Helper()
 	var listener net.Listener
 	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp4", net.JoinHostPort(l.audited.IPv4.Addr().String(), "0"))
+		listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
 		return err
 	})
 	if err != nil {
@@ -54,21 +56,33 @@ func (l *lab) newLeakyService() *leakyService {
 // ask sends n requests of random classes on one connection, and returns their number by class.
 func (s *leakyService) ask(n int) (classes [2]float64) {
 	s.l.t.Helper()
+	classes, err := s.tryAsk(n)
+	if err != nil {
+		s.l.t.Fatal(err)
+	}
+	return classes
+}
+
+func (s *leakyService) tryAsk(n int) (classes [2]float64, err error) {
 	var conn *net.TCPConn
-	err := s.l.sender.Namespace.Do(func() error {
-		c, err := net.DialTimeout("tcp4", s.address, patience)
+	err = s.l.sender.Namespace.Do(func() error {
+		c, err := net.DialTimeout("tcp", s.address, patience)
 		if err == nil {
 			conn = c.(*net.TCPConn)
 		}
 		return err
 	})
 	if err != nil {
-		s.l.t.Fatal(err)
+		return classes, err
 	}
 	defer conn.Close()
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		s.l.t.Fatal(err)
+		return classes, err
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if netip.MustParseAddrPort(s.address).Addr().Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
 	reader := bufio.NewReader(conn)
 	for range n {
@@ -76,21 +90,21 @@ func (s *leakyService) ask(n int) (classes [2]float64) {
 		classes[class]++
 		var failed error
 		err := raw.Control(func(fd uintptr) {
-			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, []int{8, 16}[class]<<2)
+			failed = unix.SetsockoptInt(int(fd), level, option, []int{8, 16}[class]<<2)
 		})
 		if err == nil && failed == nil {
 			_, err = fmt.Fprintf(conn, "GET /%s HTTP/1.1\r\nHost: test\r\n\r\n", []string{"fixed", "random"}[class])
 		}
-		if err != nil || failed != nil {
-			s.l.t.Fatal(err, failed)
+		if err = errors.Join(err, failed); err != nil {
+			return classes, err
 		}
 		response, err := http.ReadResponse(reader, nil)
 		if err != nil {
-			s.l.t.Fatal(err)
+			return classes, err
 		}
 		response.Body.Close()
 	}
-	return classes
+	return classes, nil
 }
 
 // A service whose response time depends on the class of the request is found, without any
@@ -98,7 +112,7 @@ func (s *leakyService) ask(n int) (classes [2]float64) {
 func TestLeakIsFound(t *testing.T) {
 	const n = 400
 	l := newLab(t)
-	service := l.newLeakyService()
+	service := l.newLeakyService(l.audited.IPv4.Addr())
 	folder := t.TempDir()
 	config := filepath.Join(folder, "leak.yml")
 	configure := func(target string) {

@@ -51,6 +51,7 @@ var supported = []group{
 		"TestFormsOfExchanges", "TestClassesOfRequests", "TestExchangesEqualModel", "TestExchangesOfConnectionsThatAreReset",
 		"TestProgramOfOutgoingPacketsIsBelowTheLimitOfTheVerifier",
 	}},
+	{"assessments", e2eTests, []string{"TestLeakVariants", "TestLeakRestarts", "TestLeakFollowsDevices"}},
 	{"audit", e2eTests, []string{"TestUDPIsCountedExactly", "TestTCPIsCountedExactly", "TestDevicesAreCountedApart"}},
 	{"rings", bpfTests, []string{"TestFlaggedPacketArrivesAsEvent", "TestEveryFlagHasAFate"}},
 	{"events", e2eTests, []string{"TestHangupReopensTheTrail"}},
