@@ -11,7 +11,7 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 )
 
-// leakPage is the content of leakPath. docs/leak.md describes it.
+// leakPage is the content of leakPath. docs/leak-json.md describes it.
 type leakPage struct {
 	Assessments []leakState `json:"assessments"`
 	// Discarded are requests of assessments that have been replaced. Disordered are requests that
@@ -24,6 +24,7 @@ type leakPage struct {
 // rawPage counts the lines of raw files.
 type rawPage struct {
 	Responses uint64 `json:"responses"`
+	Bytes     uint64 `json:"bytes"`
 	Lost      uint64 `json:"lost"`
 }
 
@@ -54,7 +55,8 @@ func (l *leakAssessments) page() *leakPage {
 	counts := l.set.Counts()
 	page := &leakPage{Assessments: []leakState{}, Discarded: counts.Discarded, Disordered: counts.Disordered}
 	if l.raw != nil {
-		page.Raw = &rawPage{l.raw.Counts().Lines(), l.raw.Counts().Lost()}
+		c := l.raw.Counts()
+		page.Raw = &rawPage{c.Lines(), c.Bytes(), c.Lost()}
 	}
 	states := l.Snapshot()
 	for i := range states {
