@@ -86,19 +86,22 @@ type benchExchangeDeviceCounters struct {
 		FlaggedN uint32
 		Reserved uint32
 		Run      struct {
-			_       structs.HostLayout
-			SinceNs uint64
-			Level   struct {
+			_        structs.HostLayout
+			Packets  uint32
+			IsLate   uint8
+			Patience uint8
+			Reserved uint16
+		}
+		Level struct {
+			_        structs.HostLayout
+			SinceNs  uint64
+			Baseline struct {
 				_       structs.HostLayout
 				MeanQ16 uint64
 				M2Low   uint64
 				M2High  uint32
 				N       uint32
 			}
-			Packets  uint32
-			IsLate   uint8
-			Patience uint8
-			Reserved uint16
 		}
 		Reserved2 [6]uint64
 	}
@@ -275,19 +278,22 @@ type benchExchangeSetRecords struct {
 		DriftQ32     uint64
 		CutsQ32      [2]uint64
 		Run          struct {
-			_       structs.HostLayout
-			SinceNs uint64
-			Level   struct {
-				_       structs.HostLayout
-				MeanQ16 uint64
-				M2Low   uint64
-				M2High  uint32
-				N       uint32
-			}
+			_        structs.HostLayout
 			Packets  uint32
 			IsLate   uint8
 			Patience uint8
 			Reserved uint16
+		}
+	}
+	Levels [8]struct {
+		_        structs.HostLayout
+		SinceNs  uint64
+		Baseline struct {
+			_       structs.HostLayout
+			MeanQ16 uint64
+			M2Low   uint64
+			M2High  uint32
+			N       uint32
 		}
 	}
 }

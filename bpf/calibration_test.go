@@ -314,7 +314,7 @@ func TestRecordsOutliveTheProgram(t *testing.T) {
 					m.observe(at)
 				}
 				slot := p.onlySlot(t)
-				if got := recordOf(p.recordOf(slot), &slot.Baseline); got != m.record {
+				if got := p.recordOf(slot).model(&slot.Baseline); got != m.record {
 					t.Fatalf("program %d: got %+v, want %+v", i, got, m.record)
 				}
 				p.compareDecisions(t, m)

@@ -46,15 +46,15 @@ func probeOn(t testing.TB, audit *Audit, cpu int) *probe {
 }
 
 // recordOf returns the record of a slot.
-func (p *probe) recordOf(slot *programFlowSlot) *programFlowRecord {
+func (p *probe) recordOf(slot *programFlowSlot) slotRecord {
 	for i := range p.sets {
 		for way := range p.sets[i].Slots {
 			if slot == &p.sets[i].Slots[way] {
-				return &p.records[i].Records[way]
+				return p.records[i].at(way)
 			}
 		}
 	}
-	return nil
+	return slotRecord{}
 }
 
 // mapSets maps the sets of the flow table until the test ends.
@@ -395,21 +395,28 @@ func (p *probe) compareDecisions(t *testing.T, m *model) {
 	}
 }
 
-// recordOf returns the record in a slot, and what the slot's baseline has of it, as the model has
-// them.
-func recordOf(r *programFlowRecord, b *programBaseline) timing.FlowRecord {
+// slotRecord is the record of a slot with the level of its run.
+type slotRecord struct {
+	*programFlowRecord
+	level *programRunLevel
+}
+
+func (s *programSetRecords) at(way int) slotRecord {
+	return slotRecord{&s.Records[way], &s.Levels[way]}
+}
+
+// model returns the record, and what the slot's baseline has of it, as the model has them.
+func (r slotRecord) model(b *programBaseline) timing.FlowRecord {
 	return timing.FlowRecord{
-		N: r.N, Run: runOf(&r.Run), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
+		N: r.N, Run: r.run(), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
 		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
 	}
 }
 
-func runOf(r *programFlaggedRun) timing.Run {
+func (r slotRecord) run() timing.Run {
 	return timing.Run{
-		Packets: r.Packets, IsLate: r.IsLate != 0, SinceNs: r.SinceNs, Patience: r.Patience,
-		Level: timing.State{
-			N: uint64(r.Level.N), MeanQ16: r.Level.MeanQ16, M2: timing.Uint128{Hi: uint64(r.Level.M2High & m2HighMask), Lo: r.Level.M2Low},
-		},
+		Packets: r.Run.Packets, IsLate: r.Run.IsLate != 0, Patience: r.Run.Patience,
+		SinceNs: r.level.SinceNs, Level: r.level.Baseline.state(),
 	}
 }
 
@@ -422,7 +429,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 	frame := udpFrame()
 	now := uint64(1e12)
 	var slot *programFlowSlot
-	var record *programFlowRecord
+	var record slotRecord
 	var flag Flag
 	for i := range packets {
 		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))
@@ -437,7 +444,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 			slot = p.onlySlot(t)
 			record = p.recordOf(slot)
 		}
-		if got := recordOf(record, &slot.Baseline); got != m.record {
+		if got := record.model(&slot.Baseline); got != m.record {
 			t.Fatalf("packet %d, %v: got %+v, want %+v", i, want, got, m.record)
 		}
 		if got := p.baseline(t, slot); got != m.state || slot.LastNs != m.lastNs {

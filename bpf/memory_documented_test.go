@@ -22,7 +22,7 @@ func TestMemoryIsDocumented(t *testing.T) {
 		{"docs/requirements.md", device + " for each device and each possible CPU"},
 		{"docs/planning.md", fmt.Sprintf("%d bytes a slot", slotBytes)},
 		{"docs/planning.md", "65,536 slots takes " + table + " MiB"},
-		{"docs/planning.md", fmt.Sprintf("a slot, record of its flags | %d |", unsafe.Sizeof(programFlowRecord{}))},
+		{"docs/planning.md", fmt.Sprintf("a slot, record of its flags | %d |", unsafe.Sizeof(programSetRecords{})/flowWays)},
 		{"docs/planning.md", device + " for each possible CPU and device"},
 		{"docs/runbooks.md", fmt.Sprintf("A slot takes %d bytes", slotBytes)},
 		{"docs/runbooks.md", "Each device takes " + device},

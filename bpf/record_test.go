@@ -146,11 +146,10 @@ func FuzzRecord(f *testing.F) {
 		r := &records[0].Records[way]
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(r)), recordBytes), record)
 		r.Tag, r.Mark, r.Run.IsLate, r.Run.Patience = sets[0].Tags[way], sets[0].Marks[way], r.Run.IsLate&1, r.Run.Patience%5
-		// The level begins with the second packet.
-		r.Run.Packets, r.Run.Level = r.Run.Packets&1, programBaseline{}
+		r.Run.Packets &= 1 // the level begins with the second packet
 		sets[0].Slots[way].Baseline.M2High |= uint32(b2i(isOfBaseline)) << 23
 		slot := p.model.at(&p.model.table.Set(0)[way])
-		slot.record = recordOf(r, &sets[0].Slots[way].Baseline)
+		slot.record = records[0].at(way).model(&sets[0].Slots[way].Baseline)
 		slot.owner = flowtable.Slot{Tag: r.Tag, Mark: r.Mark}
 		for len(deltas) >= 4 {
 			now += uint64(binary.LittleEndian.Uint32(deltas) >> 1)

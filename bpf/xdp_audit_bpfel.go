@@ -73,6 +73,7 @@ type programDeviceBaseline struct {
 	FlaggedN  uint32
 	Reserved  uint32
 	Run       programFlaggedRun
+	Level     programRunLevel
 	Reserved2 [6]uint64
 }
 
@@ -127,8 +128,6 @@ type programFlagState struct {
 
 type programFlaggedRun struct {
 	_        structs.HostLayout
-	SinceNs  uint64
-	Level    programBaseline
 	Packets  uint32
 	IsLate   uint8
 	Patience uint8
@@ -207,9 +206,16 @@ type programLastFlag struct {
 	}
 }
 
+type programRunLevel struct {
+	_        structs.HostLayout
+	SinceNs  uint64
+	Baseline programBaseline
+}
+
 type programSetRecords struct {
 	_       structs.HostLayout
 	Records [8]programFlowRecord
+	Levels  [8]programRunLevel
 }
 
 type programWatch struct {

@@ -9,6 +9,7 @@
 #define XDP_AUDIT_BASELINE_H
 
 #include "compiler.h"
+#include "find_record.h"
 #include "log2.h"
 #include "maps.h"
 #include "math.h"
@@ -19,6 +20,7 @@
 /* mantissa · 2^exponent units², with an even exponent. */
 struct variance {
 	__u64 mantissa;
+	__u64 mantissa_log2; /* rounded down */
 	__s64 exponent;
 };
 
@@ -33,23 +35,39 @@ static __always_inline bool is_outside(__u64 deviation_q16, __u64 n, struct u128
 	return !is_below(multiply_u32(d * d, (n - 1) * 4), multiply_u128(m2, factor_q2));
 }
 
+/* ⌊log2 v⌋ for 0 < v < 2²⁸. */
+static __always_inline __u32 log2_of_count(__u64 v)
+{
+	__u32 shift = sign_of((1 << LOG2_TABLE_BITS) - 1 - v) & LOG2_TABLE_BITS;
+
+	return shift + log2_table[v >> shift & (LOG2_TABLE_SIZE - 1)];
+}
+
 /* max(k · M2 / (n − 1), min / 12) as 12·k·M2 / 12·(n − 1), where min is 1 on the linear scale. */
 static __always_inline struct variance variance_of(__u64 n, struct u128 m2, __u64 mean_q16)
 {
 	struct u128 m = multiply_u128(m2, config.variance_factor_q16);
 	struct u128 min = { .low = (n - 1) << 16 };
 	struct variance variance;
+	__u64 thrice = 3 * (n - 1);
+	__u32 bits;
 
 	if (config.modes & MODE_LOG2)
 		min = shift_left(multiply_u32(log2_min_squared(mean_q16), n - 1), 16);
 	if (is_below(m, min))
 		m = min;
-	variance.exponent = ((__s64)bits_of(m) - 62) & ~1; /* for a mantissa of 62 or 63 bits */
+	bits = bits_of(m);
+	variance.exponent = ((__s64)bits - 62) & ~1; /* for a mantissa of 62 or 63 bits */
 	if (variance.exponent >= 0)
 		variance.mantissa = shift_right(m, variance.exponent & 127);
 	else
 		variance.mantissa = m.low << (-variance.exponent & 63);
-	variance.mantissa /= 12 * (n - 1);
+	variance.mantissa /= 4 * thrice;
+	/* The logarithm of a quotient is that of the dividend, here 61 or 62, less that of the
+	 * divisor, or one less than that. It is known before the quotient.
+	 */
+	variance.mantissa_log2 = 60 + (bits & 1) - (2 + log2_of_count(thrice));
+	variance.mantissa_log2 += variance.mantissa >> (variance.mantissa_log2 + 1);
 	variance.exponent -= 16;
 	return variance;
 }
@@ -86,7 +104,7 @@ static __always_inline bool reaches_threshold(__u64 deviation_q16, struct varian
 /* Limits a deviation to the clip. */
 static __always_inline __u64 clip(__u64 deviation_q16, struct variance variance)
 {
-	__u64 limit = square_root(variance.mantissa) * config.clip_q16;
+	__u64 limit = square_root(variance.mantissa, variance.mantissa_log2) * config.clip_q16;
 	__s64 shift = variance.exponent >> 1;
 
 	limit = shift < 0 ? limit >> (-shift & 63) : limit << (shift & 63);
@@ -217,22 +235,27 @@ static __always_inline bool try_unflagged(__u64 *deviation_q16, __u64 n, struct 
 }
 
 /* Judges a sample with the exact test, clips it, and adds it to the baseline. Writes the arguments
- * of the test into the next state of *last, which readers see only after publish_flag().
+ * of the test into the next state of the last flag, which readers see only after publish_flag().
  */
 static __always_inline enum outcome baseline_judge(struct baseline *baseline, __u64 sample,
-						   __u64 delta_ns, struct last_flag *last)
+						   __u64 delta_ns, struct last_flag *last,
+						   struct packet_state *state)
 {
 	struct deviation deviation = deviation_of(baseline, sample);
-	struct flag_state *flag = &next_event(last)->flag;
+	struct flag_state *flag;
 	bool is_flagged = true;
 	__u64 n = baseline->n;
-	__u32 outcome;
 	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high & M2_HIGH_MASK };
 
 	if (try_unflagged(&deviation.q16, n, m2)) {
 		baseline_update(baseline, n, deviation);
 		return OUTCOME_JUDGED;
 	}
+	if (state && unlikely(!find_record(state))) {
+		KEEP_BRANCH(); /* 1: as in cold_outcome() */
+		return OUTCOME_CONTENDED;
+	}
+	flag = &next_event(last)->flag;
 	flag->delta_ns = delta_ns;
 	flag->mean_q16 = baseline->mean_q16;
 	flag->deviation_q16 = deviation.q16;
@@ -250,13 +273,7 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	baseline_update(baseline, n, deviation);
 	if (!is_flagged)
 		return OUTCOME_JUDGED;
-	outcome = OUTCOME_FLAGGED_LATE + deviation.sign; /* OUTCOME_FLAGGED_EARLY is one less */
-	/* The verifier knows the bounds of a masked value. Without this, clang may remove the mask.
-	 * In this code, clang 14 keeps it either way, and Linux 6.1 and later accept it. Costs 3
-	 * for a flagged packet.
-	 */
-	VERIFIER_KNOWS(outcome);
-	return outcome & 7;
+	return OUTCOME_FLAGGED_LATE + deviation.sign; /* OUTCOME_FLAGGED_EARLY is one less */
 }
 
 /* Judges a sample of at most 2³¹ units and adds it to the baseline if it is so near to the mean
@@ -294,12 +311,13 @@ static __always_inline void baseline_learnt(struct baseline *baseline)
  * the added sample is clipped.
  */
 static __always_inline enum outcome baseline_observe_slow(struct baseline *baseline, __u64 sample,
-							  __u64 delta_ns, struct last_flag *last)
+							  __u64 delta_ns, struct last_flag *last,
+							  struct packet_state *state)
 {
 	__u64 n = baseline->n;
 
 	if (n >= config.min_samples)
-		return baseline_judge(baseline, sample, delta_ns, last);
+		return baseline_judge(baseline, sample, delta_ns, last, state);
 	baseline_update(baseline, n, deviation_of(baseline, sample));
 	if (baseline->n == config.min_samples)
 		baseline_learnt(baseline);
@@ -308,11 +326,12 @@ static __always_inline enum outcome baseline_observe_slow(struct baseline *basel
 
 /* Judges any sample and adds it to the baseline. */
 static __always_inline enum outcome baseline_observe(struct baseline *baseline, __u64 sample,
-						     __u64 delta_ns, struct last_flag *last)
+						     __u64 delta_ns, struct last_flag *last,
+						     struct packet_state *state)
 {
 	if (likely(baseline_try_fast(baseline, sample)))
 		return OUTCOME_JUDGED;
-	return baseline_observe_slow(baseline, sample, delta_ns, last);
+	return baseline_observe_slow(baseline, sample, delta_ns, last, state);
 }
 
 #endif

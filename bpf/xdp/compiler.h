@@ -45,6 +45,9 @@
  */
 #define KEEP_BRANCH() barrier()
 
+/* Loads a member that is needed only later. The CPU does not wait for it. */
+#define BEGIN_LOAD(member) ((void)*(const volatile typeof(member) *)&(member))
+
 /* Keeps the compiler from moving loads and stores across this line. The CPU may still move them. */
 #define COMPILER_FENCE() barrier()
 

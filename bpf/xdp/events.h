@@ -55,7 +55,8 @@ static __always_inline void report_flag(struct xdp_md *ctx, struct device_counte
 	event->flag.len_bytes = len_bytes;
 	if (last->is_sent)
 		counters->fates[send_event(ctx, last->ring, event)]++;
-	publish_flag(last);
+	KEEP_IN_REGISTER(counters); /* 2: clang would save the address of its last flag */
+	publish_flag(&counters->last_flag);
 }
 
 #endif

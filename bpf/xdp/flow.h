@@ -197,11 +197,10 @@ static __always_inline enum outcome slot_observe_slow(struct packet_state *state
 	counters = state->counters;
 	delta_ns = state->delta_ns;
 	if (config.modes)
-		outcome = observe_in_modes(state->slot, state->set, state->set_index, delta_ns,
-					   counters);
+		outcome = observe_in_modes(state);
 	else
 		outcome = baseline_observe_slow(&state->slot->baseline, delta_ns, delta_ns,
-						&counters->last_flag);
+						&counters->last_flag, state);
 	if (is_flagged(outcome))
 		record_flag(state, outcome - OUTCOME_FLAGGED_EARLY);
 	count_delta(counters, delta_ns);

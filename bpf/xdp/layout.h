@@ -198,6 +198,8 @@ struct packet_state {
 	struct protocol_counters *cells;
 	struct flow_set *set; /* locked */
 	struct flow_slot *slot;
+	struct set_records *records; /* of a flagged packet, as is the next */
+	struct flow_record *record;
 	__u64 now_ns;
 	__u64 delta_ns;
 	__u32 set_index;
@@ -222,18 +224,22 @@ struct flow_set {
 	__u8 watches[FLOW_WAYS];
 };
 
-/* Flagged packets in a row on one side, and their level. */
+/* Flagged packets in a row on one side. */
 struct flagged_run {
-	__u64 since_ns;	       /* time of the second packet */
-	struct baseline level; /* of the packets from the second on */
-	__u32 packets;	       /* less a penalty for gaps */
-	__u8 is_late;	       /* the side */
-	__u8 patience;	       /* log2 of the factor by which a run has to be longer */
+	__u32 packets; /* less a penalty for gaps */
+	__u8 is_late;  /* the side */
+	__u8 patience; /* log2 of the factor by which a run has to be longer */
 	__u16 reserved;
 };
 
+/* The level of a run, from its second packet on. */
+struct run_level {
+	__u64 since_ns; /* time of the second packet */
+	struct baseline baseline;
+};
+
 /* What only flagged packets need of a flow. Mark and tag tell whose record it is: a slot without a
- * flagged packet keeps that of an earlier flow.
+ * flagged packet keeps that of an earlier flow. A cache line.
  */
 struct flow_record {
 	__u32 tag;
@@ -251,9 +257,12 @@ struct flow_record {
 	struct flagged_run run;
 };
 
-/* The records of the flows of a set. */
+/* The records of the flows of a set, and the levels of their runs, which only the flagged packets
+ * of a run need.
+ */
 struct set_records {
 	struct flow_record records[FLOW_WAYS];
+	struct run_level levels[FLOW_WAYS];
 };
 
 /* The last deltas of a watched flow. User space writes mark and tag before it assigns the watch.
@@ -348,6 +357,7 @@ struct device_baseline {
 	__u32 flagged_n; /* n after the last flagged packet */
 	__u32 reserved;
 	struct flagged_run run;
+	struct run_level level;
 	__u64 reserved2[6];
 };
 

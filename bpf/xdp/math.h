@@ -109,12 +109,12 @@ static __always_inline __u64 top_32(__u64 v, __u32 log2_v)
 	return v << (63 - log2_v) >> 32;
 }
 
-/* √v for 2³² ≤ v < 2⁶³, to within 0.05 %. A line through the roots of an octave of √v approximates
- * it to within 3.2 %. One step of Newton's method halves the square of that.
+/* √v for 2³² ≤ v < 2⁶³ and its ⌊log2 v⌋, to within 0.05 %. A line through the roots of an octave of
+ * √v approximates it to within 3.2 %. One step of Newton's method halves the square of that.
  */
-static __always_inline __u64 square_root(__u64 v)
+static __always_inline __u64 square_root(__u64 v, __u32 log2_v)
 {
-	__u32 half = log2_u64(v) >> 1;
+	__u32 half = log2_v >> 1;
 	__u64 root = ((2ULL << half) + (v >> half)) * 88 >> 8;
 
 	return (root + v / root) >> 1;

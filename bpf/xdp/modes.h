@@ -19,17 +19,18 @@
 /* baseline_observe() in the modes of the configuration. A function of its own, so that the program
  * in the default mode does not pay for them.
  */
-static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct flow_set *set,
-						__u32 set_index, __u64 delta_ns,
-						struct device_counters *counters)
+static __noinline enum outcome observe_in_modes(struct packet_state *state)
 {
+	struct flow_slot *slot = state->slot;
+	struct device_counters *counters = state->counters;
+	__u64 delta_ns = state->delta_ns;
 	__u64 sample = config.modes & MODE_LOG2 ? log2_of_delta(delta_ns) : delta_ns;
 	struct device_baseline *device = &counters->device;
 	enum outcome outcome;
 
 	if (config.modes & MODE_WATCH)
-		watch_observe(set, set_index * FLOW_WAYS + way_of(set, slot), delta_ns,
-			      slot->last_ns);
+		watch_observe(state->set, state->set_index * FLOW_WAYS + way_of(state->set, slot),
+			      delta_ns, state->now_ns);
 	if (config.modes & MODE_FROZEN) {
 		/* A copy, which is discarded with what it learns. */
 		struct baseline as_saved = {
@@ -40,15 +41,17 @@ static __noinline enum outcome observe_in_modes(struct flow_slot *slot, struct f
 		};
 
 		slot->baseline.n++; /* the flow's deltas; it has no baseline of its own */
-		return baseline_observe(&as_saved, sample, delta_ns, &counters->last_flag);
+		return baseline_observe(&as_saved, sample, delta_ns, &counters->last_flag, state);
 	}
 	if (!(config.modes & MODE_DEVICE))
-		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag);
+		return baseline_observe(&slot->baseline, sample, delta_ns, &counters->last_flag,
+					state);
 	slot->baseline.n++;
 	store_in_order(&device->sequence, device->sequence + 1);
-	outcome = baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag);
+	outcome =
+		baseline_observe(&device->baseline, sample, delta_ns, &counters->last_flag, state);
 	if (is_flagged(outcome))
-		count_device_run(counters, outcome == OUTCOME_FLAGGED_LATE, slot->last_ns,
+		count_device_run(counters, outcome == OUTCOME_FLAGGED_LATE, state->now_ns,
 				 delta_ns);
 	store_in_order(&device->sequence, device->sequence + 1);
 	return outcome;

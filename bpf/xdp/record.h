@@ -35,12 +35,6 @@ static __always_inline bool is_flagged(enum outcome outcome)
 	       OUTCOME_FLAGGED_LATE - OUTCOME_FLAGGED_EARLY;
 }
 
-/* The way of a slot in its set. A difference of pointers, so that most packets need not keep it. */
-static __always_inline __u32 way_of(const struct flow_set *set, const struct flow_slot *slot)
-{
-	return (__u64)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
-}
-
 /* Whether each flow is judged against a baseline of its own. */
 static __always_inline bool has_own_baseline(void)
 {
@@ -50,14 +44,18 @@ static __always_inline bool has_own_baseline(void)
 /* Begins the record of a flow whose baseline has none. The record may be that of the same flow,
  * which was evicted and came back, or that of another flow in the same slot.
  */
-static __always_inline void record_begin(struct flow_record *record, const struct flow_set *set,
-					 __u32 way, __u64 now_ns)
+static __always_inline void record_begin(struct flow_record *record,
+					 const struct packet_state *state)
 {
+	const struct flow_set *set = state->set;
+	__u32 way = way_of(set, state->slot);
+
 	if (record->tag != set->tags[way] || record->mark != set->marks[way]) {
 		__builtin_memset(record, 0, sizeof(*record));
+		__builtin_memset(level_of(state), 0, sizeof(struct run_level));
 		record->tag = set->tags[way];
 		record->mark = set->marks[way];
-		record->unearned_at_ns = now_ns - UNEARNED_BURST_NS;
+		record->unearned_at_ns = state->now_ns - UNEARNED_BURST_NS;
 	}
 	record->run.packets = 0;
 	/* The samples before the first judged one do not count. */
@@ -86,40 +84,40 @@ static __noinline int learn_level(struct device_counters *counters, struct basel
 /* Counts a flagged packet in a run, of which `packets` are left after the penalty for the gap
  * before it. Returns whether the run is long enough for the baseline to restart.
  */
-static __always_inline bool count_run(struct flagged_run *run, __u32 packets, __u32 is_late,
-				      __u64 now_ns, struct device_counters *counters)
+static __always_inline bool count_run(struct flagged_run *run, struct run_level *level,
+				      __u32 packets, __u32 is_late, __u64 now_ns,
+				      struct device_counters *counters)
 {
 	if (!packets || run->is_late != is_late) {
 		run->is_late = is_late;
 		run->packets = 1;
 		return false;
 	}
-	if (!config.restart_run)
-		return false;
 	if (packets == 1) {
-		run->since_ns = now_ns;
-		__builtin_memset(&run->level, 0, sizeof(run->level));
+		level->since_ns = now_ns;
+		__builtin_memset(&level->baseline, 0, sizeof(level->baseline));
 	}
-	learn_level(counters, &run->level);
+	learn_level(counters, &level->baseline);
 	if (packets < LONGEST_RUN)
 		packets++;
 	run->packets = packets;
 	return packets > config.restart_run << (run->patience & 7) &&
-	       now_ns - run->since_ns >= SHORTEST_RUN_NS;
+	       now_ns - level->since_ns >= SHORTEST_RUN_NS;
 }
 
 /* Makes the level of a run the baseline. */
 static __noinline int restart_baseline(struct baseline *baseline, struct flagged_run *run,
+				       const struct baseline *level,
 				       struct device_counters *counters)
 {
 	if (baseline->n - run->packets >= config.restart_run << MOST_PATIENCE)
 		run->patience = 0;
 	else
 		run->patience = run->patience < MOST_PATIENCE ? run->patience + 1 : MOST_PATIENCE;
-	baseline->mean_q16 = run->level.mean_q16;
-	baseline->m2_low = run->level.m2_low;
-	baseline->m2_high = HAS_RECORD | (run->level.m2_high & M2_HIGH_MASK);
-	baseline->n = run->level.n;
+	baseline->mean_q16 = level->mean_q16;
+	baseline->m2_low = level->m2_low;
+	baseline->m2_high = HAS_RECORD | (level->m2_high & M2_HIGH_MASK);
+	baseline->n = level->n;
 	baseline_learnt(baseline);
 	run->packets = 0;
 	counters->baseline_restarts++;
@@ -145,10 +143,10 @@ static __always_inline void count_flow_run(struct flow_record *record, __u32 jud
 
 	if (judged != 1)
 		packets = run_after(packets, judged - 1);
-	if (!count_run(&record->run, packets, is_late, state->now_ns, state->counters) ||
-	    !has_own_baseline())
+	if (!count_run(&record->run, level_of(state), packets, is_late, state->now_ns,
+		       state->counters))
 		return;
-	restart_baseline(baseline, &record->run, state->counters);
+	restart_baseline(baseline, &record->run, &level_of(state)->baseline, state->counters);
 	record->n = baseline->n;
 }
 
@@ -162,13 +160,14 @@ static __always_inline void count_device_run(struct device_counters *counters, b
 	struct device_baseline *device = &counters->device;
 	struct baseline *baseline = &device->baseline;
 	struct flagged_run *run = &device->run;
+	struct run_level *level = &device->level;
 	__u32 judged = samples_since(baseline, device->flagged_n);
 	__u32 packets = run_after(run->packets, judged - 1);
 
 	baseline->m2_high &= M2_HIGH_MASK;
-	if (count_run(run, packets, is_late, now_ns, counters) &&
-	    now_ns - run->since_ns >= 2 * delta_ns)
-		restart_baseline(baseline, run, counters);
+	if (config.restart_run && count_run(run, level, packets, is_late, now_ns, counters) &&
+	    now_ns - level->since_ns >= 2 * delta_ns)
+		restart_baseline(baseline, run, &level->baseline, counters);
 	device->flagged_n = baseline->n;
 }
 
@@ -260,16 +259,14 @@ static __always_inline void withhold(struct device_counters *counters, enum fate
  * event, except for the surplus one of a common flag: in a storm of flags the bucket would stay
  * full, and each flag would get here.
  */
-static __noinline int spend_token(struct packet_state *state, struct flow_record *record,
-				  bool is_unearned, bool is_rare)
+static __always_inline void spend_token(struct packet_state *state, struct flow_record *record,
+					bool is_unearned, bool is_rare)
 {
-	if (!record)
-		return 0;
 	if (!take_event(state, is_unearned)) {
 		withhold(state->counters, FATE_RATE_LIMIT);
 		if (!is_unearned && !is_rare)
 			record->earned_q32 -= ONE_TOKEN;
-		return 0;
+		return;
 	}
 	if (is_unearned) {
 		spend_unearned(record, state->now_ns);
@@ -278,6 +275,14 @@ static __noinline int spend_token(struct packet_state *state, struct flow_record
 		record->earned_q32 -= ONE_TOKEN;
 		state->counters->earned_events++;
 	}
+}
+
+/* spend_token() for a flow that earns tokens, of whose flagged packets few get here. */
+static __noinline int call_spend_token(struct packet_state *state, struct flow_record *record,
+				       bool is_unearned, bool is_rare)
+{
+	if (record)
+		spend_token(state, record, is_unearned, is_rare);
 	return 0;
 }
 
@@ -305,14 +310,14 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 			withhold(state->counters, FATE_SUPPRESSED);
 			return;
 		}
-		spend_token(state, record, !is_left, false);
+		call_spend_token(state, record, !is_left, false);
 	} else {
 		is_left = record->earned_q32 >= ONE_TOKEN;
 		if (!is_left && is_unearned_spent(record, state->now_ns)) {
 			withhold(state->counters, FATE_NO_TOKEN);
 			return;
 		}
-		spend_token(state, record, !is_left, true);
+		call_spend_token(state, record, !is_left, true);
 	}
 }
 
@@ -326,7 +331,7 @@ static __always_inline __u32 count_judged(struct flow_record *record,
 	__u32 judged;
 
 	if (!(baseline->m2_high & HAS_RECORD))
-		record_begin(record, state->set, way_of(state->set, state->slot), state->now_ns);
+		record_begin(record, state);
 	judged = samples_since(baseline, record->n);
 	baseline->m2_high = (baseline->m2_high & M2_HIGH_MASK) | HAS_RECORD;
 	return judged;
@@ -336,22 +341,17 @@ static __always_inline __u32 count_judged(struct flow_record *record,
  */
 static __always_inline void record_flag(struct packet_state *state, __u32 is_late)
 {
-	struct set_records *records = bpf_map_lookup_elem(&flow_records, &state->set_index);
 	struct flow_slot *slot = state->slot;
-	struct flow_record *record;
+	struct flow_record *record = state->record;
 	__u32 judged, n = slot->baseline.n;
 
-	if (!records) {
-		withhold(state->counters, FATE_OTHER);
-		return;
-	}
-	record = (void *)records + way_of(state->set, slot) * sizeof(*record);
 	if (likely(slot->baseline.m2_high >> HAS_RECORD_SHIFT == 1)) /* no halvings */
 		judged = n - record->n;
 	else
 		judged = count_judged(record, state);
 	record->n = n;
-	count_flow_run(record, judged, is_late, state);
+	if (config.restart_run && has_own_baseline())
+		count_flow_run(record, judged, is_late, state);
 	decide(state, record, judged, is_late);
 }
 

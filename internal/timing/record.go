@@ -139,7 +139,6 @@ func (p Params) FlagAlone(r *FlowRecord, n uint64, flag Flagged) Token {
 	if !r.IsBaseline {
 		judged = uint32(n)
 	}
-	p.countRun(r, judged, flag)
 	r.N, r.IsBaseline = uint32(n), true
 	return p.token(r, judged, flag)
 }
@@ -148,6 +147,9 @@ func (p Params) FlagAlone(r *FlowRecord, n uint64, flag Flagged) Token {
 func (p Params) countRun(r *FlowRecord, judged uint32, flag Flagged) bool {
 	if !r.IsBaseline {
 		r.Run.Packets = 0
+	}
+	if p.RestartRun() == 0 {
+		return false
 	}
 	r.Run.skip(uint64(judged - 1))
 	return p.addFlagged(&r.Run, flag.IsLate, flag.DeltaNs, flag.NowNs)

@@ -62,11 +62,11 @@ func (r *Run) skip(packets uint64) {
 
 // addFlagged counts a flagged packet. It reports whether the run is long enough for a restart.
 func (p Params) addFlagged(r *Run, isLate bool, deltaNs, nowNs uint64) bool {
-	if r.Packets == 0 || isLate != r.IsLate {
-		r.Packets, r.IsLate = 1, isLate
+	if p.RestartRun() == 0 {
 		return false
 	}
-	if p.RestartRun() == 0 {
+	if r.Packets == 0 || isLate != r.IsLate {
+		r.Packets, r.IsLate = 1, isLate
 		return false
 	}
 	if r.Packets == 1 {

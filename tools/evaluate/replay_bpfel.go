@@ -50,12 +50,15 @@ type replayDeviceCounters struct {
 		Reserved uint32
 		Run      struct {
 			_        structs.HostLayout
-			SinceNs  uint64
-			Level    replayBaseline
 			Packets  uint32
 			IsLate   uint8
 			Patience uint8
 			Reserved uint16
+		}
+		Level struct {
+			_        structs.HostLayout
+			SinceNs  uint64
+			Baseline replayBaseline
 		}
 		Reserved2 [6]uint64
 	}

@@ -30,7 +30,7 @@ static __always_inline enum outcome lru_slot_observe(struct packet_state *state,
 	if (unlikely(delta_ns > config.idle_timeout_ns))
 		return slot_resume(slot, now_ns);
 	slot->last_ns = now_ns;
-	outcome = baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag);
+	outcome = baseline_observe(&slot->baseline, delta_ns, delta_ns, &counters->last_flag, NULL);
 	counters->last_flag.is_sent = false;
 	count_delta(counters, delta_ns);
 	return outcome;

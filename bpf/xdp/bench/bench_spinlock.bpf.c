@@ -41,7 +41,7 @@ static __always_inline enum outcome locked_observe(struct flow_slot *slot, __u64
 	*delta_ns = now_ns - last_ns;
 	if (*delta_ns > config.idle_timeout_ns)
 		return OUTCOME_IDLE_GAP;
-	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag);
+	return baseline_observe(&slot->baseline, *delta_ns, *delta_ns, &counters->last_flag, NULL);
 }
 
 static __always_inline enum outcome spinlock_observe(struct packet_state *state,
