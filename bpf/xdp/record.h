@@ -233,8 +233,7 @@ static __always_inline void copy_key(struct flow_key *to, const struct flow_key 
 static __always_inline bool take_event(struct packet_state *state, bool is_unearned)
 {
 	struct last_flag *last = &state->counters->last_flag;
-	__u32 cpu = bpf_get_smp_processor_id();
-	__u32 slot_index = state->set_index * FLOW_WAYS + way_of(state->set, state->slot);
+	__u32 cpu = bpf_get_smp_processor_id(), slot_index;
 	struct event_allowance *allowance = bpf_map_lookup_elem(&event_allowances, &cpu);
 	const struct flow_key *key;
 
@@ -242,6 +241,7 @@ static __always_inline bool take_event(struct packet_state *state, bool is_unear
 		return false;
 	last->ring = allowance->ring;
 	last->is_sent = true;
+	slot_index = state->set_index * FLOW_WAYS + way_of(state->set, state->slot);
 	key = bpf_map_lookup_elem(&flow_keys, &slot_index);
 	if (key)
 		copy_key(&next_event(last)->key, key);
