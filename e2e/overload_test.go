@@ -18,13 +18,6 @@ const (
 	overloadDevices = 4
 	maxResident     = 40 << 20
 	maxScrape       = 10 * time.Second // the default scrape_timeout of Prometheus
-	maxCPUPerScrape = 20 * time.Millisecond
-
-	// Limits for one scrape of four devices, at rest.
-	maxBPFCalls       = 2 + 2*overloadDevices
-	maxSystemCalls    = 400
-	maxAllocations    = 10_000
-	maxAllocatedBytes = 1 << 20
 
 	clients        = 20
 	clientInterval = 100 * time.Millisecond
@@ -79,7 +72,7 @@ func TestFloodOfNewFlows(t *testing.T) {
 		t.Errorf("%v packets of a new flow, %v flows inserted, %v evicted; want as many inserted as new, and all but 65536 evicted",
 			flows, inserts, evictions)
 	}
-	e.expectCheapScrapes()
+	e.expectCheapScrapes(51, scrapeCost{bpfCalls: 2 + 2*overloadDevices, systemCalls: 400, allocations: 10_000, bytes: 1 << 20})
 	e.expectStopped()
 }
 
@@ -156,14 +149,10 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	scrapes := c.end(t, maxScrape)
 	s := e.atRest()
 	cpu := during.cpu - before.cpu
-	perScrape := cpu / time.Duration(scrapes)
 	t.Logf("%v packets; the exporter had %.1f MiB at most, before %.1f MiB, and took %v of CPU time, %v a scrape",
-		s.sum("packets_total"), mebibytes(during.peakBytes), mebibytes(before.peakBytes), cpu, perScrape)
+		s.sum("packets_total"), mebibytes(during.peakBytes), mebibytes(before.peakBytes), cpu, cpu/time.Duration(scrapes))
 	if during.peakBytes > maxResident {
 		t.Errorf("the exporter had %.1f MiB resident, want at most %.1f MiB", mebibytes(during.peakBytes), mebibytes(maxResident))
-	}
-	if perScrape > maxCPUPerScrape {
-		t.Errorf("the exporter took %v of CPU time for a scrape, want at most %v", perScrape, maxCPUPerScrape)
 	}
 	e.lab.poll(func() error {
 		if now := e.usage().descriptors; now > before.descriptors {
@@ -174,31 +163,41 @@ func (e *exporter) endLoad(c *crowd, before usage) scrape {
 	return s
 }
 
-// expectCheapScrapes limits the system calls and the allocations of scrapes at rest, which are
-// the same on every machine.
-func (e *exporter) expectCheapScrapes() {
-	const scrapes = 51
+// scrapeCost is what a scrape costs, in numbers that are the same on every machine. CPU time is
+// not: another guest of the machine may double it.
+type scrapeCost struct {
+	bpfCalls    float64 // of bpf(2)
+	systemCalls float64
+	allocations float64
+	bytes       float64 // allocated
+}
+
+// expectCheapScrapes expects scrapes at rest to cost at most most, in the median: once in a while
+// the exporter also looks at all devices.
+func (e *exporter) expectCheapScrapes(scrapes int, most scrapeCost) {
 	t := e.lab.t
 	t.Helper()
-	before := e.scrape()
 	calls := countSystemCalls(t, e.process)
-	var after scrape
+	var bpfCalls, systemCalls, allocations, bytes []float64
+	last, lastCalls := e.scrape(), calls()
 	for range scrapes {
-		after = e.scrape()
+		now, nowCalls := e.scrape(), calls()
+		bpfCalls = append(bpfCalls, float64(nowCalls.bpf-lastCalls.bpf))
+		systemCalls = append(systemCalls, float64(nowCalls.all-lastCalls.all))
+		allocations = append(allocations, now.sum("go_memstats_mallocs_total")-last.sum("go_memstats_mallocs_total"))
+		bytes = append(bytes, now.sum("go_memstats_alloc_bytes_total")-last.sum("go_memstats_alloc_bytes_total"))
+		last, lastCalls = now, nowCalls
 	}
-	n := calls()
-	perScrape := func(metric string) float64 { return (after.sum(metric) - before.sum(metric)) / scrapes }
-	allocations, bytes := perScrape("go_memstats_mallocs_total"), perScrape("go_memstats_alloc_bytes_total")
-	t.Logf("a scrape makes %.2f calls of bpf(2), %.0f system calls and %.0f allocations of %.0f bytes",
-		float64(n.bpf)/scrapes, float64(n.all)/scrapes, allocations, bytes)
-	if n.bpf > scrapes*maxBPFCalls {
-		t.Errorf("%d calls of bpf(2) in %d scrapes, want at most %d each", n.bpf, scrapes, maxBPFCalls)
+	cost := scrapeCost{median(bpfCalls), median(systemCalls), median(allocations), median(bytes)}
+	t.Logf("a scrape makes %.0f calls of bpf(2), %.0f system calls and %.0f allocations of %.0f bytes",
+		cost.bpfCalls, cost.systemCalls, cost.allocations, cost.bytes)
+	if cost.bpfCalls > most.bpfCalls || cost.systemCalls > most.systemCalls {
+		t.Errorf("a scrape makes %.0f calls of bpf(2) and %.0f system calls, want at most %v and %v",
+			cost.bpfCalls, cost.systemCalls, most.bpfCalls, most.systemCalls)
 	}
-	if n.all > scrapes*maxSystemCalls {
-		t.Errorf("%d system calls in %d scrapes, want at most %d each", n.all, scrapes, maxSystemCalls)
-	}
-	if allocations > maxAllocations || bytes > maxAllocatedBytes {
-		t.Errorf("a scrape makes %.0f allocations of %.0f bytes, want at most %d of %d", allocations, bytes, maxAllocations, maxAllocatedBytes)
+	if cost.allocations > most.allocations || cost.bytes > most.bytes {
+		t.Errorf("a scrape makes %.0f allocations of %.0f bytes, want at most %v of %v",
+			cost.allocations, cost.bytes, most.allocations, most.bytes)
 	}
 }
 
