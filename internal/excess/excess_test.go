@@ -207,3 +207,22 @@ func TestNoPast(t *testing.T) {
 		t.Errorf("the score of one flag after none is %v", got)
 	}
 }
+
+// A past without flags does not say that there are none. One flag in as many packets adds nothing,
+// and three do.
+func TestPastWithoutFlags(t *testing.T) {
+	const packets = 1000
+	for _, test := range []struct {
+		flags    uint64
+		isExcess bool
+	}{{1, false}, {3, true}} {
+		var d Device
+		for range MinMinutes {
+			d.AddMinute(packets, 0)
+		}
+		d.AddMinute(MinMinutes*packets, test.flags)
+		if score := d.Score(); (score > 0) != test.isExcess {
+			t.Errorf("%d flags: score %v", test.flags, score)
+		}
+	}
+}

@@ -504,6 +504,40 @@ func TestRunOfFlags(t *testing.T) {
 	}
 }
 
+// A run restarts a baseline only if it lasts for 50 µs, and that of a device only if it also lasts
+// for two of its deltas.
+func TestDurationOfRuns(t *testing.T) {
+	for _, test := range []struct {
+		name                string
+		deltaNs, durationNs uint64
+		restarts, ofDevice  bool
+	}{
+		{"almost 50 µs", 1e3, 49_999, false, false},
+		{"50 µs", 1e3, 50_000, true, true},
+		{"almost two deltas", 1e6, 1_999_999, true, false},
+		{"two deltas", 1e6, 2_000_000, true, true},
+	} {
+		for _, device := range []bool{false, true} {
+			restarts, want := defaults.Restarts, test.restarts
+			if device {
+				restarts, want = defaults.DeviceRestarts, test.ofDevice
+			}
+			var r Run
+			s, got := State{N: 10_000}, false
+			for i := range defaults.RestartRun() + 1 {
+				now := uint64(1e12)
+				if i == defaults.RestartRun() {
+					now += test.durationNs
+				}
+				got = restarts(&r, &s, Late, test.deltaNs, now)
+			}
+			if got != want {
+				t.Errorf("%s, device %t: restarts %t, want %t", test.name, device, got, want)
+			}
+		}
+	}
+}
+
 // After a baseline that judged few packets, the next run has to be twice as long, up to 16 times.
 // After one that judged many, it has to be as long as the first.
 func TestRunsAfterRestarts(t *testing.T) {
