@@ -493,8 +493,8 @@ func TestExchangesOfAWebServer(t *testing.T) {
 			}
 			byClient := tcpCounter(t, l.client, "netstat", "TcpExt", "DelayedACKs")
 			byServer := tcpCounter(t, l.server, "netstat", "TcpExt", "DelayedACKs")
-			if test.withDelays && min(byClient, byServer) < connections {
-				t.Errorf("the client delayed %d acknowledgements and the server %d, want %d", byClient, byServer, connections)
+			if test.withDelays && min(byClient, byServer) < connections/2 {
+				t.Errorf("the client delayed %d acknowledgements and the server %d, want at least %d", byClient, byServer, connections/2)
 			}
 			fmt.Fprintf(&table, "| %s | %d | %d | %d | %d | %d | %d | %d |\n", test.name, want, c.Requests, c.Responses[0]+c.Responses[1], c.excluded(), sent,
 				byClient, byServer)
