@@ -90,6 +90,10 @@ func TestExcess(t *testing.T) {
 			d.addMinute(50_000)
 			d.addMinute(50_000)
 		}, false},
+		{"counters that begin at zero again and have more packets than before, but fewer flags", 1 << 40, func(d *excessDevice) {
+			d.judged, d.flags = 2*d.judged, 0
+			d.addMinute(4)
+		}, false},
 		{"a device that comes back after a minute", 0, func(d *excessDevice) {
 			d.e.addMinute(nil)
 			d.addMinute(50_000)
