@@ -177,6 +177,11 @@ demo: build ## show the exporter at work in network namespaces of its own (root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY)
 
+.PHONY: demo-leak
+demo-leak: build ## assess a server that leaks a token and one that does not (root)
+	@$(GO) build -o $(BIN)/demo ./examples/demo
+	@$(BIN)/demo ./$(BINARY) ./$(PROBE)
+
 .PHONY: screenshots
 screenshots: ## take the screenshots of the pages with Chromium, for README.md and docs/pages.md
 	@echo ">> taking screenshots"

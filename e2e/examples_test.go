@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // The example of another exporter that embeds the audit has its own module.
@@ -91,6 +93,37 @@ func TestDemoEndsByItself(t *testing.T) {
 	if err := cmd.Run(); err != nil || stderr.String() != "" || !demoSummary.MatchString(stdout.String()) {
 		t.Errorf("it ended with %v and wrote:\n%s%s", err, stdout, stderr)
 	}
+}
+
+// The demo of leak assessments finds the server that leaks, and not the other one.
+func TestDemoLeak(t *testing.T) {
+	if err := cannotRun(); err != nil {
+		skip(t, err)
+	}
+	const perServer = 20 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), 2*perServer+patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binaries.demo, binaries.exporter, binaries.probe)
+	cmd.Env = append(os.Environ(), "DEMO_LISTEN=127.0.0.1:0", fmt.Sprintf("DEMO_SECONDS=%.0f", perServer.Seconds()))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var stdout, stderr output
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("it ended with %v and wrote:\n%s%s", err, &stdout, &stderr)
+	}
+	_, summary, _ := strings.Cut(stdout.String(), "comparison ")
+	verdicts := map[string]string{}
+	for _, row := range regexp.MustCompile(`(?m)^(byte by byte|constant time) {2,}(\w+) {2,}\S+ \S+ to \S+ \S+ {2,}\S+ \S+ to \S+ \S+$`).FindAllStringSubmatch(summary, -1) {
+		verdicts[row[1]] = row[2]
+	}
+	constant := verdicts["constant time"]
+	if verdicts["byte by byte"] != "leak" || constant != "none" && constant != "inconclusive" {
+		t.Errorf("verdicts %v, want a leak and none of the other:\n%s%s", verdicts, &stdout, &stderr)
+	}
+	if !strings.Contains(summary, "`first_byte_wrong`") || strings.Contains(stderr.String(), "error") {
+		t.Errorf("it does not say the verdicts in words, or there are errors:\n%s%s", &stdout, &stderr)
+	}
+	t.Logf("\n%s", summary)
 }
 
 func TestDemoLeavesNothingWhenItIsKilled(t *testing.T) {

@@ -71,7 +71,7 @@ func newGuide(t *testing.T) (g *guide, port int) {
 	}))
 	go answerLines(lines)
 	g = &guide{l: l, t: t, folder: t.TempDir()}
-	port = listener.Addr().(*net.TCPAddr).Port
+	port = portOf(t, listener)
 	if err := os.Chmod(g.folder, 0o777); err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,16 @@ func (l *lab) listenTCP(address netip.Addr) net.Listener {
 	return listener
 }
 
+// portOf returns the port of a listener.
+func portOf(t *testing.T, listener net.Listener) int {
+	t.Helper()
+	address, ok := listener.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatalf("%v is not an address of TCP", listener.Addr())
+	}
+	return address.Port
+}
+
 // serveHTTP serves on a listener until the test ends.
 func (l *lab) serveHTTP(listener net.Listener, handler http.Handler) {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
@@ -170,7 +180,7 @@ func TestProbeMarks(t *testing.T) {
 				address = l.audited.IPv6.Addr()
 			}
 			listener, scheme := l.listenTCP(address), "http"
-			port := listener.Addr().(*net.TCPAddr).Port
+			port := portOf(t, listener)
 			if test.tls != 0 {
 				listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{*strangersCertificate(t)}, MinVersion: test.tls, MaxVersion: test.tls})
 				scheme = "https"

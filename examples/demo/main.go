@@ -5,9 +5,12 @@
 // namespace to another, delays some of them on purpose, and reports which of them the exporter
 // flags. Its only argument is the path of the exporter.
 //
-// Two environment variables configure it: DEMO_SECONDS limits the time that it runs, and
-// DEMO_LISTEN is the address on which the exporter serves its metrics. The demo leaves nothing on
-// the machine, however it ends.
+// With the path of the probe as another argument it shows a leak assessment instead: of a server
+// that compares a token byte by byte, and of one that compares it in constant time.
+//
+// Two environment variables configure it: DEMO_SECONDS limits the time that it runs, or that an
+// assessment takes, and DEMO_LISTEN is the address on which the exporter serves its metrics. The
+// demo leaves nothing on the machine, however it ends.
 package main
 
 import (
@@ -44,20 +47,28 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	if len(args) != 1 {
-		return errors.New("usage: demo PATH-OF-THE-EXPORTER")
+	if len(args) != 1 && len(args) != 2 {
+		return errors.New("usage: demo PATH-OF-THE-EXPORTER [PATH-OF-THE-PROBE]")
 	}
+	target := [...]string{"demo", "demo-leak"}[len(args)-1]
 	if os.Geteuid() != 0 {
-		return errors.New("creating network namespaces and loading BPF programs requires root: run sudo make demo")
+		return errors.New("creating network namespaces and loading BPF programs requires root: run sudo make " + target)
 	}
-	ctx, cancel, err := limited(ctx, os.Getenv("DEMO_SECONDS"))
+	limit, err := seconds(os.Getenv("DEMO_SECONDS"))
 	if err != nil {
 		return err
 	}
-	defer cancel()
 	listener, err := listen(os.Getenv("DEMO_LISTEN"))
 	if err != nil {
 		return err
+	}
+	if len(args) == 2 {
+		return assess(ctx, args[0], args[1], listener, limit)
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
 	}
 	stage, err := newStage(args[0], listener)
 	if err != nil {
@@ -78,18 +89,16 @@ When this machine is busy, it delays other packets: the exporter flags these, to
 	return stage.play(ctx)
 }
 
-// limited ends the context after a number of seconds. An empty number sets no limit.
-func limited(ctx context.Context, seconds string) (context.Context, context.CancelFunc, error) {
-	if seconds == "" {
-		ctx, cancel := context.WithCancel(ctx)
-		return ctx, cancel, nil
+// seconds returns a time limit, which is 0 for an empty text.
+func seconds(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
 	}
-	n, err := strconv.ParseUint(seconds, 10, 16)
+	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || n == 0 {
-		return nil, nil, fmt.Errorf("DEMO_SECONDS=%s is not a number of seconds from 1 to 65535", seconds)
+		return 0, fmt.Errorf("DEMO_SECONDS=%s is not a number of seconds from 1 to 65535", text)
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*time.Second)
-	return ctx, cancel, nil
+	return time.Duration(n) * time.Second, nil
 }
 
 // listen opens the socket on which the exporter serves. It is opened outside of the exporter's

@@ -47,6 +47,24 @@ type stage struct {
 
 // newStage creates the network and starts the exporter in it. It takes over the listener.
 func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) {
+	s, err := newNetwork(listener)
+	if err != nil {
+		return nil, err
+	}
+	if err = s.openSockets(); err == nil {
+		err = s.start(exporter, []*net.TCPListener{listener}, "--audit.min-samples=100", "--audit.event-rate=1000",
+			// More packets are late than the flow has tokens for. Report all flagged packets.
+			"--audit.calibrate=0", "--trail.file=-")
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// newNetwork joins two namespaces by a pair of devices.
+func newNetwork(listener *net.TCPListener) (_ *stage, err error) {
 	s := &stage{
 		page:    "http://" + listener.Addr().String() + "/",
 		audited: netlab.End{Device: device, IPv4: netip.MustParsePrefix("192.0.2.1/24")},
@@ -63,13 +81,7 @@ func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) 
 			return nil, err
 		}
 	}
-	if err := netlab.Connect(s.audited, s.sender, 0); err != nil {
-		return nil, err
-	}
-	if err := s.openSockets(); err != nil {
-		return nil, err
-	}
-	return s, s.start(exporter, listener)
+	return s, netlab.Connect(s.audited, s.sender, 0)
 }
 
 // openSockets opens a socket at each end. The receiver does not read: when its socket is full, the
@@ -88,23 +100,21 @@ func (s *stage) openSockets() error {
 	return nil
 }
 
-// start starts the exporter as systemd does: with the socket as file descriptor 3, and with the
-// process id of the exporter in LISTEN_PID. A shell sets it, and then becomes the exporter.
-func (s *stage) start(exporter string, listener *net.TCPListener) error {
-	socket, err := listener.File()
-	if err != nil {
-		return fmt.Errorf("handing over the socket: %w", err)
+// start starts the exporter as systemd does: with the sockets as file descriptors from 3 on, and
+// with the process id of the exporter in LISTEN_PID. A shell sets it and becomes the exporter.
+func (s *stage) start(exporter string, listeners []*net.TCPListener, flags ...string) (err error) {
+	flags = append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, "--audit.device=" + device, "--audit.mode=drv", "--web.systemd-socket"}, flags...)
+	s.exporter = exec.Command("/bin/sh", flags...) //nolint:gosec // the user names the exporter
+	s.exporter.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(listeners)))
+	for _, listener := range listeners {
+		socket, err := listener.File()
+		if err != nil {
+			return fmt.Errorf("handing over the socket: %w", err)
+		}
+		defer socket.Close()
+		defer listener.Close()
+		s.exporter.ExtraFiles = append(s.exporter.ExtraFiles, socket)
 	}
-	defer socket.Close()
-	defer listener.Close()
-
-	s.exporter = exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, exporter, //nolint:gosec // the user names the exporter
-		"--audit.device="+device, "--audit.mode=drv", "--audit.min-samples=100", "--audit.event-rate=1000",
-		// More packets are late than the flow has tokens for. Report all flagged packets.
-		"--audit.calibrate=0",
-		"--trail.file=-", "--web.systemd-socket")
-	s.exporter.Env = append(os.Environ(), "LISTEN_FDS=1")
-	s.exporter.ExtraFiles = []*os.File{socket}
 	s.exporter.Stderr = &s.log
 	// In a process group of its own, the exporter does not get Ctrl-C: the demo ends it.
 	s.exporter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
