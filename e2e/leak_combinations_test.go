@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -324,4 +325,61 @@ func TestLeakFollowsDevices(t *testing.T) {
 		l.awaitAttached(device)
 	}
 	e.endWith(syscall.SIGTERM)
+}
+
+// On a full disk an assessment gets every response, each lost line is counted, and no line is torn.
+// When there is space again, the raw file continues.
+func TestAFullDiskUnderARawFile(t *testing.T) {
+	const page, n = 4096, 60
+	l := newLab(t)
+	folder := l.mountTmpfs(16 * page)
+	ballast, raw := filepath.Join(folder, "ballast"), filepath.Join(folder, "raw.csv")
+	inNamespace := func(f func() error) {
+		t.Helper()
+		if err := l.audited.Namespace.Do(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := l.newLeakyService(l.audited.IPv4.Addr())
+	config := filepath.Join(t.TempDir(), "leak.yml")
+	l.writeConfig(config, assessments(nil, map[string]int{"login": service.port}))
+	// The file has one page of space, of which all but a few lines are used.
+	const head, space = "V1,V2\n", 100
+	inNamespace(func() error {
+		old := head + strings.Repeat("X,1\n", (page-len(head)-space)/4)
+		err := os.WriteFile(raw, []byte(old+strings.Repeat("\n", page-space-len(old))), 0o600)
+		fill := make([]byte, 64*page)
+		_ = os.WriteFile(ballast, fill, 0o600) // until there is no space
+		return err
+	})
+	e := l.startExporter("--audit.device="+device, "--leak.config.file="+config, "--leak.raw-file="+raw)
+	service.ask(n)
+	s := e.awaitResponses("login", n)
+	lost := s.sum("leak_raw_write_errors_total")
+	if written := s.sum("leak_raw_lines_total"); lost == 0 || written == 0 || written+lost < n-1 {
+		t.Errorf("%v lines are written and %v lost", written, lost)
+	}
+	e.expectLog("level=ERROR", "Raw response times are lost", "no space left")
+	inNamespace(func() error { return os.Truncate(ballast, 0) })
+	service.ask(n)
+	s = e.awaitResponses("login", 2*n)
+	e.expectLog("Raw response times are written again")
+	if got := s.sum("leak_raw_lines_total") + s.sum("leak_raw_write_errors_total"); got != 2*n || s.sum("leak_raw_write_errors_total") != lost {
+		t.Errorf("%v lines are counted, want %d, and %v lost after %v", got, 2*n, s.sum("leak_raw_write_errors_total"), lost)
+	}
+	e.endWith(syscall.SIGTERM)
+	var text []byte
+	inNamespace(func() (err error) {
+		text, err = os.ReadFile(raw)
+		return err
+	})
+	line := regexp.MustCompile(`^[XY],[0-9]+$`)
+	for i, got := range strings.Split(strings.TrimSuffix(string(text[page-space:]), "\n"), "\n") {
+		if !line.MatchString(got) {
+			t.Errorf("line %d of the new ones is %q", i, got)
+		}
+	}
+	if got, want := strings.Count(string(text[page-space:]), "\n"), int(s.sum("leak_raw_lines_total")); got != want {
+		t.Errorf("the file has %d new lines, want %d", got, want)
+	}
 }

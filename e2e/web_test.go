@@ -199,9 +199,14 @@ func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestTLSAndUsers(t *testing.T) {
 	l := newLab(t)
 	secured := secure(t)
-	e := l.startSecured(secured, "--audit.device="+device)
+	config := filepath.Join(t.TempDir(), "leak.yml")
+	l.writeConfig(config, oneAssessment)
+	e := l.startSecured(secured, "--audit.device="+device, "--leak.config.file="+config)
 	if len(e.scrape().series("hook_up")) != 1 {
 		t.Error("no metrics for who has the password")
+	}
+	if body := e.get("/leak.json", http.StatusOK); !strings.Contains(body, "login") {
+		t.Errorf("no assessments for who has the password: %s", body)
 	}
 	a, ok := e.client.Transport.(authorized)
 	if !ok {
@@ -211,9 +216,15 @@ func TestTLSAndUsers(t *testing.T) {
 	if body := e.get("/metrics", http.StatusUnauthorized); strings.Contains(body, "xdp_audit") {
 		t.Errorf("metrics for who has no password: %s", body)
 	}
+	if body := e.get("/leak.json", http.StatusUnauthorized); strings.Contains(body, "login") {
+		t.Errorf("assessments for who has no password: %s", body)
+	}
 	e.client, e.scheme = l.client(), "http"
 	if body := e.get("/metrics", http.StatusBadRequest); strings.Contains(body, "xdp_audit") {
 		t.Errorf("metrics without TLS: %s", body)
+	}
+	if body := e.get("/leak.json", http.StatusBadRequest); strings.Contains(body, "login") {
+		t.Errorf("assessments without TLS: %s", body)
 	}
 	e.expectStopped()
 }
