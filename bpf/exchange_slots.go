@@ -318,28 +318,32 @@ func (e *exchanges) counts() (counts []ExchangeCounts, lost uint64) {
 	return counts, lost
 }
 
-// ExchangesNotRecorded returns the number of requests of each assessment that were measured without
-// space for the result, as ExchangeCounts does. It does not look at the table of connections, so it
-// is cheap for any number of them.
-func (a *Audit) ExchangesNotRecorded() map[string]uint64 {
+// ExchangesExcluded returns the excluded requests of each assessment, as ExchangeCounts does, with
+// those that ReadExchanges does not see for lack of space. It does not look at the table of
+// connections, so it is cheap for any number of them.
+func (a *Audit) ExchangesExcluded() map[string][NumExclusions]uint64 {
 	if a.exchanges == nil {
-		return map[string]uint64{}
+		return map[string][NumExclusions]uint64{}
 	}
-	return a.exchanges.notRecorded()
+	return a.exchanges.excluded()
 }
 
-func (e *exchanges) notRecorded() map[string]uint64 {
+func (e *exchanges) excluded() map[string][NumExclusions]uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	n := map[string]uint64{}
+	all := map[string][NumExclusions]uint64{}
 	if e.isClosed {
-		return n
+		return all
 	}
 	for _, slot := range e.inOrder {
 		s := &e.slots[slot]
-		n[s.name] = e.sum(slot).Excluded[ExclusionRingFull] - s.base.Excluded[ExclusionRingFull]
+		n := e.sum(slot).Excluded
+		for i := range n {
+			n[i] -= s.base.Excluded[i]
+		}
+		all[s.name] = n
 	}
-	return n
+	return all
 }
 
 // sum adds up what all CPUs have counted in a slot.

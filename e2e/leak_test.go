@@ -50,7 +50,8 @@ func (l *lab) newLeakyService(at netip.Addr) *leakyService {
 	})}
 	go func() { _ = server.Serve(listener) }()
 	l.t.Cleanup(func() { _ = server.Close() })
-	return &leakyService{l, listener.Addr().String(), listener.Addr().(*net.TCPAddr).Port}
+	address := listener.Addr().String()
+	return &leakyService{l, address, int(netip.MustParseAddrPort(address).Port())}
 }
 
 // ask sends n requests of random classes on one connection, and returns their number by class.
@@ -66,10 +67,7 @@ func (s *leakyService) ask(n int) (classes [2]float64) {
 func (s *leakyService) tryAsk(n int) (classes [2]float64, err error) {
 	var conn *net.TCPConn
 	err = s.l.sender.Namespace.Do(func() error {
-		c, err := net.DialTimeout("tcp", s.address, patience)
-		if err == nil {
-			conn = c.(*net.TCPConn)
-		}
+		conn, err = net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s.address)))
 		return err
 	})
 	if err != nil {

@@ -70,12 +70,13 @@ type judged struct {
 	sinceNs uint64 // CLOCK_MONOTONIC when it began
 	lines   []byte // for the raw file; guarded by Set.mu, and by Set.feeding while they are written
 
-	mu       sync.Mutex // guards what follows
-	judge    *leak.Judge
-	received uint64
-	times    [2]Histogram // of the responses, by class
-	excluded [bpf.NumExclusions]uint64
-	report   *leak.Report // nil if it is not that of the present state
+	mu               sync.Mutex // guards what follows
+	judge            *leak.Judge
+	received         uint64
+	receivedExcluded uint64
+	times            [2]Histogram // of the responses, by class
+	excluded         [bpf.NumExclusions]uint64
+	report           *leak.Report // nil if it is not that of the present state
 }
 
 // New returns a Set without assessments. Without a RawWriter no raw file is written.
@@ -190,6 +191,9 @@ func (s *Set) hold(x *bpf.Exchange) {
 	}
 	j.mu.Lock()
 	j.received++
+	if bpf.Exclusion(h.exclusion) != bpf.ExclusionNone {
+		j.receivedExcluded++
+	}
 	j.mu.Unlock()
 	if len(s.queue.heap) == s.mostHeld {
 		s.judge(s.queue.pop())
@@ -245,7 +249,9 @@ type Status struct {
 	Times      [2]Histogram
 	Excluded   [bpf.NumExclusions]uint64
 	Held       uint64
-	Report     leak.Report
+	// HeldExcluded are those of Held that are excluded.
+	HeldExcluded uint64
+	Report       leak.Report
 }
 
 // Snapshot returns the states of all assessments, in the order of the configuration. Each is
@@ -268,13 +274,14 @@ func (j *judged) status(to *Status) {
 		report := j.judge.Report()
 		j.report = &report
 	}
-	*to = Status{Assessment: j.Assessment, Received: j.received, Times: j.times, Excluded: j.excluded, Held: j.received, Report: *j.report}
+	*to = Status{Assessment: j.Assessment, Received: j.received, Times: j.times, Excluded: j.excluded, Held: j.received, HeldExcluded: j.receivedExcluded, Report: *j.report}
 	for i := range j.report.Classes {
 		to.Responses[i], to.SumNs[i] = j.report.Classes[i].Responses, j.report.Classes[i].SumNs
 		to.Held -= to.Responses[i]
 	}
 	for _, n := range j.excluded {
 		to.Held -= n
+		to.HeldExcluded -= n
 	}
 }
 

@@ -39,6 +39,7 @@ type fakeAudit struct {
 	exchanges   chan []bpf.Exchange
 	assessments atomic.Pointer[[]bpf.Assessment] // those that are measured
 	ringFull    atomic.Uint64                    // of the first of them
+	evicted     atomic.Uint64                    // the same
 
 	isAbandoned bool   // when it is closed
 	scrape      func() // called by every scrape
@@ -106,11 +107,12 @@ func (f *fakeAudit) ReadExchanges(ctx context.Context, handle func([]bpf.Exchang
 	}
 }
 
-func (f *fakeAudit) ExchangesNotRecorded() map[string]uint64 {
+func (f *fakeAudit) ExchangesExcluded() map[string][bpf.NumExclusions]uint64 {
+	all := map[string][bpf.NumExclusions]uint64{}
 	if assessments := f.assessments.Load(); assessments != nil && len(*assessments) > 0 {
-		return map[string]uint64{(*assessments)[0].Name: f.ringFull.Load()}
+		all[(*assessments)[0].Name] = [bpf.NumExclusions]uint64{bpf.ExclusionRingFull: f.ringFull.Load(), bpf.ExclusionEvicted: f.evicted.Load()}
 	}
-	return map[string]uint64{}
+	return all
 }
 
 func (f *fakeAudit) Follow(ctx context.Context) error {

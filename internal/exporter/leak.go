@@ -43,16 +43,16 @@ type leakAssessments struct {
 	mu         sync.Mutex // guards what follows
 	isReloaded bool       // the last reload has succeeded
 	reloadedAt time.Time  // of the last that has
-	// ringFull has what the kernel had counted of an assessment when its judge began. The kernel
+	// excluded has what the kernel had counted of an assessment when its judge began. The kernel
 	// counts on if only the judge begins again.
-	ringFull map[string]uint64
+	excluded map[string][bpf.NumExclusions]uint64
 }
 
 // measurer measures response times.
 type measurer interface {
 	SetAssessments([]bpf.Assessment) error
 	ReadExchanges(ctx context.Context, handle func([]bpf.Exchange)) error
-	ExchangesNotRecorded() map[string]uint64
+	ExchangesExcluded() map[string][bpf.NumExclusions]uint64
 }
 
 // openLeak opens the raw files, if there are to be any, and returns nil without a configuration
@@ -61,7 +61,7 @@ func (o *options) openLeak(logger *slog.Logger) (*leakAssessments, error) {
 	if o.leak == nil {
 		return nil, nil
 	}
-	l := &leakAssessments{options: o, logger: logger, ringFull: map[string]uint64{}}
+	l := &leakAssessments{options: o, logger: logger, excluded: map[string][bpf.NumExclusions]uint64{}}
 	if o.rawFile == "" {
 		l.set = assessment.New(nil)
 		return l, nil
@@ -151,10 +151,10 @@ func (l *leakAssessments) exchange(file *assessmentfile.File, kept []string) err
 	if err := l.set.Reload(file, l.measures.SetAssessments, monotonicNs); err != nil {
 		return err
 	}
-	before := l.ringFull
-	l.ringFull = l.measures.ExchangesNotRecorded()
+	before := l.excluded
+	l.excluded = l.measures.ExchangesExcluded()
 	for _, name := range kept {
-		l.ringFull[name] = before[name]
+		l.excluded[name] = before[name]
 	}
 	l.isReloaded, l.reloadedAt = true, time.Now()
 	return nil
@@ -217,19 +217,22 @@ func (l *leakAssessments) close() error {
 	return l.raw.Close()
 }
 
-// Snapshot returns the states of the assessments. What the judge got is complete with what the
-// kernel could not record.
+// Snapshot returns the states of the assessments. Excluded requests are those that the kernel has
+// counted: a judge does not get those for which there was no space, and gets others later.
 func (l *leakAssessments) Snapshot() []collector.LeakStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	states := l.set.Snapshot()
-	ringFull := l.measures.ExchangesNotRecorded()
+	excluded := l.measures.ExchangesExcluded()
 	for i := range states {
 		s := &states[i]
-		lost := ringFull[s.Assessment.Name]
-		lost -= min(lost, l.ringFull[s.Assessment.Name])
-		s.Received += lost
-		s.Excluded[bpf.ExclusionRingFull] += lost
+		now, before := excluded[s.Assessment.Name], l.excluded[s.Assessment.Name]
+		s.Held -= s.HeldExcluded
+		s.Received = s.Responses[0] + s.Responses[1] + s.Held
+		for reason := range now {
+			s.Excluded[reason] = now[reason] - min(now[reason], before[reason])
+			s.Received += s.Excluded[reason]
+		}
 	}
 	return states
 }

@@ -58,6 +58,28 @@ func TestReloadMetrics(t *testing.T) {
 	}
 }
 
+// Requests that the kernel has excluded without space for their record are exported too, so that
+// the counts add up. Those with a record are counted once, before and after the judge has it.
+func TestExcludedWithoutRecord(t *testing.T) {
+	const n, spoilt = 40, 7
+	config := write(t, filepath.Join(t.TempDir(), "leak.yml"), leakFile("1us", "login"))
+	e := start(t, "--leak.config.file="+config)
+	batch := requests("login", monotonicNs(), n)
+	for i := range spoilt {
+		batch[5*i].Exclusion = bpf.ExclusionEvicted
+	}
+	e.audit.evicted.Store(spoilt + 30) // 30 have no record
+	e.audit.exchanges <- batch
+	for _, held := range []uint64{n, 0} { // while they wait for others, and when they are judged
+		if s := e.awaitRequests(t, "login", n+30, held); s.Excluded["evicted"] != spoilt+30 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if got := e.value(t, `xdp_audit_leak_excluded_total{assessment="login",reason="evicted"}`); got != fmt.Sprint(spoilt+30) {
+		t.Errorf("%s are evicted", got)
+	}
+}
+
 // What is not a configuration ends a reload in one line, whatever is at the path, and the
 // assessments from before continue.
 func TestBrokenReload(t *testing.T) {
