@@ -6,6 +6,7 @@ package exporter
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,7 +43,29 @@ func (o *options) readLeak() error {
 		return err
 	}
 	o.leak = file
+	return o.checkRawPaths()
+}
+
+// checkRawPaths returns an error if a raw file is another file of the exporter.
+func (o *options) checkRawPaths() error {
+	for _, raw := range o.rawFiles() {
+		for _, other := range []struct{ flag, path string }{{leakFlag, o.leakFile}, {"trail.file", o.trailFile}, {"audit.baseline-file", o.baselineFile}} {
+			if other.path != "" && isSameFile(raw, other.path) {
+				return flagError(rawFlag, fmt.Errorf("%s is the file of --%s: use another file", raw, other.flag))
+			}
+		}
+	}
 	return nil
+}
+
+// isSameFile reports whether two paths are, or would be, those of one file.
+func isSameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	other, err2 := os.Stat(b)
+	if err != nil || err2 != nil {
+		return filepath.Clean(a) == filepath.Clean(b)
+	}
+	return os.SameFile(one, other)
 }
 
 // readAssessments returns the content of the configuration file, of which the exporter can audit

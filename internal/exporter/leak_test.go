@@ -54,6 +54,8 @@ func TestLeakFlags(t *testing.T) {
 		{"a directory of each assessment", []string{config, "--leak.raw-file=" + at("{assessment}/raw.csv")}, []string{"--leak.raw-file", "directory"}},
 		{"standard output twice", []string{config, "--leak.raw-file=-", "--trail.file=-"}, []string{"--leak.raw-file", "--trail.file", "standard output"}},
 		{"another format", []string{config, "--leak.raw-format=xml"}, []string{"--leak.raw-format", `"xml"`, "csv or tlsfuzzer"}},
+		{"the configuration as raw file", []string{config, "--leak.raw-file=" + at("leak.yml")}, []string{"--leak.raw-file", "the file of --leak.config.file", "another"}},
+		{"the trail as raw file", []string{config, "--leak.raw-file=" + at("new"), "--trail.file=" + at("./new")}, []string{"--leak.raw-file", "the file of --trail.file"}},
 		{"another clock", []string{config, "--audit.clock=metadata"}, []string{"--leak.config.file", "metadata", "--audit.clock=ktime"}},
 		{"few connections", []string{config, "--leak.connections=4"}, []string{"--leak.connections", "between 8 and"}},
 		{"no connections", []string{config, "--leak.connections=0"}, []string{"--leak.connections", "at least 8"}},
