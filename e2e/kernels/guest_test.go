@@ -31,7 +31,7 @@ const bootTimeout = 8 * time.Minute
 type programs struct{ folder string }
 
 // programFiles are their names.
-var programFiles = []string{bpfTests, e2eTests, "xdp_audit_exporter", "demo", "released", "attackable", "upgraded"}
+var programFiles = []string{bpfTests, e2eTests, "xdp_audit_exporter", "xdp_audit_probe", "demo", "released", "attackable", "upgraded"}
 
 // buildPrograms builds the programs without cgo, because a guest has no libraries.
 func buildPrograms(t *testing.T) programs {
