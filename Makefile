@@ -6,7 +6,7 @@
 include Makefile.common
 
 # The race detector runs the tests of packages that use goroutines and do not need the kernel.
-RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/answer ./internal/logging ./internal/appendfile ./internal/trail ./internal/covert ./internal/assessment ./internal/history
+RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/answer ./internal/logging ./internal/appendfile ./internal/trail ./internal/covert ./internal/assessment ./internal/probe ./internal/history
 
 # Limits are for a test that hangs: a machine that does much else takes three times as long.
 TEST_FLAGS  ?= -timeout 40m

@@ -40,11 +40,16 @@ func readHTTP(r *bufio.Reader, request *http.Request) (status int, isLast bool, 
 	}
 }
 
-// readRaw reads until the text that ends an answer, or until the service is quiet.
-func readRaw(c net.Conn, r *bufio.Reader, end []byte, quiet time.Duration) (isLast bool, err error) {
+// readRaw reads until the text that ends an answer, or until the service is quiet. An answer that
+// does not end within the timeout is an error.
+func readRaw(c net.Conn, r *bufio.Reader, end []byte, quiet, timeout time.Duration) (isLast bool, err error) {
 	var last []byte
+	begin := time.Now()
 	for n := 0; ; {
 		if len(end) == 0 {
+			if time.Since(begin) > timeout {
+				return false, fmt.Errorf("the answer does not end within %v: %w", timeout, os.ErrDeadlineExceeded)
+			}
 			if err := c.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 				return false, err
 			}

@@ -220,6 +220,12 @@ func TestRaw(t *testing.T) {
 		t.Cleanup(func() { _ = listener.Close() })
 		go serveLines(listener)
 	}
+	endless, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = endless.Close() })
+	go serveWithoutEnd(endless)
 	directory := t.TempDir()
 	x, y := filepath.Join(directory, "x"), filepath.Join(directory, "y")
 	for path, text := range map[string]string{x: "x {{random 4}}\n", y: "y {{random 4}}\n"} {
@@ -236,6 +242,7 @@ func TestRaw(t *testing.T) {
 		{"an end, with TLS", []string{"--url=tls://" + secure.Addr().String(), `--raw.end=.\n`, "--tls.insecure-skip-verify", "--requests=400"}, exitLeak},
 		{"a pause", []string{"--url=tcp://" + plain.Addr().String(), "--raw.quiet=2ms", "--requests=400"}, exitLeak},
 		{"a pause, with TLS", []string{"--url=tls://" + secure.Addr().String(), "--raw.quiet=2ms", "--tls.insecure-skip-verify", "--requests=400"}, exitLeak},
+		{"an answer without end", []string{"--url=tcp://" + endless.Addr().String(), "--raw.quiet=50ms", "--timeout=200ms"}, exitError},
 		{"an end that does not come", []string{"--url=tcp://" + plain.Addr().String(), "--raw.end=!", "--timeout=100ms"}, exitError},
 	} {
 		t.Run(test.description, func(t *testing.T) {
@@ -245,6 +252,25 @@ func TestRaw(t *testing.T) {
 				t.Errorf("exit code %d, want %d: %s%s", o.code, test.want, o.stdout, o.stderr)
 			}
 		})
+	}
+}
+
+// serveWithoutEnd sends a byte again and again.
+func serveWithoutEnd(listener net.Listener) {
+	for {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			for {
+				if _, err := io.WriteString(c, "."); err != nil {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
 	}
 }
 

@@ -229,6 +229,9 @@ func (e *exporter) atRest(ctx context.Context) (*assessment, error) {
 // markFaults returns what is wrong with the marks of a run. The exporter had counted some requests
 // before it.
 func markFaults(before, after *assessment, c *counts) (faults []fault, notes []string) {
+	if after.Requests < before.Requests || after.Report.Order != before.Report.Order {
+		return []fault{{"exporter", "the exporter or its assessment began again during the run: run the probe again"}}, nil
+	}
 	had, has := before.classified(), after.classified()
 	arrived, sent := [2]uint64{}, c.Sent
 	for i := range has {

@@ -244,6 +244,10 @@ func TestMarkFaults(t *testing.T) {
 			t.Errorf("%d and %d of 1000: %v, %v", test.x, test.y, faults, notes)
 		}
 	}
+	again := state(2000, 2000)
+	if faults, _ := markFaults(&assessment{Requests: 10}, again, &counts{Sent: [2]uint64{1000, 1000}}); len(faults) != 1 || !strings.Contains(faults[0].Text, "began again") {
+		t.Errorf("after a restart of the exporter: %v", faults)
+	}
 }
 
 func TestProgress(t *testing.T) {

@@ -103,7 +103,7 @@ type worker struct {
 	order   *rand.Rand // of the labels
 	texts   *rand.Rand // of {{random}}
 	refused int        // connections in a row
-	isWarm  bool
+	isWarm  bool       // there was a connection
 }
 
 func (w *worker) run(ctx context.Context) error {
@@ -219,7 +219,7 @@ func (w *worker) connect(ctx context.Context, class leak.Class, isWarmedUp bool)
 	for {
 		c, err := w.tryConnect(ctx, class, isWarmedUp)
 		if err == nil {
-			w.refused = 0
+			w.refused, w.isWarm = 0, true
 			return c, nil
 		}
 		var mine *requestError
@@ -250,7 +250,6 @@ func (w *worker) tryConnect(ctx context.Context, class leak.Class, isWarmedUp bo
 		c.close()
 		return nil, err
 	}
-	w.isWarm = true
 	return c, nil
 }
 
@@ -323,7 +322,7 @@ func (w *worker) prepare(c *connection, class leak.Class) ([]byte, func(*bufio.R
 	}
 	o := w.session.o
 	return request, func(r *bufio.Reader) (int, bool, error) {
-		isLast, err := readRaw(c.Conn, r, []byte(o.rawEnd), o.rawQuiet)
+		isLast, err := readRaw(c.Conn, r, []byte(o.rawEnd), o.rawQuiet, o.timeout)
 		return 0, isLast, err
 	}, nil
 }
