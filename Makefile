@@ -188,6 +188,11 @@ screenshots: ## take the screenshots of the pages with Chromium, for README.md a
 	SCREENSHOTS="$(CURDIR)/docs/images" $(GO) -C e2e/pages test -v -count=1 -run '^TestScreenshots$$' .
 	$(call give_back,docs/images)
 
+.PHONY: costs-of-pages
+costs-of-pages: check-root ## measure what the pages cost, for docs/pages.md (root)
+	@echo ">> measuring the pages"
+	REQUIRE_BPF=1 COSTS_REPORT="$(CURDIR)/docs/pages.md" $(GO) -C e2e/pages test -v -count=1 -run '^TestCosts$$' .
+
 .PHONY: dashboards
 dashboards: ## generate the Grafana dashboards
 	@echo ">> writing the dashboards"

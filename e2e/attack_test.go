@@ -236,6 +236,15 @@ var attacks = []struct {
 	{"requests as fast as can be", false, false, func(_ *testing.T, a *attacker) {
 		a.over(100, func() error { return a.say("GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") })
 	}},
+	{"pages as fast as can be", false, false, func(_ *testing.T, a *attacker) {
+		var n atomic.Int64
+		long := strings.Repeat("x", 50_000)
+		a.over(100, func() error {
+			// None of these answers is kept for the next request.
+			path := []string{"/?page=%d", "/device/" + device + "?page=%d", "/flags?device=" + device + "&page=%d", "/nothing/%d", "/flags?device=" + long + "%d"}[n.Add(1)%5]
+			return a.say("GET " + fmt.Sprintf(path, n.Load()) + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		})
+	}},
 	{"wrong passwords", true, false, func(_ *testing.T, a *attacker) {
 		var n atomic.Int64
 		a.over(200, func() error { return a.secret(fmt.Sprint(n.Add(1)), nil) })

@@ -105,6 +105,26 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
+// addDevices adds veth devices audited1 and so on to the audited namespace, up to a number of
+// devices.
+func (l *lab) addDevices(n int) {
+	l.t.Helper()
+	err := l.audited.Namespace.Do(func() error {
+		for i := 1; i < n; i++ {
+			attributes := netlink.NewLinkAttrs()
+			attributes.Name = fmt.Sprintf("audited%d", i)
+			link := &netlink.Veth{LinkAttrs: attributes, PeerName: fmt.Sprintf("peer%d", i)}
+			if err := netlink.LinkAdd(link); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
 // removeDevice removes the pair of veth devices.
 func (l *lab) removeDevice() {
 	l.t.Helper()

@@ -6,6 +6,7 @@ package history
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -155,4 +156,36 @@ func BenchmarkAdd(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		h.Add(noon.Add(time.Duration(i)*Interval), counters)
 	}
+}
+
+// The full history of 16 devices has a bounded size.
+func TestMemory(t *testing.T) {
+	var before, after runtime.MemStats
+	var counters []bpf.Counters
+	for i := range 16 {
+		c := counted(fmt.Sprint("eth", i), 1)
+		for cell := range c.Histogram {
+			c.Histogram[cell] = 1 // the worst case
+		}
+		counters = append(counters, c)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	h, f := New(), NewFlags()
+	for i := range 2 * Points {
+		h.Add(noon.Add(time.Duration(i)*Interval), counters)
+		f.Add(&bpf.Event{})
+		for k := range counters {
+			h.AddScores(noon, counters[k].Device, covert.Scores{})
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	size := float64(after.HeapAlloc-before.HeapAlloc) / (1 << 20)
+	t.Logf("the history has %.2f MiB", size)
+	if size > 1.75 {
+		t.Errorf("the history of 16 devices has %.2f MiB, want at most 1.75", size)
+	}
+	runtime.KeepAlive(h)
+	runtime.KeepAlive(f)
 }
