@@ -82,7 +82,7 @@ type Site struct {
 	Options
 	started   time.Time
 	home      string // path of the status
-	templates map[string]*template.Template
+	templates *template.Template
 	assets    map[string]asset
 	version   string // of the assets
 	mux       *http.ServeMux
@@ -101,7 +101,7 @@ const (
 
 // New returns the pages.
 func New(options Options) (*Site, error) {
-	s := &Site{Options: options, home: "/", assets: map[string]asset{}, templates: map[string]*template.Template{}, mux: http.NewServeMux()}
+	s := &Site{Options: options, home: "/", assets: map[string]asset{}, mux: http.NewServeMux()}
 	if s.Now == nil {
 		s.Now = time.Now
 	}
@@ -112,13 +112,12 @@ func New(options Options) (*Site, error) {
 	if err := s.loadAssets(); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"status", "device", "flags", "config", "covert", "leak", "missing"} {
-		t, err := template.New("base.html").Funcs(s.functions()).ParseFS(templateFiles, "templates/base.html", "templates/parts.html", "templates/"+name+".html")
-		if err != nil {
-			return nil, fmt.Errorf("reading the pages: %w", err)
-		}
-		s.templates[name] = t
+	// One set for all pages: the parts that they share are in memory once.
+	templates, err := template.New("base.html").Funcs(s.functions()).ParseFS(templateFiles, "templates/*.html")
+	if err != nil {
+		return nil, fmt.Errorf("reading the pages: %w", err)
 	}
+	s.templates = templates
 	home := s.home
 	if home == "/" {
 		home = "/{$}"
@@ -243,7 +242,7 @@ func (s *Site) write(w http.ResponseWriter, code int, name, title string, conten
 		v.NotReady = err.Error()
 	}
 	var page bytes.Buffer
-	if err := s.templates[name].Execute(&page, v); err != nil {
+	if err := s.templates.Execute(&page, v); err != nil {
 		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
