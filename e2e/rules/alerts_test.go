@@ -133,10 +133,13 @@ func TestAlertsAreExplained(t *testing.T) {
 	rules := readRules(t, alertingRules)
 	for _, alert := range rules.all() {
 		names = append(names, alert.Alert)
-		for _, annotation := range []string{"summary", "runbook"} {
+		for _, annotation := range []string{"summary", "description"} {
 			if alert.Annotations[annotation] == "" {
 				t.Errorf("%s has no %s", alert.Alert, annotation)
 			}
+		}
+		if want := "https://github.com/xdp-audit/xdp_audit_exporter/blob/main/docs/runbooks.md#" + strings.ToLower(alert.Alert); alert.Annotations["runbook_url"] != want {
+			t.Errorf("%s has the runbook_url %s, want %s", alert.Alert, alert.Annotations["runbook_url"], want)
 		}
 		if !slices.Contains([]string{"critical", "warning"}, alert.Labels["severity"]) {
 			t.Errorf("%s has the severity %q", alert.Alert, alert.Labels["severity"])
