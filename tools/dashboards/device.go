@@ -19,7 +19,7 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_hook_up{` + ofDevice + `}`, ""})
 	b.number("Attached as", "none", "Mode, driver and clock of the hook.", plain(), true,
 		query{`xdp_audit_hook_info{` + ofDevice + `}`, "{{mode}} {{driver}} {{clock}}"})
-	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
+	b.number("Packets", packetsPerSecond, "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
 	b.number("Flagged", "percentunit", "Fraction of judged packets in 15 minutes whose |t| reached the threshold.", plain(), false,
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, ""})
@@ -29,20 +29,20 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`time() - (xdp_audit_last_flag_timestamp_seconds{` + ofDevice + `} > 0)`, ""})
 
 	b.row("Packets")
-	b.graph(8, "Packets by protocol", "pps", "Packets that the audit sees.",
+	b.graph(8, "Packets by protocol", packetsPerSecond, "Packets that the audit sees.",
 		query{`sum by (family, protocol) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval])) > 0`, "{{family}} {{protocol}}"})
 	b.graph(8, "Bytes by protocol", "Bps", "Bytes of the frames of these packets, without the checksum.",
 		query{`sum by (family, protocol) (rate(xdp_audit_bytes_total{` + ofDevice + `}[$__rate_interval])) > 0`, "{{family}} {{protocol}}"})
-	b.graph(8, "Outcomes", "pps", "Packets by outcome. docs/metrics.md describes the outcomes.",
+	b.graph(8, "Outcomes", packetsPerSecond, "Packets by outcome. docs/metrics.md describes the outcomes.",
 		query{`sum by (outcome) (rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0`, "{{outcome}}"})
 
 	b.row("Timing")
 	b.heat(24, "Deltas", "s", "Time between two packets of a flow. Requires native histograms in Prometheus (see deploy/prometheus/host.yml).",
 		query{`sum(increase(xdp_audit_delta_seconds{` + ofDevice + `}[$__rate_interval]))`, ""})
-	b.graph(8, "Quantiles of deltas", "s", "From the native histogram, whose buckets are 9 % wide.",
-		query{`histogram_quantile(0.5, sum(rate(xdp_audit_delta_seconds{` + ofDevice + `}[$__rate_interval])))`, "50 %"},
-		query{`histogram_quantile(0.9, sum(rate(xdp_audit_delta_seconds{` + ofDevice + `}[$__rate_interval])))`, "90 %"},
-		query{`histogram_quantile(0.99, sum(rate(xdp_audit_delta_seconds{` + ofDevice + `}[$__rate_interval])))`, "99 %"})
+	b.graph(8, "Quantiles of deltas", "s", "From the native histogram, whose buckets are 9 % wide. From the classic one, with few buckets, if Prometheus stores no native histograms.",
+		query{quantile("0.5", "xdp_audit_delta_seconds", ofDevice), "50 %"},
+		query{quantile("0.9", "xdp_audit_delta_seconds", ofDevice), "90 %"},
+		query{quantile("0.99", "xdp_audit_delta_seconds", ofDevice), "99 %"})
 	b.graph(8, "Mean and standard deviation", "s", "Exact values for windows of 5 minutes and one hour.",
 		query{`instance_device:xdp_audit_delta_seconds:mean5m{` + ofDevice + `}`, "mean, 5 minutes"},
 		query{`instance_device:xdp_audit_delta_seconds:stddev5m{` + ofDevice + `}`, "deviation, 5 minutes"},
@@ -62,7 +62,7 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`instance_device:xdp_audit_deltas:increase1h{` + ofDevice + `}`, "hour"})
 
 	b.row("Flags")
-	b.graph(8, "Flagged packets by direction", "pps", "Flagged packets, by whether they are earlier or later than the mean of their flow.",
+	b.graph(8, "Flagged packets by direction", packetsPerSecond, "Flagged packets, by whether they are earlier or later than the mean of their flow.",
 		query{`sum by (direction) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, "{{direction}}"})
 	b.graph(8, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, "now"})
@@ -78,7 +78,7 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
 
 	b.row("Calibration")
-	b.graph(12, "Decisions on flagged packets", "pps", "Flagged packets by what entitles them to an event: a token that the flow earned, or one that every flow has; or by why none does: common for the flow, or rare but no token left. Empty with --audit.calibrate=0.",
+	b.graph(12, "Decisions on flagged packets", packetsPerSecond, "Flagged packets by what entitles them to an event: a token that the flow earned, or one that every flow has; or by why none does: common for the flow, or rare but no token left. Empty with --audit.calibrate=0.",
 		query{`sum by (decision) (rate(xdp_audit_calibration_flags_total{` + ofDevice + `}[$__rate_interval])) > 0`, "{{decision}}"})
 	b.graph(12, "Flagged packets that become events", "percentunit", "Fraction that a token of the flow entitles, before the limit of the event rate.",
 		query{`1 - sum(rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="suppressed"}[$__rate_interval])) / (sum(rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "entitled"})
@@ -105,8 +105,8 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_leak_target_seconds{` + ofInstance + `}`, "{{assessment}}, target"})
 	b.graph(8, "Verdict", "none", "The verdict of each assessment is at 1. Alerts fire on leak and invalid.",
 		query{`xdp_audit_leak_verdict{` + ofInstance + `} == 1`, "{{assessment}} {{verdict}}"})
-	b.graph(8, "Median response time", "s", "By class, from the native histogram, whose buckets are 9 % wide.",
-		query{`histogram_quantile(0.5, sum by (assessment, class) (rate(xdp_audit_leak_response_seconds{` + ofInstance + `}[$__rate_interval]))) >= 0`, "{{assessment}} {{class}}"})
+	b.graph(8, "Median response time", "s", "By class, from the native histogram, whose buckets are 9 % wide, or from the classic one, with few buckets.",
+		query{`(` + quantile("0.5", "xdp_audit_leak_response_seconds", ofInstance, "assessment", "class") + `) >= 0`, "{{assessment}} {{class}}"})
 	b.graph(8, "Responses and exclusions", "reqps", "Requests with a response time, by class, and without one, by reason.",
 		query{`rate(xdp_audit_leak_responses_total{` + ofInstance + `}[$__rate_interval])`, "{{assessment}} {{class}}"},
 		query{`rate(xdp_audit_leak_excluded_total{` + ofInstance + `}[$__rate_interval])`, "{{assessment}} {{reason}}"})
@@ -114,25 +114,25 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_leak_check{` + ofInstance + `}`, "{{assessment}} {{check}}"})
 
 	b.row("Losses")
-	b.graph(8, "Fates of events", "pps", "Flagged packets by the fate of their event. rate_limit and suppressed follow from the configuration; ring_full, no_reader, reader_gap and other are losses.",
+	b.graph(8, "Fates of events", eventsPerSecond, "Flagged packets by the fate of their event. rate_limit and suppressed follow from the configuration; ring_full, no_reader, reader_gap and other are losses.",
 		query{`sum by (fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `}[$__rate_interval]))`, "{{fate}}"})
-	b.graph(8, "Events", "pps", "Events of the device that were sent and received, and event records of the whole exporter that were lost or malformed.",
+	b.graph(8, "Events", eventsPerSecond, "Events of the device that were sent and received, and event records of the whole exporter that were lost or malformed.",
 		query{`rate(xdp_audit_event_fates_total{` + ofDevice + `,fate="sent"}[$__rate_interval])`, "sent"},
 		query{`rate(xdp_audit_events_total{` + ofDevice + `}[$__rate_interval])`, "received"},
 		query{`rate(xdp_audit_event_records_lost_total{` + ofInstance + `}[$__rate_interval])`, "lost in a ring"},
 		query{`rate(xdp_audit_event_records_malformed_total{` + ofInstance + `}[$__rate_interval])`, "malformed"})
-	b.graph(8, "Audit trail", "pps", "Trail records of all devices of the exporter. Empty without --trail.file.",
+	b.graph(8, "Audit trail", recordsPerSecond, "Trail records of all devices of the exporter. Empty without --trail.file.",
 		query{`rate(xdp_audit_trail_records_total{` + ofInstance + `}[$__rate_interval])`, "written"},
 		query{`rate(xdp_audit_trail_write_errors_total{` + ofInstance + `}[$__rate_interval])`, "not written"})
 	b.graph(12, "Unparsed and untimed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and fraction of the others that have no time (--audit.clock=metadata). Neither are scored.",
 		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, "unparsed"},
 		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="untimed"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"unparsed|fragment"}[$__rate_interval])) > 0)`, "untimed"})
-	b.graph(12, "Received packets", "pps", "Packets that the kernel counts as received by the device, and packets that the program sees: less in generic mode, which sees merged frames, and none if packets take a way without XDP.",
+	b.graph(12, "Received packets", packetsPerSecond, "Packets that the kernel counts as received by the device, and packets that the program sees: less in generic mode, which sees merged frames, and none if packets take a way without XDP.",
 		query{`sum(rate(xdp_audit_device_received_packets_total{` + ofDevice + `}[$__rate_interval]))`, "received"},
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, "seen by the program"})
 	b.graph(8, "Contended packets", "percentunit", "Fraction of packets that were not judged because two CPUs used the same set of the flow table at once.",
 		query{`sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="contended"}[$__rate_interval])) / (sum(rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome!~"fragment|untimed|unparsed"}[$__rate_interval])) > 0)`, "contended"})
-	b.graph(8, "Flows", "pps", "New flows of the device, and flows that lost their slot to a new flow.",
+	b.graph(8, "Flows", flowsPerSecond, "New flows of the device, and flows that lost their slot to a new flow.",
 		query{`rate(xdp_audit_flow_inserts_total{` + ofDevice + `}[$__rate_interval])`, "new"},
 		query{`rate(xdp_audit_flow_evictions_total{` + ofDevice + `}[$__rate_interval])`, "{{reason}} replaced"})
 	b.graph(8, "Flow table", "short", "Slots of the flow table, which all devices of the exporter share.",

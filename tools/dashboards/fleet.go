@@ -33,15 +33,15 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`count(ALERTS{alertname=~"XDPAudit.+",alertstate="firing"}) or vector(0)`, ""})
 	b.number("Events lost", "none", "Flagged packets in 15 minutes whose event was lost: ring full, no reader, unread when its reader ended, or refused by the kernel.", none(), false,
 		query{`sum(increase(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[15m]))`, ""})
-	b.number("Packets", "pps", "Packets that the audit sees.", plain(), false,
+	b.number("Packets", packetsPerSecond, "Packets that the audit sees.", plain(), false,
 		query{`sum(rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, ""})
 	b.number("Flagged", "percentunit", "Fraction of judged packets in 15 minutes whose |t| reached the threshold. The usual fraction depends on the kind of traffic.", plain(), false,
 		query{`sum(instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `} * instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) / (sum(instance_device:xdp_audit_judged:rate15m{` + ofDevice + `}) > 0)`, ""})
 
 	b.row("Packets and flags")
-	b.graph(12, "Packets", "pps", "Packets that the audit sees, by device.",
+	b.graph(12, "Packets", packetsPerSecond, "Packets that the audit sees, by device.",
 		query{`sum by (instance, device) (rate(xdp_audit_packets_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
-	b.graph(12, "Flagged packets", "pps", "Packets whose |t| reached the threshold, by device.",
+	b.graph(12, "Flagged packets", packetsPerSecond, "Packets whose |t| reached the threshold, by device.",
 		query{`sum by (instance, device) (rate(xdp_audit_leak_flags_total{` + ofDevice + `}[$__rate_interval]))`, perDevice})
 	b.graph(12, "Share of flagged packets", "percentunit", "Fraction of judged packets in 15 minutes, by device.",
 		query{`instance_device:xdp_audit_flags:ratio_rate15m{` + ofDevice + `}`, perDevice})
@@ -69,7 +69,7 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`job:xdp_audit_delta_octaves:zscore1h_1d`, "hour against the day before"})
 
 	b.row("Losses")
-	b.graph(8, "Events lost", "pps", "Flagged packets whose event was lost, by reason.",
+	b.graph(8, "Events lost", eventsPerSecond, "Flagged packets whose event was lost, by reason.",
 		query{`sum by (instance, fate) (rate(xdp_audit_event_fates_total{` + ofDevice + `,` + lost + `}[$__rate_interval]))`, "{{instance}} {{fate}}"})
 	b.graph(8, "Unparsed and untimed packets", "percentunit", "Fraction of packets that are not IP, damaged or of an unknown form, and fraction of the others that have no time (--audit.clock=metadata). Neither are scored. Alerts fire above 50 %, for unparsed packets if they are more than ten a second.",
 		query{`sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `,outcome="unparsed"}[$__rate_interval])) / (sum by (instance, device) (rate(xdp_audit_outcomes_total{` + ofDevice + `}[$__rate_interval])) > 0)`, perDevice + " unparsed"},
@@ -88,7 +88,7 @@ func fleet() cog.Builder[dashboard.Dashboard] {
 		query{`process_resident_memory_bytes{job="xdp_audit",` + ofInstance + `}`, perInstance})
 
 	b.row("Devices")
-	b.list(24, "Hooks", "How the program is attached. A device without a hook is not listed.",
-		query{`xdp_audit_hook_info{` + ofDevice + `}`, ""}, "job")
+	b.list(24, "Hooks", "How the program is attached. A device without a hook has no mode.",
+		query{`xdp_audit_hook_info{` + ofDevice + `} or on (job, instance, device) (xdp_audit_hook_up{` + ofDevice + `} == 0)`, ""}, "job")
 	return b
 }

@@ -4,6 +4,9 @@
 package main
 
 import (
+	"fmt"
+	"strings"
+
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/cog/variants"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
@@ -71,6 +74,25 @@ func target(i int, q query, isInstant bool, format prometheus.PromQueryFormat) c
 		return t.Instant()
 	}
 	return t.Range()
+}
+
+// Units of rates, which Grafana scales with the prefixes of the SI.
+const (
+	packetsPerSecond = "si:packets/s"
+	eventsPerSecond  = "si:events/s"
+	recordsPerSecond = "si:records/s"
+	flowsPerSecond   = "si:flows/s"
+)
+
+// quantile returns the query of a quantile by labels: of the native histogram, or of the classic
+// one where Prometheus stores no native histograms.
+func quantile(of, metric, selector string, labels ...string) string {
+	native, classic := "sum", append([]string{"le"}, labels...)
+	if len(labels) > 0 {
+		native = "sum by (" + strings.Join(labels, ", ") + ") "
+	}
+	return fmt.Sprintf("histogram_quantile(%s, %s(rate(%s{%s}[$__rate_interval]))) or histogram_quantile(%[1]s, sum by (%[5]s) (rate(%[3]s_bucket{%[4]s}[$__rate_interval])))",
+		of, native, metric, selector, strings.Join(classic, ", "))
 }
 
 const graphHeight, statHeight, statWidth = 8, 4, 4
