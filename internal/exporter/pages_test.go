@@ -91,6 +91,19 @@ func TestPagesAndTheirPaths(t *testing.T) {
 	}
 }
 
+// The page of the leak assessments has those of the configuration, as /leak.json has.
+func TestLeakAssessmentsOnPages(t *testing.T) {
+	config := write(t, t.TempDir()+"/leak.yml", leakFile("1us", "login"))
+	e := start(t, "--leak.config.file="+config)
+	for path, want := range map[string]string{
+		"/leak": "login", "/api/v1/leak": `"assessments":[{"name":"login"`, "/": `href="/leak"`, "/leak.json": `"name":"login"`,
+	} {
+		if code, body := e.get(t, path); code != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("%s: status %d, want %q in %s", path, code, want, body)
+		}
+	}
+}
+
 func TestMetricsAreNotAtThePathOfAPage(t *testing.T) {
 	for _, path := range []string{"/flags", "/config", "/covert", "/leak", "/api/v1/status", "/api", "/device/metrics", "/assets/a/b"} {
 		err := run(t.Context(), []string{"--audit.device=eth0", "--web.telemetry-path=" + path}, io.Discard, io.Discard, openFake, dropNothing)
