@@ -16,11 +16,7 @@ read -ra trees <<<"$1"
 read -ra targets <<<"$2"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Mounts end with their namespace, so that nothing of this machine is below a tree that is removed.
-if [[ ${TEST_BARE_INSIDE:-} != yes ]]; then
-	scripts/apt-install.sh debootstrap
-	TEST_BARE_INSIDE=yes exec unshare --mount --propagation=private "scripts/$(basename "$0")" "$1" "$2"
-fi
+scripts/apt-install.sh debootstrap
 
 DEBIAN_MIRROR=${DEBIAN_MIRROR:-$(apt-get --print-uris update | sed -nE "s#^'(.*/debian)/dists/.*#\1#p" | head -n 1)}
 UBUNTU_MIRROR=${UBUNTU_MIRROR:-http://archive.ubuntu.com/ubuntu}
@@ -29,11 +25,32 @@ work=$PWD/.build/bare
 mkdir -p "$work"
 summary=
 
-# make_tree NAME MIRROR COMPONENTS: makes the system in $work/NAME.
-make_tree() {
+# remove_tree NAME: removes the system in $work/NAME, unless anything is mounted in it.
+remove_tree() {
+	if grep -qF " $work/$1" /proc/self/mountinfo; then
+		echo "test-bare: unmount what is mounted in $work/$1 first" >&2
+		exit 1
+	fi
+	rm -rf --one-file-system "${work:?}/$1"
+}
+
+# run_in NAME TARGET: runs "sudo make TARGET" in the system. The mounts are in a namespace that ends
+# with the command, so that nothing of this machine is below a tree when the tree is removed.
+run_in() {
+	# shellcheck disable=SC2016 # the shells inside expand it
+	unshare --mount --propagation=private sh -euc '
+		for folder in dev proc sys; do
+			mount --rbind "/$folder" "$1/$folder"
+		done
+		mount -t tmpfs tmpfs "$1/run"
+		exec chroot "$1" env --ignore-environment PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
+			${SSL_CERT_FILE:+SSL_CERT_FILE=/etc/ssl/machine.crt} \
+			sh -euc "cd /src && sudo make \"\$1\" DEMO_SECONDS=20" sh "$2"' sh "$work/$1" "$2" </dev/null
+}
+
+# prepare NAME MIRROR COMPONENTS: makes the system in $work/NAME ready for run_in.
+prepare() {
 	local tree=$work/$1
-	rm -rf --one-file-system "$tree"
-	debootstrap --variant=minbase --components="$3" --include=make,sudo "$1" "$tree" "$2" >"$work/$1.log" 2>&1 || return 1
 	echo "deb $2 $1 ${3//,/ }" >"$tree/etc/apt/sources.list"
 	cp /etc/resolv.conf "$tree/etc/resolv.conf"
 	echo "127.0.0.1 localhost $(uname -n)" >"$tree/etc/hosts"
@@ -54,11 +71,6 @@ make_tree() {
 	git ls-files -z | tar --null --files-from=- --create | tar --extract --directory="$tree/src"
 	git clone --quiet --bare "$(git rev-parse --show-toplevel)" "$tree/src/.git"
 	git --git-dir="$tree/src/.git" config core.bare false
-	for folder in dev proc run sys; do
-		mount --rbind --make-rslave "/$folder" "$tree/$folder" 2>/dev/null || mount --rbind "/$folder" "$tree/$folder"
-	done
-	# What the tests start must not reach the services of this machine.
-	mount -t tmpfs tmpfs "$tree/run"
 }
 
 for name in "${trees[@]}"; do
@@ -67,7 +79,8 @@ for name in "${trees[@]}"; do
 	*) mirror=$UBUNTU_MIRROR components=main,universe ;;
 	esac
 	began=$SECONDS
-	if ! make_tree "$name" "$mirror" "$components"; then
+	remove_tree "$name"
+	if ! debootstrap --variant=minbase --components="$components" --include=make,sudo "$name" "$work/$name" "$mirror" >"$work/$name.log" 2>&1; then
 		if grep -qE 'Failed getting release file|Unknown (suite|host)|No such script' "$work/$name.log"; then
 			summary+="$name: NOT RUN: $mirror cannot be reached"$'\n'
 			continue
@@ -75,22 +88,15 @@ for name in "${trees[@]}"; do
 		cat "$work/$name.log" >&2
 		exit 1
 	fi
+	prepare "$name" "$mirror" "$components"
 	summary+=$(printf '%s: %5d s  debootstrap, make and sudo' "$name" "$((SECONDS - began))")$'\n'
 	for target in "${targets[@]}"; do
 		began=$SECONDS
-		# A demo runs until it is interrupted.
-		# shellcheck disable=SC2016 # the shell inside expands it
-		chroot "$work/$name" env --ignore-environment PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
-			${SSL_CERT_FILE:+SSL_CERT_FILE=/etc/ssl/machine.crt} \
-			sh -euc 'cd /src && sudo make "$1" DEMO_SECONDS=20' sh "$target" </dev/null
+		run_in "$name" "$target"
 		line=$(printf '%s: %5d s  sudo make %s' "$name" "$((SECONDS - began))" "$target")
 		echo ">> $line"
 		summary+=$line$'\n'
 	done
-	# The namespace still has the mounts; detach them from the tree before it is removed.
-	for folder in dev proc run sys; do
-		umount --lazy --recursive "$work/$name/$folder"
-	done
-	rm -rf --one-file-system "${work:?}/$name"
+	remove_tree "$name"
 done
 printf '>> bare systems\n%s' "$summary"
