@@ -106,6 +106,36 @@ func (e *exchanges) drain() (batch []Exchange, fullest int) {
 	return r.batch, fullest
 }
 
+// OldestOutstanding returns when the oldest outstanding request arrived, in nanoseconds of
+// CLOCK_MONOTONIC, of those that arrived at sinceNs or later. It returns the greatest number
+// without any. It reads the whole table of connections.
+func (a *Audit) OldestOutstanding(sinceNs uint64) uint64 {
+	if a.exchanges == nil {
+		return math.MaxUint64
+	}
+	return a.exchanges.oldestOutstanding(sinceNs, monotonicNs())
+}
+
+func (e *exchanges) oldestOutstanding(sinceNs, nowNs uint64) uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	oldestNs := uint64(math.MaxUint64)
+	if e.isClosed {
+		return oldestNs
+	}
+	for request := range e.outstandingRequests() {
+		const timeMask = 1<<46 - 1 // REQUEST_TIME_MASK in xdp/exchange_request.h
+		elapsedNs := (nowNs - request) & timeMask
+		if elapsedNs > timeMask/2 { // it has arrived since now
+			continue
+		}
+		if arrivalNs := nowNs - min(nowNs, elapsedNs); arrivalNs >= sinceNs {
+			oldestNs = min(oldestNs, arrivalNs)
+		}
+	}
+	return oldestNs
+}
+
 // isAnyWriting reports whether a CPU may still write a record of an earlier time than now.
 func (e *exchanges) isAnyWriting() bool {
 	for cpu := range e.cpus.len() {

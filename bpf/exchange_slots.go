@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -361,21 +362,29 @@ func (e *exchanges) sum(slot int) (sum leakExchangeCounts) {
 	return sum
 }
 
-// outstanding counts the outstanding requests by slot, apart from those of earlier assessments.
+// outstanding counts the outstanding requests by slot.
 func (e *exchanges) outstanding() (n [assessmentSlots]uint64) {
-	const slotShift, generationShift = 46, 52 // as in xdp/exchange_request.h
-	for s := range e.sets.len() {
-		set := e.sets.at(s)
-		for way := range set.Connections {
-			request := atomic.LoadUint64(&set.Connections[way].Request)
-			if request == 0 {
-				continue
-			}
-			slot := request >> slotShift % assessmentSlots
-			if uint32(request>>generationShift)&generationMask == e.slots[slot].value.Generation {
-				n[slot]++
+	for request := range e.outstandingRequests() {
+		n[request>>slotShift%assessmentSlots]++
+	}
+	return n
+}
+
+const slotShift, generationShift = 46, 52 // as in xdp/exchange_request.h
+
+// outstandingRequests returns the outstanding requests, apart from those of earlier assessments.
+func (e *exchanges) outstandingRequests() iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for s := range e.sets.len() {
+			set := e.sets.at(s)
+			for way := range set.Connections {
+				request := atomic.LoadUint64(&set.Connections[way].Request)
+				of := &e.slots[request>>slotShift%assessmentSlots]
+				isOfEarlier := of.name == "" || uint32(request>>generationShift)&generationMask != of.value.Generation
+				if request != 0 && !isOfEarlier && !yield(request) {
+					return
+				}
 			}
 		}
 	}
-	return n
 }

@@ -6,6 +6,7 @@ package bpf
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -306,6 +307,48 @@ func TestAssessmentsAreReplaced(t *testing.T) {
 	}
 	if err := audit.SetAssessments([]Assessment{kept, kept}); err == nil {
 		t.Error("two assessments of one name were accepted")
+	}
+}
+
+// The oldest outstanding request is that of the assessments in use, and not older than asked for.
+func TestOldestOutstanding(t *testing.T) {
+	kept, old := service("kept", ProtocolTCP, 443), service("old", ProtocolTCP, 444)
+	audit := loadExchanges(t, nil, kept, old)
+	program := audit.devices.listed[0].program
+	const none, nowNs = math.MaxUint64, 10_000
+	expect := func(when string, sinceNs, want uint64) {
+		t.Helper()
+		for _, wrapNs := range []uint64{0, 1 << 46} { // the kernel keeps 46 bits
+			wanted := want
+			if want != none {
+				wanted += wrapNs
+			}
+			if got := audit.exchanges.oldestOutstanding(wrapNs+sinceNs, wrapNs+nowNs); got != wanted {
+				t.Errorf("%s, since %d ns: got %d, want %d", when, wrapNs+sinceNs, got, wanted)
+			}
+		}
+	}
+	expect("at first", 0, none)
+	var responses [][]byte
+	for i, port := range []uint16{444, 443} {
+		p := ipv4Peer
+		p.server = netip.AddrPortFrom(p.server.Addr(), port)
+		request, response := requestAndResponse(p)
+		responses = append(responses, response)
+		run(t, program.Program, request, uint64(1000*(i+1)), 1)
+	}
+	expect("two requests", 0, 1000)
+	expect("two requests", 1000, 1000)
+	expect("two requests", 1001, 2000)
+	expect("two requests", 2001, none)
+	if err := audit.SetAssessments([]Assessment{kept}); err != nil {
+		t.Fatal(err)
+	}
+	expect("one was removed", 0, 2000)
+	runSent(t, program.egress, responses[1], 3000)
+	expect("after the response", 0, none)
+	if got := audit.OldestOutstanding(0); got != none {
+		t.Errorf("now: got %d", got)
 	}
 }
 

@@ -5,14 +5,17 @@
 // assessments, and keeps what metrics and documents say about them.
 //
 // Requests come in the order of their end, and a judge needs them in the order of their arrival. So
-// a request waits until all that arrived before it have ended, for at most a second: one that took
-// longer counts as if it had arrived a second before its end. With that, the order depends on the
-// requests only, and not on the CPUs that recorded them or on when they were read.
+// a request waits until all that arrived before it have ended, for at most ten seconds: one that
+// took longer counts as if it had arrived ten seconds before its end. With that, the order depends
+// on the requests only, and not on the CPUs that recorded them or on when they were read. If
+// requests did not wait for slow ones, those of a slow class would come late, and fair labels would
+// not look fair.
 package assessment
 
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
@@ -21,8 +24,12 @@ import (
 )
 
 const (
-	// holdNs is the longest time that a request waits for others that arrived before it.
-	holdNs = 1e9
+	// holdNs is the time that a request waits for others that arrived before it. It waits for up to
+	// longestHoldNs for those that are known to be outstanding.
+	holdNs        = 1e9
+	longestHoldNs = 10 * holdNs
+	// unseenNs is the time within which a request of an earlier time may become outstanding.
+	unseenNs = 1e8
 	// mostHeld is the number of requests that wait, of all assessments. It takes 10 MB.
 	mostHeld = 1 << 18
 )
@@ -41,6 +48,7 @@ type Set struct {
 	bounds   nativeBounds
 	raw      RawWriter // nil without raw files
 	mostHeld int
+	holdNs   uint64
 
 	// feeding is held while requests are given to judges and their lines are written. A file that
 	// does not take lines makes Add wait, and neither Snapshot nor Reload.
@@ -51,6 +59,8 @@ type Set struct {
 	byName      map[string]*judged
 	queue       queue
 	watermarkNs uint64    // all requests that ended before have been added
+	outstanding seen      // all requests that arrived before have been added
+	next        seen      // for once all requests that ended before its time have been added
 	fedNs       uint64    // the time that orders the last request that a judge got
 	dirty       []*judged // those with lines that are not written
 	counts      Counts
@@ -80,10 +90,17 @@ type judged struct {
 }
 
 // New returns a Set without assessments. Without a RawWriter no raw file is written.
-func New(raw RawWriter) *Set { return newSet(raw, holdNs, mostHeld) }
+func New(raw RawWriter) *Set {
+	s := newSet(raw, holdNs, mostHeld)
+	s.queue.holdNs = longestHoldNs
+	return s
+}
 
 func newSet(raw RawWriter, holdNs uint64, mostHeld int) *Set {
-	return &Set{bounds: newNativeBounds(), raw: raw, mostHeld: mostHeld, byName: map[string]*judged{}, queue: queue{holdNs: holdNs}}
+	return &Set{
+		bounds: newNativeBounds(), raw: raw, mostHeld: mostHeld, holdNs: holdNs, byName: map[string]*judged{}, queue: queue{holdNs: holdNs},
+		outstanding: seen{oldestNs: math.MaxUint64},
+	}
 }
 
 // Reload replaces the assessments. One that is the same as before continues, any other begins.
@@ -143,6 +160,27 @@ func (s *Set) Advance(nowNs uint64) error {
 		s.watermarkNs = max(s.watermarkNs, nowNs)
 		s.release()
 	})
+}
+
+// seen is the arrival of the oldest request that was outstanding at a time.
+type seen struct{ oldestNs, atNs uint64 }
+
+// Await calls oldest for the arrival of the oldest outstanding request of those that arrived at
+// sinceNs or later, unless the Set does not need it yet. Requests that arrived later wait for that
+// one. now returns the time of the clock of requests.
+func (s *Set) Await(oldest func(sinceNs uint64) uint64, now func() uint64) {
+	s.mu.Lock()
+	isNeeded := s.next.atNs == 0
+	s.mu.Unlock()
+	if !isNeeded {
+		return
+	}
+	beforeNs := now()
+	oldestNs := min(oldest(beforeNs-min(beforeNs, s.queue.holdNs)), beforeNs-min(beforeNs, unseenNs))
+	atNs := now() // what ended during the call was not seen
+	s.mu.Lock()
+	s.next = seen{oldestNs, atNs}
+	s.mu.Unlock()
 }
 
 // Flush gives all requests that wait to their judges: no more will come. Errors are those of Add.
@@ -205,9 +243,17 @@ func (s *Set) hold(x *bpf.Exchange) {
 // release gives the requests to their judges before which no other can come. One that ends at the
 // time of the watermark may still come.
 func (s *Set) release() {
-	for len(s.queue.heap) > 0 && s.queue.heap[0].dueNs(s.queue.holdNs)+s.queue.holdNs < s.watermarkNs {
+	if s.next.atNs > 0 && s.next.atNs < s.watermarkNs {
+		s.outstanding, s.next = s.next, seen{}
+	}
+	for len(s.queue.heap) > 0 && s.isComplete(s.queue.heap[0].dueNs(s.queue.holdNs)) {
 		s.judge(s.queue.pop())
 	}
+}
+
+// isComplete reports whether all requests that are due before a time have been added.
+func (s *Set) isComplete(dueNs uint64) bool {
+	return dueNs+s.holdNs < s.watermarkNs && dueNs < s.outstanding.oldestNs || dueNs+s.queue.holdNs < s.watermarkNs
 }
 
 // judge gives a request to its judge.

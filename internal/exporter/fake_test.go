@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"regexp"
@@ -114,6 +115,8 @@ func (f *fakeAudit) ExchangesExcluded() map[string][bpf.NumExclusions]uint64 {
 	}
 	return all
 }
+
+func (f *fakeAudit) OldestOutstanding(uint64) uint64 { return math.MaxUint64 }
 
 func (f *fakeAudit) Follow(ctx context.Context) error {
 	<-ctx.Done()

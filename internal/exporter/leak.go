@@ -25,6 +25,10 @@ const (
 	readingNs = 1e9
 	// advanceInterval is the time after which the last requests of a burst are judged.
 	advanceInterval = 100 * time.Millisecond
+	// lookInterval is the least time after which the kernel's table is looked at again, and
+	// lookShare the greatest share of a CPU that it takes.
+	lookInterval = 500 * time.Millisecond
+	lookShare    = 0.02
 )
 
 // leakAssessments are the leak assessments of an exporter, whose configuration may change.
@@ -53,6 +57,7 @@ type measurer interface {
 	SetAssessments([]bpf.Assessment) error
 	ReadExchanges(ctx context.Context, handle func([]bpf.Exchange)) error
 	ExchangesExcluded() map[string][bpf.NumExclusions]uint64
+	OldestOutstanding(sinceNs uint64) uint64
 }
 
 // openLeak opens the raw files, if there are to be any, and returns nil without a configuration
@@ -191,11 +196,16 @@ func (l *leakAssessments) run(ctx context.Context) error {
 	advancing.Go(func() {
 		ticker := time.NewTicker(advanceInterval)
 		defer ticker.Stop()
+		var next time.Time
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
+				if begin := time.Now(); begin.After(next) {
+					l.set.Await(l.measures.OldestOutstanding, monotonicNs)
+					next = begin.Add(max(lookInterval, time.Duration(float64(time.Since(begin))/lookShare)))
+				}
 				now := monotonicNs()
 				record(func() error { return l.set.Advance(now - min(now, readingNs)) })
 			}
