@@ -21,8 +21,9 @@ type levels struct {
 	isFixed  bool
 	limits   [len(Quantiles)]float64
 	pairs    uint64
-	// exceeded are the responses of both classes that exceed a limit.
-	exceeded [len(Quantiles)]uint64
+	// exceeded are the responses of both classes that exceed a limit, reached those that do not
+	// fall below it. They differ by equal times.
+	exceeded, reached [len(Quantiles)]uint64
 	// slower are the pairs with Y made faster by the target, faster those with Y made slower.
 	slower, faster [len(Quantiles)]exceeding
 }
@@ -44,9 +45,12 @@ func (l *levels) add(x, y uint64) {
 	}
 	l.pairs++
 	ofX := l.limitsBelow(float64(x))
-	for _, of := range []int{ofX, l.limitsBelow(float64(y))} {
-		for i := range of {
+	for _, ns := range []uint64{x, y} {
+		for i := range l.limitsBelow(float64(ns)) {
 			l.exceeded[i]++
+		}
+		for i := range l.limitsBelow(float64(ns) + 0.5) {
+			l.reached[i]++
 		}
 	}
 	count(&l.slower, ofX, l.limitsBelow(float64(y)-l.targetNs))
@@ -127,12 +131,13 @@ func (l *levels) anyDiffers(lost uint64) (slower, faster []float64) {
 }
 
 // isNear reports whether the limits of a level were near its quantile, within a factor of 5. They
-// are not if the times drift too fast. Then the pairs say nothing about the level.
+// are not if the times drift too fast. Then the pairs say nothing about the level. Times that are
+// equal to a limit are on both sides of it.
 func (l *levels) isNear(i int) bool {
 	const factor = 5
-	above := float64(l.exceeded[i]) / float64(2*max(l.pairs, 1))
-	nominal := 1 - Quantiles[i]
-	return above >= nominal/factor && above <= nominal*factor && 1-above >= (1-nominal)/factor && 1-above <= (1-nominal)*factor
+	n, below := float64(2*max(l.pairs, 1)), Quantiles[i]
+	atMost, less := 1-float64(l.exceeded[i])/n, 1-float64(l.reached[i])/n
+	return 1-less >= (1-below)/factor && 1-atMost <= (1-below)*factor && atMost >= below/factor && less <= below*factor
 }
 
 // allAgree reports whether Y is slower and faster by less than the target at all levels, apart from

@@ -55,6 +55,7 @@ func TestVerdicts(t *testing.T) {
 		{"slower in 3 %", 3000, slowerBy(1e6, 0.03), Leak, "Some responses to `random` are more than 1 µs slower (near percentile 99)"},
 		{"faster in 3 %", 3000, func(r *rand.Rand, c Class) float64 { return 2e6 - slowerBy(1e6, 0.03)(r, c) }, Leak, "Some responses to `random` are more than 1 µs faster"},
 		{"slower in 3 %, and a large target would hide the shift", 20_000, slowerBy(1e6, 0.03), Leak, "near percentile 99"},
+		{"equal times", 20_000, normal(1e5, 0), None, "differ by less than 1 µs"},
 		{"at the target", 5000, slowerBy(1000, 1), Inconclusive, "No verdict yet"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
