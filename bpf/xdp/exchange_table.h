@@ -78,8 +78,11 @@ static __always_inline void connection_reset(struct exchange_connection *connect
 	connection->last_ns = 0;
 }
 
-/* Inserts a connection. Returns its way; EXCHANGE_WAYS if another CPU holds the lock. */
-static __noinline __u32 exchange_insert(struct exchange_set *set, __u64 hash, __u64 now_ns)
+/* Inserts a connection. Returns its way; EXCHANGE_WAYS if another CPU holds the lock. It is in
+ * line: called, it is too much for Linux 6.1, which rounds each stack up to 32 bytes: "combined
+ * stack size of 4 calls is 544. Too large".
+ */
+static __always_inline __u32 exchange_insert(struct exchange_set *set, __u64 hash, __u64 now_ns)
 {
 	__u32 way;
 
