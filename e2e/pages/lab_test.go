@@ -29,34 +29,34 @@ import (
 
 const device = "audited0"
 
-// binaries are built once: the exporter and the demo.
-var binaries = sync.OnceValues(func() (string, error) {
-	folder, err := os.MkdirTemp("", "pages")
-	if err != nil {
-		return "", err
-	}
+var folder string // of the binaries
+
+// binaries builds the exporter and the demo once.
+var binaries = sync.OnceValue(func() error {
 	for name, pkg := range map[string]string{"xdp_audit_exporter": ".", "demo": "./examples/demo"} {
 		build := exec.Command("go", "build", "-o", filepath.Join(folder, name), pkg)
 		build.Dir = "../.."
 		if out, err := build.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("building %s: %w: %s", pkg, err, out)
+			return fmt.Errorf("building %s: %w: %s", pkg, err, out)
 		}
 	}
-	return folder, nil
+	return nil
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if folder, err := binaries(); err == nil {
-		_ = os.RemoveAll(folder)
+	var err error
+	if folder, err = os.MkdirTemp("", "pages"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	code := m.Run()
+	_ = os.RemoveAll(folder)
 	os.Exit(code)
 }
 
 func binary(t *testing.T, name string) string {
 	t.Helper()
-	folder, err := binaries()
-	if err != nil {
+	if err := binaries(); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(folder, name)
