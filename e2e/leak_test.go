@@ -6,6 +6,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,9 +66,12 @@ func (s *leakyService) ask(n int) (classes [2]float64) {
 }
 
 func (s *leakyService) tryAsk(n int) (classes [2]float64, err error) {
+	ctx, cancel := context.WithTimeout(s.l.ctx, patience)
+	defer cancel()
+	to := netip.MustParseAddrPort(s.address)
 	var conn *net.TCPConn
 	err = s.l.sender.Namespace.Do(func() error {
-		conn, err = net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s.address)))
+		conn, err = new(net.Dialer).DialTCP(ctx, "tcp", netip.AddrPort{}, to)
 		return err
 	})
 	if err != nil {
@@ -79,7 +83,7 @@ func (s *leakyService) tryAsk(n int) (classes [2]float64, err error) {
 		return classes, err
 	}
 	level, option := unix.IPPROTO_IP, unix.IP_TOS
-	if netip.MustParseAddrPort(s.address).Addr().Is6() {
+	if to.Addr().Is6() {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
 	reader := bufio.NewReader(conn)
