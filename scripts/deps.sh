@@ -18,8 +18,8 @@ packages=(
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
-	# a server of the tests of response times
-	nginx
+	# servers and a client of the tests of response times
+	nginx python3
 	# tests of the unit and the packages, which boot a systemd of their own
 	systemd logrotate rpm lintian man-db zsh
 	# tests of the topology

@@ -264,3 +264,33 @@ func TestProgress(t *testing.T) {
 		t.Error("there is a bar without a terminal")
 	}
 }
+
+// A run ends when two looks in a row have a verdict, since the last requests may change one.
+func TestVerdictsMustBeSteady(t *testing.T) {
+	verdict := leak.Waiting
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"assessments": []assessment{{Name: "login", Report: leak.Report{Verdict: verdict}}}})
+	}))
+	defer server.Close()
+	o := &options{report: server.URL, assessment: "login", stops: true, requests: 10, rate: 1}
+	e, err := newExporter(o, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLedger(leak.Config{Classes: [2]string{"X", "Y"}, Alpha: 0.5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, begin: time.Now()}
+	for i, step := range []struct {
+		verdict leak.Verdict
+		isOver  bool
+	}{
+		{leak.Inconclusive, false}, {leak.Leak, false}, {leak.Inconclusive, false}, {leak.Leak, false}, {leak.Leak, true}, {leak.Invalid, true},
+	} {
+		verdict = step.verdict
+		if got := r.look(t.Context(), &progress{}); got != step.isOver {
+			t.Errorf("look %d with %v: it is over: %v, want %v", i, step.verdict, got, step.isOver)
+		}
+	}
+}

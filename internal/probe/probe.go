@@ -91,6 +91,7 @@ type run struct {
 	begin    time.Time
 	isCut    bool // by a signal
 	faults   []fault
+	verdicts int // looks in a row with a verdict
 }
 
 // prepare checks everything that can be checked before the first request.
@@ -279,12 +280,18 @@ func (r *run) look(ctx context.Context, bar *progress) (isOver bool) {
 	}
 	switch report.Verdict {
 	case leak.Waiting, leak.Inconclusive:
+		r.verdicts = 0
 		return false
 	case leak.Invalid:
 		return true
 	}
-	return r.o.stops
+	r.verdicts++
+	return r.o.stops && r.verdicts >= steadyVerdicts
 }
+
+// steadyVerdicts is the number of looks in a row with a verdict after which a run may end. With the
+// requests that are underway a verdict may change.
+const steadyVerdicts = 2
 
 // The exporter must have seen the first mark after so many requests and so much time.
 const (

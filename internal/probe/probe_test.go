@@ -434,9 +434,15 @@ func TestJUnit(t *testing.T) {
 		{"no verdict", result{Client: leak.Report{Verdict: leak.Inconclusive}}, [4]int{1, 0, 0, 1}},
 		{"a check that fails", result{Client: leak.Report{Verdict: leak.Invalid}}, [4]int{1, 0, 1, 0}},
 		{"a leak that is moot", result{Client: leak.Report{Verdict: leak.Leak}, Faults: []fault{{"length", "text"}}}, [4]int{2, 0, 2, 0}},
+		{"a leak in the kernel that is moot", result{
+			Kernel: &assessment{Report: leak.Report{Verdict: leak.Leak}}, Faults: []fault{{"resets", "text"}},
+		}, [4]int{2, 0, 2, 0}},
 		{"a leak in the kernel alone", result{Kernel: &assessment{Report: leak.Report{Verdict: leak.Leak}}}, [4]int{1, 1, 0, 0}},
 	} {
 		test.result.decide()
+		if isMoot := len(test.result.Faults) > 0; isMoot != (test.result.ExitCode == exitError && test.result.Client.Verdict != leak.Invalid) {
+			t.Errorf("%s: exit code %d", test.description, test.result.ExitCode)
+		}
 		path := filepath.Join(t.TempDir(), "junit.xml")
 		if err := test.result.writeJUnit(path); err != nil {
 			t.Fatal(err)
