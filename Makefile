@@ -176,6 +176,13 @@ leak-lab: check-root deps ## plant delays in real servers RUNS=20 times and look
 		$(GO) test -v -count=1 -timeout 2h -run '^TestLeaksAreFound$$' ./e2e/leaklab
 	$(call give_back,docs)
 
+.PHONY: probe-figures
+probe-figures: check-root deps ## ask servers RUNS=20 times with the probe, for docs/probe.md; LONG_RUNS=3 (root)
+	@echo ">> asking servers"
+	REQUIRE_BPF=1 PROBE_RUNS=$(or $(RUNS),20) PROBE_LONG_RUNS=$(or $(LONG_RUNS),20) PROBE_REPORT="$(CURDIR)/docs/probe.md" \
+		$(GO) test -v -count=1 -timeout 6h -run '^TestProbeExperiments$$' ./e2e
+	$(call give_back,docs/probe.md)
+
 .PHONY: soak
 soak: check-root ## load the exporter for SOAK=10m and check that it does not grow (root)
 	@echo ">> soaking for $(SOAK)"
