@@ -216,16 +216,16 @@ type benchLRUSetRecords struct {
 			Patience uint8
 			Reserved uint16
 		}
-	}
-	Levels [8]struct {
-		_        structs.HostLayout
-		SinceNs  uint64
-		Baseline struct {
-			_       structs.HostLayout
-			MeanQ16 uint64
-			M2Low   uint64
-			M2High  uint32
-			N       uint32
+		Level struct {
+			_        structs.HostLayout
+			SinceNs  uint64
+			Baseline struct {
+				_       structs.HostLayout
+				MeanQ16 uint64
+				M2Low   uint64
+				M2High  uint32
+				N       uint32
+			}
 		}
 	}
 }

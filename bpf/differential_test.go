@@ -46,15 +46,15 @@ func probeOn(t testing.TB, audit *Audit, cpu int) *probe {
 }
 
 // recordOf returns the record of a slot.
-func (p *probe) recordOf(slot *programFlowSlot) slotRecord {
+func (p *probe) recordOf(slot *programFlowSlot) *programFlowRecord {
 	for i := range p.sets {
 		for way := range p.sets[i].Slots {
 			if slot == &p.sets[i].Slots[way] {
-				return p.records[i].at(way)
+				return &p.records[i].Records[way]
 			}
 		}
 	}
-	return slotRecord{}
+	return nil
 }
 
 // mapSets maps the sets of the flow table until the test ends.
@@ -395,28 +395,18 @@ func (p *probe) compareDecisions(t *testing.T, m *model) {
 	}
 }
 
-// slotRecord is the record of a slot with the level of its run.
-type slotRecord struct {
-	*programFlowRecord
-	level *programRunLevel
-}
-
-func (s *programSetRecords) at(way int) slotRecord {
-	return slotRecord{&s.Records[way], &s.Levels[way]}
-}
-
 // model returns the record, and what the slot's baseline has of it, as the model has them.
-func (r slotRecord) model(b *programBaseline) timing.FlowRecord {
+func (r *programFlowRecord) model(b *programBaseline) timing.FlowRecord {
 	return timing.FlowRecord{
 		N: r.N, Run: r.run(), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
 		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
 	}
 }
 
-func (r slotRecord) run() timing.Run {
+func (r *programFlowRecord) run() timing.Run {
 	return timing.Run{
 		Packets: r.Run.Packets, IsLate: r.Run.IsLate != 0, Patience: r.Run.Patience,
-		SinceNs: r.level.SinceNs, Level: r.level.Baseline.state(),
+		SinceNs: r.Level.SinceNs, Level: r.Level.Baseline.state(),
 	}
 }
 
@@ -429,7 +419,7 @@ func compareWithModel(t *testing.T, config Config, kind deltas, seed uint64, pac
 	frame := udpFrame()
 	now := uint64(1e12)
 	var slot *programFlowSlot
-	var record slotRecord
+	var record *programFlowRecord
 	var flag Flag
 	for i := range packets {
 		now += uint64(min(max(0, math.Round(kind.next(i, r))), 1e10))

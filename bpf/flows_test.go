@@ -215,7 +215,7 @@ func TestManyFlowsEqualModel(t *testing.T) {
 }
 
 // compareSlot returns an error unless a slot has the baseline and the record of the model.
-func (m *tableModel) compareSlot(slot *flowtable.Slot, baseline *programBaseline, record slotRecord) error {
+func (m *tableModel) compareSlot(slot *flowtable.Slot, baseline *programBaseline, record *programFlowRecord) error {
 	s := m.at(slot)
 	if m.scope == BaselineFlow && baseline.state() != s.state {
 		return fmt.Errorf("got %+v, want %+v", baseline.state(), s.state)
@@ -243,7 +243,7 @@ func (p *probe) compare(t *testing.T, m *tableModel, events []Event) {
 			if p.sets[i].Tags[way] != want.Tag || p.sets[i].Marks[way] != want.Mark || got.LastNs != want.LastNs {
 				t.Fatalf("set %d way %d: got tag %x mark %x last %d, want %+v", i, way, p.sets[i].Tags[way], p.sets[i].Marks[way], got.LastNs, want)
 			}
-			if err := m.compareSlot(slot, &got.Baseline, p.records[i].at(way)); err != nil {
+			if err := m.compareSlot(slot, &got.Baseline, &p.records[i].Records[way]); err != nil {
 				t.Fatalf("set %d way %d: %v", i, way, err)
 			}
 		}

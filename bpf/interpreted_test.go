@@ -215,7 +215,7 @@ func (p *interpretedProgram) compareSets(t *testing.T) {
 			if got.Tags[way] != slot.Tag || got.Marks[way] != slot.Mark || got.Slots[way].LastNs != slot.LastNs {
 				t.Fatalf("set %d way %d: got tag %x, mark %x, %+v, want %+v", s, way, got.Tags[way], got.Marks[way], got.Slots[way], slot)
 			}
-			if err := p.model.compareSlot(&want[way], &got.Slots[way].Baseline, records[s].at(way)); err != nil {
+			if err := p.model.compareSlot(&want[way], &got.Slots[way].Baseline, &records[s].Records[way]); err != nil {
 				t.Fatalf("set %d way %d: %v", s, way, err)
 			}
 		}

@@ -149,7 +149,7 @@ func FuzzRecord(f *testing.F) {
 		r.Run.Packets &= 1 // the level begins with the second packet
 		sets[0].Slots[way].Baseline.M2High |= uint32(b2i(isOfBaseline)) << 23
 		slot := p.model.at(&p.model.table.Set(0)[way])
-		slot.record = records[0].at(way).model(&sets[0].Slots[way].Baseline)
+		slot.record = records[0].Records[way].model(&sets[0].Slots[way].Baseline)
 		slot.owner = flowtable.Slot{Tag: r.Tag, Mark: r.Mark}
 		for len(deltas) >= 4 {
 			now += uint64(binary.LittleEndian.Uint32(deltas) >> 1)

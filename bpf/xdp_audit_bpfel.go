@@ -159,6 +159,7 @@ type programFlowRecord struct {
 	DriftQ32     uint64
 	CutsQ32      [2]uint64
 	Run          programFlaggedRun
+	Level        programRunLevel
 }
 
 type programFlowSamples struct {
@@ -215,7 +216,6 @@ type programRunLevel struct {
 type programSetRecords struct {
 	_       structs.HostLayout
 	Records [8]programFlowRecord
-	Levels  [8]programRunLevel
 }
 
 type programWatch struct {

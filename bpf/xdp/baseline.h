@@ -247,7 +247,8 @@ static __always_inline enum outcome baseline_judge(struct baseline *baseline, __
 	__u64 n = baseline->n;
 	struct u128 m2 = { .low = baseline->m2_low, .high = baseline->m2_high & M2_HIGH_MASK };
 
-	if (try_unflagged(&deviation.q16, n, m2)) {
+	/* With a threshold of 0 all packets are flagged. */
+	if (config.threshold2_mantissa && try_unflagged(&deviation.q16, n, m2)) {
 		baseline_update(baseline, n, deviation);
 		return OUTCOME_JUDGED;
 	}

@@ -15,28 +15,24 @@ static __always_inline __u32 way_of(const struct flow_set *set, const struct flo
 	return (__u64)((void *)slot - (void *)set) / sizeof(*slot) & (FLOW_WAYS - 1);
 }
 
-/* Finds the record of the packet's flow and begins to load it: with many flows it is not in the
- * cache, and the CPU computes the score meanwhile. Returns false only if the map is smaller than
- * the configuration says.
+/* Finds the record of the packet's flow and begins to load both of its cache lines: with many flows
+ * they are not in the cache, and the CPU computes the score meanwhile. Returns false only if the
+ * map is smaller than the configuration says.
  */
 static __always_inline bool find_record(struct packet_state *state)
 {
 	struct set_records *records = bpf_map_lookup_elem(&flow_records, &state->set_index);
-	__u32 way = way_of(state->set, state->slot);
+	__u64 offset = (void *)state->slot - (void *)state->set;
+	struct flow_record *record;
 
 	if (!records)
 		return false;
-	state->records = records;
-	state->record = (void *)records + way * sizeof(*state->record);
-	BEGIN_LOAD(state->record->n);
+	offset &= (FLOW_WAYS - 1) * sizeof(*state->slot);
+	record = (void *)records + offset * (sizeof(*record) / sizeof(*state->slot));
+	BEGIN_LOAD(record->n);
+	BEGIN_LOAD(record->level.since_ns);
+	state->record = record;
 	return true;
-}
-
-/* The level of the run of the packet's flow, after find_record(). */
-static __always_inline struct run_level *level_of(const struct packet_state *state)
-{
-	return (void *)state->records + offsetof(struct set_records, levels) +
-	       way_of(state->set, state->slot) * sizeof(struct run_level);
 }
 
 #endif

@@ -198,8 +198,7 @@ struct packet_state {
 	struct protocol_counters *cells;
 	struct flow_set *set; /* locked */
 	struct flow_slot *slot;
-	struct set_records *records; /* of a flagged packet, as is the next */
-	struct flow_record *record;
+	struct flow_record *record; /* of a flagged packet */
 	__u64 now_ns;
 	__u64 delta_ns;
 	__u32 set_index;
@@ -239,7 +238,7 @@ struct run_level {
 };
 
 /* What only flagged packets need of a flow. Mark and tag tell whose record it is: a slot without a
- * flagged packet keeps that of an earlier flow. A cache line.
+ * flagged packet keeps that of an earlier flow. In two cache lines.
  */
 struct flow_record {
 	__u32 tag;
@@ -255,14 +254,12 @@ struct flow_record {
 	 */
 	__u64 cuts_q32[2];
 	struct flagged_run run;
+	struct run_level level;
 };
 
-/* The records of the flows of a set, and the levels of their runs, which only the flagged packets
- * of a run need.
- */
+/* The records of the flows of a set. */
 struct set_records {
 	struct flow_record records[FLOW_WAYS];
-	struct run_level levels[FLOW_WAYS];
 };
 
 /* The last deltas of a watched flow. User space writes mark and tag before it assigns the watch.

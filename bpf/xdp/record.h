@@ -52,7 +52,6 @@ static __always_inline void record_begin(struct flow_record *record,
 
 	if (record->tag != set->tags[way] || record->mark != set->marks[way]) {
 		__builtin_memset(record, 0, sizeof(*record));
-		__builtin_memset(level_of(state), 0, sizeof(struct run_level));
 		record->tag = set->tags[way];
 		record->mark = set->marks[way];
 		record->unearned_at_ns = state->now_ns - UNEARNED_BURST_NS;
@@ -143,10 +142,10 @@ static __always_inline void count_flow_run(struct flow_record *record, __u32 jud
 
 	if (judged != 1)
 		packets = run_after(packets, judged - 1);
-	if (!count_run(&record->run, level_of(state), packets, is_late, state->now_ns,
+	if (!count_run(&record->run, &record->level, packets, is_late, state->now_ns,
 		       state->counters))
 		return;
-	restart_baseline(baseline, &record->run, &level_of(state)->baseline, state->counters);
+	restart_baseline(baseline, &record->run, &record->level.baseline, state->counters);
 	record->n = baseline->n;
 }
 
@@ -177,7 +176,7 @@ static __always_inline bool is_at_least(const struct flag_score *score, __u64 cu
 	__s64 octaves = score->octaves - (__s64)(cut_q32 >> TOKEN_SHIFT);
 	__u64 left, right;
 
-	if (octaves < -1)
+	if (likely(octaves < -1))
 		return false;
 	if (octaves > 2)
 		return true;
@@ -304,9 +303,9 @@ static __always_inline void decide(struct packet_state *state, struct flow_recor
 	if (earned > MOST_TOKENS)
 		earned = MOST_TOKENS;
 	record->earned_q32 = earned;
-	if (!is_rare(state, record, is_late)) {
+	if (likely(!is_rare(state, record, is_late))) {
 		is_left = record->earned_q32 >= SURPLUS_TOKENS;
-		if (!is_left && is_unearned_spent(record, state->now_ns)) {
+		if (likely(!is_left && is_unearned_spent(record, state->now_ns))) {
 			withhold(state->counters, FATE_SUPPRESSED);
 			return;
 		}
