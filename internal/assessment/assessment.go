@@ -166,11 +166,11 @@ func (s *Set) Advance(nowNs uint64) error {
 type seen struct{ oldestNs, atNs uint64 }
 
 // Await calls oldest for the arrival of the oldest outstanding request of those that arrived at
-// sinceNs or later, unless the Set does not need it yet. Requests that arrived later wait for that
-// one. now returns the time of the clock of requests.
+// sinceNs or later, unless no request waits or the last answer is not in use yet. Requests that
+// arrived later wait for that one. now returns the time of the clock of requests.
 func (s *Set) Await(oldest func(sinceNs uint64) uint64, now func() uint64) {
 	s.mu.Lock()
-	isNeeded := s.next.atNs == 0
+	isNeeded := s.next.atNs == 0 && len(s.queue.heap) > 0
 	s.mu.Unlock()
 	if !isNeeded {
 		return

@@ -73,6 +73,10 @@ func TestNeverAnswered(t *testing.T) {
 	s := New(nil)
 	reload(t, s, configuration(t, leak.Random, "a"), 0)
 	first := uint64(100 * second)
+	s.Await(func(uint64) uint64 {
+		t.Error("the table was looked at although no request waits")
+		return 0
+	}, at(first))
 	for nowNs := first; nowNs < first+30*second; nowNs += second / 4 {
 		_ = s.Add([]bpf.Exchange{{Assessment: "a", TimeNs: nowNs + 1000, ResponseNs: 1000}})
 		s.Await(func(sinceNs uint64) uint64 {

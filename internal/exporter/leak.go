@@ -28,7 +28,7 @@ const (
 	// lookInterval is the least time after which the kernel's table is looked at again, and
 	// lookShare the greatest share of a CPU that it takes.
 	lookInterval = 500 * time.Millisecond
-	lookShare    = 0.02
+	lookShare    = 0.05
 )
 
 // leakAssessments are the leak assessments of an exporter, whose configuration may change.
