@@ -156,7 +156,7 @@ func (e *engine) poll(t *testing.T, check func() error) {
 func copyTree(from fs.FS, to string) error {
 	left := map[string]bool{
 		".git": true, ".bin": true, ".build": true, ".release": true, ".tarballs": true, "xdp_audit_exporter": true, "xdp_audit_probe": true,
-		"deploy/.env": true, "deploy/certs/tls.crt": true, "deploy/certs/tls.key": true,
+		".env": true, "deploy/.env": true, "deploy/certs/tls.crt": true, "deploy/certs/tls.key": true,
 	}
 	return fs.WalkDir(from, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -170,6 +170,12 @@ func copyTree(from fs.FS, to string) error {
 			return nil
 		case entry.IsDir():
 			return os.MkdirAll(target, 0o755) //nolint:gosec // containers of other users read it
+		case entry.Type()&fs.ModeSymlink != 0:
+			link, err := fs.ReadLink(from, path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(link, target)
 		default:
 			return copyFile(from, path, target)
 		}
