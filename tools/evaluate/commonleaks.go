@@ -63,9 +63,15 @@ func measureCommonLeak(l *lab, r run, planted traffic.Planted, settling int) (fi
 	if err != nil {
 		return figure{}, err
 	}
+	found, err := a.found(r, planted, settling)
+	return shareFigure(found), err
+}
+
+// found returns the fraction of planted packets that are flagged, of those judged after settling.
+func (a *audited) found(r run, planted traffic.Planted, settling int) (share, error) {
 	c := counter{packets: r.packets}
 	s := scores{threshold: r.config.Threshold}
-	err = a.flow(settling+r.packets, planted, func(p *packet) {
+	err := a.flow(settling+r.packets, planted, func(p *packet) {
 		if !p.isJudged || p.number <= settling {
 			return
 		}
@@ -74,5 +80,5 @@ func measureCommonLeak(l *lab, r run, planted traffic.Planted, settling int) (fi
 		}
 		s.add(p, a.score(p))
 	})
-	return shareFigure(c.share()), errors.Join(err, s.check())
+	return c.share(), errors.Join(err, s.check())
 }

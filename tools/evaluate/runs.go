@@ -4,7 +4,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
@@ -78,19 +77,8 @@ func measureLeakInRuns(l *lab, r run, planted traffic.Planted) (m runLeak, err e
 	if err != nil {
 		return m, err
 	}
-	c := counter{packets: r.packets}
-	s := scores{threshold: r.config.Threshold}
 	before := a.audit.Counters()[0].Restarts
-	err = a.flow(settling+r.packets, planted, func(p *packet) {
-		if !p.isJudged || p.number <= settling {
-			return
-		}
-		if p.isPlanted {
-			c.add(p.number-settling, p.isFlagged)
-		}
-		s.add(p, a.score(p))
-	})
-	m.found = c.share()
+	m.found, err = a.found(r, planted, settling)
 	m.restarts = share{Hits: a.audit.Counters()[0].Restarts - before, Trials: uint64(settling + r.packets), Clustering: 1}
-	return m, errors.Join(err, s.check())
+	return m, err
 }
