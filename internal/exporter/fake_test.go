@@ -245,6 +245,12 @@ func (e *runningExporter) end(t *testing.T) error {
 func (e *runningExporter) get(t *testing.T, path string) (int, string) {
 	t.Helper()
 	response, err := http.Get("http://" + e.address + path)
+	return statusAndBody(t, response, err)
+}
+
+// statusAndBody reads an answer.
+func statusAndBody(t *testing.T, response *http.Response, err error) (int, string) {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,15 +197,7 @@ func (e *runningExporter) poll(t *testing.T, f func() error) {
 func (e *runningExporter) post(t *testing.T, path string) (int, string) {
 	t.Helper()
 	response, err := http.Post("http://"+e.address+path, "text/plain", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return response.StatusCode, string(body)
+	return statusAndBody(t, response, err)
 }
 
 // Requests reach their judge, the metrics, the page and the raw file, and a reload keeps what did
