@@ -84,7 +84,7 @@ func haveNginx() error {
 const nginxConfig = `
 daemon off;
 user root;
-worker_processes 1;
+master_process off;
 pid %[3]s/nginx.pid;
 error_log stderr crit;
 events {}
