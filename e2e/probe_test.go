@@ -189,7 +189,7 @@ func TestProbeMarks(t *testing.T) {
 			l.serveHTTP(listener, planting(0))
 			const n = 1000
 			p := l.measure(fmt.Sprintf("%s://%s", scheme, netip.AddrPortFrom(address, uint16(port))), port, test.assessment)
-			result := p.probe(append(test.flags, "--rate=1000", "--warmup=3", "--target=0s", fmt.Sprint("--requests=", n), "--no-stop")...)
+			result := p.probe(append(test.flags, "--seed=1", "--rate=1000", "--warmup=3", "--target=0s", fmt.Sprint("--requests=", n), "--no-stop")...)
 			if result.ExitCode == 2 {
 				t.Errorf("exit code 2: %s", result.Sentence)
 			}
