@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-logfmt/logfmt"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
@@ -70,7 +73,10 @@ func (l *lab) startShortened(server string) *process {
 		l.t.Fatal(err)
 	}
 	for name, edit := range map[string]func(string) string{
-		"prometheus.yml": func(text string) string { return replaceAll(l.t, text, ": 15s", ": 250ms") },
+		"prometheus.yml": func(text string) string {
+			text = replaceAll(l.t, text, `- targets: ["127.0.0.1:9400"]`, `- {targets: ["127.0.0.1:9400"], labels: {cluster: lab}}`)
+			return replaceAll(l.t, text, ": 15s", ": 250ms")
+		},
 		"rules/xdp_audit_recording.yml": func(text string) string {
 			text = replaceAll(l.t, replaceAll(l.t, text, ">= 3000", ">= 2"), ">= 24", ">= 2")
 			return replaceAll(l.t, shortened(l.t, text), "interval: 1m", "interval: 1s")
@@ -198,7 +204,8 @@ func (l *lab) evaluate(client *http.Client, expr string, isRange bool) (series [
 // substituted returns a query with the values that Grafana substitutes.
 func substituted(t *testing.T, expr, instance, device string) string {
 	t.Helper()
-	return strings.NewReplacer("$__rate_interval", "3s", "$instance", instance, "$device", device).Replace(shortened(t, expr))
+	return strings.NewReplacer("$__rate_interval", "3s", "$job", "(xdp_audit)", "$cluster", ".*", "$instance", instance, "$device", device).
+		Replace(shortened(t, expr))
 }
 
 // Every query of every dashboard is sent to a Prometheus that scrapes the exporter under
@@ -213,7 +220,8 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.startExporter("--audit.device="+device, "--audit.device=audited1", "--collector.covert", "--trail.file="+filepath.Join(t.TempDir(), "trail"),
+	began, trail := time.Now(), filepath.Join(t.TempDir(), "trail")
+	l.startExporter("--audit.device="+device, "--audit.device=audited1", "--collector.covert", "--trail.file="+trail,
 		"--leak.config.file="+assessments)
 	l.keepSending(l.audited.IPv4.Addr())
 	l.keepSending(second.IPv4.Addr())
@@ -241,8 +249,15 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 		for _, v := range d.Templating.List {
 			t.Run(file+" variable "+v.Name, func(t *testing.T) { l.checkVariable(t, client, v) })
 		}
+		for _, a := range d.Annotations.List {
+			t.Run(file+" annotation "+a.Name, func(t *testing.T) { l.checkRestarts(t, client, a, began) })
+		}
 		for _, panel := range d.Panels {
 			for _, q := range panel.Targets {
+				if panel.Datasource.Type == "loki" {
+					t.Run(file+" "+panel.Title, func(t *testing.T) { l.checkRecords(t, q.Expr, trail) })
+					continue
+				}
 				t.Run(fmt.Sprintf("%s %s %s", file, panel.Title, q.RefID), func(t *testing.T) {
 					l.checkTarget(t, client, q, ".*", ".*", empty[panel.Title])
 					l.checkTarget(t, client, q, address, device, empty[panel.Title])
@@ -257,7 +272,7 @@ func TestDashboardsShowWhatPrometheusHas(t *testing.T) {
 func (l *lab) checkVariable(t *testing.T, client *http.Client, v grafanaVariable) {
 	t.Helper()
 	if v.Type != "query" {
-		if v.Type != "datasource" || v.Query != "prometheus" {
+		if v.Type != "datasource" || v.Query != map[string]string{"datasource": "prometheus", "loki": "loki"}[v.Name] {
 			t.Errorf("it is %+v, want a query or a choice of data sources", v)
 		}
 		return
@@ -274,7 +289,7 @@ func (l *lab) checkVariable(t *testing.T, client *http.Client, v grafanaVariable
 	for _, s := range series {
 		values[s.Metric[parts[2]]] = true
 	}
-	want := map[string][]string{"instance": {address}, "device": {device, "audited1"}}[v.Name]
+	want := map[string][]string{"job": {"xdp_audit"}, "cluster": {"lab"}, "instance": {address}, "device": {device, "audited1"}}[v.Name]
 	if len(values) != len(want) {
 		t.Errorf("it offers %v, want %v", values, want)
 	}
@@ -282,6 +297,82 @@ func (l *lab) checkVariable(t *testing.T, client *http.Client, v grafanaVariable
 		if !values[value] {
 			t.Errorf("it offers %v, want %v", values, want)
 		}
+	}
+}
+
+// checkRestarts expects the values of an annotation query to be the time at which the exporter
+// started, in milliseconds, as Grafana reads them.
+func (l *lab) checkRestarts(t *testing.T, client *http.Client, a grafanaAnnotation, began time.Time) {
+	t.Helper()
+	if a.Datasource.UID != "${datasource}" || !a.UseValueForTime {
+		t.Errorf("it is %+v, want values that are times", a)
+	}
+	l.checkTarget(t, client, grafanaTarget{Expr: a.Expr, LegendFormat: a.TextFormat, Range: true}, ".*", ".*", "")
+	series, err := l.evaluate(client, substituted(t, a.Expr, address, device), false)
+	if err != nil || len(series) != 1 {
+		t.Fatalf("%d series: %v", len(series), err)
+	}
+	text, _ := series[0].Value[1].(string)
+	// The kernel says when a process started in hundredths of a second.
+	milliseconds, err := strconv.ParseFloat(text, 64)
+	if at := time.UnixMilli(int64(milliseconds)); err != nil || at.Before(began.Add(-time.Second)) || at.After(time.Now()) {
+		t.Errorf("the exporter started at %v, want after %v: %v", at, began, err)
+	}
+}
+
+// lokiFilter matches the stage of a query that keeps lines by one of their fields.
+var lokiFilter = regexp.MustCompile(` \| (\w+)=~"([^"]*)"`)
+
+// checkRecords expects the query of a panel to select the streams of the exporter, and of the lines
+// of the trail those of the flagged packets of the device. There is no Loki here: the test does
+// what Loki does with these stages, and knows no others.
+func (l *lab) checkRecords(t *testing.T, query, trail string) {
+	t.Helper()
+	query = substituted(t, query, address, device)
+	stages, isOfExporter := strings.CutPrefix(query, `{job=~"(xdp_audit)",cluster=~".*",instance=~"`+address+`"} | logfmt`)
+	filters := lokiFilter.FindAllStringSubmatch(stages, -1)
+	if !isOfExporter || lokiFilter.ReplaceAllString(stages, "") != "" || len(filters) == 0 {
+		t.Fatalf("%s is not of the exporter, or has stages that the test does not know", query)
+	}
+	document, err := os.ReadFile("../docs/trail.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The traffic here has no signs of a channel.
+	covert := regexp.MustCompile(`(?m)^time=\S+ device=(\S+) covert=.+\n`).FindSubmatch(document)
+	if covert == nil {
+		t.Fatal("docs/trail.md has no record of a window")
+	}
+	window := strings.Replace(string(covert[0]), string(covert[1]), device, 1)
+	if err := l.tryPoll(func() error {
+		text, err := os.ReadFile(trail)
+		if err != nil {
+			return err
+		}
+		text = append(text[:bytes.LastIndexByte(text, '\n')+1], window...)
+		// Lines by whether they are shown, and by device.
+		found := map[bool]map[string]int{true: {}, false: {}}
+		records := logfmt.NewDecoder(bytes.NewReader(text))
+		for records.ScanRecord() {
+			fields := map[string]string{}
+			for records.ScanKeyval() {
+				fields[string(records.Key())] = string(records.Value())
+			}
+			isShown := true
+			for _, filter := range filters {
+				isShown = isShown && regexp.MustCompile("^(?:"+filter[2]+")$").MatchString(fields[filter[1]])
+			}
+			if isFlagged := fields["direction"] != ""; isShown && !isFlagged || !isShown && isFlagged && fields["device"] == device {
+				t.Errorf("shown is %v: %v", isShown, fields)
+			}
+			found[isShown][fields["device"]]++
+		}
+		if len(found[true]) != 1 || found[true][device] == 0 || found[false]["audited1"] == 0 {
+			err = fmt.Errorf("lines by whether they are shown and by device: %v", found)
+		}
+		return errors.Join(err, records.Err())
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

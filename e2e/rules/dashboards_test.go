@@ -23,7 +23,7 @@ func dashboardQueries(t *testing.T, path, part string) (queries []string) {
 	if err := json.Unmarshal(text, &board); err != nil {
 		t.Fatal(err)
 	}
-	replacer := strings.NewReplacer("$__rate_interval", "5m", "$instance", "a:9400", "$device", "eth0")
+	replacer := strings.NewReplacer("$__rate_interval", "5m", "$job", "xdp_audit", "$cluster", ".*", "$instance", "a:9400", "$device", "eth0")
 	for _, panel := range board.Panels {
 		for _, target := range panel.Targets {
 			if strings.Contains(target.Expr, part) {

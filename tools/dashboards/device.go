@@ -10,9 +10,11 @@ import (
 
 // device is the dashboard with all metrics of one device.
 func device() cog.Builder[dashboard.Dashboard] {
-	b := newBoard("xdp-audit-device", "XDP audit: device", "Packets, timing, flags, losses and cost of the audit of one device.")
-	b.variable("instance", "Instance", `label_values(up{job="xdp_audit"}, instance)`, false)
-	b.variable("device", "Device", `label_values(xdp_audit_hook_up{instance=~"$instance"}, device)`, false)
+	b := newBoard(deviceUID, "XDP audit: device", "Packets, timing, flags, losses and cost of the audit of one device.")
+	b.variable("instance", "Instance", `label_values(up{`+ofCluster+`}, instance)`, oneOf)
+	b.variable("device", "Device", `label_values(xdp_audit_hook_up{`+ofInstance+`}, device)`, oneOf)
+	b.WithVariable(dashboard.NewDatasourceVariableBuilder("loki").Label("Loki").Type("loki"))
+	b.Link(toDashboard("Fleet", fleetUID))
 
 	b.row("State")
 	b.number("Hook", "none", "1 if the kernel runs the program on the device.", []step{{color: "red"}, {1, "green"}}, false,
@@ -76,6 +78,9 @@ func device() cog.Builder[dashboard.Dashboard] {
 		query{`xdp_audit_last_delta_seconds{` + ofDevice + `}`, "delta"})
 	b.graph(6, "Length of the last flag", "bytes", "Length of the last flagged frame.",
 		query{`xdp_audit_last_packet_bytes{` + ofDevice + `}`, "length"})
+
+	b.records(24, "Flagged packets", "Records of the audit trail in Loki. Empty without Loki, or if its streams lack the labels job and instance of Prometheus: docs/trail.md says how to set them.",
+		`{`+ofInstance+`} | logfmt | device=~"$device" | direction=~"early|late"`)
 
 	b.row("Calibration")
 	b.graph(12, "Decisions on flagged packets", packetsPerSecond, "Flagged packets by what entitles them to an event: a token that the flow earned, or one that every flow has; or by why none does: common for the flow, or rare but no token left. Empty with --audit.calibrate=0.",
@@ -147,8 +152,8 @@ func device() cog.Builder[dashboard.Dashboard] {
 	b.graph(8, "Scrape by collector", "s", "Duration of each collector in the last scrape.",
 		query{`xdp_audit_scrape_collector_duration_seconds{` + ofInstance + `}`, "{{collector}}"})
 	b.graph(12, "CPU of the exporter", "percentunit", "Cores used by the exporter in user space.",
-		query{`rate(process_cpu_seconds_total{job="xdp_audit",` + ofInstance + `}[$__rate_interval])`, "cores"})
+		query{`rate(process_cpu_seconds_total{` + ofInstance + `}[$__rate_interval])`, "cores"})
 	b.graph(12, "Memory of the exporter", "bytes", "Resident memory, without the BPF maps, which are kernel memory.",
-		query{`process_resident_memory_bytes{job="xdp_audit",` + ofInstance + `}`, "resident"})
+		query{`process_resident_memory_bytes{` + ofInstance + `}`, "resident"})
 	return b
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 	"github.com/grafana/grafana-foundation-sdk/go/heatmap"
+	"github.com/grafana/grafana-foundation-sdk/go/logs"
+	"github.com/grafana/grafana-foundation-sdk/go/loki"
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 	"github.com/grafana/grafana-foundation-sdk/go/stat"
 	"github.com/grafana/grafana-foundation-sdk/go/table"
@@ -22,6 +24,8 @@ import (
 type board struct {
 	*dashboard.DashboardBuilder
 	panels uint32
+	// isOverview lets series and rows of a device lead to the dashboard of the device.
+	isOverview bool
 }
 
 // query is a PromQL expression and the legend of its series.
@@ -32,25 +36,39 @@ func source() common.DataSourceRef {
 	return common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
 }
 
+// newBoard returns a dashboard with the variables that both have: what selects the exporters.
 func newBoard(uid, title, description string) *board {
 	b := &board{DashboardBuilder: dashboard.NewDashboardBuilder(title)}
 	b.Uid(uid).Description(description).Tags([]string{"xdp_audit"}).Time("now-6h", "now").Refresh("30s").
 		Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair).Editable().
-		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus")).
-		Link(dashboard.NewDashboardLinkBuilder("XDP audit").Type(dashboard.DashboardLinkTypeDashboards).
-			Tags([]string{"xdp_audit"}).IncludeVars(true).KeepTime(true))
+		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus"))
+	b.Annotation(restarts())
+	b.variable("job", "Job", `label_values(xdp_audit_exporter_build_info, job)`, asListed)
+	b.variable("cluster", "Cluster", `label_values(up{job=~"$job"}, cluster)`, orMissing)
 	return b
 }
 
-// variable adds a selection of label values. isMany allows several values or all.
-func (b *board) variable(name, label, query string, isMany bool) {
+// choice says how many values of a variable a viewer selects, and what stands for all of them.
+type choice int
+
+const (
+	oneOf     choice = iota
+	asListed         // several or all: each value of the list
+	orMissing        // several or all: any value, also of series without the label
+)
+
+// variable adds a selection of label values.
+func (b *board) variable(name, label, query string, of choice) {
 	v := dashboard.NewQueryVariableBuilder(name).Label(label).Datasource(source()).
 		Query(dashboard.StringOrMap{String: &query}).Definition(query).
 		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc)
-	if isMany {
-		v.Multi(true).IncludeAll(true).AllValue(".*").Current(dashboard.VariableOption{
+	if of != oneOf {
+		v.Multi(true).IncludeAll(true).Current(dashboard.VariableOption{
 			Text: dashboard.StringOrArrayOfString{String: cog.ToPtr("All")}, Value: dashboard.StringOrArrayOfString{String: cog.ToPtr("$__all")},
 		})
+	}
+	if of == orMissing {
+		v.AllValue(".*")
 	}
 	b.WithVariable(v)
 }
@@ -106,6 +124,9 @@ func (b *board) graph(width uint32, title, unit, description string, queries ...
 	for i, q := range queries {
 		p.WithTarget(target(i, q, false, prometheus.PromQueryFormatTimeSeries))
 	}
+	if b.isOverview && strings.Contains(queries[0].legend, "{{device}}") {
+		p.DataLinks([]cog.Builder[dashboard.DashboardLink]{toDevice("__field.labels")})
+	}
 	b.WithPanel(p)
 }
 
@@ -155,13 +176,24 @@ func (b *board) heat(width uint32, title, unit, description string, q query) {
 		WithTarget(target(0, q, false, prometheus.PromQueryFormatHeatmap)))
 }
 
-// list adds a table of the labels of the series of a query. Labels in hidden are left out.
-func (b *board) list(width uint32, title, description string, q query, hidden ...string) {
+// list adds a table of the labels of the series of a query.
+func (b *board) list(width uint32, title, description string, q query) {
 	exclude := map[string]any{"Time": true, "Value": true, "__name__": true}
-	for _, label := range hidden {
-		exclude[label] = true
-	}
-	b.WithPanel(table.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit("none").Span(width).Height(graphHeight).
+	p := table.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit("none").Span(width).Height(graphHeight).
 		Datasource(source()).WithTarget(target(0, q, true, prometheus.PromQueryFormatTable)).
-		WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{"excludeByName": exclude}}))
+		WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{"excludeByName": exclude}})
+	if b.isOverview {
+		l, _ := toDevice("__data.fields").Build()
+		p.OverrideByName("device", []dashboard.DynamicConfigValue{{Id: "links", Value: []dashboard.DashboardLink{l}}})
+	}
+	b.WithPanel(p)
+}
+
+// records adds a panel with the lines of a Loki query. Grafana shows nothing there if it has no
+// data source of that type.
+func (b *board) records(width uint32, title, description, expr string) {
+	of := common.DataSourceRef{Type: cog.ToPtr("loki"), Uid: cog.ToPtr("${loki}")}
+	b.WithPanel(logs.NewPanelBuilder().Id(b.id()).Title(title).Description(description).Unit("none").Span(width).Height(graphHeight).
+		Datasource(of).ShowTime(true).WrapLogMessage(true).EnableLogDetails(true).SortOrder(common.LogsSortOrderDescending).
+		WithTarget(loki.NewDataqueryBuilder().RefId("A").Expr(expr).QueryType("range").MaxLines(200)))
 }
