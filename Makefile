@@ -244,6 +244,12 @@ kubernetes-rules: ## generate the PrometheusRule of deploy/kubernetes from deplo
 	@$(GO) -C e2e/deploy test -count=1 -run '^TestRulesAreThoseOfTheFiles$$' ./kubernetes -update
 	$(call give_back,deploy/kubernetes/base)
 
+.PHONY: pin-images
+pin-images: ## look up the digests of the images of Dockerfile and deploy/, and add them to the tags
+	@echo ">> looking up the digests of images"
+	@$(GO) -C tools run ./pinimages ../Dockerfile ../deploy/docker-compose.yml
+	$(call give_back,Dockerfile deploy)
+
 .PHONY: fleet-figures
 fleet-figures: check-root ## count the series of the exporter, for docs/fleet.md (root)
 	@echo ">> counting series"
