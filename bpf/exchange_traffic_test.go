@@ -34,6 +34,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/awake"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
@@ -630,6 +631,7 @@ func TestResponseTimeIsThatOfTheHandler(t *testing.T) {
 	perConnection := 20
 	if isReport {
 		perConnection = 100
+		awake.Keep(t)
 		defer debug.SetGCPercent(debug.SetGCPercent(-1)) // collects between connections
 	}
 	var table strings.Builder

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/awake"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 )
@@ -115,6 +116,9 @@ func TestLeaksAreFound(t *testing.T) {
 	path := os.Getenv("LEAKLAB_REPORT")
 	runs := testnumber.Of(t, "LEAKLAB_RUNS", 1)
 	all := experiments()
+	if path != "" {
+		awake.Keep(t)
+	}
 	if path == "" && runs == 1 {
 		all = slices.DeleteFunc(all, func(e *experiment) bool { return e.planted == time.Microsecond })
 		for _, e := range all {
