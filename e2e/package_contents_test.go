@@ -43,37 +43,45 @@ func testContents(t *testing.T, deb string) {
 			t.Errorf("got %q, want the author of the commit, %q", got, want)
 		}
 	})
-	t.Run("the man page", func(t *testing.T) {
-		page := output("man", "--warnings", "--local-file", in("usr/share/man/man1/xdp_audit_exporter.1.gz"))
+	t.Run("the man pages", func(t *testing.T) {
 		version, err := os.ReadFile("../VERSION")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{
-			"XDP_AUDIT_EXPORTER(1)", "User Commands", "xdp_audit_exporter " + strings.TrimSpace(string(version)) + " ",
-			"Audit\n", "Leak assessments\n", "Collectors and trail\n", "Web server\n", "Privileges\n", "--audit.device=NAME", "XDP_INTERFACE",
+		for name, wants := range map[string][]string{
+			"xdp_audit_exporter": {
+				"Audit\n", "Leak assessments\n", "Collectors and trail\n", "Web server\n", "Privileges\n", "--audit.device=NAME", "XDP_INTERFACE",
+			},
+			"xdp_audit_probe": {"EXIT STATUS\n", "--url=URL", "--rate=200", "--rate.unsafe", "--progress", "-h, --help", "allowed to test"},
 		} {
-			if !strings.Contains(page, want) {
-				t.Errorf("the page lacks %q:\n%s", want, page)
+			page := output("man", "--warnings", "--local-file", in("usr/share/man/man1/"+name+".1.gz"))
+			for _, want := range append(wants, strings.ToUpper(name)+"(1)", "User Commands", name+" "+strings.TrimSpace(string(version))+" ") {
+				if !strings.Contains(page, want) {
+					t.Errorf("the page of %s lacks %q:\n%s", name, want, page)
+				}
 			}
 		}
 	})
-	t.Run("completion in bash", func(t *testing.T) {
-		script := `source "$1"; COMP_WORDS=(xdp_audit_exporter --audit.thr); COMP_CWORD=1
-			_xdp_audit_exporter_bash_autocomplete; echo "${COMPREPLY[@]}"; complete -p xdp_audit_exporter >/dev/null`
-		if got := output("bash", "-euc", script, "bash", in("usr/share/bash-completion/completions/xdp_audit_exporter")); got != "--audit.threshold\n" {
-			t.Errorf("got %q", got)
-		}
-	})
-	t.Run("completion in zsh", func(t *testing.T) {
-		// The first use loads the file and completes. compadd exists inside the line editor only.
-		script := `fpath=("$1" $fpath); autoload -Uz _xdp_audit_exporter
-			compadd() { print -l -- ${(PM)2:#--audit.thr*} }; typeset -A compstate=(nmatches 1)
-			words=(xdp_audit_exporter --audit.thr); CURRENT=2; _xdp_audit_exporter`
-		if got := output("zsh", "-fc", script, "zsh", in("usr/share/zsh/vendor-completions")); got != "--audit.threshold\n" {
-			t.Errorf("got %q", got)
-		}
-	})
+	for name, flag := range map[string]string{"xdp_audit_exporter": "--audit.threshold", "xdp_audit_probe": "--assessment"} {
+		begun := flag[:len(flag)-4]
+		t.Run("completion of "+name+" in bash", func(t *testing.T) {
+			script := `source "$1"; COMP_WORDS=("$2" "$3"); COMP_CWORD=1
+				_"$2"_bash_autocomplete; echo "${COMPREPLY[@]}"; complete -p "$2" >/dev/null`
+			if got := output("bash", "-euc", script, "bash", in("usr/share/bash-completion/completions/"+name), name, begun); got != flag+"\n" {
+				t.Errorf("got %q", got)
+			}
+		})
+		t.Run("completion of "+name+" in zsh", func(t *testing.T) {
+			// The first use loads the file and completes. compadd exists inside the line editor
+			// only.
+			script := `fpath=("$1" $fpath); begun=$3; autoload -Uz _$2
+				compadd() { print -l -- ${(PM)2:#$begun*} }; typeset -A compstate=(nmatches 1)
+				words=($2 $3); CURRENT=2; _$2`
+			if got := output("zsh", "-fc", script, "zsh", in("usr/share/zsh/vendor-completions"), name, begun); got != flag+"\n" {
+				t.Errorf("got %q", got)
+			}
+		})
+	}
 	t.Run("the settings", func(t *testing.T) {
 		settings, err := os.ReadFile(in("etc/default/xdp_audit_exporter"))
 		if err != nil {

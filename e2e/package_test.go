@@ -369,6 +369,7 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/share/doc/xdp-audit-exporter/examples/sys_admin.conf
 /usr/share/doc/xdp-audit-exporter/web-config.example.yml
 /usr/share/man/man1/xdp_audit_exporter.1.gz
+/usr/share/man/man1/xdp_audit_probe.1.gz
 /usr/share/xdp-audit-exporter/dashboards/device.json
 /usr/share/xdp-audit-exporter/dashboards/fleet.json
 /usr/share/xdp-audit-exporter/rules/xdp_audit_alerts.yml

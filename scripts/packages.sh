@@ -35,7 +35,7 @@ GENERATED=$(mktemp -d)
 trap 'rm -rf "$GENERATED"' EXIT
 export ARCH EXPORTER PROBE GENERATED MAINTAINER SOURCE_DATE_EPOCH VERSION
 
-# The man page and the completions are those of the flags. A binary may be of another architecture, so
+# The man pages and the completions are those of the flags. A binary may be of another architecture, so
 # that it cannot be asked. With the flags of .promu.yml, Go links again what make build has compiled.
 prometheus=github.com/prometheus/common/version
 date=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y%m%d-%H:%M:%S)
@@ -43,9 +43,7 @@ for command in xdp_audit_exporter:. xdp_audit_probe:./cmd/xdp_audit_probe; do
 	name=${command%%:*}
 	GOOS='' GOARCH='' CGO_ENABLED=0 "${GO:-go}" build -trimpath -tags netgo,osusergo -o "$GENERATED/host" \
 		-ldflags "-X $prometheus.Version=$VERSION -X $prometheus.BuildDate=$date" "${command#*:}"
-	if [[ $name == xdp_audit_exporter ]]; then
-		"$GENERATED/host" --help-man | gzip -9n >"$GENERATED/$name.1.gz"
-	fi
+	"$GENERATED/host" --help-man | gzip -9n >"$GENERATED/$name.1.gz"
 	"$GENERATED/host" --completion-script-bash >"$GENERATED/$name.bash"
 	"$GENERATED/host" --completion-script-zsh >"$GENERATED/_$name"
 	# Without this line, zsh completes nothing when it loads the file at the first use.

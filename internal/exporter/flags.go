@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/promslog"
@@ -23,6 +22,8 @@ import (
 	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessment"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/assessmentfile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/flagvalue"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/manpage"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/pages"
 )
 
@@ -83,13 +84,13 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 		PlaceHolder("PATH").StringVar(&o.trailFile)
 	o.addLeakFlags(app)
 	chosen := addCollectorFlags(app)
-	addFlag(app, "collector.covert.flows", "",
-		"Number of the busiest flows that the covert collector judges, 1 to 255.", &o.covertFlows, wholeNumber)
+	flagvalue.Add(app, "collector.covert.flows", "",
+		"Number of the busiest flows that the covert collector judges, 1 to 255.", &o.covertFlows, flagvalue.Uint32)
 	o.addWebFlags(app)
 	promslogflag.AddFlags(app, &o.log)
 
 	if slices.Contains(args, "--help-man") { // kingpin's own page has no valid title
-		return nil, writeManPage(app, stdout)
+		return nil, manpage.Write(app, stdout, manTemplate, helpFuncs())
 	}
 	_, err := app.Parse(args)
 	if isAnswered {
@@ -126,53 +127,53 @@ func (o *options) addAuditFlags(app *kingpin.Application) {
 		"Attach to devices that appear or are recreated later. If given, the exporter also starts without any device. "+
 			"Enabled by default if --audit.device has a glob or is not given.").
 		Envar("XDP_AUDIT_FOLLOW").IsSetByUser(&o.isFollowGiven).
-		SetValue(boolValue{flagValue[bool]{title("audit.follow", "XDP_AUDIT_FOLLOW"), &o.follow, boolean}})
-	addFlag(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
+		SetValue(boolValue{flagvalue.New("audit.follow", "XDP_AUDIT_FOLLOW", &o.follow, boolean)})
+	flagvalue.Add(app, "audit.max-devices", "XDP_AUDIT_MAX_DEVICES",
 		"Maximum number of devices at a time when devices are followed or maps are pinned. "+
-			"Each device takes 12.6 KiB per possible CPU.", &c.MaxDevices, wholeNumber)
+			"Each device takes 12.6 KiB per possible CPU.", &c.MaxDevices, flagvalue.Uint32)
 	app.Flag("bpf.pin-path",
 		"Directory in a bpf file system, such as /sys/fs/bpf/xdp_audit, in which maps and hooks outlive the exporter "+
 			"until the next exporter takes them over.").
 		Envar("XDP_AUDIT_PIN_PATH").PlaceHolder("PATH").StringVar(&c.PinPath)
 	app.Flag("bpf.unpin", "Remove everything that is pinned at --bpf.pin-path, and exit.").BoolVar(&o.unpin)
-	addFlag(app, "audit.mode", "XDP_MODE",
-		"XDP mode: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, text)
+	flagvalue.Add(app, "audit.mode", "XDP_MODE",
+		"XDP mode: drv (native), hw (offloaded), skb (generic), or auto (drv, then skb).", &c.Mode, flagvalue.Text)
 	app.GetFlag("audit.mode").IsSetByUser(&o.isModeGiven)
-	addFlag(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
-		"Absolute t-score at which a packet is flagged, at least 2.", &c.Threshold, number)
-	addFlag(app, "audit.clip", "XDP_AUDIT_CLIP",
+	flagvalue.Add(app, "audit.threshold", "XDP_AUDIT_THRESHOLD",
+		"Absolute t-score at which a packet is flagged, at least 2.", &c.Threshold, flagvalue.Number)
+	flagvalue.Add(app, "audit.clip", "XDP_AUDIT_CLIP",
 		"Largest deviation from the mean that a packet adds to a baseline, in standard deviations, 1 to 16; 0 for no limit.",
-		&c.Clip, number)
-	addFlag(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
-		"Number of samples that a baseline needs before packets are scored.", &c.MinSamples, wholeNumber)
-	addFlag(app, "audit.baseline", "XDP_AUDIT_BASELINE",
+		&c.Clip, flagvalue.Number)
+	flagvalue.Add(app, "audit.min-samples", "XDP_AUDIT_MIN_SAMPLES",
+		"Number of samples that a baseline needs before packets are scored.", &c.MinSamples, flagvalue.Uint32)
+	flagvalue.Add(app, "audit.baseline", "XDP_AUDIT_BASELINE",
 		"Baseline that packets are scored against: flow, or device (one per CPU, merged at the scrape).",
-		&c.Baseline, text)
+		&c.Baseline, flagvalue.Text)
 	app.Flag("audit.baseline-file",
 		"File with saved baselines of devices. If the file exists, packets are scored against these baselines and do "+
 			"not change them; otherwise the exporter learns baselines and writes the file. "+
 			"Implies --audit.baseline=device.").
 		Envar("XDP_AUDIT_BASELINE_FILE").PlaceHolder("PATH").StringVar(&o.baselineFile)
 	app.GetFlag("audit.baseline").IsSetByUser(&o.isBaselineGiven)
-	addFlag(app, "audit.window", "XDP_AUDIT_WINDOW",
-		"Baseline window: at twice this many samples the count is halved.", &c.Window, wholeNumber)
-	addFlag(app, "audit.domain", "XDP_AUDIT_DOMAIN",
-		"Scale of the inter-arrival times in a score: linear, or log2 (binary logarithm).", &c.Domain, text)
-	addFlag(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
+	flagvalue.Add(app, "audit.window", "XDP_AUDIT_WINDOW",
+		"Baseline window: at twice this many samples the count is halved.", &c.Window, flagvalue.Uint32)
+	flagvalue.Add(app, "audit.domain", "XDP_AUDIT_DOMAIN",
+		"Scale of the inter-arrival times in a score: linear, or log2 (binary logarithm).", &c.Domain, flagvalue.Text)
+	flagvalue.Add(app, "audit.calibrate", "XDP_AUDIT_CALIBRATE",
 		"Number of events that a flow earns for each of its scored packets, in addition to eight an hour; "+
 			"0 reports all flagged packets.",
-		&c.Calibrate, number)
-	addFlag(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
+		&c.Calibrate, flagvalue.Number)
+	flagvalue.Add(app, "audit.idle-timeout", "XDP_AUDIT_IDLE_TIMEOUT",
 		"Longest inter-arrival time of a flow. A longer silence is a pause, and is not scored.",
-		&c.IdleTimeout, duration)
-	addFlag(app, "audit.flows", "XDP_AUDIT_FLOWS",
-		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, wholeNumber)
-	addFlag(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
+		&c.IdleTimeout, flagvalue.Duration)
+	flagvalue.Add(app, "audit.flows", "XDP_AUDIT_FLOWS",
+		"Number of slots in the flow table, rounded up to a power of two.", &c.Flows, flagvalue.Uint32)
+	flagvalue.Add(app, "audit.event-rate", "XDP_AUDIT_EVENT_RATE",
 		"Maximum number of perf events per second and CPU, half of it for events that flows have not earned; "+
-			"0 sends none and needs no perf rings.", &c.EventRate, wholeNumber)
-	addFlag(app, "audit.clock", "XDP_AUDIT_CLOCK",
+			"0 sends none and needs no perf rings.", &c.EventRate, flagvalue.Uint32)
+	flagvalue.Add(app, "audit.clock", "XDP_AUDIT_CLOCK",
 		"Source of packet times: ktime, or metadata (nanoseconds that an earlier XDP program puts in front of the packet).",
-		&c.Clock, text)
+		&c.Clock, flagvalue.Text)
 }
 
 // addLeakFlags adds the flags of leak assessments.
@@ -181,14 +182,14 @@ func (o *options) addLeakFlags(app *kingpin.Application) {
 		"File with leak assessments, which judge whether response times of a service depend on the class of the request. "+
 			"SIGHUP reads the file again.").
 		PlaceHolder("PATH").StringVar(&o.leakFile)
-	addFlag(app, "leak.connections", "",
+	flagvalue.Add(app, "leak.connections", "",
 		"Maximum number of connections whose response times are measured at a time, 8 to 4194304, rounded up to a power of two.",
-		&o.leakConnections, wholeNumber)
+		&o.leakConnections, flagvalue.Uint32)
 	app.Flag(rawFlag,
 		"File to which each response time is appended, - for standard output. In its name, "+assessment.RawName+
 			" stands for the name of the assessment. SIGHUP reopens the file.").
 		PlaceHolder("PATH").StringVar(&o.rawFile)
-	addFlag(app, "leak.raw-format", "",
+	flagvalue.Add(app, "leak.raw-format", "",
 		"Format of the raw file: csv (class and nanoseconds, as RTLF and SILENT read it), or tlsfuzzer (for its --raw-times).",
 		&o.rawFormat, rawFormat)
 }
@@ -197,11 +198,11 @@ func (o *options) addLeakFlags(app *kingpin.Application) {
 func (o *options) addWebFlags(app *kingpin.Application) {
 	app.Flag("web.telemetry-path", "Path at which to expose metrics, without the paths beneath it.").
 		Default("/metrics").StringVar(&o.telemetryPath)
-	addFlag(app, "web.max-requests", "",
-		"Maximum number of scrape requests that wait or are gathered. Use 0 to disable.", &o.maxRequests, wholeNumber)
-	addFlag(app, "web.max-connections", "",
+	flagvalue.Add(app, "web.max-requests", "",
+		"Maximum number of scrape requests that wait or are gathered. Use 0 to disable.", &o.maxRequests, flagvalue.Uint32)
+	flagvalue.Add(app, "web.max-connections", "",
 		"Maximum number of open connections, an eighth of them from one address. Use 0 to disable.",
-		&o.maxConnections, wholeNumber)
+		&o.maxConnections, flagvalue.Uint32)
 	app.Flag("web.disable-exporter-metrics",
 		"Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&o.withoutExporterMetrics)
 	app.Flag("web.disable-ui", "Serve a landing page instead of the pages and their API.").BoolVar(&o.withoutPages)
@@ -259,45 +260,11 @@ func addCollectorFlags(app *kingpin.Application) (enabled func() []string) {
 	}
 }
 
-// addFlag adds a flag whose default is the value of target. An empty envar stands for no
-// environment variable.
-func addFlag[T any](
-	app *kingpin.Application, name, envar, help string, target *T, parse func(string) (T, error),
-) {
-	app.Flag(name, help).Envar(envar).Default(fmt.Sprint(*target)).SetValue(flagValue[T]{title(name, envar), target, parse})
-}
-
-// title names a flag and its environment variable, if it has one.
-func title(name, envar string) string {
-	if envar == "" {
-		return "--" + name
-	}
-	return fmt.Sprintf("--%s (%s)", name, envar)
-}
-
-// flagValue is a kingpin.Value that names its flag in the error of an invalid value.
-type flagValue[T any] struct {
-	title  string
-	target *T
-	parse  func(string) (T, error)
-}
-
-func (v flagValue[T]) String() string { return fmt.Sprint(*v.target) }
-
-func (v flagValue[T]) Set(s string) (err error) {
-	if *v.target, err = v.parse(s); err != nil {
-		return fmt.Errorf("%s: %q %w", v.title, s, err)
-	}
-	return nil
-}
-
 // boolValue is the value of a flag without an argument.
-type boolValue struct{ flagValue[bool] }
+type boolValue struct{ flagvalue.Value[bool] }
 
 // IsBoolFlag makes kingpin take the flag without an argument, and negated.
 func (boolValue) IsBoolFlag() bool { return true }
-
-func text[T ~string](s string) (T, error) { return T(s), nil }
 
 func rawFormat(s string) (assessment.RawFormat, error) {
 	format, err := assessment.ParseRawFormat(s)
@@ -307,34 +274,10 @@ func rawFormat(s string) (assessment.RawFormat, error) {
 	return format, nil
 }
 
-func number(s string) (float64, error) {
-	n, err := strconv.ParseFloat(s, 64)
-	if err != nil {
-		return 0, errors.New("is not a number")
-	}
-	return n, nil
-}
-
-func wholeNumber(s string) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		return 0, errors.New("is not a whole number from 0 to 4294967295")
-	}
-	return uint32(n), nil
-}
-
-func duration(s string) (time.Duration, error) {
-	d, err := time.ParseDuration(s)
-	if err != nil {
-		return 0, errors.New("is not a duration such as 1s or 250ms")
-	}
-	return d, nil
-}
-
 // flagError names the flag whose value causes an error.
 func flagError(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, err) }
 
 // flagError names the flag whose value causes an error, and its environment variable.
 func (o *options) flagError(flag string, err error) error {
-	return fmt.Errorf("%s: %w", title(flag, o.variables[flag]), err)
+	return fmt.Errorf("%s: %w", flagvalue.Title(flag, o.variables[flag]), err)
 }

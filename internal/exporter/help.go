@@ -4,14 +4,13 @@
 package exporter
 
 import (
-	"io"
 	"slices"
 	"strings"
 	"text/template"
-	"time"
 
 	"github.com/alecthomas/kingpin/v2"
-	"github.com/prometheus/common/version"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/manpage"
 )
 
 // flagGroup is a part of --help and of the man page.
@@ -61,10 +60,8 @@ Without --audit.device it audits the devices that hold a default route.
 {{.Flags|FlagsToTwoColumns|FormatTwoColumns -}}
 {{end}}`
 
-// manTemplate is the man page. Its macros are those of man(7).
-const manTemplate = `.TH "{{.App.Name|ToUpper}}" 1 "{{ManDate}}" "{{.App.Name}} {{ManVersion}}" "User Commands"
-.nh
-.SH NAME
+// manTemplate is the man page.
+const manTemplate = manpage.Title + `.SH NAME
 {{.App.Name}} \- audits packet timing with XDP, for Prometheus
 .SH SYNOPSIS
 .B {{.App.Name}}
@@ -83,13 +80,7 @@ A flag that is on or off takes no value, and is negated by \fBno\-\fR after the 
 An environment variable applies if its flag is not given.
 {{- range .App.Flags|Groups}}
 .SS {{.Title}}
-{{- range .Flags}}
-.TP
-\fB{{if .Short}}\-{{.Short|Char}}\fR, \fB{{end}}\-\-{{.Name|Roff}}{{if not .IsBoolFlag}}=\fI{{.FormatPlaceHolder|Roff}}{{end}}\fR
-{{.Help|Roff}}
-{{- if .Envar}}
-Environment variable: \fB{{.Envar|Roff}}\fR.
-{{- end}}
+{{- range .Flags}}` + manpage.Option + `
 {{- end}}
 {{- end}}
 .SH SIGNALS
@@ -117,35 +108,4 @@ https://github.com/xdp\-audit/xdp_audit_exporter
 `
 
 // helpFuncs are the functions of the templates of the help and of the man page.
-func helpFuncs() template.FuncMap {
-	return template.FuncMap{
-		"Groups": groupFlags, "Roff": roff, "ToUpper": strings.ToUpper,
-		"ManVersion": func() string { return roff(version.Version) },
-		"ManDate": func() string {
-			built, err := time.Parse("20060102-15:04:05", version.BuildDate)
-			if err != nil {
-				return ""
-			}
-			return built.Format(time.DateOnly)
-		},
-	}
-}
-
-// roff returns a text as roff shows it: with dashes that can be searched for, paths that can be
-// broken, and without a line that begins with a control character.
-func roff(text string) string {
-	text = strings.NewReplacer(`\`, `\e`, "/", `/\:`, "-", `\-`, "'", `\(aq`, "`", "").Replace(text)
-	if strings.HasPrefix(text, ".") {
-		text = `\&` + text
-	}
-	return text
-}
-
-// writeManPage writes the man page of an application.
-func writeManPage(app *kingpin.Application, to io.Writer) error {
-	context, err := app.ParseContext(nil)
-	if err != nil {
-		return err
-	}
-	return app.UsageWriter(to).UsageForContextWithTemplate(context, 0, manTemplate)
-}
+func helpFuncs() template.FuncMap { return template.FuncMap{"Groups": groupFlags} }

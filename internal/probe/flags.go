@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,9 @@ import (
 	"github.com/prometheus/common/config"
 	"github.com/prometheus/common/version"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/flagvalue"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/manpage"
 )
 
 // What the flags allow, so that the probe disturbs nobody.
@@ -136,6 +139,9 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 	o.addLimitFlags(app)
 	o.addReportFlags(app)
 
+	if slices.Contains(args, "--help-man") { // kingpin's own page has no valid title
+		return nil, manpage.Write(app, stdout, manTemplate, nil)
+	}
 	_, err := app.Parse(args)
 	if isAnswered {
 		return nil, nil
@@ -168,7 +174,7 @@ func (o *options) addRequestFlags(app *kingpin.Application) {
 	}
 	app.Flag("raw.end", `Text that ends an answer to a raw request, such as '\r\n', as in a Go string; by default an answer ends when the service is quiet.`).
 		PlaceHolder("TEXT").StringVar(&o.rawEnd)
-	addFlag(app, "raw.quiet", "Time without bytes after which an answer to a raw request is complete.", &o.rawQuiet, duration)
+	flagvalue.Add(app, "raw.quiet", "", "Time without bytes after which an answer to a raw request is complete.", &o.rawQuiet, flagvalue.Duration)
 }
 
 func (o *options) addTLSFlags(app *kingpin.Application) {
@@ -180,33 +186,33 @@ func (o *options) addTLSFlags(app *kingpin.Application) {
 }
 
 func (o *options) addOrderFlags(app *kingpin.Application) {
-	addFlag(app, "order", "Order of the classes: blocks (random blocks of two on each connection), random (a fair coin), observed "+
-		"(as random, but without the words of a leak), or auto (that of the exporter; blocks without one).", &o.orderName, text)
-	addFlag(app, "label", "What tells the classes apart on the way: dscp, port (source ports; a new connection for each request), or none.",
-		&o.label, text)
+	flagvalue.Add(app, "order", "", "Order of the classes: blocks (random blocks of two on each connection), random (a fair coin), observed "+
+		"(as random, but without the words of a leak), or auto (that of the exporter; blocks without one).", &o.orderName, flagvalue.Text)
+	flagvalue.Add(app, "label", "", "What tells the classes apart on the way: dscp, port (source ports; a new connection for each request), or none.",
+		&o.label, flagvalue.Text)
 	for i, name := range classNames {
 		c := &o.classes[i]
-		addFlag(app, name+".dscp", fmt.Sprintf("DSCP of requests of class %s, 0 to 63; that of the exporter with --report.", strings.ToUpper(name)),
-			&c.dscp, wholeNumber).IsSetByUser(&c.isDSCPSet)
-		addFlag(app, name+".port", fmt.Sprintf("Source ports of class %s with --label=port; those of the exporter with --report.", strings.ToUpper(name)),
+		flagvalue.Add(app, name+".dscp", "", fmt.Sprintf("DSCP of requests of class %s, 0 to 63; that of the exporter with --report.", strings.ToUpper(name)),
+			&c.dscp, flagvalue.Uint64).IsSetByUser(&c.isDSCPSet)
+		flagvalue.Add(app, name+".port", "", fmt.Sprintf("Source ports of class %s with --label=port; those of the exporter with --report.", strings.ToUpper(name)),
 			&c.ports, parsePorts).IsSetByUser(&c.arePorts)
 	}
-	addFlag(app, "target", "Differences up to this do not matter; that of the exporter with --report.", &o.targetNs, duration).
+	flagvalue.Add(app, "target", "", "Differences up to this do not matter; that of the exporter with --report.", &o.targetNs, flagvalue.Duration).
 		IsSetByUser(&o.isTargetSet)
-	addFlag(app, "alpha", "Probability of enough evidence without a difference; that of the exporter with --report.", &o.alpha, number).
+	flagvalue.Add(app, "alpha", "", "Probability of enough evidence without a difference; that of the exporter with --report.", &o.alpha, flagvalue.Number).
 		IsSetByUser(&o.isAlphaSet)
 }
 
 func (o *options) addLimitFlags(app *kingpin.Application) {
-	addFlag(app, "requests", "Greatest number of requests; two are a pair with blocks, four on average otherwise.", &o.requests, wholeNumber)
-	addFlag(app, "duration", "Longest time; 0s for no limit.", &o.duration, duration)
+	flagvalue.Add(app, "requests", "", "Greatest number of requests; two are a pair with blocks, four on average otherwise.", &o.requests, flagvalue.Uint64)
+	flagvalue.Add(app, "duration", "", "Longest time; 0s for no limit.", &o.duration, flagvalue.Duration)
 	app.Flag("stop", "End at a verdict. With --no-stop all requests are sent.").Default("true").BoolVar(&o.stops)
-	addFlag(app, "rate", "Requests a second, of all connections together.", &o.rate, number)
+	flagvalue.Add(app, "rate", "", "Requests a second, of all connections together.", &o.rate, flagvalue.Number)
 	app.Flag("rate.unsafe", fmt.Sprintf("Allow a rate of more than %d.", safeRate)).BoolVar(&o.isUnsafe)
-	addFlag(app, "connections", fmt.Sprintf("Connections at the same time, 1 to %d.", mostConns), &o.connections, wholeNumber)
-	addFlag(app, "warmup", "Requests of each connection before the first that counts; without marks.", &o.warmup, wholeNumber)
-	addFlag(app, "timeout", "Longest time until a connection or an answer.", &o.timeout, duration)
-	addFlag(app, "seed", "Seed of the order and of {{random}}; 0 for a new one, which is printed.", &o.seed, wholeNumber)
+	flagvalue.Add(app, "connections", "", fmt.Sprintf("Connections at the same time, 1 to %d.", mostConns), &o.connections, flagvalue.Uint64)
+	flagvalue.Add(app, "warmup", "", "Requests of each connection before the first that counts; without marks.", &o.warmup, flagvalue.Uint64)
+	flagvalue.Add(app, "timeout", "", "Longest time until a connection or an answer.", &o.timeout, flagvalue.Duration)
+	flagvalue.Add(app, "seed", "", "Seed of the order and of {{random}}; 0 for a new one, which is printed.", &o.seed, flagvalue.Uint64)
 }
 
 func (o *options) addReportFlags(app *kingpin.Application) {
