@@ -15,10 +15,16 @@ import (
 	"time"
 )
 
-// mostAnswer is the number of bytes of an answer from which the probe gives up.
-const mostAnswer = 1 << 26
+// mostAnswer is the number of bytes of an answer, with its headers, from which the probe gives up.
+const mostAnswer = 1 << 24
 
-var errLong = fmt.Errorf("the answer is longer than %d bytes", mostAnswer)
+var (
+	errLong = fmt.Errorf("the answer is longer than %d bytes", mostAnswer)
+	// errClosed is the error of a connection that the service has closed before a request.
+	errClosed = errors.New("the service closes a connection before the next request")
+	// errUnasked is the error of a connection with bytes that no request has asked for.
+	errUnasked = errors.New("the service sends more than one answer to a request")
+)
 
 // readHTTP reads the whole answer to a request, so that the next request acknowledges it.
 func readHTTP(r *bufio.Reader, request *http.Request) (status int, isLast bool, err error) {
@@ -27,16 +33,15 @@ func readHTTP(r *bufio.Reader, request *http.Request) (status int, isLast bool, 
 		if err != nil {
 			return 0, true, err
 		}
-		n, err := io.Copy(io.Discard, io.LimitReader(response.Body, mostAnswer+1))
+		_, err = io.Copy(io.Discard, response.Body)
 		_ = response.Body.Close()
-		if err == nil && n > mostAnswer {
-			err = errLong
-		}
+		// What follows a switch is not HTTP.
+		isSwitch := response.StatusCode == http.StatusSwitchingProtocols
 		// The answers before the last one, such as 103 Early Hints.
-		if err == nil && response.StatusCode < http.StatusOK && response.StatusCode != http.StatusSwitchingProtocols {
+		if err == nil && response.StatusCode < http.StatusOK && !isSwitch {
 			continue
 		}
-		return response.StatusCode, response.Close, err
+		return response.StatusCode, response.Close || isSwitch, err
 	}
 }
 
@@ -45,7 +50,7 @@ func readHTTP(r *bufio.Reader, request *http.Request) (status int, isLast bool, 
 func readRaw(c net.Conn, r *bufio.Reader, end []byte, quiet, timeout time.Duration) (isLast bool, err error) {
 	var last []byte
 	begin := time.Now()
-	for n := 0; ; {
+	for {
 		if len(end) == 0 {
 			if time.Since(begin) > timeout {
 				return false, fmt.Errorf("the answer does not end within %v: %w", timeout, os.ErrDeadlineExceeded)
@@ -66,9 +71,6 @@ func readRaw(c net.Conn, r *bufio.Reader, end []byte, quiet, timeout time.Durati
 		piece, err := r.Peek(r.Buffered())
 		if err != nil {
 			return false, err
-		}
-		if n += len(piece); n > mostAnswer {
-			return false, errLong
 		}
 		if len(end) > 0 {
 			last = append(last, piece...)

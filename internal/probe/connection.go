@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
 )
 
 // connection is a connection to the service that carries one request at a time.
@@ -24,15 +26,19 @@ type connection struct {
 	reader   *bufio.Reader
 	received counter // of the answers, without TLS
 	timeout  time.Duration
+	last     leak.Class // of the last request with a mark
 }
 
-// counter counts the bytes that pass.
+// counter counts the bytes that pass, up to a limit.
 type counter struct {
 	io.Reader
-	bytes uint64
+	bytes, limit uint64
 }
 
 func (c *counter) Read(p []byte) (n int, err error) {
+	if c.bytes > c.limit {
+		return 0, errLong
+	}
 	n, err = c.Reader.Read(p)
 	c.bytes += uint64(n)
 	return n, err
@@ -85,6 +91,32 @@ func (c *countedConn) mark(dscp int) (err error) {
 	}
 	c.dscp = dscp
 	return nil
+}
+
+// check returns an error if the service has closed the connection, or has sent anything after its
+// last answer. With TLS it may have sent a message of TLS.
+func (c *connection) check() error {
+	if c.reader.Buffered() > 0 {
+		return errUnasked
+	}
+	if c.Conn != net.Conn(c.tcp) {
+		return nil
+	}
+	var n int
+	var err error
+	var one [1]byte
+	controlErr := c.tcp.raw.Control(func(fd uintptr) {
+		n, _, err = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	switch {
+	case controlErr != nil:
+		return controlErr
+	case errors.Is(err, unix.EAGAIN):
+		return nil
+	case err == nil && n > 0:
+		return errUnasked
+	}
+	return errClosed
 }
 
 const (
@@ -174,7 +206,7 @@ func (d *dialer) open(ctx context.Context, port uint16) (_ *connection, err erro
 	}
 	remote, ok := tcp.RemoteAddr().(*net.TCPAddr)
 	counted := &countedConn{TCPConn: tcp, raw: raw, isIPv6: ok && remote.IP.To4() == nil}
-	c := &connection{Conn: counted, tcp: counted, timeout: d.timeout}
+	c := &connection{Conn: counted, tcp: counted, timeout: d.timeout, last: leak.Unknown}
 	if d.tls != nil {
 		secure := tls.Client(counted, d.tls)
 		if err = secure.HandshakeContext(ctx); err != nil {
@@ -204,6 +236,15 @@ func (c *connection) ask(request []byte, read func(*bufio.Reader) (status int, i
 		return a, err
 	}
 	before := c.received.bytes - uint64(c.reader.Buffered())
+	c.received.limit = before + mostAnswer
+	defer func() {
+		if err != nil && c.received.bytes > c.received.limit { // the parser may have its own words
+			err = errLong
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("the service closes the connection before the end of its answer: %w", err)
+		}
+	}()
 	sent := time.Now()
 	if _, err = c.Write(request); err != nil {
 		return a, err

@@ -30,6 +30,10 @@ const (
 	// for others for up to two seconds.
 	restTimeout  = 10 * time.Second
 	restInterval = 300 * time.Millisecond
+	// mostFailures is the number of answers in a row, at the end of a run, that may be missing.
+	mostFailures = 5
+	// patience is the time without an answer after which a run ends.
+	patience = 10 * time.Second
 )
 
 // assessment is the state of an assessment of an exporter, as on its page of assessments.
@@ -56,10 +60,13 @@ func (a *assessment) classified() (n [2]uint64) {
 // exporter reads the page of an exporter.
 type exporter struct {
 	client *http.Client
-	url    string
+	url    *url.URL
 	name   string // of the assessment
 	port   uint16
 }
+
+// errOtherHost is the error of a redirect to another host than the one that the user names.
+var errOtherHost = errors.New("it redirects to another host: name that one")
 
 func newExporter(o *options, port uint16) (*exporter, error) {
 	settings := &config.DefaultHTTPClientConfig
@@ -75,25 +82,34 @@ func newExporter(o *options, port uint16) (*exporter, error) {
 	}
 	u, err := url.Parse(o.report)
 	if err != nil {
-		return nil, fmt.Errorf("--report: %w", err)
+		return nil, fmt.Errorf("--report: %q is not a URL", redacted(o.report))
+	}
+	client.CheckRedirect = func(request *http.Request, via []*http.Request) error {
+		switch {
+		case request.URL.Host != u.Host:
+			return errOtherHost
+		case len(via) > mostFailures || !settings.FollowRedirects:
+			return http.ErrUseLastResponse
+		}
+		return nil
 	}
 	if !strings.HasSuffix(u.Path, leakPath) {
 		u = u.JoinPath(leakPath)
 	}
-	return &exporter{client: client, url: u.String(), name: o.assessment, port: port}, nil
+	return &exporter{client: client, url: u, name: o.assessment, port: port}, nil
 }
 
 // fetch returns the state of the assessment.
 func (e *exporter) fetch(ctx context.Context) (*assessment, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url.String(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("--report: %w", err)
 	}
 	response, err := e.client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("--report: %w", err)
+		return nil, fmt.Errorf("--report: %w", err) // has the URL, without a password
 	}
 	defer response.Body.Close()
 	var page struct {
@@ -101,7 +117,9 @@ func (e *exporter) fetch(ctx context.Context) (*assessment, error) {
 	}
 	switch response.StatusCode {
 	case http.StatusOK:
-		err = json.NewDecoder(io.LimitReader(response.Body, mostPage)).Decode(&page)
+		if err = json.NewDecoder(io.LimitReader(response.Body, mostPage)).Decode(&page); err != nil {
+			err = fmt.Errorf("it is not the page of an exporter: %w", err)
+		}
 	case http.StatusNotFound:
 		err = errors.New("the status is 404: start the exporter with --leak.config.file")
 	case http.StatusUnauthorized:
@@ -110,7 +128,7 @@ func (e *exporter) fetch(ctx context.Context) (*assessment, error) {
 		err = fmt.Errorf("the status is %s", response.Status)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--report: %s: %w", e.url, err)
+		return nil, fmt.Errorf("--report: %s: %w", e.url.Redacted(), err)
 	}
 	return e.choose(page.Assessments)
 }
@@ -182,10 +200,10 @@ func (o *options) adoptMark(class int, text string, m *mark) error {
 	}
 	switch o.label {
 	case labelDSCP:
-		if m.DSCP == nil {
+		switch {
+		case m.DSCP == nil:
 			return fmt.Errorf("--label=dscp: the exporter's class %s has no dscp: use another --label, or change the configuration of the exporter", text)
-		}
-		if c.isDSCPSet && c.dscp != *m.DSCP {
+		case c.isDSCPSet && c.dscp != *m.DSCP:
 			return contradicts("dscp", c.dscp)
 		}
 		c.dscp = *m.DSCP
@@ -209,29 +227,52 @@ func (e *exporter) atRest(ctx context.Context) (*assessment, error) {
 	ctx, cancel := context.WithTimeout(ctx, restTimeout)
 	defer cancel()
 	var before *assessment
-	for {
+	for failures := 0; ; {
 		now, err := e.fetch(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if before != nil && now.Held == 0 && now.Requests == before.Requests {
+		switch {
+		case err == nil && before != nil && now.Held == 0 && now.Requests == before.Requests:
 			return now, nil
+		case err == nil:
+			before, failures = now, 0
+		default:
+			if failures++; failures >= mostFailures || ctx.Err() != nil && before == nil {
+				return nil, err
+			}
 		}
-		before = now
 		select {
 		case <-ctx.Done():
-			return now, nil // others send as well
+			if before == nil {
+				return nil, err
+			}
+			return before, nil // others send as well
 		case <-time.After(restInterval):
 		}
 	}
 }
 
+// beganAgain is the fault of an assessment that has lost what it had.
+var beganAgain = fault{"exporter", "the exporter or its assessment began again during the run: run the probe again"}
+
+// continues reports whether a state can follow an earlier one of the same assessment.
+func (a *assessment) continues(before *assessment) bool {
+	had, has := before.classified(), a.classified()
+	return a.Requests >= before.Requests && has[leak.X] >= had[leak.X] && has[leak.Y] >= had[leak.Y] && a.Report.Order == before.Report.Order
+}
+
+// isDecided returns an error if an assessment has a verdict before the first request of a run,
+// which would be that of other requests.
+func (a *assessment) isDecided() error {
+	switch a.Report.Verdict {
+	case leak.Waiting, leak.Inconclusive:
+		return nil
+	}
+	return fmt.Errorf("--report: assessment %s of the exporter already is %v, by %s pairs of earlier requests: change its name and reload the configuration to begin again",
+		a.Name, a.Report.Verdict, leak.FormatCount(a.Report.Pairs))
+}
+
 // markFaults returns what is wrong with the marks of a run. The exporter had counted some requests
 // before it.
 func markFaults(before, after *assessment, c *counts) (faults []fault, notes []string) {
-	if after.Requests < before.Requests || after.Report.Order != before.Report.Order {
-		return []fault{{"exporter", "the exporter or its assessment began again during the run: run the probe again"}}, nil
-	}
 	had, has := before.classified(), after.classified()
 	arrived, sent := [2]uint64{}, c.Sent
 	for i := range has {

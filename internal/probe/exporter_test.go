@@ -5,15 +5,18 @@ package probe
 
 import (
 	"encoding/json"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,12 +82,12 @@ func (f *fakeExporter) got(class leak.Class, took time.Duration) {
 func (f *fakeExporter) service(t *testing.T, plant time.Duration, warmup int) *service {
 	t.Helper()
 	var mu sync.Mutex
-	n := 0
+	n, times := 0, rand.New(rand.NewPCG(3, 4))
 	s := newService(t, func(w http.ResponseWriter, r *http.Request, isY bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		if n++; n > warmup {
-			class, took := leak.X, 100*time.Microsecond+time.Duration(10_000*rand.ExpFloat64())
+			class, took := leak.X, 100*time.Microsecond+time.Duration(10_000*times.ExpFloat64())
 			if isY {
 				class, took = leak.Y, took+plant
 			}
@@ -205,8 +208,11 @@ func TestReportFaults(t *testing.T) {
 func TestReportNotes(t *testing.T) {
 	t.Parallel()
 	f := newFakeExporter(t, leak.Blocks)
-	for i := range 200 {
-		f.got(leak.Class(i%2), time.Millisecond)
+	coins := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		first := leak.Class(coins.IntN(2))
+		f.got(first, time.Millisecond)
+		f.got(1-first, time.Millisecond)
 	}
 	f.number = 0
 	s := f.service(t, 0, 2)
@@ -244,9 +250,8 @@ func TestMarkFaults(t *testing.T) {
 			t.Errorf("%d and %d of 1000: %v, %v", test.x, test.y, faults, notes)
 		}
 	}
-	again := state(2000, 2000)
-	if faults, _ := markFaults(&assessment{Requests: 10}, again, &counts{Sent: [2]uint64{1000, 1000}}); len(faults) != 1 || !strings.Contains(faults[0].Text, "began again") {
-		t.Errorf("after a restart of the exporter: %v", faults)
+	if state(2000, 2000).continues(&assessment{Requests: 10}) || state(1, 9).continues(state(2, 8)) || !state(2, 9).continues(state(2, 8)) {
+		t.Error("counts that decrease are those of an exporter that has begun again, and no others")
 	}
 }
 
@@ -281,7 +286,7 @@ func TestVerdictsMustBeSteady(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, begin: time.Now()}
+	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, seen: &assessment{}, begin: time.Now()}
 	for i, step := range []struct {
 		verdict leak.Verdict
 		isOver  bool
@@ -292,5 +297,93 @@ func TestVerdictsMustBeSteady(t *testing.T) {
 		if got := r.look(t.Context(), &progress{}); got != step.isOver {
 			t.Errorf("look %d with %v: it is over: %v, want %v", i, step.verdict, got, step.isOver)
 		}
+	}
+}
+
+// What answers instead of an exporter is named, without the password, and a redirect to another
+// host gets no password.
+func TestOtherAnswersThanThoseOfAnExporter(t *testing.T) {
+	t.Parallel()
+	var others atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { others.Add(1) }))
+	defer other.Close()
+	for _, test := range []struct {
+		description string
+		handle      http.HandlerFunc
+		want        string
+	}{
+		{"a page for people", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, "not the page of an exporter"},
+		{"a redirect to another host", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusFound) }, "another host"},
+		{"a redirect without end", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, "302"},
+		{"no answer", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
+	} {
+		server := httptest.NewServer(test.handle)
+		o := probe(t, "--url=http://127.0.0.1:1", "--report="+strings.Replace(server.URL, "//", "//me:secret@", 1))
+		if o.code != exitError || !strings.Contains(o.stderr, test.want) || strings.Contains(o.stderr, "secret") {
+			t.Errorf("%s: exit code %d, want %q: %s", test.description, o.code, test.want, o.stderr)
+		}
+		server.Close()
+	}
+	if n := others.Load(); n > 0 {
+		t.Errorf("%d requests to another host", n)
+	}
+}
+
+// A verdict of requests before the run is not that of the run.
+func TestVerdictsOfEarlierRequests(t *testing.T) {
+	t.Parallel()
+	f := newFakeExporter(t, leak.Blocks)
+	s := f.service(t, 20*time.Microsecond, 2)
+	if o := probe(t, f.arguments(t, s)...); o.code != exitLeak {
+		t.Fatalf("exit code %d: %s%s", o.code, o.stdout, o.stderr)
+	}
+	before := len(s.all)
+	o := probe(t, f.arguments(t, s)...)
+	if want := "already is leak"; o.code != exitError || !strings.Contains(o.stderr, want) || len(s.all) > before {
+		t.Errorf("exit code %d after %d requests, want %q: %s%s", o.code, len(s.all)-before, want, o.stdout, o.stderr)
+	}
+}
+
+// An exporter that begins again, or vanishes, ends the run.
+func TestExporterDuringARun(t *testing.T) {
+	var state assessment
+	status := http.StatusOK
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(map[string]any{"assessments": []assessment{state}})
+	}))
+	defer server.Close()
+	o := &options{report: server.URL, assessment: "login", stops: true, requests: 10, rate: 1}
+	e, err := newExporter(o, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLedger(leak.Config{Classes: [2]string{"X", "Y"}, Alpha: 0.5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, seen: &assessment{}, seenAt: time.Now(), begin: time.Now()}
+	look := func(responses uint64) bool {
+		state = assessment{Name: "login", Requests: responses}
+		state.Report.Classes[leak.X].Responses = responses
+		return r.look(t.Context(), &progress{})
+	}
+	if look(100) || look(200) {
+		t.Fatal("the run is over without a reason")
+	}
+	status = http.StatusServiceUnavailable
+	if look(300) {
+		t.Error("the run is over after one answer that is missing")
+	}
+	r.seenAt = time.Now().Add(-patience)
+	if !look(300) {
+		t.Error("the run goes on without an exporter")
+	}
+	status = http.StatusOK
+	if look(300) || len(r.faults) > 0 {
+		t.Errorf("the exporter is back, and the faults are %v", r.faults)
+	}
+	if !look(250) || !slices.Contains(r.faults, beganAgain) {
+		t.Errorf("the exporter has begun again, and the faults are %v", r.faults)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/config"
 	"github.com/prometheus/common/version"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/flagvalue"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
@@ -192,7 +193,7 @@ func (o *options) addOrderFlags(app *kingpin.Application) {
 		&o.label, flagvalue.Text)
 	for i, name := range classNames {
 		c := &o.classes[i]
-		flagvalue.Add(app, name+".dscp", "", fmt.Sprintf("DSCP of requests of class %s, 0 to 63; that of the exporter with --report.", strings.ToUpper(name)),
+		flagvalue.Add(app, name+".dscp", "", fmt.Sprintf("DSCP of requests of class %s, 1 to 63; that of the exporter with --report.", strings.ToUpper(name)),
 			&c.dscp, flagvalue.Uint64).IsSetByUser(&c.isDSCPSet)
 		flagvalue.Add(app, name+".port", "", fmt.Sprintf("Source ports of class %s with --label=port; those of the exporter with --report.", strings.ToUpper(name)),
 			&c.ports, parsePorts).IsSetByUser(&c.arePorts)
@@ -235,6 +236,9 @@ func (o *options) validate() error {
 			return err
 		}
 	}
+	if o.json != "" && o.json == o.junit {
+		return fmt.Errorf("--junit: %q is the file of --json, too: use two files", o.junit)
+	}
 	if o.report == "" {
 		if o.assessment != "" || o.reportConfig != "" {
 			return errors.New("--assessment and --report.http-config are of an exporter: give --report as well")
@@ -243,13 +247,21 @@ func (o *options) validate() error {
 	}
 	u, err := url.Parse(o.report)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return fmt.Errorf("--report: %q is not the URL of an exporter, such as http://server:9400", o.report)
+		return fmt.Errorf("--report: %q is not the URL of an exporter, such as http://server:9400", redacted(o.report))
 	}
 	return nil
 }
 
+// redacted returns a URL without its password.
+func redacted(address string) string {
+	if u, err := url.Parse(address); err == nil {
+		return u.Redacted()
+	}
+	return address[strings.LastIndex(address, "@")+1:]
+}
+
 func (o *options) validateRequests() error {
-	scheme, _, _ := strings.Cut(o.url, "://")
+	scheme, host, _ := strings.Cut(o.url, "://")
 	isRaw := scheme == "tcp" || scheme == "tls"
 	x, y := &o.classes[leak.X], &o.classes[leak.Y]
 	switch {
@@ -259,10 +271,14 @@ func (o *options) validateRequests() error {
 		return fmt.Errorf("--url: %q does not begin with http://, https://, tcp:// or tls://", o.url)
 	case isRaw && (x.raw == "" || y.raw == ""):
 		return fmt.Errorf("--url: %q sends bytes: give them with --x.raw and --y.raw", o.url)
+	case isRaw && strings.ContainsAny(host, "/?#@"):
+		return fmt.Errorf("--url: %q is more than a host and a port, such as %s://host:1234", o.url, scheme)
 	case isRaw && (o.method != "" || o.hasData || len(o.headers)+len(x.headers)+len(y.headers) > 0 || x.hasData || y.hasData || x.path+y.path != ""):
 		return fmt.Errorf("--url: %q sends the bytes of --x.raw and --y.raw only: methods, paths, headers and data need http:// or https://", o.url)
 	case !isRaw && (x.raw != "" || y.raw != "" || o.rawEnd != ""):
 		return fmt.Errorf("--x.raw, --y.raw and --raw.end need a --url with tcp:// or tls://, and it is %q", o.url)
+	case o.method != "" && !httpguts.ValidHeaderFieldName(o.method):
+		return fmt.Errorf("--method: %q is not a method such as GET", o.method)
 	case o.hasData && (x.hasData || y.hasData):
 		return errors.New("--data is the body of both classes: remove it, or --x.data and --y.data")
 	case x.hasData != y.hasData:
@@ -298,7 +314,7 @@ func (o *options) validateOrder() error {
 	}
 	for i, name := range classNames {
 		if o.classes[i].dscp > 63 {
-			return fmt.Errorf("--%s.dscp: %d is not a DSCP: use 0 to 63", name, o.classes[i].dscp)
+			return fmt.Errorf("--%s.dscp: %d is not a DSCP: use 1 to 63", name, o.classes[i].dscp)
 		}
 	}
 	switch {

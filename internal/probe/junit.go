@@ -6,7 +6,8 @@ package probe
 import (
 	"encoding/xml"
 	"fmt"
-	"os"
+	"io"
+	"slices"
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
@@ -79,11 +80,11 @@ func (r *result) junit() *junitSuites {
 	return &junitSuites{Suites: []junitSuite{s}}
 }
 
-// writeJUnit writes the result to a file.
-func (r *result) writeJUnit(path string) error {
+// writeJUnit writes the result as JUnit's XML.
+func (r *result) writeJUnit(w io.Writer) error {
 	text, err := xml.MarshalIndent(r.junit(), "", "  ")
 	if err == nil {
-		err = os.WriteFile(path, append([]byte(xml.Header), append(text, '\n')...), 0o644) //nolint:gosec // not secret
+		_, err = w.Write(slices.Concat([]byte(xml.Header), text, []byte("\n")))
 	}
 	if err != nil {
 		return fmt.Errorf("--junit: %w", err)

@@ -4,6 +4,8 @@
 package probe
 
 import (
+	"errors"
+	"maps"
 	"math"
 	"net/http"
 	"sync"
@@ -20,6 +22,10 @@ type counts struct {
 	Answered [2]uint64 `json:"answered"`
 	Failed   [2]uint64 `json:"failed"`  // without an answer
 	Limited  [2]uint64 `json:"limited"` // answered 429 or 503
+	Last     [2]uint64 `json:"last"`    // after which the service has ended the connection
+	Unasked  uint64    `json:"unasked"` // answers too many
+	// Statuses are the answers of each class by the status of HTTP.
+	Statuses map[int][2]uint64 `json:"statuses,omitempty"`
 }
 
 func (c *counts) sent() uint64 { return c.Sent[leak.X] + c.Sent[leak.Y] }
@@ -46,7 +52,7 @@ type entry struct {
 
 // newLedger returns a ledger without requests.
 func newLedger(times leak.Config) (*ledger, error) {
-	l := &ledger{begin: time.Now()}
+	l := &ledger{begin: time.Now(), counts: counts{Statuses: map[int][2]uint64{}}}
 	answers := times
 	answers.TargetNs, answers.TickNs = 0, 0
 	for judge, config := range map[**leak.Judge]leak.Config{
@@ -86,6 +92,14 @@ func (l *ledger) ended(e *entry, a answer, err error) {
 
 func (l *ledger) judge(e *entry) {
 	c := e.request.Class
+	if e.err == nil && e.answer.isLast {
+		l.counts.Last[c]++
+	}
+	if status := e.answer.status; e.err == nil && status != 0 {
+		n := l.counts.Statuses[status]
+		n[c]++
+		l.counts.Statuses[status] = n
+	}
 	switch {
 	case e.err != nil:
 		l.last = e.err
@@ -104,15 +118,28 @@ func (l *ledger) judge(e *entry) {
 	}
 }
 
+// lost notes that a connection cannot be used any more, after an answer to a request of a class.
+func (l *ledger) lost(class leak.Class, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if class < leak.Unknown {
+		l.counts.Last[class]++
+	}
+	if errors.Is(err, errUnasked) {
+		l.counts.Unasked++
+	}
+}
+
 // isLimit reports whether a status of HTTP says that the service limits its load.
 func isLimit(status int) bool {
 	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
 }
 
-// evidenceOfFailures returns the evidence that failures depend on the class, as a power of ten. A
-// block ends with its first failure, so the classes of failures are fair coins otherwise.
-func (c *counts) evidenceOfFailures() float64 {
-	x, y := float64(c.Failed[leak.X]), float64(c.Failed[leak.Y])
+// evidenceOfCoins returns the evidence that the numbers of two classes are not those of fair coins,
+// as a power of ten. A connection and its block end with the first failure and with the last
+// answer, so the classes of both are fair coins if they do not depend on the class.
+func evidenceOfCoins(n [2]uint64) float64 {
+	x, y := float64(n[leak.X]), float64(n[leak.Y])
 	return (mathext.Lbeta(1+y, 1+x) + (x+y)*math.Ln2) / math.Ln10
 }
 
@@ -127,8 +154,10 @@ type standing struct {
 func (l *ledger) standing() standing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	c := l.counts
+	c.Statuses = maps.Clone(c.Statuses)
 	return standing{
-		counts: l.counts, report: l.times.Report(), last: l.last,
+		counts: c, report: l.times.Report(), last: l.last,
 		lengths: l.lengths.EvidenceLog10(), statuses: l.statuses.EvidenceLog10(),
 	}
 }

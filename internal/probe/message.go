@@ -6,14 +6,18 @@ package probe
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"text/template"
 
 	"github.com/prometheus/common/version"
+	"golang.org/x/net/http/httpguts"
 )
 
 const (
@@ -27,9 +31,10 @@ type message interface {
 	bytes(random *rand.Rand) ([]byte, *http.Request, error)
 }
 
-// templated is a text with {{random n}}.
+// templated is a text with {{random n}}. It is safe for concurrent use.
 type templated struct {
 	flag   string
+	mu     sync.Mutex
 	parsed *template.Template
 }
 
@@ -38,12 +43,14 @@ func newTemplated(flag, text string) (*templated, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w: use {{random 16}} for 16 random characters, and {{\"{{\"}} for two braces", flag, err)
 	}
-	return &templated{flag, parsed}, nil
+	return &templated{flag: flag, parsed: parsed}, nil
 }
 
 // text returns the text with other random characters each time.
 func (t *templated) text(random *rand.Rand) (string, error) {
 	const characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	t.mu.Lock() // the function is that of all users of the template
+	defer t.mu.Unlock()
 	t.parsed.Funcs(template.FuncMap{"random": func(n int) (string, error) {
 		if n < 0 || n > mostRandom {
 			return "", fmt.Errorf("random %d: use 0 to %d characters", n, mostRandom)
@@ -160,7 +167,7 @@ func (o *options) messages() (m [2]message, err error) {
 func (o *options) message(class int) (message, error) {
 	c, name := &o.classes[class], classNames[class]
 	if c.raw != "" {
-		text, err := os.ReadFile(c.raw)
+		text, err := readRequest(c.raw)
 		if err != nil {
 			return nil, fmt.Errorf("--%s.raw: %w", name, err)
 		}
@@ -208,17 +215,43 @@ func (o *options) message(class int) (message, error) {
 	return m, nil
 }
 
+// readRequest reads a file, which may also be a pipe.
+func readRequest(path string) ([]byte, error) {
+	file, err := os.Open(path) //nolint:gosec // the user names it
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, mostMessage+1))
+	if err == nil && len(text) > mostMessage {
+		err = fmt.Errorf("%s has more than %d bytes", path, mostMessage)
+	}
+	return text, err
+}
+
+// ownHeaders are headers that the standard library writes itself.
+var ownHeaders = []string{"Content-Length", "Transfer-Encoding", "Trailer"}
+
 func parseHeaders(flag string, given []string) (headers []header, err error) {
 	for _, text := range given {
 		name, value, ok := strings.Cut(text, ":")
 		if !ok || strings.TrimSpace(name) == "" {
 			return nil, fmt.Errorf("--%s: %q is not a header such as 'X-Token: secret'", flag, text)
 		}
-		t, err := newTemplated(flag, strings.TrimSpace(value))
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		switch isHost := strings.EqualFold(name, "Host"); {
+		case !httpguts.ValidHeaderFieldName(name):
+			return nil, fmt.Errorf("--%s: %q is not the name of a header: use letters, digits and -, or --x.raw and --y.raw for other bytes", flag, name)
+		case !httpguts.ValidHeaderFieldValue(value) || isHost && !httpguts.ValidHostHeader(value) && !strings.Contains(value, "{{"):
+			return nil, fmt.Errorf("--%s: %q is not the value of a header: use --x.raw and --y.raw for other bytes", flag, value)
+		case slices.Contains(ownHeaders, http.CanonicalHeaderKey(name)):
+			return nil, fmt.Errorf("--%s: %s is that of the data, and cannot be set: use --x.raw and --y.raw for another", flag, name)
+		}
+		t, err := newTemplated(flag, value)
 		if err != nil {
 			return nil, err
 		}
-		headers = append(headers, header{strings.TrimSpace(name), t})
+		headers = append(headers, header{name, t})
 	}
 	return headers, nil
 }

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,6 +25,7 @@ import (
 	"github.com/prometheus/common/config"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // Name is the name of the command.
@@ -40,7 +42,7 @@ func Main(args []string, stdout, stderr io.Writer) (exitCode int) {
 	defer stop()
 	exitCode, err := Run(ctx, args, stdout, stderr)
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: error: %s\n", Name, strings.Join(strings.Fields(err.Error()), " "))
+		fmt.Fprintf(stderr, "%s: error: %s\n", Name, printable.Line(strings.Join(strings.Fields(err.Error()), " ")))
 		return exitError
 	}
 	return exitCode
@@ -60,21 +62,28 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) (exitCode
 		o.seed = binary.LittleEndian.Uint64(seed[:])>>11 | 1
 	}
 	r := &run{o: o, stderr: stderr}
-	if err := r.prepare(ctx); err != nil {
-		return exitError, err
+	err = r.prepare(ctx)
+	defer r.close()
+	if err == nil {
+		err = r.send(ctx)
 	}
-	if err := r.send(ctx); err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return exitError, errors.New("interrupted before the first request")
+	case err != nil:
 		return exitError, err
 	}
 	result := r.result(ctx)
 	if o.json != "-" {
 		err = result.write(stdout)
+	} else {
+		err = result.writeJSON(stdout)
 	}
-	if o.json != "" {
-		err = errors.Join(err, result.writeJSON(o.json, stdout))
+	if r.json != nil {
+		err = errors.Join(err, result.writeJSON(r.json))
 	}
-	if o.junit != "" {
-		err = errors.Join(err, result.writeJUnit(o.junit))
+	if r.junit != nil {
+		err = errors.Join(err, result.writeJUnit(r.junit))
 	}
 	return result.ExitCode, err
 }
@@ -87,7 +96,11 @@ type run struct {
 	ledger   *ledger
 	exporter *exporter   // nil for none
 	before   *assessment // of the exporter, before the run
+	seen     *assessment // of the exporter, last
+	seenAt   time.Time
 	notes    []string
+	json     *os.File // nil for none
+	junit    *os.File
 	begin    time.Time
 	isCut    bool // by a signal
 	faults   []fault
@@ -126,7 +139,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := r.ask(ctx, uint16(portNumber)); err != nil {
 		return err
 	}
-	if err := o.validatePorts(d.tls != nil); err != nil {
+	if err := o.validateMarks(d.tls != nil); err != nil {
 		return err
 	}
 	r.compare(messages)
@@ -134,6 +147,9 @@ func (r *run) prepare(ctx context.Context) error {
 		Order: o.order, Classes: r.classes(), TargetNs: float64(o.targetNs), Alpha: o.alpha, TickNs: 1,
 	})
 	if err != nil {
+		return err
+	}
+	if err := r.create(); err != nil {
 		return err
 	}
 	first, err := d.first(ctx, u.Hostname(), port)
@@ -164,6 +180,10 @@ func (r *run) ask(ctx context.Context, port uint16) (err error) {
 		return err
 	}
 	r.exporter.name = r.before.Name
+	r.seen, r.seenAt = r.before, time.Now()
+	if err := r.before.isDecided(); err != nil {
+		return err
+	}
 	if pairs := r.before.Report.Pairs; pairs > 0 {
 		r.notes = append(r.notes, fmt.Sprintf("assessment %s of the exporter had %s pairs of earlier requests, which count as well; change its name and reload the configuration to begin again.",
 			r.before.Name, leak.FormatCount(pairs)))
@@ -171,13 +191,17 @@ func (r *run) ask(ctx context.Context, port uint16) (err error) {
 	return r.o.adopt(r.before)
 }
 
-// validatePorts checks source ports, once the order is known.
-func (o *options) validatePorts(isTLS bool) error {
-	if o.label != labelPort {
-		return nil
-	}
+// validateMarks checks the marks, once those of the exporter and the order are known.
+func (o *options) validateMarks(isTLS bool) error {
+	ofX, ofY := o.classes[leak.X].dscp, o.classes[leak.Y].dscp
 	x, y := o.classes[leak.X].ports, o.classes[leak.Y].ports
 	switch {
+	case o.label == labelDSCP && ofX == ofY:
+		return fmt.Errorf("--y.dscp: %d is that of class X, too: use two different ones", ofY)
+	case o.label == labelDSCP && (ofX == 0 || ofY == 0):
+		return errors.New("--label=dscp: 0 is the DSCP of packets without a mark, such as those of the warm-up: use 1 to 63, in the exporter's configuration as well")
+	case o.label != labelPort:
+		return nil
 	case x.first <= y.last && y.first <= x.last:
 		return fmt.Errorf("--x.port: %v has ports of --y.port %v: use ranges without common ports", x, y)
 	case o.order == leak.Blocks:
@@ -241,8 +265,13 @@ func (r *run) send(ctx context.Context) error {
 	defer bar.clear()
 	ticker := time.NewTicker(lookInterval)
 	defer ticker.Stop()
+	interrupted := ctx.Done()
 	for {
 		select {
+		case <-interrupted:
+			interrupted = nil
+			bar.clear()
+			fmt.Fprintf(r.stderr, "%s: interrupted: waiting up to %v for answers that are underway; interrupt again to end at once\n", Name, r.o.timeout)
 		case err := <-ended:
 			r.isCut = ctx.Err() != nil
 			if s := r.ledger.standing(); err != nil && s.counts.sent() == 0 {
@@ -267,9 +296,14 @@ func (r *run) look(ctx context.Context, bar *progress) (isOver bool) {
 	isMarked := true
 	if r.exporter != nil && ctx.Err() == nil {
 		now, err := r.exporter.fetch(ctx)
-		if err != nil {
-			return false // the last look reports it
+		switch {
+		case err != nil: // the last look reports it
+			return ctx.Err() == nil && time.Since(r.seenAt) > patience
+		case !now.continues(r.seen):
+			r.faults = append(r.faults, beganAgain)
+			return true
 		}
+		r.seen, r.seenAt = now, time.Now()
 		report = &now.Report
 		had, has := r.before.classified(), now.classified()
 		isMarked = had != has || s.counts.sent() < leastMarked || time.Since(r.begin) < markTime
@@ -307,12 +341,19 @@ func (r *run) result(ctx context.Context) *result {
 		Begin: r.begin, Seconds: time.Since(r.begin).Seconds(), Interrupted: r.isCut,
 		Requests: s.counts, Client: s.report, Faults: append([]fault{}, s.faults()...), Notes: append([]string{}, r.notes...),
 	}
+	result.Notes = append(result.Notes, s.counts.refused()...)
 	result.Faults = append(result.Faults, r.faults...)
 	if r.exporter != nil {
 		after, err := r.exporter.atRest(context.WithoutCancel(ctx))
-		if err != nil {
+		switch {
+		case err != nil:
 			result.Faults = append(result.Faults, fault{"exporter", err.Error()})
-		} else {
+		case slices.Contains(result.Faults, beganAgain):
+			result.Kernel = after
+		case !after.continues(r.seen):
+			result.Faults = append(result.Faults, beganAgain)
+			result.Kernel = after
+		default:
 			result.Kernel = after
 			faults, notes := markFaults(r.before, after, &s.counts)
 			result.Faults = append(result.Faults, faults...)

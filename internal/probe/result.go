@@ -7,11 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"text/tabwriter"
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/leak"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 )
 
 // The exit codes of the command.
@@ -103,34 +103,28 @@ func (r *result) write(w io.Writer) error {
 	fmt.Fprintln(w)
 	for i, f := range r.Faults {
 		if i > 0 { // the first is in the sentence
-			fmt.Fprintf(w, "Also: %s.\n", f.Text)
+			fmt.Fprintf(w, "Also: %s.\n", printable.Line(f.Text))
 		}
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintln(w, "Note:", note)
+		fmt.Fprintln(w, "Note:", printable.Line(note))
 	}
 	if r.Kernel != nil && len(r.Faults) == 0 {
-		fmt.Fprintf(w, "By the client's times: %s %s\n", r.Client.Sentence, clientCaveat)
+		fmt.Fprintf(w, "By the client's times: %s %s\n", printable.Line(r.Client.Sentence), clientCaveat)
 	}
 	sentence := r.Sentence
 	if r.Kernel == nil {
 		sentence += " " + clientCaveat
 	}
-	_, err := fmt.Fprintf(w, "%v (exit code %d, by the times of the %s): %s\n", r.Verdict, r.ExitCode, r.DecidedBy, sentence)
+	_, err := fmt.Fprintf(w, "%v (exit code %d, by the times of the %s): %s\n", r.Verdict, r.ExitCode, r.DecidedBy, printable.Line(sentence))
 	return err
 }
 
-// writeJSON writes the result to a file, or to standard output for -.
-func (r *result) writeJSON(path string, stdout io.Writer) error {
+// writeJSON writes the result as JSON.
+func (r *result) writeJSON(w io.Writer) error {
 	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("--json: %w", err)
-	}
-	text = append(text, '\n')
-	if path == "-" {
-		_, err = stdout.Write(text)
-	} else {
-		err = os.WriteFile(path, text, 0o644) //nolint:gosec // not secret
+	if err == nil {
+		_, err = w.Write(append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("--json: %w", err)

@@ -35,6 +35,12 @@ const (
 	refusedWait = 200 * time.Millisecond
 )
 
+// remedies say what to do about errors of connections.
+var remedies = map[error]string{
+	errClosed:  "use a higher --rate, so that it does not end idle connections, or a smaller --warmup",
+	errUnasked: "use --raw.end or a longer --raw.quiet for answers in several pieces, and send nothing that is answered twice",
+}
+
 // errDone ends a connection when all requests have been sent.
 var errDone = errors.New("all requests have been sent")
 
@@ -75,13 +81,17 @@ func (s *session) run(ctx context.Context) error {
 		})
 	}
 	workers.Wait()
-	if c := s.opened.Swap(nil); c != nil {
-		c.close()
-	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return nil
+}
+
+// close closes the first connection if no worker has taken it.
+func (s *session) close() {
+	if c := s.opened.Swap(nil); c != nil {
+		c.close()
+	}
 }
 
 // generator returns one of the generators of a seed.
@@ -103,6 +113,7 @@ type worker struct {
 	order   *rand.Rand // of the labels
 	texts   *rand.Rand // of {{random}}
 	refused int        // connections in a row
+	ended   int        // connections in a row that end before a request that counts
 	isWarm  bool       // there was a connection
 }
 
@@ -223,7 +234,8 @@ func (w *worker) connect(ctx context.Context, class leak.Class, isWarmedUp bool)
 			return c, nil
 		}
 		var mine *requestError
-		if w.refused++; w.refused >= mostRefused || !w.isWarm || ctx.Err() != nil || errors.Is(err, errDone) || errors.As(err, &mine) {
+		if w.refused++; w.refused >= mostRefused || !w.isWarm || ctx.Err() != nil || errors.Is(err, errDone) ||
+			errors.Is(err, errLong) || errors.Is(err, errUnasked) || errors.As(err, &mine) {
 			return nil, err
 		}
 		select {
@@ -283,8 +295,17 @@ func (w *worker) warmUp(ctx context.Context, c *connection) error {
 	return nil
 }
 
-// ask sends a request with its mark, and notes what becomes of it.
+// ask sends a request with its mark, and notes what becomes of it. It sends none on a connection
+// that cannot be used any more.
 func (w *worker) ask(c *connection, class leak.Class, id uint64, number uint32) (isLast bool, err error) {
+	if err := c.check(); err != nil {
+		w.session.ledger.lost(c.last, err)
+		w.session.left.Add(1)
+		if w.ended++; w.ended >= mostRefused {
+			return true, fmt.Errorf("%w: %s", err, remedies[err])
+		}
+		return true, nil
+	}
 	if w.session.o.label == labelDSCP {
 		if err := c.tcp.mark(int(w.session.o.classes[class].dscp)); err != nil {
 			return true, err
@@ -297,11 +318,18 @@ func (w *worker) ask(c *connection, class leak.Class, id uint64, number uint32) 
 	e := w.session.ledger.sending(class, id, number)
 	a, err := c.ask(request, read)
 	w.session.ledger.ended(e, a, err)
+	c.last = class
+	if err == nil {
+		w.ended = 0
+	}
 	return a.isLast || err != nil, nil
 }
 
 // exchange sends a request that does not count.
 func (w *worker) exchange(c *connection, class leak.Class) (answer, error) {
+	if err := c.check(); err != nil {
+		return answer{}, fmt.Errorf("%w: %s", err, remedies[err])
+	}
 	request, read, err := w.prepare(c, class)
 	if err != nil {
 		return answer{}, err
