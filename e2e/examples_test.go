@@ -104,7 +104,7 @@ func TestDemoLeak(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*perServer+patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binaries.demo, binaries.exporter, binaries.probe)
-	cmd.Env = append(os.Environ(), "DEMO_LISTEN=127.0.0.1:0", fmt.Sprintf("DEMO_SECONDS=%.0f", perServer.Seconds()))
+	cmd.Env = append(os.Environ(), "DEMO_LISTEN=127.0.0.1:0", fmt.Sprintf("DEMO_SECONDS=%.0f", perServer.Seconds()), "DEMO_SEED=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stdout, stderr output
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

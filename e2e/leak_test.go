@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ type leakyService struct {
 	l       *lab
 	address string
 	port    int
+	asked   atomic.Uint64 // times
 }
 
 const plantedLeak = 2 * time.Millisecond
@@ -52,10 +54,11 @@ func (l *lab) newLeakyService(at netip.Addr) *leakyService {
 	go func() { _ = server.Serve(listener) }()
 	l.t.Cleanup(func() { _ = server.Close() })
 	address := listener.Addr().String()
-	return &leakyService{l, address, int(netip.MustParseAddrPort(address).Port())}
+	return &leakyService{l: l, address: address, port: int(netip.MustParseAddrPort(address).Port())}
 }
 
-// ask sends n requests of random classes on one connection, and returns their number by class.
+// ask sends n requests of random classes on one connection, and returns their number by class. The
+// classes are the same in each run of a test, so that its checks do not depend on chance.
 func (s *leakyService) ask(n int) (classes [2]float64) {
 	s.l.t.Helper()
 	classes, err := s.tryAsk(n)
@@ -86,9 +89,9 @@ func (s *leakyService) tryAsk(n int) (classes [2]float64, err error) {
 	if to.Addr().Is6() {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
-	reader := bufio.NewReader(conn)
+	reader, coins := bufio.NewReader(conn), rand.New(rand.NewPCG(1, s.asked.Add(1)))
 	for range n {
-		class := rand.IntN(2)
+		class := coins.IntN(2)
 		classes[class]++
 		var failed error
 		err := raw.Control(func(fd uintptr) {

@@ -154,7 +154,8 @@ func (e *experiment) run(p *probed, number int) {
 		return nil
 	})
 	p.url = e.url
-	e.results = append(e.results, p.probe(append(slices.Clone(e.flags), fmt.Sprint("--rate=", probeRate), fmt.Sprint("--requests=", 2*e.pairs))...))
+	e.results = append(e.results, p.probe(append(slices.Clone(e.flags), fmt.Sprint("--rate=", probeRate), fmt.Sprint("--requests=", 2*e.pairs),
+		fmt.Sprint("--seed=", number))...)) // chance has no part in the checks of the order
 }
 
 // count returns the number of runs with one of these verdicts, of the kernel and of the client.

@@ -162,7 +162,7 @@ func (s *stage) ask(ctx context.Context, probe, folder, url, report string, limi
 	result := filepath.Join(folder, "result.json")
 	first, last := "x"+strings.Repeat("s", tokenBytes-1), strings.Repeat("s", tokenBytes-1)+"x"
 	cmd := exec.Command(probe, "--url="+url, "--x.data="+first, "--y.data="+last, "--report="+report, "--json="+result, //nolint:gosec // the user names the probe
-		fmt.Sprintf("--rate=%d", askRate), fmt.Sprintf("--duration=%v", limit), "--requests=10000000")
+		fmt.Sprintf("--rate=%d", askRate), fmt.Sprintf("--duration=%v", limit), "--requests=10000000", "--seed="+cmp.Or(os.Getenv("DEMO_SEED"), "0"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the demo ends it
 	if err := s.sender.Namespace.Start(cmd); err != nil {

@@ -8,9 +8,9 @@
 // With the path of the probe as another argument it shows a leak assessment instead: of a server
 // that compares a token byte by byte, and of one that compares it in constant time.
 //
-// Two environment variables configure it: DEMO_SECONDS limits the time that it runs, or that an
-// assessment takes, and DEMO_LISTEN is the address on which the exporter serves its metrics. The
-// demo leaves nothing on the machine, however it ends.
+// Three environment variables configure it: DEMO_SECONDS limits the time that it runs, or that an
+// assessment takes, DEMO_LISTEN is the address on which the exporter serves its metrics, and
+// DEMO_SEED repeats the order of requests. The demo leaves nothing on the machine, however it ends.
 package main
 
 import (
