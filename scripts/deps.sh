@@ -18,12 +18,14 @@ packages=(
 	iproute2 ethtool libcap2-bin procps
 	# promtool, and the server that scrapes in the tests
 	prometheus
+	# commands of the documents that the tests run
+	curl jq
 	# servers and a client of the tests of response times
 	nginx python3
 	# tests of the unit and the packages, which boot a systemd of their own
 	systemd logrotate rpm lintian man-db zsh
 	# tests of the topology
-	docker.io "docker-cli|docker.io" docker-compose iptables "bpftool|linux-tools-common" curl openssl util-linux
+	docker.io "docker-cli|docker.io" docker-compose iptables "bpftool|linux-tools-common" openssl util-linux
 	# tests of the pages, which need fonts
 	"chromium|chromium-browser" fonts-dejavu-core
 	# tests with other kernels
