@@ -82,7 +82,7 @@ func TestEveryServiceIsConfined(t *testing.T) {
 		"gateway":     {"NET_BIND_SERVICE", "CHOWN", "DAC_OVERRIDE", "SETUID", "SETGID"},
 		"enclave":     {"NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "CHOWN", "DAC_OVERRIDE", "FOWNER"},
 	}
-	pinned := regexp.MustCompile(`:v?\d+\.\d+(\.\d+)?(-[a-z0-9.-]+)?$`)
+	pinned := regexp.MustCompile(`:v?\d+\.\d+(\.\d+)?(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?$`)
 	for name, s := range project.Services {
 		t.Run(name, func(t *testing.T) {
 			if s.Privileged || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Equal(s.CapAdd, capabilities[name]) {
@@ -192,6 +192,38 @@ func TestLoopback(t *testing.T) {
 	grafana := project.Services["grafana"].Environment
 	if address := grafana["GF_SERVER_HTTP_ADDR"]; address == nil || *address != "127.0.0.1" {
 		t.Errorf("Grafana listens on %v", address)
+	}
+}
+
+// The gateway sends Strict-Transport-Security only if it is told to.
+func TestHSTS(t *testing.T) {
+	const header = "Strict-Transport-Security"
+	for setting, sends := range map[string]bool{"": false, "off": false, "on": true} {
+		project, err := load([]string{file}, map[string]string{"GATEWAY_HSTS": setting})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for _, v := range project.Services["gateway"].Volumes {
+			if v.Type != types.VolumeTypeBind || strings.HasSuffix(v.Source, "/certs") {
+				continue
+			}
+			text, err := os.ReadFile(v.Source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found += strings.Count(string(text), "add_header "+header)
+			if v.Target == "/etc/nginx/hsts.conf" && v.Bind.CreateHostPath {
+				t.Error("the engine would make a directory in place of the file of a mistyped GATEWAY_HSTS")
+			}
+		}
+		if (found > 0) != sends {
+			t.Errorf("with GATEWAY_HSTS=%s the gateway has the header %d times", setting, found)
+		}
+	}
+	text, err := os.ReadFile(deploy + "/nginx/nginx.conf")
+	if err != nil || strings.Count(string(text), "server_name ") != strings.Count(string(text), "include /etc/nginx/hsts.conf;") {
+		t.Errorf("not every name has the setting: %v", err)
 	}
 }
 
