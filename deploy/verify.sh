@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The XDP Audit Exporter Authors
 #
-# Verifies a topology that docker compose started from this directory. Prints one line for each
-# step, and a remedy for each failed step. Exits with 1 if any step fails. A service that has
-# just started gets the time that its health check allows.
+# Verifies a topology that docker compose started in this directory or in the parent directory.
+# Prints one line for each step, and a remedy for each failed step. Exits with 1 if any step
+# fails. A service that has just started gets the time that its health check allows. The image of
+# the agent needs no tools: a container of the gateway's image asks in its place.
 #
 #   GATEWAY_ADDRESS  address of the host that publishes port 443 (127.0.0.1)
 set -uo pipefail
@@ -23,14 +24,14 @@ bad() {
 # setting NAME DEFAULT prints the value that compose uses: from the environment, then from .env.
 setting() {
 	local value=${!1:-}
-	if [[ -z $value && -r .env ]]; then
-		value=$(sed -n "s/^$1=//p" .env | tail -n 1)
+	if [[ -z $value && -r $directory/.env ]]; then
+		value=$(sed -n "s/^$1=//p" "$directory/.env" | tail -n 1)
 		value=${value#[\"\']} value=${value%[\"\']}
 	fi
 	printf '%s' "${value:-$2}"
 }
 
-for tool in docker curl; do
+for tool in docker curl openssl; do
 	if ! command -v "$tool" >/dev/null; then
 		echo "verify: $tool not found: install it" >&2
 		exit 1
@@ -41,13 +42,15 @@ if ! problem=$(docker version 2>&1 >/dev/null); then
 	exit 1
 fi
 
-device=$(setting XDP_INTERFACE eth0)
-mode=$(setting XDP_MODE drv)
-project=$(docker inspect -f '{{index .Config.Labels "com.docker.compose.project"}}' enclave_agent 2>/dev/null)
+label() { docker inspect -f "{{index .Config.Labels \"com.docker.compose.$1\"}}" enclave_agent 2>/dev/null; }
+project=$(label project)
 if [[ -z $project ]]; then
 	echo "verify: no container enclave_agent: run docker compose up -d --build in $PWD" >&2
 	exit 1
 fi
+directory=$(label project.working_dir)
+device=$(setting XDP_INTERFACE eth0)
+mode=$(setting XDP_MODE drv)
 
 # container SERVICE prints the id of the container of the service.
 container() {
@@ -57,21 +60,38 @@ container() {
 address_of() {
 	docker inspect -f "{{with index .NetworkSettings.Networks \"${project}_$2\"}}{{.IPAddress}}{{end}}" "$(container "$1")" 2>/dev/null
 }
-in_enclave() { docker exec enclave_agent "$@" 2>&1; }
+# A container joins the network namespace that the enclave has now, without privileges.
+joined=(--network=container:enclave_agent --read-only --cap-drop=ALL --security-opt=no-new-privileges --user=65534:65534 --log-driver=none)
+image_of() { docker inspect -f '{{.Image}}' "$(container "$1")" 2>/dev/null; }
+# in_enclave COMMAND… runs a command of the gateway's image there.
+in_enclave() {
+	if [[ $guest =~ ^[0-9a-f]{64}$ ]]; then
+		docker exec "$guest" "$@" 2>&1
+	else
+		printf '%s\n' "${guest%%$'\n'*}"
+		return 1
+	fi
+}
 # fetch PORT/PATH prints the answer from the loopback of the enclave's namespace. It uses the
 # address, because GNU wget keeps retrying if localhost is an IPv6 address that does not exist.
 fetch() { in_enclave timeout 6 wget -T 3 -qO- "http://127.0.0.1:$1"; }
 
-# reach SERVICE HOST PORT tries to connect from the service's container. It prints open, closed
-# (refused or no route), or an error message. Busybox reports the same timeout for a connection
-# and for an answer; therefore the script checks the members of networks as well.
+# reach SERVICE HOST PORT tries to connect from the service's container, or from the enclave's
+# namespace. It prints open, closed (refused or no route), or an error message. Busybox reports
+# the same timeout for a connection and for an answer; therefore the script checks the members of
+# networks as well.
 reach() {
 	local output status
 	if [[ -z $2 ]]; then
 		echo unknown
 		return
 	fi
-	output=$(docker exec "$(container "$1")" timeout 6 wget -T 3 -O /dev/null "http://$2:$3/" 2>&1)
+	local try=(timeout 6 wget -T 3 -O /dev/null "http://$2:$3/")
+	if [[ $1 == enclave ]]; then
+		output=$(in_enclave "${try[@]}")
+	else
+		output=$(docker exec "$(container "$1")" "${try[@]}" 2>&1)
+	fi
 	status=$?
 	case $output in
 	*"connected."*) echo open ;;
@@ -101,6 +121,10 @@ for service in enclave xdp-auditor prometheus grafana gateway apache drupal db; 
 	fi
 done
 
+scratch=$(mktemp -d)
+guest=$(docker run --detach --rm "${joined[@]}" --entrypoint=sleep "$(image_of gateway)" 600 2>&1)
+trap 'rm -rf "$scratch"; docker rm --force "$guest" >/dev/null 2>&1' EXIT
+
 # 2. Port 443 leads to the audited device.
 edge=$(address_of enclave edge)
 if [[ $device != eth0 ]]; then
@@ -114,11 +138,12 @@ fi
 
 # 3. The hook.
 orphaned="If enclave was restarted, the other services kept its old namespace: run docker compose restart xdp-auditor prometheus grafana gateway."
-link=$(in_enclave ip -d link show dev "$device")
-if [[ $link == *prog/xdp* ]]; then
+# The check of the auditor's image says what the kernel says to everyone.
+found=$(docker run --rm "${joined[@]}" "$(image_of xdp-auditor)" --check --audit.device="$device" 2>&1)
+if [[ $found == *"XDP program "[0-9]* ]]; then
 	ok "hook attached on $device"
 else
-	bad "hook attached on $device" "ip link shows no XDP program" "See docker logs xdp-auditor --tail=50. $orphaned"
+	bad "hook attached on $device" "the kernel shows no XDP program" "See docker logs xdp-auditor --tail=50. $orphaned"
 fi
 line="XDP audit hook attached on $device with mode="
 if [[ $mode == auto ]]; then line+="(drv|skb)"; else line+=$mode; fi
@@ -166,7 +191,7 @@ done
 if has_series 'up%7Bjob%3D%22xdp_audit%22%7D%20%3D%3D%201'; then
 	ok "target up"
 else
-	bad "target up" "Prometheus has not scraped the auditor" "See prometheus.yml, and the error in docker exec enclave_agent wget -qO- http://localhost:9090/api/v1/targets."
+	bad "target up" "Prometheus has not scraped the auditor" "See prometheus.yml, and the error in docker compose exec prometheus wget -qO- http://127.0.0.1:9090/api/v1/targets."
 fi
 for series in xdp_audit_events_total xdp_audit_leak_flags_total xdp_audit_last_tscore; do
 	if has_series "$series"; then
@@ -192,6 +217,15 @@ if [[ $status =~ ^[23][0-9][0-9]$ ]]; then
 	ok "gateway TLS for drupal.enclave"
 else
 	bad "gateway TLS for drupal.enclave" "${status//$'\n'/ }" "See docker compose logs gateway apache drupal. The first visit installs Drupal."
+fi
+
+# A browser that has seen HSTS once allows no exception for a self-signed certificate.
+issued=$(openssl x509 -in certs/tls.crt -noout -subject_hash -issuer_hash 2>&1 | uniq | wc -l)
+headers=$(curl -sS -o /dev/null -D - --max-time 20 --insecure --resolve "grafana.enclave:443:$address" https://grafana.enclave/api/health 2>&1)
+if ((issued == 1)) && grep -qi ^strict-transport-security <<<"$headers"; then
+	bad "HSTS only with a trusted certificate" "the gateway sends it with a self-signed one" "Set GATEWAY_HSTS=off in .env and run docker compose up -d gateway."
+else
+	ok "HSTS only with a trusted certificate"
 fi
 
 # 7. Isolation: first the members of each network, then connections.
@@ -226,8 +260,6 @@ expect() {
 	fi
 }
 # attempt starts an expect in the background, so that all timeouts run in parallel.
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 attempts=10
 attempt() {
 	attempts=$((attempts + 1))
