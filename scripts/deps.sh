@@ -25,7 +25,7 @@ packages=(
 	# tests of the unit and the packages, which boot a systemd of their own
 	systemd logrotate rpm lintian man-db zsh
 	# tests of the topology
-	docker.io "docker-cli|docker.io" docker-compose iptables "bpftool|linux-tools-common" openssl util-linux
+	docker.io "docker-cli|docker.io" "docker-compose-v2|docker-compose" iptables "bpftool|linux-tools-common" openssl util-linux
 	# tests of the pages, which need fonts
 	"chromium|chromium-browser" fonts-dejavu-core
 	# tests with other kernels

@@ -13,21 +13,9 @@ import (
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/cli"
-)
 
-// The steps of a quick start in the root of the repository, as a user types them. The secrets are
-// set as an editor would.
-const quickStart = `
-cp .env.example .env
-for secret in ENCLAVE_ENROLMENT_KEY DRUPAL_DB_PASSWORD MARIADB_ROOT_PASSWORD GRAFANA_ADMIN_PASSWORD; do
-	sed -i "s/^$secret=$/$secret=from-the-file/" .env
-done
-mkdir -p certs
-openssl req -x509 -nodes -newkey rsa:2048 -days 365 \
-  -keyout certs/tls.key \
-  -out certs/tls.crt \
-  -subj "/CN=grafana.enclave"
-`
+	"github.com/xdp-audit/xdp_audit_exporter/e2e/deploy/quickstart"
+)
 
 // The root of the repository starts the same project as deploy/, with the variables of its own .env
 // and with the certificate in certs.
@@ -38,7 +26,9 @@ func TestTheRootStartsDeploy(t *testing.T) {
 	if output, err := copied.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
-	steps := exec.Command("sh", "-euc", quickStart)
+	// As an editor does.
+	set := `for secret in "$@"; do sed -i "s/^$secret=$/$secret=from-the-file/" .env; done` + "\n"
+	steps := exec.Command("sh", append([]string{"-euc", quickstart.Environment + set + quickstart.Certificate, "sh"}, quickstart.Secrets...)...)
 	steps.Dir = root
 	if output, err := steps.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)

@@ -33,7 +33,8 @@ const (
 // engine is a Docker engine in namespaces of its own, with a copy of the project.
 type engine struct {
 	folder, project, deploy string
-	init                    int // first process in its namespaces
+	directory               string // in which commands run
+	init                    int    // first process in its namespaces
 	environment             []string
 }
 
@@ -46,9 +47,9 @@ func startEngine(t *testing.T) *engine {
 	}
 	project := filepath.Join(folder, "project")
 	e := &engine{folder: folder, project: project, deploy: filepath.Join(project, "deploy")}
-	e.environment = append(os.Environ(), "DOCKER_HOST=unix://"+folder+"/sock", "DOCKER_CONFIG="+folder+"/config",
-		"DOCKER_BUILDKIT=0", "COMPOSE_DOCKER_CLI_BUILD=0",
-		"COMPOSE_FILE=docker-compose.yml:"+standInFile)
+	e.directory = e.deploy
+	e.environment = append(os.Environ(), "DOCKER_HOST=unix://"+folder+"/sock", "DOCKER_CONFIG="+folder+"/config", "DOCKER_BUILDKIT=0")
+	e.compose(filepath.Join(e.deploy, standInFile))
 	if err := copyTree(os.DirFS("../../.."), project); err != nil {
 		t.Fatal(err)
 	}
@@ -81,23 +82,27 @@ func startEngine(t *testing.T) *engine {
 	return e
 }
 
-// provideCompose makes `docker compose` work with Debian's docker-compose if the client has no
-// compose plugin.
+// compose adds compose files to those of the directory in which docker compose runs.
+func (e *engine) compose(files ...string) {
+	e.environment = append(e.environment, "COMPOSE_FILE="+strings.Join(append([]string{"docker-compose.yml"}, files...), ":"))
+}
+
+// in returns the engine with another directory for commands.
+func (e *engine) in(directory string) *engine {
+	other := *e
+	other.directory = directory
+	return &other
+}
+
+// provideCompose makes `docker compose` work if the client of this machine has no such plugin.
 func (e *engine) provideCompose(t *testing.T) {
 	t.Helper()
-	if output, err := e.run("docker", "compose", "version"); err == nil {
-		t.Logf("the engine is driven by %s", output)
-		return
+	if _, err := e.run("docker", "compose", "version"); err != nil {
+		if output, err := exec.Command("standin/compose.sh", e.folder).CombinedOutput(); err != nil {
+			t.Fatalf("fetching Docker Compose: %v\n%s", err, output)
+		}
 	}
-	plugins := filepath.Join(e.folder, "config", "cli-plugins")
-	script, err := os.ReadFile("compose-plugin.sh")
-	if err == nil {
-		err = errors.Join(os.MkdirAll(plugins, 0o750), os.WriteFile(filepath.Join(plugins, "docker-compose"), script, 0o755)) //nolint:gosec // a program
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("the engine is driven by docker-compose %s", e.must(t, "docker", "compose", "version", "--short"))
+	t.Logf("the engine is driven by compose %s", e.must(t, "docker", "compose", "version", "--short"))
 }
 
 // removeCgroups removes the empty control groups of that name in every hierarchy.
@@ -113,10 +118,10 @@ func removeCgroups(name string) error {
 	return failures
 }
 
-// run runs a command in the copy of deploy/, in the network of the engine.
+// run runs a command in the directory, in the network of the engine.
 func (e *engine) run(command ...string) (string, error) {
 	// nsenter --wd would open the directory in the mount namespace that it leaves.
-	enter := []string{"--target", strconv.Itoa(e.init), "--mount", "--net", "--", "env", "--chdir=" + e.deploy}
+	enter := []string{"--target", strconv.Itoa(e.init), "--mount", "--net", "--", "env", "--chdir=" + e.directory}
 	cmd := exec.Command("nsenter", append(enter, command...)...) //nolint:gosec // the test's own commands
 	cmd.Env = e.environment
 	output, err := cmd.CombinedOutput()

@@ -32,9 +32,12 @@ func TestTopology(t *testing.T) {
 	began := time.Now()
 	e := startEngine(t)
 	e.makeImages(t)
+	e.hasten(t)
 	capabilities := e.replaceUnknownCapabilities(t)
 	e.expectOnlyImagesReplaced(t)
 
+	t.Run("quick start in the root", e.testQuickStart)
+	t.Logf("the quick start ended after %v", time.Since(began).Round(time.Second))
 	for _, section := range []string{"Prerequisites", "Settings", "Certificate"} {
 		guide.run(t, e, section)
 	}
@@ -46,20 +49,32 @@ func TestTopology(t *testing.T) {
 			t.Log(output)
 		}
 	})
-	t.Logf("everything was built and started after %v", time.Since(began).Round(time.Second))
+	t.Logf("the topology was started after %v", time.Since(began).Round(time.Second))
+	e.shell(t, hideTools)
 	if report := guide.run(t, e, "Verify"); !strings.HasSuffix(report, "all passed\n") {
 		t.Fatalf("verify.sh ends without \"all passed\":\n%s", report)
 	}
 	t.Logf("verify.sh passed after %v", time.Since(began).Round(time.Second))
 
+	e.shell(t, showTools)
 	t.Run("by hand", func(t *testing.T) { testByHand(t, e, guide) })
+	e.shell(t, hideTools)
 	t.Run("the auditor's privileges", func(t *testing.T) { e.testPrivileges(t, capabilities) })
+	t.Run("the capabilities as shipped", e.testRunc)
 	t.Run("traffic from outside", e.testTraffic)
 	t.Run("isolation", e.testIsolation)
 	t.Run("a broken topology", e.testBroken)
 	t.Run("down", func(t *testing.T) { e.testDown(t, guide) })
 	t.Logf("all of it took %v", time.Since(began).Round(time.Second))
 }
+
+// Tools that the image of the agent may lack are taken away while verify.sh runs.
+const (
+	hideTools = `docker exec enclave_agent bash -c 'mkdir -p /hidden; for tool in ip wget timeout; do
+		while path=$(command -v "$tool"); do mv "$path" /hidden/; done
+	done'`
+	showTools = `docker exec enclave_agent bash -c 'mv /hidden/* /usr/bin/'`
+)
 
 // expectOnlyImagesReplaced expects that the stand-ins change only the images of the topology.
 func (e *engine) expectOnlyImagesReplaced(t *testing.T) {
@@ -99,6 +114,9 @@ func testByHand(t *testing.T, e *engine, guide guide) {
 		{"docker exec enclave_agent ip link show", "prog/xdp id "},
 		{"docker logs xdp-auditor --tail=50", "XDP audit hook attached on eth0 with mode=drv"},
 		{"docker exec enclave_agent wget -qO- http://localhost:9400/metrics", `xdp_audit_hook_up{device="eth0"} 1`},
+		{"docker exec enclave_agent wget -qO- http://localhost:9090/-/ready", "Ready"},
+		{"docker compose exec -T gateway wget -qO- http://127.0.0.1:9400/metrics", `xdp_audit_hook_up{device="eth0"} 1`},
+		{"docker compose exec -T prometheus wget -qO- http://127.0.0.1:9090/-/ready", "Ready"},
 	} {
 		if !strings.Contains(guide.block(t, "By hand"), c.command+"\n") {
 			t.Errorf("README.md does not say %q", c.command)
@@ -177,7 +195,7 @@ var packetsLine = regexp.MustCompile(`(?m)^xdp_audit_packets_total\{device="eth0
 // packets returns the auditor's count of TCP packets, by the command for users.
 func (e *engine) packets(t *testing.T) float64 {
 	t.Helper()
-	metrics := e.must(t, "docker", "exec", "enclave_agent", "wget", "-qO-", "http://localhost:9400/metrics")
+	metrics := e.must(t, "docker", "compose", "exec", "-T", "gateway", "wget", "-qO-", "http://127.0.0.1:9400/metrics")
 	match := packetsLine.FindStringSubmatch(metrics)
 	if match == nil {
 		t.Fatalf("no count of TCP packets in\n%s", metrics)
@@ -304,9 +322,7 @@ var failedStep = regexp.MustCompile(`(?m)^FAIL  ([^:]+): .+\n      (\S.*)$`)
 // testBroken breaks one part after another. verify.sh reports exactly the steps that fail, with
 // a remedy. Each fault lasts, so verify.sh is repeated until it reports the fault.
 func (e *engine) testBroken(t *testing.T) {
-	gateway, apache := e.container(t, "gateway"), e.container(t, "apache")
-	prometheus, db := e.container(t, "prometheus"), e.container(t, "db")
-	reload := "docker exec " + gateway + " nginx -e /dev/stderr -s reload"
+	apache, prometheus, db := e.container(t, "apache"), e.container(t, "prometheus"), e.container(t, "db")
 	toApache := []string{"port 9400 is closed to Apache", "port 9090 is closed to Apache", "port 3000 is closed to Apache"}
 	series := []string{"series xdp_audit_events_total", "series xdp_audit_leak_flags_total", "series xdp_audit_last_tscore"}
 	for _, c := range []struct {
@@ -337,12 +353,16 @@ func (e *engine) testBroken(t *testing.T) {
 			"See docker compose logs prometheus.",
 		},
 		{
-			"another mode in .env than the one that runs, and a certificate of other names",
-			"cp .env old.env && sed -i s/^XDP_MODE=.*/XDP_MODE=skb/ .env && mkdir old && cp certs/tls.* old && " +
+			"another mode in .env than the one that runs, HSTS, and a certificate of other names",
+			"cp .env old.env && sed -i -e s/^XDP_MODE=.*/XDP_MODE=skb/ -e s/^GATEWAY_HSTS=.*/GATEWAY_HSTS=on/ .env && " +
+				"mkdir old && cp certs/tls.* old && " +
 				"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout certs/tls.key -out certs/tls.crt " +
-				"-subj /CN=other -addext subjectAltName=DNS:other && " + reload,
-			"cp old.env .env && cp old/* certs/ && " + reload,
-			[]string{"log line of the hook", "gateway TLS for grafana.enclave", "gateway TLS for drupal.enclave"},
+				"-subj /CN=other -addext subjectAltName=DNS:other && docker compose up -d gateway",
+			"cp old.env .env && cp old/* certs/ && docker compose up -d gateway",
+			[]string{
+				"log line of the hook", "gateway TLS for grafana.enclave", "gateway TLS for drupal.enclave",
+				"HSTS only with a trusted certificate",
+			},
 			"A driver without native XDP needs XDP_MODE=skb",
 		},
 		{
@@ -415,19 +435,25 @@ func (e *engine) testDown(t *testing.T, guide guide) {
 		t.Fatalf("program %s is not loaded before down: %v\n%s", id, err, output)
 	}
 	guide.run(t, e, "Remove")
-	for _, c := range [][]string{
-		{"docker", "ps", "--all", "--quiet"},
-		{"docker", "volume", "ls", "--quiet"},
-		{"docker", "network", "ls", "--quiet", "--filter=type=custom"},
-	} {
-		if left := e.must(t, c...); left != "" {
-			t.Errorf("README.md's commands left, of %v:\n%s", c, left)
-		}
-	}
+	e.expectNothing(t)
 	e.poll(t, func() error {
 		if output, err := exec.Command("bpftool", "prog", "show", "id", id).CombinedOutput(); err == nil { //nolint:gosec // a number
 			return fmt.Errorf("the program is still loaded: %s", output)
 		}
 		return nil
 	})
+}
+
+// expectNothing expects that the topology has left nothing on the engine.
+func (e *engine) expectNothing(t *testing.T) {
+	t.Helper()
+	for _, c := range [][]string{
+		{"docker", "ps", "--all", "--quiet"},
+		{"docker", "volume", "ls", "--quiet"},
+		{"docker", "network", "ls", "--quiet", "--filter=type=custom"},
+	} {
+		if left := e.must(t, c...); left != "" {
+			t.Errorf("left of %v:\n%s", c, left)
+		}
+	}
 }
