@@ -22,6 +22,7 @@ import (
 
 // TestHealthcheck asks exporters of all kinds.
 func TestHealthcheck(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	writeCertificate(t, dir)
 	const tlsConfig = "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n"

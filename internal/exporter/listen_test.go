@@ -147,6 +147,7 @@ func TestSocketFiles(t *testing.T) {
 // Another user who locks the directory delays the start, and does not prevent it. A socket in use
 // stays in use.
 func TestLockedDirectory(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "web.sock")
 	directory, err := os.Open(filepath.Dir(path))
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 // Only HTTP/1.1 is served, whatever the web configuration and the client ask for.
 func TestOnlyHTTP1(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name, config string
 		isNoted      bool
@@ -44,6 +45,7 @@ func TestOnlyHTTP1(t *testing.T) {
 				t.Errorf("a client of h2 only is accepted with %q", h2.ConnectionState().NegotiatedProtocol)
 				h2.Close()
 			}
+			conn.Close() // the end waits for a client
 			e.stop()
 			if err := e.end(t); err != nil {
 				t.Error(err)
@@ -95,6 +97,7 @@ func (s stuckLog) Write(line []byte) (int, error) {
 
 // A log that nobody reads neither blocks requests nor the end.
 func TestStuckLog(t *testing.T) {
+	t.Parallel()
 	stuck := stuckLog{make(chan struct{})}
 	defer close(stuck.goOn)
 	socket := filepath.Join(t.TempDir(), "web.sock")
