@@ -59,7 +59,6 @@ check-config: ## check the example configuration and the rules with promtool
 	@echo ">> checking the example configuration and the rules"
 	promtool check config deploy/prometheus.yml deploy/prometheus/*.yml
 	promtool check rules deploy/rules/*.yml
-	promtool test rules e2e/rules/*.yml
 
 .PHONY: check-root
 check-root:
@@ -273,6 +272,11 @@ kernel-table: check-root deps ## run test-kernels and write its results into doc
 	@echo ">> writing the tables of kernels and devices"
 	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
 	$(call give_back,.build)
+
+.PHONY: quiet-days
+quiet-days: ## evaluate the alerts over QUIET_DAYS=30 days of quiet devices
+	@echo ">> evaluating the alerts"
+	REQUIRE_BPF=1 QUIET_DAYS=$(or $(QUIET_DAYS),30) $(GO) test -v -count=1 -timeout 1h -run '^TestQuietDaysDoNotFire$$' ./e2e/rules
 
 .PHONY: faults
 faults: check-root ## kill the exporter FAULTS=1000 times, without and with pins (root)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/excess"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/traffic"
 )
 
@@ -83,12 +84,14 @@ func TestLeaksFire(t *testing.T) {
 	testScores(t, c)
 }
 
-// In a month of each kind of quiet device no alert fires.
-func TestQuietMonthsDoNotFire(t *testing.T) {
+// In two days of each kind of quiet device, or in QUIET_DAYS, no alert fires. internal/excess tests
+// the scores of months.
+func TestQuietDaysDoNotFire(t *testing.T) {
+	days := testnumber.Of(t, "QUIET_DAYS", 2)
 	c := ruleCase{Interval: "1m"}
 	for _, device := range traffic.QuietDevices() {
-		c.InputSeries = append(c.InputSeries, scoreSeries(traffic.Rand(1, device.Name), device.Name, device.New(), 1, 30*day-1))
+		c.InputSeries = append(c.InputSeries, scoreSeries(traffic.Rand(1, device.Name), device.Name, device.New(), 1, days*day-1))
 	}
-	c.expectNone(30*day, `count_over_time(ALERTS{alertname=~"XDPAuditFlag.+",alertstate="firing"}[30d])`)
+	c.expectNone(days*day, fmt.Sprintf(`count_over_time(ALERTS{alertname=~"XDPAuditFlag.+",alertstate="firing"}[%dd])`, days))
 	testScores(t, c)
 }
