@@ -186,9 +186,9 @@ probe-figures: check-root deps ## ask servers RUNS=20 times with the probe, for 
 	$(call give_back,docs/probe.md)
 
 .PHONY: soak
-soak: check-root ## load the exporter for SOAK=10m and check that it does not grow (root)
+soak: check-root ## load the exporter for SOAK=10m, then with 1,000 devices, and check that it does not grow (root)
 	@echo ">> soaking for $(SOAK)"
-	REQUIRE_BPF=1 SOAK=$(SOAK) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./e2e
+	REQUIRE_BPF=1 SOAK=$(SOAK) FOLLOW_ROUNDS=50 $(GO) test -v -count=1 -timeout 0 -run '^(TestSoak|TestDevicesComeAndGo)$$' ./e2e
 
 .PHONY: fuzz
 fuzz: check-root ## test with FRAMES=10000000 random frames and FUZZTIME=100000x parser inputs (root)

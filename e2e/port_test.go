@@ -50,6 +50,7 @@ func TestNoHTTP2(t *testing.T) {
 	if got := secure.ConnectionState().NegotiatedProtocol; got != "http/1.1" {
 		t.Errorf("the exporter negotiates %q", got)
 	}
+	conn.Close() // the end waits for a client
 	e.expectStopped()
 }
 
