@@ -275,6 +275,22 @@ func TestCuts(t *testing.T) {
 	}
 }
 
+// Scores against the first 512 samples of a baseline raise no cut. With a shorter window it is the
+// first window.
+func TestYoungBaselines(t *testing.T) {
+	for _, test := range []struct {
+		window, samples uint64
+		want            bool
+	}{{8192, 511, false}, {8192, 512, true}, {512, 511, false}, {128, 127, false}, {128, 128, true}} {
+		f := newFlow(1e-4)
+		f.p.Window = test.window
+		f.flagAt(f.n+1, Flagged{Score: scoreOf(30), IsLate: true, Samples: test.samples, NowNs: f.nowNs})
+		if got := f.record.Cuts[1] != 0; got != test.want {
+			t.Errorf("%d samples with a window of %d: the cut was raised: %t", test.samples, test.window, got)
+		}
+	}
+}
+
 // No cut is out of reach: the highest scores that there are raise a cut to at most a step above
 // them, and time brings it down again. The flow has events meanwhile.
 func TestCutsAreFinite(t *testing.T) {
@@ -342,6 +358,22 @@ func TestJudgedPacketsAreCounted(t *testing.T) {
 	}
 	if got := p.judged(&record, s.N); got < 64*(mostHalvings-1) || got > 64*(mostHalvings+2) {
 		t.Errorf("after very many packets: %d", got)
+	}
+}
+
+// As many halvings are counted as keep the number of judged packets below 2³² with the longest
+// window.
+func TestHalvingsAreCountedAsFarAsPossible(t *testing.T) {
+	p := defaults
+	p.Window = MaxWindow
+	record := FlowRecord{N: 1000, IsBaseline: true}
+	for halvings := range uint64(1000) {
+		record.CountHalving(2*p.Window-1, p.Window)
+		n := 2*p.Window - 1
+		want := min(halvings+1, 253)*p.Window + n - 1000
+		if got := uint64(p.judged(&record, n)); got != want {
+			t.Fatalf("after %d halvings: %d judged packets, want %d", halvings+1, got, want)
+		}
 	}
 }
 
