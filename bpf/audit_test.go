@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -89,6 +91,23 @@ type xdpContext struct {
 	IngressIfindex, RxQueueIndex, EgressIfindex uint32
 }
 
+// runToTheEnd runs a program on a thread that no signal interrupts. After a signal, such as those
+// by which Go preempts a thread on a busy machine, the kernel ends a run of many repetitions, and
+// the library begins all of them again.
+func runToTheEnd(program *ebpf.Program, options *ebpf.RunOptions) (verdict uint32, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = math.MaxUint64
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)) }()
+	return program.Run(options)
+}
+
 // run sends a frame through the program with atNs on the metadata clock, repeat times, and fails
 // the test unless it passes unchanged.
 func run(t testing.TB, program *ebpf.Program, frame []byte, atNs uint64, repeat int) {
@@ -111,7 +130,7 @@ func runRaw(t testing.TB, program *ebpf.Program, in []byte, metadata, repeat int
 		}
 		options.Context, options.ContextOut = encoded, &contextOut
 	}
-	verdict, err := program.Run(&options)
+	verdict, err := runToTheEnd(program, &options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,10 +7,13 @@ import (
 	"encoding/binary"
 	"math"
 	"math/rand/v2"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // injector sends many packets of one flow through the program, at given times, in one system call.
@@ -64,11 +67,38 @@ func (in *injector) send(t *testing.T, deltas []uint64) {
 		t.Fatal(err)
 	}
 	frame := append(make([]byte, metadataBytes), udpFrame()...)
-	verdict, err := in.program.Run(&ebpf.RunOptions{
+	verdict, err := runToTheEnd(in.program, &ebpf.RunOptions{
 		Data: frame, Context: xdpContext{Data: metadataBytes, DataEnd: uint32(len(frame))}, Repeat: uint32(len(deltas)),
 	})
 	if err != nil || verdict != xdpPass {
 		t.Fatalf("verdict %d and error %v of the last of %d packets, want XDP_PASS", verdict, err, len(deltas))
+	}
+}
+
+// Signals do not repeat the packets of a run.
+func TestInjectedPacketsAreSentOnce(t *testing.T) {
+	const packets = 500_000
+	p := newProbe(t, testConfig())
+	in := newInjector(t, p, 2*packets)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	thread, ended := unix.Gettid(), make(chan struct{})
+	var signals sync.WaitGroup
+	signals.Go(func() {
+		for range 50 {
+			_ = unix.Tgkill(unix.Getpid(), thread, unix.SIGURG) // by which Go preempts
+			select {
+			case <-ended:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	in.send(t, rounded(packets, func() float64 { return 1e6 }))
+	close(ended)
+	signals.Wait()
+	if got := sumOf(&p.Counters()[0].Packets); got != packets {
+		t.Errorf("the program counted %d packets, want %d", got, packets)
 	}
 }
 

@@ -158,7 +158,7 @@ func BenchmarkReadExchanges(b *testing.B) {
 func runExchanges(t testing.TB, program *ebpf.Program, frame []byte, n int) []byte {
 	t.Helper()
 	options := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)), Repeat: uint32(n)}
-	if verdict, err := program.Run(&options); err != nil || verdict != xdpPass {
+	if verdict, err := runToTheEnd(program, &options); err != nil || verdict != xdpPass {
 		t.Fatalf("verdict %d, %v", verdict, err)
 	}
 	return options.DataOut
