@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netdev"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
@@ -21,8 +20,8 @@ import (
 // deviceFindings returns the facts of a device, in the order of the table.
 func (c *checker) deviceFindings(d *netdev.Details) []Finding {
 	return []Finding{
-		c.hookFinding(d), c.nativeFinding(d), genericFinding(d), tcxFinding(d.Index), c.driverFinding(d),
-		c.linkTypeFinding(d), c.mtuFinding(d), stateFinding(d),
+		c.hookFinding(d), c.nativeFinding(d), genericFinding(d), tcxFinding(d.Index), c.egressFinding(d),
+		c.driverFinding(d), c.linkTypeFinding(d), c.mtuFinding(d), stateFinding(d),
 	}
 }
 
@@ -85,7 +84,7 @@ func genericFinding(d *netdev.Details) Finding {
 // tcxFinding says which programs see the packets of a device after XDP.
 func tcxFinding(ifindex int) Finding {
 	f := Finding{Name: "tcx", State: FindingOK, Meaning: "these programs see packets after XDP, and are not in the way"}
-	result, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	programs, err := tcxPrograms(ifindex, ebpf.AttachTCXIngress)
 	switch {
 	case err != nil && isBefore(kernelRelease(), 6, 6):
 		f.State, f.Value, f.Meaning = FindingUnknown, "none before Linux 6.6", "the audit does not need it"
@@ -93,14 +92,10 @@ func tcxFinding(ifindex int) Finding {
 		f.State, f.Value, f.Meaning = FindingUnknown, "not known", "the audit does not need it"
 	case err != nil:
 		f.State, f.Value, f.Meaning = FindingUnknown, "not known: "+rootCause(err).Error(), "the audit does not need it"
-	case len(result.Programs) == 0:
+	case len(programs) == 0:
 		f.Value, f.Meaning = "no program", "the audit does not need it"
 	default:
-		names := make([]string, len(result.Programs))
-		for i, p := range result.Programs {
-			names[i] = programText(p.ID)
-		}
-		f.Value = "program " + strings.Join(names, ", ")
+		f.Value = strings.Join(programs, ", ")
 	}
 	return f
 }

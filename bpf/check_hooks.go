@@ -125,6 +125,11 @@ func (k *checkHooks) attach(_ *loadedProgram, ifindex int, mode Mode) (xdpLink, 
 			return nil, err
 		}
 	}
+	if k.config.measuresExchanges() {
+		if err := inspectEgress(ifindex).refusal; err != nil {
+			return nil, newEgressError(err)
+		}
+	}
 	k.attached[ifindex] = true
 	return &checkLink{k, ifindex, nil}, nil
 }
@@ -144,7 +149,7 @@ func (k *checkHooks) checkPorts(d *netdev.Details) error {
 }
 
 func (k *checkHooks) explain(d *device, _ *loadedProgram, mode Mode, err error) error {
-	return explainRefusal(d, nil, mode, err, k.config.PinPath)
+	return k.kernelHooks.explain(d, nil, mode, err)
 }
 
 func (*checkHooks) pin(xdpLink, int, bool) error { return nil }

@@ -87,7 +87,7 @@ func TestCheckedHooksExcludeEachOther(t *testing.T) {
 		{"a VLAN above a device with a program", []attempt{{vlan.Index, ModeGeneric, nil}}},
 		{"a device that vanished", []attempt{{99, ModeGeneric, unix.ENODEV}}},
 	} {
-		k := &checkHooks{network: n, attached: map[int]bool{}, released: map[int]bool{}}
+		k := &checkHooks{kernelHooks: &kernelHooks{}, network: n, attached: map[int]bool{}, released: map[int]bool{}}
 		for _, a := range test.attempts {
 			if _, err := k.attach(nil, a.ifindex, a.mode); !errors.Is(err, a.want) || (err == nil) != (a.want == nil) {
 				t.Errorf("%s: %d in mode %s: got %v, want %v", test.description, a.ifindex, a.mode, err, a.want)
@@ -96,7 +96,7 @@ func TestCheckedHooksExcludeEachOther(t *testing.T) {
 	}
 
 	// The hook of an earlier process goes before the device gets another, or a port of it does.
-	k := &checkHooks{network: n, attached: map[int]bool{}, released: map[int]bool{}}
+	k := &checkHooks{kernelHooks: &kernelHooks{}, network: n, attached: map[int]bool{}, released: map[int]bool{}}
 	old := &checkLink{kernel: k, ifindex: taken.Index, pinned: kernelLink{noLink{}}}
 	if err := old.Close(); err != nil {
 		t.Fatal(err)

@@ -87,7 +87,7 @@ func (l *exchangeLink) replaceEgress(p *ebpf.Program) (err error) {
 		l.egress, err = attachEgress(l.ifindex, p)
 	}
 	if err != nil {
-		return &egressError{fmt.Errorf("attaching the program of outgoing packets: use Linux 6.6 or later, or load its modules sch_ingress and cls_bpf: %w", err)}
+		return newEgressError(err)
 	}
 	return nil
 }
@@ -95,6 +95,14 @@ func (l *exchangeLink) replaceEgress(p *ebpf.Program) (err error) {
 // egressError is the error of a device that has taken the audit's program, but not the one of
 // outgoing packets.
 type egressError struct{ error }
+
+func newEgressError(err error) error {
+	remedy := ""
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		remedy = "use Linux 6.6 or later, or load its modules sch_ingress and cls_bpf: "
+	}
+	return &egressError{fmt.Errorf("attaching the program of outgoing packets: %s%w", remedy, err)}
+}
 
 // Unwrap returns the error.
 func (e *egressError) Unwrap() error { return e.error }

@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -275,6 +276,54 @@ func TestCheckSeesOthers(t *testing.T) {
 	_, p := l.check([]string{"--audit.device=" + device})
 	if want := fmt.Sprintf("XDP program %d", programID(t, other)); !strings.Contains(p.stdout.String(), want) {
 		t.Errorf("the report lacks %q:\n%s", want, &p.stdout)
+	}
+}
+
+// A device whose hook of outgoing packets is full cannot have its response times measured, and is
+// audited without them.
+func TestCheckSeesAFullEgressHook(t *testing.T) {
+	const most = 63 // of TCX
+	l := newCheckLab(t)
+	config := filepath.Join(l.files, "leak.yml")
+	if err := os.WriteFile(config, []byte(oneAssessment), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	index, err := l.audited.Namespace.Link(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach := func(programs int) {
+		t.Helper()
+		err := l.audited.Namespace.Do(func() error {
+			for range programs { // one program may be attached once
+				program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+					Name: "of_another", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+				})
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { program.Close() })
+				hook, err := link.AttachTCX(link.TCXOptions{Interface: index.Attrs().Index, Program: program, Attach: ebpf.AttachTCXEgress})
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { hook.Close() })
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	audit := "--audit.device=" + device
+	attach(1)
+	l.compare("a program of outgoing packets", true, []string{audit, "--leak.config.file=" + config})
+	attach(most - 1)
+	l.compare("a full hook of outgoing packets", false, []string{audit, "--leak.config.file=" + config})
+	l.compare("a full hook without response times", true, []string{audit})
+	_, p := l.check([]string{audit, "--leak.config.file=" + config})
+	if !strings.Contains(p.stdout.String(), "(of_another)") {
+		t.Errorf("the report does not name the program:\n%s", &p.stdout)
 	}
 }
 
