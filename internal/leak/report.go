@@ -37,10 +37,11 @@ type Report struct {
 	FloorNs     float64 `json:"floor_ns"`
 
 	Verdict Verdict `json:"verdict"`
-	// PairsNeeded is about how many more pairs a conclusion needs; 0 for a conclusion and for an
-	// unknown number.
-	PairsNeeded uint64  `json:"pairs_needed"`
-	Checks      []Check `json:"checks"`
+	// PairsNeeded is about how many more pairs a conclusion needs: 0 for a conclusion. It is nil
+	// if that is not known, and PairsUnknown says why.
+	PairsNeeded  *uint64 `json:"pairs_needed,omitempty"`
+	PairsUnknown string  `json:"pairs_unknown,omitempty"`
+	Checks       []Check `json:"checks"`
 	// Slower and Faster are the quantiles at which Y is slower or faster by more than the target.
 	Slower []float64 `json:"slower_quantiles"`
 	Faster []float64 `json:"faster_quantiles"`
@@ -110,12 +111,13 @@ func (j *Judge) Report() Report {
 		EvidenceLog10: log10(j.evidence.maxLogE), EvidenceCurrentLog10: log10(j.evidence.logE),
 		ExistenceLog10: log10(j.existence.logE), DistributionLog10: log10(j.distribution.logE()),
 		Slower: f.slower, Faster: f.faster,
-		Verdict: f.name(j.config.Order), PairsNeeded: j.pairsNeeded(f), Checks: j.checks(f),
+		Verdict: f.name(j.config.Order), Checks: j.checks(f),
 		Scores: j.scores(), Course: j.history.course(),
 	}
+	r.PairsNeeded, r.PairsUnknown = j.pairsNeeded(f)
 	for _, check := range r.Checks {
 		if !check.Passes {
-			r.Verdict, r.PairsNeeded = Invalid, 0
+			r.Verdict, r.PairsNeeded, r.PairsUnknown = Invalid, nil, "a check has failed, which no number of pairs changes"
 		}
 	}
 	for i := range r.Classes {

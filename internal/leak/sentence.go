@@ -30,28 +30,44 @@ func (r *Report) sentence() string {
 			x, y, target, r.interval(1), number(100*tolerated)) + r.moving()
 	case Leak, Difference:
 		if r.LowNs > r.TargetNs || r.HighNs < -r.TargetNs {
-			return fmt.Sprintf("Responses to %s are %s than to %s (%s).", x, r.shift(), y, r.shiftInterval()) + r.certainty() + r.moving()
+			return fmt.Sprintf("Responses to %s are %s (%s).", x, r.shift(y), r.shiftInterval()) + r.certainty() + r.moving()
 		}
 		return fmt.Sprintf("Some responses to %s are %s, than those to %s. At the median, responses to %s are %s (%s).",
-			y, r.directions(), x, x, r.shift(), r.shiftInterval()) + r.certainty() + r.moving()
+			y, r.directions(), x, x, r.shift(y), r.shiftInterval()) + r.certainty() + r.moving()
 	}
-	more := ""
-	if r.PairsNeeded > 0 {
-		more = fmt.Sprintf(" It takes about %s more pairs.", grouped(r.PairsNeeded))
+	return fmt.Sprintf("No verdict yet. At the median, responses to %s are %s (%s); %s. %s.",
+		x, r.shift(y), r.shiftInterval(), r.whatMatters(), r.needed()) + r.moving()
+}
+
+// needed says how many more pairs a conclusion needs.
+func (r *Report) needed() string {
+	if r.PairsNeeded == nil {
+		return "It is not known how many more pairs a verdict takes: " + r.PairsUnknown
 	}
-	return fmt.Sprintf("No verdict yet. At the median, responses to %s are %s than to %s (%s); differences up to %s do not matter.",
-		x, r.shift(), y, r.shiftInterval(), target) + more + r.moving()
+	return fmt.Sprintf("It takes about %s more pairs", grouped(*r.PairsNeeded))
+}
+
+// whatMatters says which differences do not matter.
+func (r *Report) whatMatters() string {
+	if r.TargetNs == 0 {
+		return "every difference matters"
+	}
+	return "differences up to " + duration(r.TargetNs) + " do not matter"
 }
 
 // isFaster reports whether X is faster, by the median of the differences.
 func (r *Report) isFaster() bool { return r.EffectNs > 0 }
 
-// shift says how much faster or slower X is.
-func (r *Report) shift() string {
-	if r.isFaster() {
-		return duration(r.EffectNs) + " faster"
+// shift says how much faster or slower X is than y.
+func (r *Report) shift(y string) string {
+	size := duration(math.Abs(r.EffectNs))
+	switch {
+	case size == noTime:
+		return "as fast as to " + y
+	case r.isFaster():
+		return size + " faster than to " + y
 	}
-	return duration(-r.EffectNs) + " slower"
+	return size + " slower than to " + y
 }
 
 // shiftInterval returns the interval of the shift.
@@ -83,12 +99,19 @@ func (r *Report) directions() string {
 		}
 		var percentiles []string
 		for _, level := range p.levels {
-			percentiles = append(percentiles, strconv.FormatFloat(100*level, 'f', -1, 64))
+			percentiles = append(percentiles, percentile(level))
 		}
-		parts = append(parts, fmt.Sprintf("more than %s %s (near percentile %s)", duration(r.TargetNs), p.word, strings.Join(percentiles, ", ")))
+		word := p.word
+		if r.TargetNs > 0 {
+			word = "more than " + duration(r.TargetNs) + " " + word
+		}
+		parts = append(parts, fmt.Sprintf("%s (near percentile %s)", word, strings.Join(percentiles, ", ")))
 	}
 	return strings.Join(parts, ", and some are ")
 }
+
+// percentile formats a level.
+func percentile(level float64) string { return strconv.FormatFloat(100*level, 'f', -1, 64) }
 
 // certainty says what the evidence means, as a power of ten that it reaches.
 func (r *Report) certainty() string {
@@ -109,6 +132,9 @@ func (r *Report) moving() string {
 	}
 	return " The difference changes with time, so the interval may miss it."
 }
+
+// noTime is what duration returns for a time that it rounds to 0.
+const noTime = "0 ns"
 
 // duration formats nanoseconds with up to three digits.
 func duration(ns float64) string {

@@ -98,32 +98,52 @@ func (f *finding) name(order Order) Verdict {
 	return f.verdict
 }
 
-// pairsNeeded returns about how many more pairs a conclusion needs; 0 for a conclusion, or if the
-// pairs do not say. The width of the interval is in inverse proportion to the root of the pairs.
-func (j *Judge) pairsNeeded(f finding) uint64 {
+// pairsNeeded returns about how many more pairs a conclusion needs, 0 for a conclusion, or why that
+// is not known. The width of the interval is in inverse proportion to the root of the pairs.
+func (j *Judge) pairsNeeded(f finding) (needed *uint64, unknown string) {
+	pairs := j.differences.count()
 	switch f.verdict {
 	case Waiting:
-		return LeastPairs - j.differences.count()
+		return new(LeastPairs - pairs), ""
 	case Leak, None:
-		return 0
+		return new(uint64(0)), ""
 	}
-	target := j.config.TargetNs
-	floor, effect := (f.high-f.low)/2, math.Abs(f.low+f.high)/2
-	factor := 1.
+	factor, unknown := j.pairsFactor(f)
+	if unknown != "" {
+		return nil, unknown
+	}
+	return new(uint64(math.Ceil(min(float64(pairs)*(factor-1), 1e15)))), ""
+}
+
+// pairsFactor returns the factor of pairs at which a conclusion comes, or why it is not known.
+func (j *Judge) pairsFactor(f finding) (factor float64, unknown string) {
+	target, wanted := j.config.TargetNs, -math.Log(j.config.Alpha)
 	if f.differs(target) {
-		factor = growth(j.evidence.logE, -math.Log(j.config.Alpha))
-	} else {
-		// Near the target no number of pairs would do.
-		margin := max(math.Abs(effect-target), target/4, j.config.TickNs, 1)
-		factor = max(factor, floor/margin*floor/margin)
-		if effect < target && factor == 1 {
-			factor = j.levels.growth()
+		factor = growth(j.evidence.logE, wanted)
+		if math.IsInf(factor, 0) {
+			return 0, "the evidence does not grow"
+		}
+		return factor, ""
+	}
+	floor, effect := (f.high-f.low)/2, math.Abs(f.low+f.high)/2
+	// Near the target no number of pairs would do.
+	margin := max(math.Abs(effect-target), target/4, j.config.TickNs, 1)
+	factor = floor / margin * floor / margin
+	switch isInside := f.low > -target && f.high < target; {
+	case isInside:
+		return j.levels.growth()
+	case factor <= 1:
+		return 0, "the difference is too near to the target"
+	case effect < target:
+		if all, unknown := j.levels.growth(); unknown == "" {
+			factor = max(factor, all)
+		}
+	default:
+		if enough := growth(j.evidence.logE, wanted); !math.IsInf(enough, 0) {
+			factor = max(factor, enough)
 		}
 	}
-	if factor <= 1 || math.IsInf(factor, 0) {
-		return 0
-	}
-	return uint64(math.Ceil(min(float64(j.differences.count())*(factor-1), 1e15)))
+	return factor, ""
 }
 
 // growth returns the factor of pairs at which an e-value reaches what is wanted, if its logarithm
@@ -135,12 +155,20 @@ func growth(logE, wanted float64) float64 {
 	return wanted / logE
 }
 
-// growth returns the factor of pairs at which the classes agree at all levels.
-func (l *levels) growth() float64 {
-	factor := 1.
-	for i := range Quantiles {
+// growth returns the factor of pairs at which the classes agree at all levels, or why it is not
+// known.
+func (l *levels) growth() (factor float64, unknown string) {
+	factor = 1.
+	for i, p := range Quantiles {
 		notSlower, notFaster := l.agrees(i, 0)
-		factor = max(factor, growth(min(notSlower, notFaster), math.Log(inverseError)))
+		of := growth(min(notSlower, notFaster), math.Log(inverseError))
+		switch {
+		case math.IsInf(of, 0):
+			return 0, "at percentile " + percentile(p) + " nothing says yet that the classes differ by less than the target"
+		case of <= 1 && !l.isNear(i):
+			return 0, "the times change too fast to compare the classes at percentile " + percentile(p)
+		}
+		factor = max(factor, of)
 	}
-	return factor
+	return factor, ""
 }

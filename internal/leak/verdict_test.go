@@ -4,9 +4,11 @@
 package leak
 
 import (
+	"encoding/json"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -144,7 +146,7 @@ func TestPairsNeeded(t *testing.T) {
 	} {
 		for _, pairs := range []int{500, 1500} {
 			j := assess(newTestJudge(t, Random), pairs, test.time)
-			needed := j.Report().PairsNeeded
+			before := j.Report()
 			r := rand.New(rand.NewPCG(9, 9))
 			more := uint64(0)
 			for ; more < 1e6 && j.find().verdict == Inconclusive; more++ {
@@ -153,12 +155,89 @@ func TestPairsNeeded(t *testing.T) {
 					j.Response(Request{Class: class}, uint64(test.time(r, class)))
 				}
 			}
-			t.Logf("%s, after %d pairs: %d are said to be needed, %d are", test.name, pairs, needed, more)
-			if needed == 0 {
-				continue // unknown
+			if before.PairsNeeded == nil {
+				t.Logf("%s, after %d pairs: it is not known how many are needed, since %s; %d are", test.name, pairs, before.PairsUnknown, more)
+				continue
 			}
+			needed := *before.PairsNeeded
+			t.Logf("%s, after %d pairs: %d are said to be needed, %d are", test.name, pairs, needed, more)
 			if float64(needed) > 8*float64(more)+500 || float64(more) > 8*float64(needed)+500 {
 				t.Errorf("%s, after %d pairs: %d are said to be needed, %d are", test.name, pairs, needed, more)
+			}
+		}
+	}
+}
+
+// No pairs are needed with a conclusion. If the number is not known, it is missing, and there is a
+// reason.
+func TestUnknownPairs(t *testing.T) {
+	few := func(pairs int, time func(*rand.Rand, Class) float64) func(*Judge) *Judge {
+		return func(j *Judge) *Judge { return assess(j, pairs, time) }
+	}
+	for _, test := range []struct {
+		name   string
+		run    func(*Judge) *Judge
+		want   Verdict
+		needed string // -1 if it is not known, ? for any
+		reason string
+	}{
+		{"no pair", few(0, normal(1e5, 2000)), Waiting, "23", ""},
+		{"a conclusion", few(20_000, normal(1e5, 2000)), None, "0", ""},
+		{"a leak", few(2000, slowerBy(3000, 1)), Leak, "0", ""},
+		{"few pairs", few(100, normal(1e5, 10_000)), Inconclusive, "?", ""},
+		{"at the target", few(100_000, slowerBy(1000, 1)), Inconclusive, "-1", "too near to the target"},
+		{"half the target, and few pairs at the ends", few(500, func(r *rand.Rand, c Class) float64 { return normal(1e5, 2000)(r, c) + 500*float64(c) }), Inconclusive, "-1", "at percentile 1 nothing says yet"},
+		{"invalid labels", func(j *Judge) *Judge {
+			for i := range 3000 {
+				j.Response(Request{Class: Class(i / 200 % 2)}, 1000)
+			}
+			return j
+		}, Invalid, "-1", "a check has failed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := test.run(newTestJudge(t, Random)).Report()
+			needed := "-1"
+			if r.PairsNeeded != nil {
+				needed = strconv.FormatUint(*r.PairsNeeded, 10)
+			}
+			if r.Verdict != test.want || test.needed != needed && (test.needed != "?" || needed == "-1" || needed == "0") || !strings.Contains(r.PairsUnknown, test.reason) || (r.PairsUnknown != "") != (needed == "-1") {
+				t.Errorf("got %v, %s more pairs, %q: %s", r.Verdict, needed, r.PairsUnknown, r.Sentence)
+			}
+			text, err := json.Marshal(&r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if hasNumber := strings.Contains(string(text), `"pairs_needed":`); hasNumber != (needed != "-1") || strings.Contains(string(text), `"pairs_unknown":`) == hasNumber {
+				t.Errorf("got %s", text)
+			}
+			if r.Verdict == Inconclusive && !strings.Contains(r.Sentence, test.reason) {
+				t.Errorf("the sentence lacks the reason: %s", r.Sentence)
+			}
+		})
+	}
+}
+
+// No sentence says that something is slower or faster by nothing.
+func TestNothingIsSlowerByNothing(t *testing.T) {
+	for _, effect := range []float64{0, 0.004, -0.004, 0.4, -0.4} {
+		for _, target := range []float64{0, 1000} {
+			for verdict := range NumVerdicts {
+				r := Report{
+					Verdict: verdict, EffectNs: effect, LowNs: -5, HighNs: 5, TargetNs: target, Slower: []float64{0.99}, Faster: []float64{0.01},
+					Classes: [2]ClassReport{{Name: "fixed"}, {Name: "random"}}, PairsUnknown: "the evidence does not grow",
+				}
+				if target == 0 && (verdict == None || verdict == NoDifference) {
+					continue // there is no such verdict
+				}
+				sentence := r.sentence()
+				for _, bad := range []string{"by 0 ns", " 0 ns slower", " 0 ns faster", "than 0 ns", "to 0 ns do"} {
+					if strings.Contains(sentence, bad) {
+						t.Errorf("%v, effect %v, target %v: %s", verdict, effect, target, sentence)
+					}
+				}
+				if isNothing := math.Abs(effect) < 0.005; verdict == Inconclusive && isNothing != strings.Contains(sentence, "as fast as to `random`") {
+					t.Errorf("effect %v: %s", effect, sentence)
+				}
 			}
 		}
 	}

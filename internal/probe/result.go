@@ -87,8 +87,12 @@ func (r *result) write(w io.Writer) error {
 			effect, floor = leak.FormatNs(report.EffectNs), leak.FormatNs(report.FloorNs)
 			interval = leak.FormatNs(report.LowNs) + " to " + leak.FormatNs(report.HighNs)
 		}
-		if report.PairsNeeded > 0 {
-			needed = "about " + leak.FormatCount(report.PairsNeeded)
+		switch {
+		case report.Verdict == leak.Invalid: // no number of pairs would do
+		case report.PairsNeeded == nil:
+			needed = "not known"
+		case *report.PairsNeeded > 0:
+			needed = "about " + leak.FormatCount(*report.PairsNeeded)
 		}
 		fmt.Fprintf(table, "%s\t%v\t%s\t%s\t%s\t%s\t10^%.1f\t%s\n", name, report.Verdict, effect, interval, floor,
 			leak.FormatCount(report.Pairs), report.EvidenceLog10, needed)
