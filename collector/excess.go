@@ -16,14 +16,18 @@ import (
 )
 
 var excessScoreDesc = newDesc("flag_excess_score",
-	"Score of the excess of flagged packets over the past of the device; 1 or more is an excess; 0 in the first six hours.", "device")
+	"Score of the excess of flagged packets over the past of the device; 1 or more is an excess; 0 while the past is shorter than six hours.", "device")
 
 // Excess compares the flagged packets of each minute with the past of their device. Its own clock
 // divides the minutes, so scrapes do not change the score. Its methods are safe for concurrent use.
 type Excess struct {
 	mu      sync.Mutex
+	saved   map[string]FlagsPast
 	devices map[string]*deviceExcess
 }
+
+// FlagsPast is what a device has learnt of its flags.
+type FlagsPast = excess.Past
 
 // deviceExcess is the state of one device, and its counters at the end of the last minute.
 type deviceExcess struct {
@@ -31,13 +35,28 @@ type deviceExcess struct {
 	judged, flags uint64
 }
 
-// NewExcess returns an [Excess] without any past. Call its Run.
-func NewExcess() *Excess { return &Excess{devices: map[string]*deviceExcess{}} }
+// NewExcess returns an [Excess] whose devices begin with a saved past, by name, or without one.
+// Every past must be valid. Call Run.
+func NewExcess(saved map[string]FlagsPast) *Excess {
+	return &Excess{saved: saved, devices: map[string]*deviceExcess{}}
+}
 
-// Run reads the counters of source once a minute until the context is canceled.
+// Pasts returns the pasts of the present devices by name.
+func (e *Excess) Pasts() map[string]FlagsPast {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	pasts := make(map[string]FlagsPast, len(e.devices))
+	for name, device := range e.devices {
+		pasts[name] = device.score.Past()
+	}
+	return pasts
+}
+
+// Run reads the counters of source at once and then once a minute, until the context is canceled.
 func (e *Excess) Run(ctx context.Context, source Source) error {
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
+	e.addMinute(source.Counters())
 	for {
 		select {
 		case <-ctx.Done():
@@ -50,7 +69,7 @@ func (e *Excess) Run(ctx context.Context, source Source) error {
 
 // addMinute takes the counters at the end of a minute. The first ones of a device are where its
 // first minute begins, because pinned counters continue those of an earlier exporter. A counter
-// that falls belongs to a device that was attached again, which begins without a past.
+// that falls belongs to a device that was attached again, which begins with the saved past.
 func (e *Excess) addMinute(counters []bpf.Counters) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -62,6 +81,9 @@ func (e *Excess) addMinute(counters []bpf.Counters) {
 		device := e.devices[name]
 		if device == nil || judged < device.judged || flags < device.flags {
 			device = &deviceExcess{}
+			if past, ok := e.saved[name]; ok {
+				device.score = excess.Continue(past)
+			}
 		} else {
 			device.score.AddMinute(judged-device.judged, flags-device.flags)
 		}

@@ -67,7 +67,7 @@ func TestExcess(t *testing.T) {
 	if got := scoreOf(t, nil, "eth0"); got != -1 {
 		t.Errorf("without an Excess the score is %v", got)
 	}
-	if got := scoreOf(t, NewExcess(), "eth0"); got != 0 {
+	if got := scoreOf(t, NewExcess(nil), "eth0"); got != 0 {
 		t.Errorf("before the first minute the score is %v", got)
 	}
 	for _, test := range []struct {
@@ -81,7 +81,7 @@ func TestExcess(t *testing.T) {
 		{"the flags from before the start of the exporter, in pinned counters", 1 << 40, func(d *excessDevice) { d.addMinute(4) }, false},
 		{"another exporter continues the counters after a burst", 0, func(d *excessDevice) {
 			d.addMinute(50_000)
-			d.e = NewExcess()
+			d.e = NewExcess(nil)
 			d.addMinute(4)
 			d.addMinute(4)
 		}, false},
@@ -107,7 +107,7 @@ func TestExcess(t *testing.T) {
 		}, false},
 	} {
 		t.Run(test.description, func(t *testing.T) {
-			d := &excessDevice{e: NewExcess(), judged: 2 * test.first, flags: test.first}
+			d := &excessDevice{e: NewExcess(nil), judged: 2 * test.first, flags: test.first}
 			d.learn()
 			test.then(d)
 			got := scoreOf(t, d.e, "eth0")
@@ -121,11 +121,45 @@ func TestExcess(t *testing.T) {
 	}
 }
 
+// An exporter with the past of an earlier one judges from its first minute on. A device that is
+// attached again, or appears later, begins with that past, too.
+func TestSavedPast(t *testing.T) {
+	learnt := &excessDevice{e: NewExcess(nil)}
+	learnt.learn()
+	pasts := learnt.e.Pasts()
+	for _, test := range []struct {
+		description string
+		saved       map[string]FlagsPast
+		then        func(d *excessDevice)
+		isExcess    bool
+	}{
+		{"a burst in the first minute", pasts, func(d *excessDevice) { d.addMinute(50_000) }, true},
+		{"usual flags in the first minute", pasts, func(d *excessDevice) { d.addMinute(4) }, false},
+		{"a burst without a past", nil, func(d *excessDevice) { d.addMinute(50_000) }, false},
+		{"a burst after the past of another device", map[string]FlagsPast{"eth1": pasts["eth0"]}, func(d *excessDevice) { d.addMinute(50_000) }, false},
+		{"a burst of a device that was attached again", pasts, func(d *excessDevice) {
+			d.addMinute(4)
+			d.judged, d.flags = 0, 0
+			d.e.addMinute([]bpf.Counters{counted("eth0", 0, 0)})
+			d.addMinute(50_000)
+		}, true},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			d := &excessDevice{e: NewExcess(test.saved)}
+			d.e.addMinute([]bpf.Counters{counted("eth0", 0, 0)}) // of the start
+			test.then(d)
+			if got := scoreOf(t, d.e, "eth0"); (got >= 6) != test.isExcess || !test.isExcess && got >= 1 {
+				t.Errorf("the score is %v", got)
+			}
+		})
+	}
+}
+
 func TestExcessScore(t *testing.T) {
 	source := &fakeSource{counters: []bpf.Counters{{Device: "eth0"}}}
-	set := newSet(t, source, Options{Collectors: []string{"flags"}, Excess: NewExcess()})
+	set := newSet(t, source, Options{Collectors: []string{"flags"}, Excess: NewExcess(nil)})
 	err := testutil.GatherAndCompare(gatherer(t, set), strings.NewReader(`
-# HELP xdp_audit_flag_excess_score Score of the excess of flagged packets over the past of the device; 1 or more is an excess; 0 in the first six hours.
+# HELP xdp_audit_flag_excess_score Score of the excess of flagged packets over the past of the device; 1 or more is an excess; 0 while the past is shorter than six hours.
 # TYPE xdp_audit_flag_excess_score gauge
 xdp_audit_flag_excess_score{device="eth0"} 0
 `), "xdp_audit_flag_excess_score")
@@ -134,13 +168,13 @@ xdp_audit_flag_excess_score{device="eth0"} 0
 	}
 }
 
-// Run reads once a minute, whatever the scrapes.
+// Run reads at once and then once a minute, whatever the scrapes.
 func TestExcessReadsOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &countingSource{}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute+time.Second)
 		defer cancel()
-		e := NewExcess()
+		e := NewExcess(nil)
 		var scrapes sync.WaitGroup
 		scrapes.Go(func() {
 			for ctx.Err() == nil {
@@ -152,8 +186,8 @@ func TestExcessReadsOnceAMinute(t *testing.T) {
 			t.Error(err)
 		}
 		scrapes.Wait()
-		if source.reads != 10 {
-			t.Errorf("%d reads in ten minutes", source.reads)
+		if source.reads != 11 {
+			t.Errorf("%d reads in ten minutes, want 11", source.reads)
 		}
 	})
 }

@@ -28,7 +28,7 @@ func TestLabels(t *testing.T) {
 	}
 	source.counters[0].Baseline = &bpf.Baseline{Domain: bpf.DomainLog2, Samples: 100}
 	set := newSet(t, source, Options{
-		Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert(), Excess: NewExcess(), Leak: fakeLeak{Set: assessed(t, 100), raw: &LeakRawCounts{}},
+		Collectors: Names(), Trail: fakeTrail{}, Covert: NewCovert(), Excess: NewExcess(nil), Leak: fakeLeak{Set: assessed(t, 100), raw: &LeakRawCounts{}},
 		Privileges: &Privileges{Capabilities: []string{"CAP_BPF"}},
 	})
 	ch := make(chan prometheus.Metric, 10_000)

@@ -21,6 +21,7 @@ import (
 	"math/big"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/excess"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/regularfile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
@@ -47,6 +48,7 @@ type File struct {
 	Terms   Terms
 	Saved   time.Time // to the second
 	Devices map[string]timing.Learnt
+	Pasts   map[string]excess.Past // of flags; not of every device
 }
 
 // outer, inner and device are the JSON form of a file.
@@ -67,6 +69,8 @@ type device struct {
 	MeanQ16 uint64 `json:"mean_q16"`
 	M2      string `json:"m2"` // decimal, because a JSON number may not hold 96 bits
 
+	Past *excess.Past `json:"past,omitempty"`
+
 	// Scores of flagged packets in the files of versions up to 0.2.0. They are ignored.
 	Judged json.RawMessage `json:"judged,omitempty"`
 	Early  json.RawMessage `json:"early,omitempty"`
@@ -77,7 +81,11 @@ type device struct {
 func (f *File) Encode() ([]byte, error) {
 	in := inner{Version: version, Saved: f.Saved.UTC().Truncate(time.Second), Terms: f.Terms, Devices: map[string]device{}}
 	for name, l := range f.Devices {
-		in.Devices[name] = device{Samples: l.N, MeanQ16: l.MeanQ16, M2: l.M2.Big().String()}
+		d := device{Samples: l.N, MeanQ16: l.MeanQ16, M2: l.M2.Big().String()}
+		if past, ok := f.Pasts[name]; ok {
+			d.Past = &past
+		}
+		in.Devices[name] = d
 	}
 	text, err := json.Marshal(in)
 	if err != nil {
@@ -120,11 +128,15 @@ func Parse(text []byte) (*File, error) {
 	if in.Saved.IsZero() || len(in.Devices) == 0 {
 		return nil, errors.New("it has no date or no device")
 	}
-	f := &File{Terms: in.Terms, Saved: in.Saved, Devices: map[string]timing.Learnt{}}
+	f := &File{Terms: in.Terms, Saved: in.Saved, Devices: map[string]timing.Learnt{}, Pasts: map[string]excess.Past{}}
 	for name, d := range in.Devices {
 		l, err := d.learnt()
 		if err == nil {
 			err = l.Validate()
+		}
+		if err == nil && d.Past != nil {
+			err = d.Past.Validate()
+			f.Pasts[name] = *d.Past
 		}
 		if err == nil && !isDeviceName(name) {
 			err = errors.New("not a valid device name")

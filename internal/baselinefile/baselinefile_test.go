@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/excess"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
 
@@ -23,7 +24,10 @@ func example() *File {
 	l := timing.Learnt{State: timing.State{N: 8192, MeanQ16: 1_000_000 << 16, M2: timing.Uint128{Hi: 3, Lo: 5}}}
 	return &File{Terms: terms, Saved: time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC), Devices: map[string]timing.Learnt{
 		"eth0": l, "eth1": {State: timing.State{N: 100}},
-	}}
+	}, Pasts: map[string]excess.Past{"eth0": {Minutes: 720, Judged: 4e7, Flags: 2800.5, Dispersion: []excess.Blocks{
+		{Blocks: 719, Squares: 2900, Usual: 2800, UsualSquares: 10900}, {Blocks: 89, Squares: 2700, Usual: 2790, UsualSquares: 87000},
+		{Blocks: 11, Squares: 2500, Usual: 2750, UsualSquares: 690000}, {Blocks: 2, Squares: 1500, Usual: 2000, UsualSquares: 2000000},
+	}}}}
 }
 
 // exampleText is the example of docs/baseline-file.md.
@@ -41,7 +45,38 @@ const exampleText = `{
 			"eth0": {
 				"samples": 8192,
 				"mean_q16": 65536000000,
-				"m2": "55340232221128654853"
+				"m2": "55340232221128654853",
+				"past": {
+					"minutes": 720,
+					"judged": 40000000,
+					"flags": 2800.5,
+					"dispersion": [
+						{
+							"blocks": 719,
+							"squares": 2900,
+							"usual": 2800,
+							"usual_squares": 10900
+						},
+						{
+							"blocks": 89,
+							"squares": 2700,
+							"usual": 2790,
+							"usual_squares": 87000
+						},
+						{
+							"blocks": 11,
+							"squares": 2500,
+							"usual": 2750,
+							"usual_squares": 690000
+						},
+						{
+							"blocks": 2,
+							"squares": 1500,
+							"usual": 2000,
+							"usual_squares": 2000000
+						}
+					]
+				}
 			},
 			"eth1": {
 				"samples": 100,
@@ -141,6 +176,8 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		{"squares that are not a number", withDigest(t, replaced(`"55340232221128654853"`, `"NaN"`)), `m2 "NaN" is not a whole number`},
 		{"negative squares", withDigest(t, replaced(`"55340232221128654853"`, `"-1"`)), `m2 "-1" is not a whole number`},
 		{"squares of more than the samples", withDigest(t, replaced(`"m2":"0"`, `"m2":"461168601842738790401"`)), "more than 100 samples can have"},
+		{"a past of more flags than packets", withDigest(t, replaced(`2800.5`, `5e7`)), `device "eth0": its past has 5e+07 flags`},
+		{"an unknown field of a past", withDigest(t, replaced(`"minutes"`, `"hours":1,"minutes"`)), `unknown field "hours"`},
 		{"squares without end", withDigest(t, replaced(`"m2":"0"`, `"m2":"`+strings.Repeat("9", 1000)+`"`)), "is not a whole number below"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -269,6 +306,11 @@ func FuzzParse(f *testing.F) {
 		}
 		for name, l := range file.Devices {
 			if err := l.Validate(); err != nil {
+				t.Errorf("device %q: %v", name, err)
+			}
+		}
+		for name, past := range file.Pasts {
+			if err := past.Validate(); err != nil {
 				t.Errorf("device %q: %v", name, err)
 			}
 		}

@@ -4,8 +4,11 @@
 package excess
 
 import (
+	"encoding/json"
 	"math/rand/v2"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
@@ -182,6 +185,71 @@ func TestBurst(t *testing.T) {
 		if a.bursts != 1 || a.lasting != 0 {
 			t.Errorf("%d bursts, %d lasting excesses", a.bursts, a.lasting)
 		}
+	}
+}
+
+// A device that continues a past, also one that was written and read, judges as if its process had
+// not ended. It has lost the sum, and the blocks that were not complete.
+func TestPastIsContinued(t *testing.T) {
+	r := traffic.Rand(1, "past")
+	usual, leaking := traffic.PoissonMinutes(60000, 8e-3), traffic.PoissonMinutes(60000, 1.8e-2)
+	before := device(r, 3, usual)
+	before.AddMinute(60000, 50000)
+	text, err := json.Marshal(before.Past())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p Past
+	if err := json.Unmarshal(text, &p); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Validate(); err != nil || !reflect.DeepEqual(p, before.Past()) {
+		t.Fatalf("read back: %v: %+v, want %+v", err, p, before.Past())
+	}
+	after := Continue(p)
+	if after.Score() != 0 {
+		t.Errorf("the score is %v at the start", after.Score())
+	}
+	if got, want := after.dispersionAt(480), before.dispersionAt(480); got != want {
+		t.Errorf("the dispersion is %v, and was %v", got, want)
+	}
+	minutes := 0
+	for ; after.sum < limit && minutes < 100; minutes++ {
+		after.AddMinute(leaking(r, minutes))
+	}
+	if minutes > 10 {
+		t.Errorf("a leak was found after %d minutes", minutes)
+	}
+	var none Device
+	if err := none.Past().Validate(); err != nil {
+		t.Errorf("no past: %v", err)
+	}
+}
+
+func TestImpossiblePastsAreRefused(t *testing.T) {
+	for _, test := range []struct {
+		description, want string
+		change            func(p *Past)
+	}{
+		{"no dispersion", "dispersion of 0 lengths, not 4", func(p *Past) { p.Dispersion = nil }},
+		{"a negative number of minutes", "in -1 minutes", func(p *Past) { p.Minutes = -1 }},
+		{"packets in no minute", "in 0 minutes", func(p *Past) { p.Minutes = 0 }},
+		{"minutes without packets", "0 scored packets", func(p *Past) { p.Judged, p.Flags = 0, 0 }},
+		{"more flags than packets", "flags of", func(p *Past) { p.Flags = 2 * p.Judged }},
+		{"negative flags", "-1 flags", func(p *Past) { p.Flags = -1 }},
+		{"absurdly many packets", "1e+61 scored packets", func(p *Past) { p.Judged = 1e61 }},
+		{"negative squares", "impossible dispersion of -1", func(p *Past) { p.Dispersion[2].Squares = -1 }},
+		{"absurd squares", "impossible dispersion of 1e+61", func(p *Past) { p.Dispersion[2].Squares = 1e61 }},
+		{"flags without squares", "without blocks or usual flags", func(p *Past) { p.Dispersion[0].UsualSquares = 0 }},
+		{"flags without blocks", "without blocks or usual flags", func(p *Past) { p.Dispersion[3].Blocks = 0 }},
+	} {
+		t.Run(test.description, func(t *testing.T) {
+			p := device(traffic.Rand(1, "past"), 1, traffic.PoissonMinutes(60000, 8e-3)).Past()
+			test.change(&p)
+			if err := p.Validate(); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
 	}
 }
 

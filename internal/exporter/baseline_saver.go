@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/baselinefile"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/printable"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
@@ -45,6 +46,7 @@ func (o *options) applyBaselineFile(config *bpf.Config) error {
 	}
 	if file != nil {
 		config.Frozen, config.FrozenSince = file.Devices, file.Saved
+		o.savedPasts = file.Pasts
 		if err := config.Validate(); err != nil {
 			return o.flagError(flag, fmt.Errorf("%s: %w", o.baselineFile, err))
 		}
@@ -90,11 +92,12 @@ func terms(config bpf.Config) baselinefile.Terms {
 	}
 }
 
-// baselineSaver writes the learned baselines of devices to a file.
+// baselineSaver writes the learned baselines of devices, and the past of their flags, to a file.
 type baselineSaver struct {
 	path   string
 	terms  baselinefile.Terms
 	learnt func() map[string]bpf.Learnt
+	pasts  func() map[string]collector.FlagsPast
 	logger *slog.Logger
 
 	maxDevices int                   // gone devices are dropped above it
@@ -106,16 +109,17 @@ type baselineSaver struct {
 // saveState is a device with enough samples. The device may be gone.
 type saveState struct {
 	learnt     bpf.Learnt
+	past       collector.FlagsPast
 	lastUpdate uint64 // last update in which the device was present
 }
 
 // newBaselineSaver returns nil if nothing is saved.
-func (o *options) newBaselineSaver(attached audit, logger *slog.Logger) *baselineSaver {
+func (o *options) newBaselineSaver(attached audit, excess *collector.Excess, logger *slog.Logger) *baselineSaver {
 	if !o.savesBaseline() {
 		return nil
 	}
 	return &baselineSaver{
-		path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, logger: logger,
+		path: o.baselineFile, terms: terms(o.audit), learnt: attached.Learnt, pasts: excess.Pasts, logger: logger,
 		maxDevices: int(o.audit.MaxDevices), devices: map[string]*saveState{},
 	}
 }
@@ -124,11 +128,12 @@ func (o *options) newBaselineSaver(attached audit, logger *slog.Logger) *baselin
 // have been gone the longest time.
 func (s *baselineSaver) update() {
 	s.updates++
+	pasts := s.pasts()
 	for name, learnt := range s.learnt() {
 		if s.devices[name] == nil {
 			s.isUnsaved = true
 		}
-		s.devices[name] = &saveState{learnt, s.updates}
+		s.devices[name] = &saveState{learnt, pasts[name], s.updates}
 	}
 	for len(s.devices) > s.maxDevices {
 		oldest := slices.MinFunc(slices.Sorted(maps.Keys(s.devices)), func(a, b string) int {
@@ -178,9 +183,12 @@ func (s *baselineSaver) finish() error {
 }
 
 func (s *baselineSaver) save() error {
-	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: map[string]bpf.Learnt{}}
+	file := &baselinefile.File{Terms: s.terms, Saved: time.Now(), Devices: map[string]bpf.Learnt{}, Pasts: map[string]collector.FlagsPast{}}
 	for name, device := range s.devices {
 		file.Devices[name] = device.learnt
+		if device.past.Minutes > 0 {
+			file.Pasts[name] = device.past
+		}
 	}
 	if err := baselinefile.Write(s.path, file); err != nil {
 		return flagError("audit.baseline-file", err)

@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
+	"github.com/xdp-audit/xdp_audit_exporter/collector"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/baselinefile"
+	"github.com/xdp-audit/xdp_audit_exporter/internal/excess"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/privilege"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/timing"
 )
@@ -135,11 +137,47 @@ func TestSavingFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gone", "baseline.json")
 	s := &baselineSaver{path: path, terms: baselinefile.Terms{}, learnt: func() map[string]bpf.Learnt {
 		return map[string]bpf.Learnt{"eth0": someLearnt()}
-	}, logger: slog.New(slog.DiscardHandler), devices: map[string]*saveState{}}
+	}, pasts: collector.NewExcess(nil).Pasts, logger: slog.New(slog.DiscardHandler), devices: map[string]*saveState{}}
 	if err := s.finish(); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path[:len(path)-len("baseline.json")]) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The file has the past of a device's flags, also of a device that is gone, and the next exporter
+// continues it.
+func TestThePastOfFlagsIsSaved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "baseline.json")
+	past := collector.FlagsPast{Minutes: 400, Judged: 4e5, Flags: 40, Dispersion: make([]excess.Blocks, 4)}
+	learnt, pasts := map[string]bpf.Learnt{"eth0": someLearnt(), "eth1": someLearnt()}, map[string]collector.FlagsPast{"eth0": past}
+	o := &options{audit: bpf.DefaultConfig(), baselineFile: path}
+	o.audit.Devices = []string{"eth0", "eth1"}
+	s := o.newBaselineSaver(&fakeAudit{}, collector.NewExcess(nil), slog.New(slog.DiscardHandler))
+	s.learnt = func() map[string]bpf.Learnt { return learnt }
+	s.pasts = func() map[string]collector.FlagsPast { return pasts }
+	s.update()
+	learnt, pasts = nil, nil
+	if err := s.finish(); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.applyBaselineFile(&o.audit); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]collector.FlagsPast{"eth0": past}
+	if !reflect.DeepEqual(o.savedPasts, want) || len(o.audit.Frozen) != 2 {
+		t.Fatalf("the next exporter has the pasts %+v of %d devices, want %+v of 2", o.savedPasts, len(o.audit.Frozen), want)
+	}
+	next := collector.NewExcess(o.savedPasts)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := next.Run(ctx, pastSource{}); err != nil || !reflect.DeepEqual(next.Pasts(), want) {
+		t.Errorf("it continues %+v, %v", next.Pasts(), err)
+	}
+}
+
+// pastSource has the counters of a device without packets.
+type pastSource struct{ collector.Source }
+
+func (pastSource) Counters() []bpf.Counters { return []bpf.Counters{{Device: "eth0"}} }
 
 // Of thousands of devices that appear and vanish, the file has the present ones and, up to the
 // maximum number of devices, those that vanished last. It can be read.
@@ -148,7 +186,7 @@ func TestTheFileDoesNotGrowWithoutEnd(t *testing.T) {
 	learnt := someLearnt()
 	now := map[string]bpf.Learnt{}
 	o := &options{audit: bpf.DefaultConfig(), baselineFile: path}
-	s := o.newBaselineSaver(&fakeAudit{}, slog.New(slog.DiscardHandler))
+	s := o.newBaselineSaver(&fakeAudit{}, collector.NewExcess(nil), slog.New(slog.DiscardHandler))
 	s.learnt = func() map[string]bpf.Learnt { return now }
 	for i := range 5000 {
 		now = map[string]bpf.Learnt{"eth0": learnt, fmt.Sprintf("veth%d", i): learnt}

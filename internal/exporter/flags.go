@@ -37,6 +37,7 @@ type options struct {
 	check           bool
 	audit           bpf.Config // complete after validate
 	baselineFile    string
+	savedPasts      map[string]collector.FlagsPast // of baselineFile
 	isBaselineGiven bool
 
 	covertFlows            uint32

@@ -131,7 +131,7 @@ func Run(ctx context.Context, args []string, process Process) (err error) {
 	if err := e.leak.begin(e.audit); err != nil {
 		return err
 	}
-	judge, excess := collector.NewCovert(), collector.NewExcess()
+	judge, excess := collector.NewCovert(), collector.NewExcess(o.savedPasts)
 	site := newWebPages(o, judge)
 	handler, err := e.newHandler(judge, excess, privileges, site)
 	if err != nil {
@@ -275,7 +275,7 @@ func (e *exporter) serve(
 	e.logger.Info("Starting "+Name, "version", version.Info(), "build_context", version.BuildContext())
 	e.isServing = true
 	record := newRecorder(e.trail, e.logger)
-	saver := e.options.newBaselineSaver(e.audit, e.logger)
+	saver := e.options.newBaselineSaver(e.audit, excess, e.logger)
 	err := serve(ctx, e.end, e.logger, e.listeners, e.options, handler,
 		func(ctx context.Context) error {
 			return e.audit.ReadEvents(ctx, func(event *bpf.Event) {
