@@ -5,6 +5,7 @@ package rules
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -116,6 +117,59 @@ func TestTheCasesTellEveryAlert(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A scrape that fails now and then, more often than the alerts wait, ends no alert and delays none.
+func TestFailedScrapesEndNoAlert(t *testing.T) {
+	bad := map[string][]ruleSeries{}
+	for _, test := range []struct{ alert, series, value string }{
+		{"XDPAuditExporterDown", `up{job="xdp_audit",instance="down:9400"}`, "0"},
+		{"XDPAuditCollectorFailing", `xdp_audit_scrape_collector_success{collector="flags"}`, "0"},
+		{"XDPAuditHookDown", `xdp_audit_hook_up{device="down"}`, "0"},
+		{"XDPAuditDevicesRefused", `xdp_audit_devices_refused`, "1"},
+		{"XDPAuditDeviceInNameOnly", `xdp_audit_hook_up{device="vrf"}`, "1"},
+		{"XDPAuditDeviceInNameOnly", `xdp_audit_packets_total{device="vrf"}`, "0"},
+		{"XDPAuditDeviceInNameOnly", `xdp_audit_device_received_packets_total{device="vrf"}`, "+1000"},
+		{"XDPAuditConfigReloadFailed", `xdp_audit_config_last_reload_successful`, "0"},
+		{"XDPAuditFlagBurst", `xdp_audit_flag_excess_score{device="burst"}`, "6"},
+		{"XDPAuditFlagExcess", `xdp_audit_flag_excess_score{device="excess"}`, "1"},
+		{"XDPAuditCovertFlow", `xdp_audit_covert_alarming_flows{device="covert"}`, "1"},
+		{"XDPAuditLeak", `xdp_audit_leak_verdict{verdict="leak"}`, "1"},
+		{"XDPAuditLeakInvalid", `xdp_audit_leak_verdict{verdict="invalid"}`, "1"},
+	} {
+		var values []string
+		for minute := range 60 {
+			value := test.value
+			if step, isCounter := strings.CutPrefix(value, "+"); isCounter {
+				value = fmt.Sprintf("%d%s", minute, strings.TrimPrefix(step, "1"))
+			}
+			if minute%4 == 3 && !strings.HasPrefix(test.series, "up{") {
+				value = "stale"
+			}
+			values = append(values, value)
+		}
+		bad[test.alert] = append(bad[test.alert], ruleSeries{test.series, strings.Join(values, " ")})
+	}
+	rules := readRules(t, alertingRules)
+	c := ruleCase{Interval: "1m"}
+	for _, alert := range rules.all() {
+		series := bad[alert.Alert]
+		if len(series) == 0 {
+			if !regexp.MustCompile(`\b(rate|increase|absent)\(`).MatchString(alert.Expr) {
+				t.Errorf("%s: add its series to this test", alert.Alert)
+			}
+			continue
+		}
+		c.InputSeries = append(c.InputSeries, series...)
+		for minute := 35; minute < 60; minute++ {
+			c.Expressions = append(c.Expressions, ruleExpr{
+				Expr:    fmt.Sprintf(`group(ALERTS{alertname=%q,alertstate="firing"})`, alert.Alert),
+				At:      fmt.Sprintf("%dm", minute),
+				Samples: []ruleSample{{"{}", 1}},
+			})
+		}
+	}
+	testScores(t, c)
 }
 
 // Every alert and docs/runbooks.md tell the person on call what to do.
