@@ -78,9 +78,9 @@ test: check-root ## run every check and every test, including the kernel tests (
 
 # Each tree has nothing but a minimal system, make and sudo.
 .PHONY: test-bare
-test-bare: check-root ## run BARE_TARGETS="demo test" on the bare TREES="bookworm trixie noble" (root)
+test-bare: check-root ## run BARE_TARGETS="demo demo-fleet test" on the bare TREES="bookworm trixie noble" (root)
 	@echo ">> testing on bare systems"
-	@scripts/test-bare.sh "$(or $(TREES),bookworm trixie noble)" "$(or $(BARE_TARGETS),demo test)"
+	@scripts/test-bare.sh "$(or $(TREES),bookworm trixie noble)" "$(or $(BARE_TARGETS),demo demo-fleet test)"
 	$(call give_back,.build)
 
 .PHONY: test-race
@@ -205,6 +205,12 @@ demo: build ## show the exporter at work in network namespaces of its own (root)
 demo-leak: build ## assess a server that leaks a token and one that does not (root)
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY) ./$(PROBE)
+
+.PHONY: demo-fleet
+demo-fleet: build ## show an alert on one host of three, with Prometheus and the rules (root)
+	@command -v prometheus >/dev/null || scripts/apt-install.sh prometheus
+	@$(GO) build -o $(BIN)/demo ./examples/demo
+	@$(BIN)/demo ./$(BINARY) prometheus deploy/rules docs/runbooks.md
 
 .PHONY: screenshots
 screenshots: ## take the screenshots of the pages with Chromium, for README.md and docs/pages.md

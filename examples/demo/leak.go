@@ -68,18 +68,13 @@ type outcome struct {
 }
 
 // assess lets the probe ask two servers for a time each.
-func assess(ctx context.Context, exporter, probe string, listener *net.TCPListener, limit time.Duration) (err error) {
+func assess(ctx context.Context, exporter, probe string, listener *net.TCPListener, limit time.Duration) error {
 	s, err := newNetwork(listener)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	folder, err := os.MkdirTemp("", "xdp-audit-demo-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-	urls, err := s.serve(folder)
+	urls, err := s.serve()
 	if err != nil {
 		return err
 	}
@@ -111,7 +106,7 @@ token whose first byte is wrong, and with one whose last byte is wrong. Does the
 	outcomes := make([]outcome, len(checkers))
 	for i, c := range checkers {
 		fmt.Printf("A token is compared %s:\n", c.words)
-		if err := s.ask(ctx, probe, folder, urls[i], report, limit, &outcomes[i]); err != nil {
+		if err := s.ask(ctx, probe, urls[i], report, limit, &outcomes[i]); err != nil {
 			return err
 		}
 		fmt.Println()
@@ -135,7 +130,7 @@ func (s *stage) listen() (listener *net.TCPListener, err error) {
 }
 
 // serve starts the servers, and writes the configuration of their assessments and the tokens.
-func (s *stage) serve(folder string) (urls []string, err error) {
+func (s *stage) serve() (urls []string, err error) {
 	config := "assessments:\n"
 	token := []byte(strings.Repeat("s", tokenBytes))
 	for _, c := range checkers {
@@ -154,11 +149,11 @@ func (s *stage) serve(folder string) (urls []string, err error) {
 		_, port, _ := net.SplitHostPort(listener.Addr().String())
 		config += fmt.Sprintf("  - {name: %s, protocol: tcp, port: %s, order: blocks, target: 10us, classes: {first_byte_wrong: {dscp: 8}, last_byte_wrong: {dscp: 16}}}\n", c.name, port)
 	}
-	return urls, os.WriteFile(filepath.Join(folder, "leak.yml"), []byte(config), 0o600) //nolint:gosec // a new directory
+	return urls, os.WriteFile(filepath.Join(folder, "leak.yml"), []byte(config), 0o600)
 }
 
 // ask runs the probe, whose result appears as for every user.
-func (s *stage) ask(ctx context.Context, probe, folder, url, report string, limit time.Duration, o *outcome) error {
+func (s *stage) ask(ctx context.Context, probe, url, report string, limit time.Duration, o *outcome) error {
 	result := filepath.Join(folder, "result.json")
 	first, last := "x"+strings.Repeat("s", tokenBytes-1), strings.Repeat("s", tokenBytes-1)+"x"
 	cmd := exec.Command(probe, "--url="+url, "--x.data="+first, "--y.data="+last, "--report="+report, "--json="+result, //nolint:gosec // the user names the probe

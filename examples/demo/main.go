@@ -8,9 +8,13 @@
 // With the path of the probe as another argument it shows a leak assessment instead: of a server
 // that compares a token byte by byte, and of one that compares it in constant time.
 //
+// With the paths of Prometheus, of the directory of the rules and of the runbooks as further
+// arguments it shows a fleet: three exporters, an anomaly on one of them, and the alert.
+//
 // Three environment variables configure it: DEMO_SECONDS limits the time that it runs, or that an
-// assessment takes, DEMO_LISTEN is the address on which the exporter serves its metrics, and
-// DEMO_SEED repeats the order of requests. The demo leaves nothing on the machine, however it ends.
+// assessment takes; a fleet takes its time. DEMO_LISTEN is the address on which the exporter serves
+// its metrics, in a fleet the first one: the others and Prometheus take the next ports. DEMO_SEED
+// repeats the order of requests. The demo leaves nothing on the machine, however it ends.
 package main
 
 import (
@@ -21,6 +25,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -38,39 +43,61 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
+	code, err := run(ctx, os.Args[1:])
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "demo: error:", err)
-		os.Exit(1)
+		fmt.Fprintln(os.Stderr, "demo: error:", strings.ReplaceAll(err.Error(), "\n", ": "))
+		code = 1
 	}
+	os.Exit(code)
 }
 
-func run(ctx context.Context, args []string) error {
-	if len(args) != 1 && len(args) != 2 {
-		return errors.New("usage: demo PATH-OF-THE-EXPORTER [PATH-OF-THE-PROBE]")
+// targets are those of make, by the number of arguments.
+var targets = map[int]string{1: "demo", 2: "demo-leak", 4: "demo-fleet"}
+
+func run(ctx context.Context, args []string) (code int, err error) {
+	target, ok := targets[len(args)]
+	if !ok {
+		return 0, errors.New("usage: demo PATH-OF-THE-EXPORTER [PATH-OF-THE-PROBE | PATH-OF-PROMETHEUS DIRECTORY-OF-RULES RUNBOOKS]")
 	}
-	target := [...]string{"demo", "demo-leak"}[len(args)-1]
 	if os.Geteuid() != 0 {
-		return errors.New("creating network namespaces and loading BPF programs requires root: run sudo make " + target)
+		return 0, errors.New("creating network namespaces and loading BPF programs requires root: run sudo make " + target)
+	}
+	if os.Getenv(insideVariable) == "" {
+		return runInside()
+	}
+	if err := makePrivate(); err != nil {
+		return 0, err
 	}
 	limit, err := seconds(os.Getenv("DEMO_SECONDS"))
 	if err != nil {
-		return err
+		return 0, err
 	}
-	listener, err := listen(os.Getenv("DEMO_LISTEN"))
+	number := 1
+	if target == "demo-fleet" {
+		number = len(hosts) + 1
+	}
+	listeners, err := listen(os.Getenv("DEMO_LISTEN"), number)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if len(args) == 2 {
-		return assess(ctx, args[0], args[1], listener, limit)
+	switch target {
+	case "demo-fleet":
+		return 0, showFleet(ctx, args[0], args[1], args[2], args[3], listeners)
+	case "demo-leak":
+		return 0, assess(ctx, args[0], args[1], listeners[0], limit)
 	}
+	return 0, show(ctx, args[0], listeners[0], limit)
+}
+
+// show lets the exporter flag packets that are late on purpose.
+func show(ctx context.Context, exporter string, listener *net.TCPListener, limit time.Duration) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	stage, err := newStage(args[0], listener)
+	stage, err := newStage(exporter, listener)
 	if err != nil {
 		return err
 	}
@@ -101,22 +128,29 @@ func seconds(text string) (time.Duration, error) {
 	return time.Duration(n) * time.Second, nil
 }
 
-// listen opens the socket on which the exporter serves. It is opened outside of the exporter's
-// namespace, so that a browser on this machine reaches it.
-func listen(address string) (*net.TCPListener, error) {
+// listen opens that many sockets, at an address and at the ports after it. They are opened outside
+// of the namespaces of the exporters, so that a browser on this machine reaches them.
+func listen(address string, number int) (listeners []*net.TCPListener, err error) {
 	if address == "" {
 		address = defaultListen
 	}
-	listener, err := net.Listen("tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("address %s is already in use: choose another address, such as DEMO_LISTEN=127.0.0.1:9401", address)
-	}
+	first, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("DEMO_LISTEN=%s: %w", address, err)
 	}
-	tcp, ok := listener.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("DEMO_LISTEN=%s is not a TCP address", address)
+	for i := range number {
+		next := *first
+		if first.Port > 0 {
+			next.Port += i
+		}
+		listener, err := net.ListenTCP("tcp", &next)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("address %v is already in use: choose another address, such as DEMO_LISTEN=127.0.0.1:9501", &next)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("DEMO_LISTEN=%s: %w", address, err)
+		}
+		listeners = append(listeners, listener)
 	}
-	return tcp, nil
+	return listeners, nil
 }
