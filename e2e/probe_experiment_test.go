@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/awake"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/document"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/testnumber"
 )
@@ -43,26 +44,33 @@ type experiment struct {
 }
 
 // pythonApplication takes longer for /y, by nanoseconds, after a port and a duration as arguments.
+// It is an asyncio application, as servers such as uvicorn run them: one process and one thread,
+// which keeps connections open. The threads and the parser of http.server vary twice as much.
 const pythonApplication = `
-import http.server, sys, time
+import asyncio, gc, sys, time
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-    disable_nagle_algorithm = True
-    def do_GET(self):
-        if self.path.startswith("/y"):
-            end = time.perf_counter_ns() + int(sys.argv[2])
-            while time.perf_counter_ns() < end:
-                pass
-        self.send_response(200)
-        self.send_header("Content-Length", "3")
-        self.end_headers()
-        self.wfile.write(b"OK\n")
-    def log_message(self, *arguments):
-        pass
+class Application(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.received = transport, b""
+    def data_received(self, data):
+        self.received += data
+        while b"\r\n\r\n" in self.received:
+            head, self.received = self.received.split(b"\r\n\r\n", 1)
+            path = head.split(b" ", 2)[1]
+            headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            if path.startswith(b"/y"):
+                end = time.perf_counter_ns() + int(sys.argv[2])
+                while time.perf_counter_ns() < end:
+                    pass
+            length = str(len(headers[b"Host"])).encode()
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n" + headers[b"Host"])
 
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+async def main():
+    server = await asyncio.get_running_loop().create_server(Application, "127.0.0.1", int(sys.argv[1]))
+    gc.freeze()
+    await server.serve_forever()
+
+asyncio.run(main())
 `
 
 // nginxBeforePython has the address, the port of the application, and a directory.
@@ -196,6 +204,9 @@ func TestProbeExperiments(t *testing.T) {
 	const planted, target = 20 * time.Microsecond, 5 * time.Microsecond
 	runs, longRuns := testnumber.Of(t, "PROBE_RUNS", 1), testnumber.Of(t, "PROBE_LONG_RUNS", 20)
 	isWhole := os.Getenv("PROBE_RUNS") != ""
+	if isWhole {
+		awake.Keep(t)
+	}
 	l := newLab(t)
 	leaking, equal := l.startServers(planted), l.startServers(0)
 	var found, even []*experiment

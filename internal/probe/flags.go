@@ -128,6 +128,7 @@ func parseFlags(args []string, stdout io.Writer) (*options, error) {
 
 	app := kingpin.New(Name, about)
 	app.HelpFlag.Short('h')
+	app.HelpFlag.Help("Show this help.")
 	app.UsageWriter(stdout)
 	app.Version(version.Print(Name))
 	isAnswered := false
