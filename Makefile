@@ -268,15 +268,15 @@ test-deploy: check-root deps ## test the topology of deploy/ on a Docker engine 
 # Kernel packages come from the mirror in apt's sources and are kept in .build/kernels. Each guest
 # uses one CPU.
 .PHONY: test-kernels
-test-kernels: check-root deps ## test inside virtual machines with the kernels KERNELS="6.1 6.12" (root)
+test-kernels: check-root deps ## test inside virtual machines, with all tests of KERNELS="6.1 6.12" or KERNELS=all (root)
 	@echo ">> testing inside other kernels"
 	@TEST_KERNELS=1 KERNELS="$(KERNELS)" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^(TestInsideKernels|TestFailingGuestsAreNoticed)$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: kernel-table
-kernel-table: check-root deps ## run test-kernels and write its results into docs/kernels.md and docs/devices.md (root)
+kernel-table: check-root deps ## run test-kernels KERNELS=all and write its results into docs/kernels.md and docs/devices.md (root)
 	@echo ">> writing the tables of kernels and devices"
-	@TEST_KERNELS=1 KERNEL_REPORT="$(CURDIR)/docs" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
+	@TEST_KERNELS=1 KERNELS=all KERNEL_REPORT="$(CURDIR)/docs" $(GO) test -v -count=1 -parallel 2 -timeout 1h -run '^TestInsideKernels$$' ./e2e/kernels
 	$(call give_back,.build)
 
 .PHONY: quiet-days

@@ -28,7 +28,8 @@ var binaries struct {
 // Missing programs are built into it and kept.
 const binariesVariable = "E2E_BINARIES"
 
-// variant is a build of a program other than a plain go build.
+// variant is a build of a program other than a plain go build. Those with the flags of a release
+// use the packages that make build has compiled.
 type variant struct {
 	name        string   // of its file
 	source      string   // folder of its main package
@@ -39,9 +40,9 @@ type variant struct {
 const upgradedVersion = "99.0.0"
 
 var (
-	released      = variant{"released", "..", []string{"-tags=netgo,osusergo", "-ldflags=-s -w"}, []string{"CGO_ENABLED=0"}}
+	released      = variant{"released", "..", []string{"-trimpath", "-tags=netgo,osusergo", "-ldflags=-s -w"}, []string{"CGO_ENABLED=0"}}
 	releasedProbe = variant{"released_probe", "../cmd/xdp_audit_probe", released.arguments, released.environment}
-	attackable    = variant{"attackable", "attackable", []string{"-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
+	attackable    = variant{"attackable", "attackable", []string{"-trimpath", "-tags=netgo,osusergo"}, []string{"CGO_ENABLED=0"}}
 	upgraded      = variant{"upgraded", "..", []string{"-ldflags=-s -w -X github.com/prometheus/common/version.Version=" + upgradedVersion}, nil}
 )
 

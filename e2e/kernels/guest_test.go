@@ -37,16 +37,20 @@ var programFiles = []string{bpfTests, e2eTests, "xdp_audit_exporter", "xdp_audit
 func buildPrograms(t *testing.T) programs {
 	t.Helper()
 	p := programs{t.TempDir()}
-	environment := append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath '-ldflags=-s -w'", "E2E_BINARIES="+p.folder, "REQUIRE_BPF=1")
+	// With the flags of a release, packages are used that make build has compiled.
+	environment := append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -tags=netgo,osusergo '-ldflags=-s -w'", "E2E_BINARIES="+p.folder, "REQUIRE_BPF=1")
 	for _, args := range [][]string{
-		{"test", "-c", "-o", p.path(bpfTests), "../../bpf"},
-		{"test", "-c", "-o", p.path(e2eTests), ".."},
-		{"test", "-count=1", "-run=^TestVariants$", ".."},
+		{"go", "test", "-c", "-o", p.path(bpfTests), "./bpf"},
+		{"go", "test", "-c", "-o", p.path(e2eTests), "./e2e"},
+		{p.path(e2eTests), "-test.run=^TestVariants$"}, // builds the exporters
 	} {
-		cmd := exec.CommandContext(t.Context(), "go", args...)
-		cmd.Env = environment
+		cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+		cmd.Env, cmd.Dir = environment, "../.."
+		if args[0] != "go" {
+			cmd.Dir = ".."
+		}
 		if output, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, output)
+			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, output)
 		}
 	}
 	return p

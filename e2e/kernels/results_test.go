@@ -4,6 +4,7 @@
 package kernels
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -18,6 +19,7 @@ type group struct {
 	name    string
 	program string // the package's test binary
 	tests   []string
+	only    string // the kernel that runs it in CI; empty for every kernel
 }
 
 // pattern matches exactly the tests of the group.
@@ -27,14 +29,15 @@ func (g group) pattern() string { return "^(" + strings.Join(g.tests, "|") + ")$
 type results struct {
 	kernel       string // output of uname -rv
 	passed       map[string]bool
-	failures     []string       // each with the output of the tests
-	instructions map[string]int // verified instructions, by variant of the program
+	seconds      map[string]float64 // that each took
+	failures     []string           // each with the output of the tests
+	instructions map[string]int     // verified instructions, by variant of the program
 	landlock     int
 	devices      []device
 }
 
 var (
-	passLine        = regexp.MustCompile(`^\s*--- PASS: (\S+) \(`)
+	passLine        = regexp.MustCompile(`^\s*--- PASS: (\S+) \(([0-9.]+)s\)`)
 	instructionLine = regexp.MustCompile(`^\s+\S+\.go:\d+: (.+): verified instructions (\d+),`)
 	landlockLine    = regexp.MustCompile(`^\s+\S+\.go:\d+: Landlock is version (\d+)$`)
 )
@@ -43,7 +46,7 @@ var (
 // of its tests passed. A skipped or missing test is a failure, and so is a guest that did not
 // finish.
 func parse(report string, groups []group) *results {
-	r := &results{passed: map[string]bool{}, instructions: map[string]int{}}
+	r := &results{passed: map[string]bool{}, seconds: map[string]float64{}, instructions: map[string]int{}}
 	statuses, written := map[string]string{}, map[string]*strings.Builder{}
 	current, isDone := "", false
 	for line := range strings.Lines(report) {
@@ -92,11 +95,29 @@ func (r *results) read(line string) {
 	}
 	if match := passLine.FindStringSubmatch(line); match != nil {
 		r.passed[match[1]] = true
+		r.seconds[match[1]], _ = strconv.ParseFloat(match[2], 64)
 	} else if match := instructionLine.FindStringSubmatch(line); match != nil {
 		r.instructions[match[1]], _ = strconv.Atoi(match[2])
 	} else if match := landlockLine.FindStringSubmatch(line); match != nil {
 		r.landlock, _ = strconv.Atoi(match[1])
 	}
+}
+
+// slowest returns the tests that took longest, without subtests.
+func (r *results) slowest(n int) string {
+	var names, texts []string
+	for name := range r.seconds {
+		if !strings.Contains(name, "/") {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(r.seconds[b], r.seconds[a]), strings.Compare(a, b))
+	})
+	for _, name := range names[:min(n, len(names))] {
+		texts = append(texts, fmt.Sprintf("%s %.0f", name, r.seconds[name]))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // release returns the version of the kernel, without that of its package.
@@ -115,7 +136,7 @@ func tail(text string, lines int) string {
 }
 
 func TestParse(t *testing.T) {
-	groups := []group{{"load", "bpf.test", []string{"TestA", "TestB"}}, {"attach", "e2e.test", []string{"TestC"}}}
+	groups := []group{{"load", "bpf.test", []string{"TestA", "TestB"}, ""}, {"attach", "e2e.test", []string{"TestC"}, ""}}
 	const (
 		begin = "@kernel 6.1.0-56-cloud-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-01)\n"
 		load  = `@begin load
@@ -152,9 +173,21 @@ PASS
 	if want := map[string]bool{"TestA": true, "TestB": true, "TestC": true, "TestC/native": true}; !maps.Equal(good.passed, want) {
 		t.Errorf("passed are %v", good.passed)
 	}
+	if got := good.slowest(2); got != "TestA 2, TestC 1" {
+		t.Errorf("the slowest are %s", got)
+	}
 	for _, g := range slices.Concat(supported, since62, devices, refused) {
 		if strings.ContainsRune(g.name, ' ') {
 			t.Errorf("a report cannot name the group %q: its lines consist of words", g.name)
+		}
+		if g.only == "" {
+			continue
+		}
+		runs := func(k kernel) bool {
+			return k.isRequired && slices.ContainsFunc(k.run(), func(other group) bool { return other.name == g.name })
+		}
+		if !slices.ContainsFunc(kernels, runs) {
+			t.Errorf("no kernel that has to be available runs the group %s", g.name)
 		}
 	}
 	for _, test := range []struct {
