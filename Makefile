@@ -8,8 +8,9 @@ include Makefile.common
 # The race detector runs the tests of packages that use goroutines and do not need the kernel.
 RACE_PACKAGES := . ./collector/... ./internal/exporter ./internal/connlimit ./internal/answer ./internal/logging ./internal/appendfile ./internal/trail ./internal/covert ./internal/assessment ./internal/probe ./internal/history
 
-# Limits are for a test that hangs: a machine that does much else takes three times as long.
-TEST_FLAGS  ?= -timeout 40m
+# Limits are for a test that hangs: a machine that does much else takes three times as long. lint does
+# more than the vet of go test.
+TEST_FLAGS  ?= -timeout 40m -vet=off
 BENCH       ?= .
 BENCH_COUNT ?= 5
 BENCH_TIME  ?= 50ms
@@ -64,10 +65,11 @@ check-config: ## check the example configuration and the rules with promtool
 check-root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "test: the tests load BPF programs: run as root" >&2; exit 1; }
 
-# The steps of test, in this order.
+# The steps of test, in this order. The topology mostly waits, and the guests measure no time, so
+# these run together.
 CHECKS := deps style style-c check_license yamllint shellcheck check-text lint unused check-generate \
 	check-config check-dashboards tarball
-TESTS  := test-race test-fuzz test-tools test-manifests test-kernels test-deploy test-evaluate \
+TESTS  := test-race test-fuzz test-tools test-manifests test-kernels,test-deploy test-evaluate \
 	test-pages test-packages
 
 # The last step stands apart, so that its result closes the output.
