@@ -26,6 +26,7 @@ type Audit struct {
 	counters  *counterReader // read in devices.each only, and cleared in changes of the devices
 	events    *eventReader
 	watcher   *watcher // nil unless flows are watched
+	cuts      *cutReader
 	devices   *deviceSet
 	exchanges *exchanges    // nil unless response times are measured
 	before    []deviceEntry // of the pinned table, for a start that fails; nil after Commit
@@ -167,6 +168,7 @@ func loadWith(config Config, named []string, keys io.Reader, logger *slog.Logger
 			return nil, err
 		}
 	}
+	a.cuts = newCutReader(a.maps, config)
 	a.devices.kernel = hooks(&kernelHooks{a.maps, config, a.pins, a.exchanges})
 	a.devices.isReplacingMaps = a.maps.replacing != nil
 	a.devices.pool = indexPool{table: a.maps.devices, counters: a.counters, clearCounters: a.maps.clearCounters}
@@ -245,6 +247,9 @@ func (a *Audit) release() error {
 	}
 	if a.watcher != nil {
 		errs = append(errs, a.watcher.close())
+	}
+	if a.cuts != nil {
+		a.cuts.close() // before the maps are closed
 	}
 	if a.exchanges != nil {
 		errs = append(errs, a.exchanges.close())

@@ -187,6 +187,28 @@ func (p Params) token(r *FlowRecord, judged uint32, flag Flagged) Token {
 	return NoTokenCommon
 }
 
+// Cuts returns the |t| from which on a flag of the flow is rare, early and late, after n samples of
+// its baseline and at a time on the audit clock. isAlone says that the flow has no baseline of its
+// own; then n is the number of its judged packets.
+func (p Params) Cuts(r *FlowRecord, n uint32, isAlone bool, nowNs uint64) (early, late float64) {
+	var judged uint32
+	switch {
+	case r.IsBaseline && isAlone:
+		judged = n - r.N
+	case isAlone:
+		judged = n
+	case r.IsBaseline || n > uint32(p.MinSamples):
+		judged = p.judged(r, uint64(n))
+	}
+	level := r.Drift + uint64(judged)*uint64(p.EarnedShare())>>(cutShift+1) + nowNs>>timeShift + p.CutFloor()
+	of := func(cut uint64) float64 { // with the approximation of isAtLeast
+		height := uint64(max(int64(cut-level), 0))
+		fraction := float64(uint32(height)) / oneToken
+		return p.Threshold * math.Sqrt(math.Ldexp(1+fraction, int(height>>tokenShift)))
+	}
+	return of(r.Cuts[0]), of(r.Cuts[1])
+}
+
 // isUnearnedSpent reports whether a flow has no unearned token left: it gets one within the time of
 // one. A clock that was set back gives it all of them.
 func (r *FlowRecord) isUnearnedSpent(nowNs uint64) bool {

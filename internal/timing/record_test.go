@@ -395,3 +395,33 @@ func TestShareOfTokens(t *testing.T) {
 		}
 	}
 }
+
+// Cuts returns the |t| from which on the next flag is rare, whatever has passed since the last one.
+func TestCutsAreWhereFlagsBecomeRare(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	f := newFlow(1e-3)
+	f.n += youngSamples
+	rare := 0
+	for range 100_000 {
+		judged, isLate := uint64(1+r.IntN(300)), r.IntN(2) == 0
+		f.nowNs += uint64(r.ExpFloat64() * 1e10)
+		early, late := f.p.Cuts(&f.record, uint32(f.n+judged), false, f.nowNs)
+		side, cut := 0, early
+		if isLate {
+			side, cut = 1, late
+		}
+		height, octaves := 2*math.Log2(cut/f.p.Threshold), 3*r.ExpFloat64()
+		before := f.record.Cuts[side]
+		f.flag(judged, octaves, isLate)
+		isRare := f.record.Cuts[side] != before
+		if isRare {
+			rare++
+		}
+		if height < 0 || math.Abs(octaves-height) > 1e-5 && isRare != (octaves > height) {
+			t.Fatalf("a flag %v octaves above the threshold with the cut at %v: rare is %t", octaves, height, isRare)
+		}
+	}
+	if rare < 1000 {
+		t.Errorf("%d flags are rare", rare)
+	}
+}
