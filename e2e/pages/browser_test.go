@@ -33,7 +33,7 @@ const patience = 30 * time.Second
 type browser struct {
 	t      *testing.T
 	ctx    context.Context
-	isOpen bool // with answers of a status that browsers report as an error
+	isOpen bool // to failed requests, which browsers report as an error
 
 	mu    sync.Mutex
 	found []string // complaints
@@ -109,7 +109,7 @@ func (b *browser) check() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, complaint := range b.found {
-		if !b.isOpen || !strings.Contains(complaint, "the server responded with a status of 4") {
+		if !b.isOpen || !strings.Contains(complaint, "Failed to load resource") {
 			b.t.Error(complaint)
 		}
 	}

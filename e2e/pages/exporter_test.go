@@ -10,8 +10,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"math"
 	"math/big"
 	"net"
 	"net/http"
@@ -19,6 +21,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +30,8 @@ import (
 
 	"github.com/chromedp/chromedp"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/pages"
 )
 
 // The demo prints the address of the page first. The page shows hook, packets and a planted flag
@@ -79,6 +85,7 @@ func TestDemo(t *testing.T) {
 
 // At rest, the numbers of the page are those of the metrics.
 func TestNumbersAreThoseOfTheMetrics(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	e := l.start("--audit.device=" + device).ready()
 	l.send(1000)
@@ -90,10 +97,12 @@ func TestNumbersAreThoseOfTheMetrics(t *testing.T) {
 		if metrics, err = e.scrape(); err != nil {
 			t.Fatal(err)
 		}
-		if sum(t, metrics, "xdp_audit_packets_total", device, "") == 1000 || time.Now().After(deadline) {
+		isRead := sum(t, metrics, "xdp_audit_events_total", device, "") == sum(t, metrics, "xdp_audit_event_fates_total", device, `fate="sent"`)
+		if isRead && sum(t, metrics, "xdp_audit_packets_total", device, "") == 1000 || time.Now().After(deadline) {
 			break
 		}
 	}
+	expectAPI(t, e, metrics)
 	b.run(chromedp.Navigate(e.url("/")))
 	value := func(name string) uint64 {
 		return evaluate[uint64](b, `+document.querySelector("tr[data-device=`+device+`] [data-field=`+name+`]").dataset.value`)
@@ -128,8 +137,109 @@ func TestNumbersAreThoseOfTheMetrics(t *testing.T) {
 	b.expectAccessible("device")
 }
 
+// expectAPI compares the numbers of the API with the metrics.
+func expectAPI(t *testing.T, e *exporter, metrics string) {
+	t.Helper()
+	var status pages.Status
+	var d pages.DevicePage
+	for path, v := range map[string]any{"status": &status, "devices/" + device: &d} {
+		if err := json.NewDecoder(get(t, e.url("/api/v1/"+path)).Body).Decode(v); err != nil {
+			t.Fatal(path, err)
+		}
+	}
+	if len(status.Devices) != 1 || d.LastFlag == nil || d.Deltas.StddevSeconds == nil {
+		t.Fatalf("the API has %d devices, %+v", len(status.Devices), d)
+	}
+	expect := func(what string, got float64, metric string, labels ...string) {
+		t.Helper()
+		if want := total(t, metrics, metric, labels...); math.Abs(got-want) > 1e-9*math.Abs(want) {
+			t.Errorf("%s is %v, and %s%v is %v", what, got, metric, labels, want)
+		}
+	}
+	for _, of := range []pages.Device{status.Devices[0], d.Device} {
+		expect("packets", float64(of.Packets), "packets_total")
+		expect("bytes", float64(of.Bytes), "bytes_total")
+		expect("flagged_early", float64(of.FlaggedEarly), "leak_flags_total", `direction="early"`)
+		expect("flagged_late", float64(of.FlaggedLate), "leak_flags_total", `direction="late"`)
+		expect("unparsed", float64(of.Unparsed), "outcomes_total", `outcome="unparsed"`)
+		scored := of.Scored - of.FlaggedEarly - of.FlaggedLate
+		expect("scored and not flagged", float64(scored), "outcomes_total", `outcome="judged"`)
+		expect("the score", math.Abs(of.LastFlag.TScore), "last_tscore")
+		expect("the delta", of.LastFlag.DeltaSeconds, "last_delta_seconds")
+		expect("the length", float64(of.LastFlag.LengthBytes), "last_packet_bytes")
+		if at := total(t, metrics, "last_flag_timestamp_seconds"); math.Abs(float64(of.LastFlag.Time.UnixMicro())/1e6-at) > 2e-3 {
+			t.Errorf("the time of the last flag is %v, and in the metrics %v", of.LastFlag.Time, at)
+		}
+	}
+	expect("flags", float64(status.Events.Flags), "leak_flags_total")
+	expect("received", float64(status.Events.Received), "events_total")
+	expect("records_lost", float64(status.Events.Lost), "event_records_lost_total")
+	expect("records_malformed", float64(status.Events.Malformed), "event_records_malformed_total")
+	for fate, n := range status.Events.Fates {
+		expect(fate, float64(n), "event_fates_total", `fate="`+fate+`"`)
+	}
+	expect("slots", float64(status.FlowTable.Slots), "flow_table_slots")
+	expect("used", float64(status.FlowTable.Used), "flow_table_slots_used")
+	expect("inserts", float64(status.FlowTable.Inserts), "flow_inserts_total")
+	expect("evictions", float64(status.FlowTable.EvictionsExpired+status.FlowTable.EvictionsLive), "flow_evictions_total")
+	expect("device slots", float64(status.DeviceSlots.Total), "device_slots")
+	expect("used device slots", float64(status.DeviceSlots.Used), "device_slots_used")
+	expect("refused devices", float64(status.DeviceSlots.Refused), "devices_refused")
+	expect("capabilities", float64(len(status.Privileges.Capabilities)), "privileges_capabilities")
+	expect("Landlock", float64(status.Privileges.LandlockABI), "privileges_landlock_abi")
+
+	for decision, n := range d.Decisions {
+		expect(decision, float64(n), "calibration_flags_total", `decision="`+decision+`"`)
+	}
+	for outcome, n := range d.Outcomes {
+		expect(outcome, float64(n), "outcomes_total", `outcome="`+outcome+`"`)
+	}
+	for _, p := range d.Protocols {
+		expect(p.Protocol, float64(p.Packets), "packets_total", `family="`+p.Family+`"`, `protocol="`+p.Protocol+`"`)
+		expect(p.Protocol, float64(p.Bytes), "bytes_total", `family="`+p.Family+`"`, `protocol="`+p.Protocol+`"`)
+	}
+	expect("restarts", float64(d.Restarts), "baseline_restarts_total")
+	n := total(t, metrics, "deltas_total")
+	expect("deltas", float64(d.Deltas.Count), "deltas_total")
+	in := d.Deltas.Zeros
+	for _, b := range d.Deltas.Buckets {
+		in += b.Count
+	}
+	expect("deltas in buckets", float64(in), "delta_seconds_count")
+	expect("the sum of deltas", d.Deltas.MeanSeconds*n, "delta_time_seconds_total")
+	offset := d.Deltas.MeanSeconds - total(t, metrics, "delta_reference_seconds")
+	if variance := total(t, metrics, "delta_deviation_seconds_squared_total")/n - offset*offset; math.Abs(math.Sqrt(variance)/(*d.Deltas.StddevSeconds)-1) > 1e-6 {
+		t.Errorf("the standard deviation is %v, and that of the metrics %v", *d.Deltas.StddevSeconds, math.Sqrt(variance))
+	}
+	if d.Cuts == nil || d.Cuts.Flows != 1 || d.Cuts.Late.Median < d.Threshold || d.Cuts.Early.Lowest < d.Threshold {
+		t.Errorf("the cuts are %+v", d.Cuts)
+	}
+}
+
+// total returns the sum of the series of a metric that have all of the labels.
+func total(t *testing.T, metrics, name string, labels ...string) (total float64) {
+	t.Helper()
+	isFound := false
+	for line := range strings.Lines(metrics) {
+		rest, isOf := strings.CutPrefix(line, "xdp_audit_"+name)
+		if !isOf || rest[0] != '{' && rest[0] != ' ' || slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(rest, l) }) {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' ')+1:]), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total, isFound = total+v, true
+	}
+	if !isFound {
+		t.Errorf("there is no metric %s%v", name, labels)
+	}
+	return total
+}
+
 // A device that vanishes, and is followed, is shown as gone without reload.
 func TestAVanishedDeviceIsShown(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	e := l.start("--audit.device=aud*").ready()
 	b := newBrowser(t)
@@ -142,6 +252,7 @@ func TestAVanishedDeviceIsShown(t *testing.T) {
 
 // The pages ask for the users of the web configuration, and are served with its TLS.
 func TestUsersAndTLS(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	hash, err := bcrypt.GenerateFromPassword([]byte("correct horse"), bcrypt.MinCost)
 	if err != nil {

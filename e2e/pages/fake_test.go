@@ -6,12 +6,14 @@ package pages
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,13 +34,14 @@ type fakeAudit struct {
 	names   []string
 	packets uint64   // of each device
 	own     []uint64 // packets of each device in addition
+	cuts    int      // flows with cuts
 	gone    map[string]bool
 	ready   error
 	deltas  bpf.Histogram
 }
 
 func newFakeAudit(names ...string) *fakeAudit {
-	f := &fakeAudit{names: names, gone: map[string]bool{}, packets: 100_000, own: make([]uint64, len(names))}
+	f := &fakeAudit{names: names, gone: map[string]bool{}, packets: 100_000, own: make([]uint64, len(names)), cuts: 2000}
 	cuts := timing.Cuts()
 	for range 2000 {
 		f.deltas[timing.Cell(uint64(1e6+1e5*rand.NormFloat64()), cuts)]++
@@ -110,6 +113,16 @@ func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots {
 	return bpf.DeviceSlots{Total: 16, Used: 16, Refused: max(0, len(f.names)-10)}
 }
 func (f *fakeAudit) WatchCounts() bpf.WatchCounts { return bpf.WatchCounts{Flows: 12, Skipped: 4000} }
+func (f *fakeAudit) VisitCuts(_ string, visit func(early, late float64)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	random := rand.New(rand.NewPCG(3, 4))
+	for range f.cuts {
+		visit(4+math.Abs(random.NormFloat64()), 4+4*random.ExpFloat64())
+	}
+	return nil
+}
+
 func (f *fakeAudit) EventCounts() bpf.EventCounts {
 	counts := bpf.EventCounts{Received: map[string]uint64{}}
 	for _, c := range f.Counters() {
@@ -130,6 +143,13 @@ type site struct {
 	history *history.History
 	flags   *history.Flags
 	url     string
+
+	between atomic.Pointer[func(next http.Handler, w http.ResponseWriter, r *http.Request)]
+}
+
+// answer has all requests answered by a function.
+func (s *site) answer(f func(next http.Handler, w http.ResponseWriter, r *http.Request)) {
+	s.between.Store(&f)
 }
 
 // newSite serves pages of devices whose past is full.
@@ -153,8 +173,9 @@ func newSite(t *testing.T, change func(*pages.Options), names ...string) *site {
 		}
 	}
 	for i := range history.MaxFlags {
+		ago := time.Duration(history.MaxFlags-i) * 2900 * time.Millisecond
 		event := &bpf.Event{
-			Flag: fakeFlag(0), Time: now.Add(time.Duration(i-history.MaxFlags) * 2900 * time.Millisecond), Protocol: bpf.ProtocolUDP, Device: "eth0",
+			Flag: fakeFlag(ago), Time: now.Add(-ago), Protocol: bpf.ProtocolUDP, Device: "eth0",
 			Source: netip.MustParseAddrPort("192.0.2.1:1234"), Destination: netip.MustParseAddrPort("198.51.100.7:443"),
 		}
 		event.Late = random.IntN(4) > 0
@@ -185,7 +206,13 @@ func newSite(t *testing.T, change func(*pages.Options), names ...string) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(handler)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := s.between.Load(); f != nil {
+			(*f)(handler, w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}))
 	t.Cleanup(server.Close)
 	s.url = server.URL
 	return s
@@ -236,6 +263,16 @@ func get(t *testing.T, address string) *http.Response {
 	}
 	t.Cleanup(func() { response.Body.Close() })
 	return response
+}
+
+// read returns the text of an answer.
+func read(t *testing.T, address string) string {
+	t.Helper()
+	text, err := io.ReadAll(get(t, address).Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 var errNotReady = errors.New("no device is audited: <eth0> has vanished")

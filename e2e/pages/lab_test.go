@@ -33,8 +33,13 @@ var folder string // of the binaries
 
 // binaries builds the exporter and the demo once.
 var binaries = sync.OnceValue(func() error {
+	version, err := os.ReadFile("../../VERSION")
+	if err != nil {
+		return err
+	}
+	setVersion := "-X github.com/prometheus/common/version.Version=" + strings.TrimSpace(string(version))
 	for name, pkg := range map[string]string{"xdp_audit_exporter": ".", "demo": "./examples/demo"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(folder, name), pkg)
+		build := exec.Command("go", "build", "-ldflags", setVersion, "-o", filepath.Join(folder, name), pkg)
 		build.Dir = "../.."
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w: %s", pkg, err, out)
@@ -140,10 +145,15 @@ func (l *lab) removeDevice() {
 	}
 }
 
-// send sends packets at intervals of a millisecond.
+// send sends packets at intervals of a millisecond, the last but one of which is late.
 func (l *lab) send(n int) {
 	l.t.Helper()
-	gap := func(int) time.Duration { return time.Millisecond }
+	gap := func(i int) time.Duration {
+		if i == n-2 {
+			return 50 * time.Millisecond
+		}
+		return time.Millisecond
+	}
 	ctx, cancel := context.WithCancel(l.t.Context())
 	defer cancel()
 	err := netlab.Pace(ctx, gap, func(i int) error {

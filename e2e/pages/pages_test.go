@@ -11,7 +11,9 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -22,25 +24,41 @@ import (
 // Each page fits into narrow and wide windows in both colour schemes, and axe-core finds nothing.
 func TestPagesFitAndAreAccessible(t *testing.T) {
 	s := newSite(t, func(o *pages.Options) { o.ShowFlows = true }, deviceNames(16)...)
-	b := newBrowser(t)
-	for _, path := range []string{"/", "/device/enp3s0f1np1", "/device/enp7s0f1np1", "/flags", "/flags?device=enp3s0f1np1", "/covert", "/leak", "/config"} {
-		for _, width := range []int64{375, 1440} {
-			for _, scheme := range []string{"light", "dark"} {
-				what := fmt.Sprintf("%s with %d pixels, %s", path, width, scheme)
-				b.show(width, 900, scheme)
-				b.run(chromedp.Navigate(s.url + path))
-				if got := evaluate[int64](b, `document.documentElement.scrollWidth`); got > width {
-					t.Errorf("%s: the page has %d pixels: %s", what, got, evaluate[string](b,
-						`[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 100)).slice(0, 3).join("\n")`))
-				}
-				b.expectAccessible(what)
+	for _, paths := range [][]string{
+		{"/", "/device/enp3s0f1np1", "/covert"},
+		{"/flags", "/config"},
+		{"/device/enp7s0f1np1", "/flags?device=enp3s0f1np1", "/leak"},
+	} {
+		t.Run(strings.Join(paths, " "), func(t *testing.T) {
+			t.Parallel()
+			b := newBrowser(t)
+			for _, path := range paths {
+				b.expectFits(s, path)
 			}
+		})
+	}
+}
+
+// expectFits opens a page in each size and colour scheme.
+func (b *browser) expectFits(s *site, path string) {
+	b.t.Helper()
+	for _, width := range []int64{375, 1440} {
+		for _, scheme := range []string{"light", "dark"} {
+			what := fmt.Sprintf("%s with %d pixels, %s", path, width, scheme)
+			b.show(width, 900, scheme)
+			b.run(chromedp.Navigate(s.url + path))
+			if got := evaluate[int64](b, `document.documentElement.scrollWidth`); got > width {
+				b.t.Errorf("%s: the page has %d pixels: %s", what, got, evaluate[string](b,
+					`[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 100)).slice(0, 3).join("\n")`))
+			}
+			b.expectAccessible(what)
 		}
 	}
 }
 
 // The names of devices may have any characters. Nothing of them becomes HTML or a script.
 func TestHostileNames(t *testing.T) {
+	t.Parallel()
 	names := []string{
 		"eth0", `"><svg`, "'onload='x", "<b>x&amp;", "{{.Name}}", "a%22%20b%ff", "</td>x", "javascript:x", "\u202eabc", "${x}", "a#b?c=d", "+", "a;b&c",
 		strings.Repeat("<x>", 40), `"onfocus="alert(1)"autofocus="`, "<img/src/onerror=alert(1)>", "<script>alert(1)</script>",
@@ -80,6 +98,7 @@ func TestHostileNames(t *testing.T) {
 
 // The pages refresh themselves until they are paused, and show what vanishes and what fails.
 func TestLiveUpdates(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, nil, "eth0", "eth1")
 	b := newBrowser(t)
 	b.show(1440, 900, "light")
@@ -127,8 +146,115 @@ func TestLiveUpdates(t *testing.T) {
 	}
 }
 
+// A page that cannot be updated says so.
+func TestFailedUpdatesAreShown(t *testing.T) {
+	t.Parallel()
+	var fails atomic.Int32
+	s := newSite(t, nil, "eth0")
+	s.answer(func(next http.Handler, w http.ResponseWriter, r *http.Request) {
+		switch fails.Load() {
+		case 1:
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+		case 2:
+			panic(http.ErrAbortHandler)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+	b := newBrowser(t)
+	b.isOpen = true // failed requests are logged
+	b.run(chromedp.Navigate(s.url + "/"))
+	status := `document.querySelector("[role=status]").textContent`
+	for i, want := range []string{"live", "not updated: status 503", "not updated: no connection", "live"} {
+		fails.Store(int32(i % 3))
+		b.await(status+` === "`+want+`"`, patience)
+	}
+}
+
+// What the page of a device says if the device has vanished: nothing that is not known.
+func TestPageOfAVanishedDevice(t *testing.T) {
+	s := newSite(t, nil, "eth0", "eth1")
+	s.audit.gone["eth1"] = true
+	var device struct {
+		State              string
+		Packets            uint64
+		Outcomes           map[string]uint64
+		Protocols, Buckets []any
+		Cuts               any
+	}
+	if err := json.NewDecoder(get(t, s.url+"/api/v1/devices/eth1").Body).Decode(&device); err != nil {
+		t.Fatal(err)
+	}
+	if device.State != "gone" || device.Packets == 0 || len(device.Outcomes) != 0 || len(device.Protocols) != 0 || device.Cuts != nil {
+		t.Errorf("the API has %+v", device)
+	}
+	if text := read(t, s.url+"/device/eth1"); !strings.Contains(text, "not known of a device that has vanished") || strings.Contains(text, "Every packet has one outcome") {
+		t.Errorf("the page is %s", text)
+	}
+}
+
+// The cuts of flows are drawn and described. Without calibration there are none.
+func TestCutsOfFlows(t *testing.T) {
+	s := newSite(t, nil, "eth0")
+	if text := read(t, s.url+"/device/eth0"); !strings.Contains(text, "Cuts of 2\u202f000 flows") || !strings.Contains(text, "the median late cut is <strong>6.8") {
+		t.Errorf("the page is %s", text)
+	}
+	s.audit.cuts = 0
+	if text := read(t, s.url+"/device/eth0"); !strings.Contains(text, "No flow in the flow table has been flagged.") {
+		t.Errorf("without flows the page is %s", text)
+	}
+	s = newSite(t, func(o *pages.Options) { o.Audit.Calibrate = 0 }, "eth0")
+	if text := read(t, s.url+"/device/eth0"); strings.Contains(text, "Cuts of") || !strings.Contains(text, "The calibration is off") {
+		t.Errorf("without calibration the page is %s", text)
+	}
+}
+
+// The time of a flag has a date, since the last flags may be those of days. The drawing has flags
+// of the last ten minutes also if the clock has been set meanwhile.
+func TestTimesOfFlags(t *testing.T) {
+	s := newSite(t, nil, "eth0")
+	events, _ := s.flags.Last()
+	if text, want := read(t, s.url+"/flags"), events[0].Time.UTC().Format("<time>2006-01-02 15:04:05.000</time>"); !strings.Contains(text, want) {
+		t.Errorf("the page lacks %s: %s", want, text)
+	}
+	for _, event := range events {
+		event.Time = event.Time.Add(time.Hour)
+		s.flags.Add(&event)
+	}
+	if text := read(t, s.url+"/device/eth0"); strings.Contains(text, "There was no event in the last 10 minutes") {
+		t.Error("after the clock was set back, the page has no flags")
+	}
+}
+
+// Without devices the page says what the exporter waits for.
+func TestNoDevice(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	b := newBrowser(t)
+	for _, path := range []string{"/", "/flags", "/covert"} {
+		b.show(375, 900, "light")
+		b.run(chromedp.Navigate(s.url + path))
+		b.expectAccessible(path + " without devices")
+	}
+	if text := read(t, s.url+"/"); !strings.Contains(text, "as soon as it appears") || strings.Contains(text, "<thead role") {
+		t.Errorf("the page is %s", text)
+	}
+}
+
+// Large counts, as those of years, do not leave their section.
+func TestLargeCountsFit(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil, "eth0", strings.Repeat("W", 15))
+	s.audit.packets = 1 << 60
+	b := newBrowser(t)
+	for _, path := range []string{"/", "/device/eth0"} {
+		b.expectFits(s, path)
+	}
+}
+
 // Without scripts, a page has the same content.
 func TestPagesNeedNoScript(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, nil, "eth0")
 	b := newBrowser(t)
 	b.withoutScript()

@@ -63,6 +63,11 @@ func (f *fakeAudit) DeviceSlots() bpf.DeviceSlots  { return bpf.DeviceSlots{} }
 func (f *fakeAudit) Learnt() map[string]bpf.Learnt { return f.learnt }
 func (f *fakeAudit) EventCounts() bpf.EventCounts  { return bpf.EventCounts{} }
 
+func (f *fakeAudit) VisitCuts(_ string, visit func(early, late float64)) error {
+	visit(4, 9)
+	return nil
+}
+
 func (f *fakeAudit) WatchCounts() bpf.WatchCounts { return bpf.WatchCounts{} }
 
 func (f *fakeAudit) Watch(ctx context.Context, length int, handle func(*bpf.Window)) error {

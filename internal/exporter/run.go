@@ -58,6 +58,7 @@ type audit interface {
 	Watch(ctx context.Context, length int, handle func(*bpf.Window)) error
 	Follow(ctx context.Context) error
 	Ready() error
+	VisitCuts(device string, visit func(early, late float64)) error
 	Learnt() map[string]bpf.Learnt
 	Commit(ctx context.Context) error
 	CommitNeedsPrivilege() bool

@@ -80,11 +80,16 @@ type Scores struct {
 	Scores covert.Scores
 }
 
-// snapshot is a histogram of a device at a time.
+// Deltas is a native histogram.
+type Deltas struct {
+	Buckets []timing.NativeBucket
+	Zeros   uint64 // deltas of 0 ns, which are in no bucket
+}
+
+// snapshot is the histogram of a device at a time.
 type snapshot struct {
-	at      time.Time
-	buckets []timing.NativeBucket
-	zeros   uint64
+	at time.Time
+	Deltas
 }
 
 // ring keeps the last values, as many as its capacity.
@@ -152,7 +157,7 @@ func (h *History) Add(at time.Time, counters []bpf.Counters) {
 		d.lastSeen = at
 		if last := d.snapshots.last(); d.snapshots.most > 0 && (last == nil || at.Sub(last.at) >= snapshotInterval) {
 			buckets, zeros := h.buckets.Native(&counters[i].Histogram)
-			d.snapshots.add(snapshot{at, slices.Clip(buckets), zeros})
+			d.snapshots.add(snapshot{at, Deltas{slices.Clip(buckets), zeros}})
 		}
 	}
 	for name, d := range h.devices {
@@ -215,26 +220,27 @@ func (h *History) Scores(name string) []Scores {
 	return nil
 }
 
-// Histogram returns the native buckets of all deltas of a device, and of those since the oldest
+// Histogram returns the histogram of all deltas of a device, and of those since the oldest
 // histogram that is kept. That is at most six minutes old; since is its time, and is zero if none
 // is kept.
-func (h *History) Histogram(c *bpf.Counters) (all, recent []timing.NativeBucket, since time.Time) {
-	all, _ = h.buckets.Native(&c.Histogram)
+func (h *History) Histogram(c *bpf.Counters) (all, recent Deltas, since time.Time) {
+	all.Buckets, all.Zeros = h.buckets.Native(&c.Histogram)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	d := h.devices[c.Device]
 	if d == nil || len(d.snapshots.values) == 0 {
-		return all, nil, since
+		return all, recent, since
 	}
 	oldest := &d.snapshots.values[d.snapshots.next]
-	before := make(map[int]uint64, len(oldest.buckets))
-	for _, b := range oldest.buckets {
+	before := make(map[int]uint64, len(oldest.Buckets))
+	for _, b := range oldest.Buckets {
 		before[b.Index] = b.Count
 	}
-	for _, b := range all {
+	for _, b := range all.Buckets {
 		if n := b.Count - min(b.Count, before[b.Index]); n > 0 {
-			recent = append(recent, timing.NativeBucket{Index: b.Index, Count: n})
+			recent.Buckets = append(recent.Buckets, timing.NativeBucket{Index: b.Index, Count: n})
 		}
 	}
+	recent.Zeros = all.Zeros - min(all.Zeros, oldest.Zeros)
 	return all, recent, oldest.at
 }

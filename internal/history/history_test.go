@@ -120,15 +120,16 @@ func TestDevicesAreForgotten(t *testing.T) {
 func TestRecentHistogram(t *testing.T) {
 	h := New()
 	c := counted("eth0", 5)
-	if all, recent, since := h.Histogram(&c); len(all) != 1 || recent != nil || !since.IsZero() {
+	if all, recent, since := h.Histogram(&c); len(all.Buckets) != 1 || recent.Buckets != nil || !since.IsZero() {
 		t.Errorf("without readings: %v, %v since %v", all, recent, since)
 	}
 	for minute := range 10 {
 		c = counted("eth0", uint64(100*(minute+1)))
+		c.Histogram[0] = uint64(minute)
 		h.Add(noon.Add(time.Duration(minute)*time.Minute), []bpf.Counters{c})
 	}
 	all, recent, since := h.Histogram(&c)
-	if len(all) != 1 || all[0].Count != 1000 || len(recent) != 1 || recent[0].Count != 500 || !since.Equal(noon.Add(4*time.Minute)) {
+	if len(all.Buckets) != 1 || all.Buckets[0].Count != 1000 || len(recent.Buckets) != 1 || recent.Buckets[0].Count != 500 || all.Zeros != 9 || recent.Zeros != 5 || !since.Equal(noon.Add(4*time.Minute)) {
 		t.Errorf("all %v, recent %v since %v", all, recent, since)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/xdp-audit/xdp_audit_exporter/bpf"
@@ -25,8 +26,10 @@ type DevicePage struct {
 	// what the calibration decided on flagged packets.
 	Calibrate float64           `json:"calibrate"`
 	Decisions map[string]uint64 `json:"decisions"`
-	Restarts  uint64            `json:"baseline_restarts"`
-	History   Rates             `json:"history"`
+	// Cuts is null without calibration, and for a device that has vanished.
+	Cuts     *Cuts  `json:"cuts"`
+	Restarts uint64 `json:"baseline_restarts"`
+	History  Rates  `json:"history"`
 
 	Threshold     float64     `json:"threshold"`
 	Domain        string      `json:"domain"`
@@ -35,9 +38,11 @@ type DevicePage struct {
 	Distribution  *chart      `json:"-"`
 	FlagsOverTime *chart      `json:"-"`
 	LastScores    *chart      `json:"-"`
+	CutsOfFlows   *chart      `json:"-"`
 	Percentiles   [][3]string `json:"-"`
 	IsLog         bool        `json:"-"`
 	HasBaseline   bool        `json:"-"`
+	HasVanished   bool        `json:"-"` // only the counts of the last reading are known
 }
 
 // Deltas describes the inter-arrival times of a device. The buckets are those of the native
@@ -54,6 +59,8 @@ type Deltas struct {
 	LateSeconds  float64 `json:"late_seconds"`
 
 	RecentSince *time.Time `json:"recent_since"` // null before there is an earlier reading
+	Zeros       uint64     `json:"zeros"`        // deltas of 0 s, which are in no bucket
+	RecentZeros uint64     `json:"recent_zeros"`
 	Buckets     []Bucket   `json:"buckets"`
 }
 
@@ -103,10 +110,10 @@ var outcomeOrder = []bpf.Outcome{
 }
 
 var decisionMeanings = [bpf.NumDecisions]string{
-	bpf.DecisionEarned:   "rare for its flow: an event, by a token that the flow earned",
+	bpf.DecisionEarned:   "an event, by a token that the flow earned with its packets",
 	bpf.DecisionUnearned: "an event, by one of the eight tokens an hour of every flow",
-	bpf.DecisionCommon:   "common for its flow: no event",
-	bpf.DecisionNoToken:  "rare for its flow, but no token was left: no event",
+	bpf.DecisionCommon:   "no event: below the cut of its flow, and no token is left for such",
+	bpf.DecisionNoToken:  "no event: reaches the cut of its flow, but no token is left",
 }
 
 // device returns the content of the page of a device.
@@ -122,10 +129,28 @@ func (s *Site) device(r *http.Request) (any, error) {
 		Time: now, Device: devices[i], Outcomes: map[string]uint64{}, Decisions: map[string]uint64{}, Protocols: []Protocol{},
 		Calibrate: s.Audit.Calibrate, Threshold: s.Audit.Threshold, Domain: string(s.Audit.Domain), IsLog: s.Audit.Domain == bpf.DomainLog2,
 	}
-	c := &bpf.Counters{Device: name} // of a device that has vanished
+	p.Deltas.Buckets = []Bucket{} // not null
 	if i := slices.IndexFunc(counters, func(c bpf.Counters) bool { return c.Device == name }); i >= 0 {
-		c = &counters[i]
+		s.count(p, &counters[i])
+	} else if p.HasVanished = p.Packets > 0; !p.HasVanished {
+		s.count(p, &bpf.Counters{Device: name})
 	}
+	series := s.History.Device(name)
+	p.History = newRates(series, now)
+	if !isAPI(r) {
+		p.Distribution = s.drawDistribution(&p.Deltas, p)
+		p.Percentiles = percentiles(&p.Deltas)
+		p.FlagsOverTime = drawFlags(series, now)
+		p.LastScores = s.drawScores(name, now)
+		if p.Cuts != nil {
+			p.CutsOfFlows = drawCuts(p.Cuts, p.Threshold)
+		}
+	}
+	return p, nil
+}
+
+// count fills in what the counters of a device say.
+func (s *Site) count(p *DevicePage, c *bpf.Counters) {
 	p.Restarts = c.Restarts
 	p.OutcomeBar.Name = "packets"
 	for _, outcome := range outcomeOrder {
@@ -147,17 +172,8 @@ func (s *Site) device(r *http.Request) (any, error) {
 			}
 		}
 	}
+	p.Cuts = s.cuts(c.Device)
 	s.describe(p, c)
-	series := s.History.Device(name)
-	p.History = newRates(series, now)
-	if !isAPI(r) {
-		s.drawSparks(now, &p.Device)
-		p.Distribution = s.drawDistribution(&p.Deltas, p)
-		p.Percentiles = percentiles(p.Deltas.Buckets)
-		p.FlagsOverTime = drawFlags(series, now)
-		p.LastScores = s.drawScores(name, now)
-	}
-	return p, nil
 }
 
 // describe fills in the description of the deltas.
@@ -168,11 +184,11 @@ func (s *Site) describe(p *DevicePage, c *bpf.Counters) {
 		d.RecentSince = &since
 	}
 	later := map[int]uint64{}
-	for _, b := range recent {
+	for _, b := range recent.Buckets {
 		later[b.Index] = b.Count
 	}
-	d.Buckets = []Bucket{}
-	for _, b := range all {
+	d.Zeros, d.RecentZeros = all.Zeros, recent.Zeros
+	for _, b := range all.Buckets {
 		d.Buckets = append(d.Buckets, Bucket{UpperSeconds: upper(b.Index), Count: b.Count, Recent: later[b.Index], index: b.Index})
 	}
 	d.Count = c.Packets.Deltas()
@@ -188,7 +204,7 @@ func (s *Site) describe(p *DevicePage, c *bpf.Counters) {
 			deviation /= 1e9
 		}
 	case p.IsLog:
-		d.MeanSeconds, deviation = logMoments(all)
+		d.MeanSeconds, deviation = logMoments(&c.Histogram)
 	default:
 		n := float64(d.Count)
 		mean := c.Sums.TotalNs.Float64() / n
@@ -211,18 +227,20 @@ func upper(index int) float64 { return math.Exp2(float64(index) / (1 << timing.N
 
 func exp2(v float64) float64 { return math.Exp2(v) }
 
+var cellOctaves = sync.OnceValue(timing.CellOctaves)
+
 // logMoments returns the geometric mean in seconds, and the standard deviation in octaves, of
-// deltas that are taken as the middle of their bucket.
-func logMoments(buckets []timing.NativeBucket) (mean, deviation float64) {
+// deltas that are taken as the middle of their cell, as in the metric delta_octaves_total.
+func logMoments(h *bpf.Histogram) (mean, deviation float64) {
 	var n, sum, squares float64
-	for _, b := range buckets {
-		octaves, count := (float64(b.Index)-0.5)/(1<<timing.NativeSchema), float64(b.Count)
+	for cell, octaves := range cellOctaves() {
+		count := float64(h[cell])
 		n, sum, squares = n+count, sum+count*octaves, squares+count*octaves*octaves
 	}
 	if n == 0 {
 		return 0, 0
 	}
-	return math.Exp2(sum / n), math.Sqrt(max(0, squares/n-sum*sum/n/n))
+	return exp2(sum/n) / 1e9, math.Sqrt(max(0, squares/n-sum*sum/n/n))
 }
 
 func newRates(series history.Series, now time.Time) Rates {
@@ -244,14 +262,18 @@ func newRates(series history.Series, now time.Time) Rates {
 
 // percentiles returns rows of a percentile with the delta of all and of the recent deltas. A delta
 // is the upper bound of its bucket.
-func percentiles(buckets []Bucket) (rows [][3]string) {
-	quantile := func(p float64, count func(*Bucket) uint64) string {
-		var total, below uint64
+func percentiles(d *Deltas) (rows [][3]string) {
+	buckets := d.Buckets
+	quantile := func(p float64, zeros uint64, count func(*Bucket) uint64) string {
+		total, below := zeros, zeros
 		for i := range buckets {
 			total += count(&buckets[i])
 		}
-		if total == 0 {
+		switch {
+		case total == 0:
 			return "–"
+		case float64(zeros) >= p*float64(total):
+			return seconds(0)
 		}
 		for i := range buckets {
 			if below += count(&buckets[i]); float64(below) >= p*float64(total) {
@@ -262,7 +284,7 @@ func percentiles(buckets []Bucket) (rows [][3]string) {
 	}
 	for _, p := range []float64{0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999} {
 		rows = append(rows, [3]string{
-			digits(100*p) + "\u00a0%", quantile(p, func(b *Bucket) uint64 { return b.Count }), quantile(p, func(b *Bucket) uint64 { return b.Recent }),
+			digits(100*p) + "\u00a0%", quantile(p, d.Zeros, func(b *Bucket) uint64 { return b.Count }), quantile(p, d.RecentZeros, func(b *Bucket) uint64 { return b.Recent }),
 		})
 	}
 	return rows

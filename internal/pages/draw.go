@@ -16,7 +16,7 @@ import (
 // drawDistribution draws the deltas of a device: all as an area, the recent ones as a line.
 func (s *Site) drawDistribution(d *Deltas, p *DevicePage) *chart {
 	c := newChart("Distribution", 320)
-	c.XName, c.YName = "time since the flow's last packet", "share of the packets"
+	c.XName, c.YName = "time since the flow's last packet", "share of the times"
 	if d.Count == 0 || len(d.Buckets) == 0 {
 		c.Empty = "No inter-arrival time has been measured yet."
 		return c
@@ -90,7 +90,7 @@ func (c *chart) histograms(area, outline []count) {
 	c.y = axis{least: max(1e-7, least/2), most: 1, from: c.Bottom, to: c.Top, isLog: true}
 	c.XTicks, c.YTicks = c.x.decades(seconds), c.y.decades(func(v float64) string { return digits(100*v) + "\u00a0%" })
 	if len(c.XTicks) < 3 {
-		c.XTicks = c.x.halves()
+		c.XTicks = c.x.halves(seconds)
 	}
 	if totals[0] > 0 {
 		c.Areas = append(c.Areas, curve{Path: c.steps(area, totals[0], first, last, true), Color: colors[0].name, Fill: colors[0].fill})
@@ -101,11 +101,11 @@ func (c *chart) histograms(area, outline []count) {
 }
 
 // halves returns ticks at 1, 2 and 5 times the powers of ten.
-func (a axis) halves() (ticks []tick) {
+func (a axis) halves(format func(float64) string) (ticks []tick) {
 	for e := math.Floor(math.Log10(a.least)); e <= math.Ceil(math.Log10(a.most)); e++ {
 		for _, factor := range []float64{1, 2, 5} {
 			if v := factor * math.Pow(10, e); v >= a.least && v <= a.most {
-				ticks = append(ticks, tick{At: a.at(v), Text: seconds(v)})
+				ticks = append(ticks, tick{At: a.at(v), Text: format(v)})
 			}
 		}
 	}
@@ -221,8 +221,11 @@ func (s *Site) drawScores(name string, now time.Time) *chart {
 	var scores []float64
 	for i := range events {
 		e := &events[i]
-		ago := now.Sub(e.Time)
-		if e.Device != name || ago > span || ago < -history.Interval {
+		if e.Device != name {
+			continue
+		}
+		ago := now.Sub(e.WallTime()) // by the current setting of the clock
+		if ago > span || ago < -history.Interval {
 			continue
 		}
 		t := finite(e.Score())

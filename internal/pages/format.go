@@ -130,5 +130,8 @@ func phrases(sentence string) (parts []phrase) {
 // clock formats a time of day.
 func clock(t time.Time) string { return t.UTC().Format("15:04:05.000") }
 
+// date formats a time with its date, as HTML has it.
+func date(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
+
 // stamp formats a time for machines.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }

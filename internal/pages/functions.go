@@ -27,6 +27,7 @@ func (s *Site) functions() template.FuncMap {
 		"clock":   clock,
 		"phrases": phrases,
 		"stamp":   stamp,
+		"date":    date,
 		"coord":   coordinate,
 		"add":     func(a, b float64) float64 { return a + b },
 		"inc":     func(a, b int) int { return a + b },
@@ -37,5 +38,6 @@ func (s *Site) functions() template.FuncMap {
 		"device":  devicePath,
 		"used":    func(n int64) string { return grouped(uint64(max(n, 0))) },
 		"deref":   func(v *float64) float64 { return *v },
+		"half":    func(v float64) *float64 { v /= 2; return &v },
 	}
 }

@@ -197,7 +197,7 @@ func (a *LeakAssessment) drawEvidence() *chart {
 		}
 		return "1e" + digits(v)
 	})
-	c.Levels = []mark{{At: c.y.at(wanted), Text: "1/α = " + digits(1/r.Alpha)}}
+	c.Levels = []mark{{At: c.y.at(wanted), Text: "1/α = " + grouped(uint64(math.Round(1/r.Alpha)))}}
 	for k, of := range []func(leak.Point) float64{func(p leak.Point) float64 { return p.CurrentLog10 }, func(p leak.Point) float64 { return p.Log10 }} {
 		values := make([]float64, len(points))
 		for i := range points {
@@ -211,7 +211,7 @@ func (a *LeakAssessment) drawEvidence() *chart {
 	}
 	c.legend(0, "highest so far")
 	c.legend(1, "current")
-	c.Label = fmt.Sprintf("Evidence over the pairs with a logarithmic axis: 10 to the power of %s; it decides at %s", digits(r.EvidenceLog10), digits(1/r.Alpha))
+	c.Label = fmt.Sprintf("Evidence over the pairs with a logarithmic axis: 10 to the power of %s; it decides at %s", digits(r.EvidenceLog10), grouped(uint64(math.Round(1/r.Alpha))))
 	return c
 }
 

@@ -40,6 +40,7 @@ type Source interface {
 	DeviceSlots() bpf.DeviceSlots
 	EventCounts() bpf.EventCounts
 	WatchCounts() bpf.WatchCounts
+	VisitCuts(device string, visit func(early, late float64)) error
 	Ready() error
 }
 

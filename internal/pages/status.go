@@ -177,7 +177,7 @@ func (s *Site) devices(now time.Time, counters []bpf.Counters) []Device {
 		if hook.Up {
 			d.State = "up"
 		}
-		s.count(now, &d, byName[hook.Device])
+		s.fill(now, &d, byName[hook.Device])
 		devices = append(devices, d)
 	}
 	var gone []Device
@@ -186,15 +186,15 @@ func (s *Site) devices(now time.Time, counters []bpf.Counters) []Device {
 			continue
 		}
 		d := Device{Name: name, State: "gone", Reason: "the device has vanished", LastSeen: seen}
-		s.count(now, &d, byName[name])
+		s.fill(now, &d, byName[name])
 		gone = append(gone, d)
 	}
 	slices.SortFunc(gone, func(a, b Device) int { return cmp.Compare(a.Name, b.Name) })
 	return append(devices, gone...)
 }
 
-// count fills in the counts of a device. The counters are nil if it is not present.
-func (s *Site) count(now time.Time, d *Device, counters *bpf.Counters) {
+// fill fills in the counts of a device. The counters are nil if it is not present.
+func (s *Site) fill(now time.Time, d *Device, counters *bpf.Counters) {
 	series := s.History.Device(d.Name)
 	var p history.Point
 	switch {

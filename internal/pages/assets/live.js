@@ -19,7 +19,7 @@
     if (state.textContent !== text) {
       state.textContent = text;
     }
-    state.className = text === "live" ? "ok" : "";
+    state.className = text === "live" ? "ok" : text === "paused" ? "" : "stale";
     button.textContent = isPaused ? "Resume" : "Pause";
     button.setAttribute("aria-label", isPaused ? "Resume live updates" : "Pause live updates");
   }
@@ -66,22 +66,17 @@
     if (!isPaused && !document.hidden) {
       try {
         const answer = await fetch(location.href, { cache: "no-store", credentials: "same-origin" });
-        const text = await answer.text();
-        if (!(answer.headers.get("Content-Type") || "").startsWith("text/html")) {
-          throw new Error("not a page");
-        }
-        const page = new DOMParser().parseFromString(text, "text/html");
+        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         const main = page.querySelector("main");
-        if (!main) {
-          throw new Error("not a page");
-        }
-        if (!isPaused) {
+        if (!isPaused && main) {
           update(document.querySelector("main"), main);
           update(document.querySelector("footer"), page.querySelector("footer"));
           show("live");
+        } else if (!isPaused) {
+          show("not updated: status " + answer.status);
         }
       } catch {
-        show("no connection");
+        show(isPaused ? "paused" : "not updated: no connection");
       }
     }
     window.clearTimeout(timer);
