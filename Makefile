@@ -214,10 +214,11 @@ demo-fleet: build ## show an alert on one host of three, with Prometheus and the
 	@$(GO) build -o $(BIN)/demo ./examples/demo
 	@$(BIN)/demo ./$(BINARY) prometheus deploy/rules docs/runbooks.md
 
+# The pages show ten minutes, so it takes eleven.
 .PHONY: screenshots
-screenshots: ## take the screenshots of the pages with Chromium, for README.md and docs/pages.md
+screenshots: check-root ## take the screenshots of the pages with Chromium, for README.md and docs/pages.md (root)
 	@echo ">> taking screenshots"
-	SCREENSHOTS="$(CURDIR)/docs/images" $(GO) -C e2e/pages test -v -count=1 -run '^TestScreenshots$$' .
+	REQUIRE_BPF=1 SCREENSHOTS="$(CURDIR)/docs/images" $(GO) -C e2e/pages test -v -count=1 -timeout 1h -run '^TestScreenshots$$' .
 	$(call give_back,docs/images)
 
 .PHONY: costs-of-pages

@@ -26,7 +26,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-const patience = 30 * time.Second
+// patience is for a machine that does much else.
+const patience = 2 * time.Minute
 
 // browser is a tab of Chromium. At the end of a test it must have seen no error, no dialog and no
 // request to another host.
@@ -66,7 +67,7 @@ func newBrowser(t *testing.T, flags ...chromedp.ExecAllocatorOption) *browser {
 	)
 	allocator, cancel := chromedp.NewExecAllocator(context.Background(), append(options, flags...)...)
 	t.Cleanup(cancel)
-	ctx, cancelTab := chromedp.NewContext(allocator)
+	ctx, cancelTab := chromedp.NewContext(allocator, chromedp.WithBrowserOption(chromedp.WithDialTimeout(patience)))
 	t.Cleanup(func() {
 		_ = chromedp.Cancel(ctx) // waits until the browser has ended
 		cancelTab()

@@ -13,36 +13,49 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/xdp-audit/xdp_audit_exporter/internal/history"
 )
 
 // maxScreenshot is the maximum size of a screenshot in bytes.
 const maxScreenshot = 200_000
 
-// TestScreenshots writes the screenshots of the documents into the directory SCREENSHOTS. The
-// counters are made up.
+// TestScreenshots writes the screenshots of the documents into the directory SCREENSHOTS. They show
+// an exporter that has audited the traffic of a showcase for as long as a history is.
 func TestScreenshots(t *testing.T) {
 	folder := os.Getenv("SCREENSHOTS")
 	if folder == "" {
 		t.Skip("SCREENSHOTS names no directory: make screenshots does")
 	}
-	s := newSite(t, nil, "eth0", "eth1", "enp65s0f0np0", "enp65s0f1np1")
+	after := history.Points * history.Interval
+	if text := os.Getenv("SCREENSHOTS_AFTER"); text != "" {
+		var err error
+		if after, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := newShowcase(t)
+	time.Sleep(after)
 	b := newBrowser(t)
 	for _, shot := range []struct {
-		name, path string
-		height     int64
-		scheme     string
+		name, path, end string // the picture ends after this element
+		scheme          string
 	}{
-		{"pages", "/", 860, "light"},
-		{"pages-dark", "/", 860, "dark"},
-		{"pages-device", "/device/eth0", 1000, "light"},
-		{"pages-flags", "/flags", 600, "light"},
-		{"pages-leak", "/leak", 900, "light"},
+		{"pages", "/", "section[aria-labelledby=events]", "light"},
+		{"pages-dark", "/", "section[aria-labelledby=events]", "dark"},
+		{"pages-device", "/device/eth0", "section[aria-labelledby=calibration]", "light"},
+		{"pages-flags", "/flags", "tbody tr:nth-child(12)", "light"},
+		{"pages-leak", "/leak", ".pair", "light"},
 	} {
-		b.show(1440, shot.height, shot.scheme)
+		b.show(1440, 900, shot.scheme)
+		b.run(chromedp.Navigate(e.url(shot.path)))
+		height := evaluate[float64](b, `document.querySelector("`+shot.end+`").getBoundingClientRect().bottom + 16`)
+		b.show(1440, int64(height), shot.scheme)
 		var picture []byte
-		b.run(chromedp.Navigate(s.url+shot.path), chromedp.CaptureScreenshot(&picture))
+		b.run(chromedp.CaptureScreenshot(&picture))
 		small := compress(t, picture)
 		t.Logf("%s.png has %d bytes", shot.name, len(small))
 		if len(small) > maxScreenshot {
