@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,17 +43,22 @@ type fakeAudit struct {
 	ringFull    atomic.Uint64                    // of the first of them
 	evicted     atomic.Uint64                    // the same
 
-	isAbandoned bool   // when it is closed
-	scrape      func() // called by every scrape
+	isAbandoned bool                   // when it is closed
+	scrape      atomic.Pointer[func()] // called by every scrape
+	isRead      chan struct{}          // closed when the counters are read for the first time
+	readOnce    sync.Once
 	learnt      map[string]bpf.Learnt
 }
 
 func newFakeAudit() *fakeAudit {
-	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), exchanges: make(chan []bpf.Exchange), scrape: func() {}}
+	return &fakeAudit{events: make(chan *bpf.Event), windows: make(chan *bpf.Window), readErr: make(chan error, 1), closed: make(chan struct{}), exchanges: make(chan []bpf.Exchange), isRead: make(chan struct{})}
 }
 
 func (f *fakeAudit) Counters() []bpf.Counters {
-	f.scrape()
+	f.readOnce.Do(func() { close(f.isRead) })
+	if scrape := f.scrape.Load(); scrape != nil {
+		(*scrape)()
+	}
 	return []bpf.Counters{{Device: "eth0"}}
 }
 
@@ -232,6 +238,12 @@ func start(t *testing.T, args ...string) *runningExporter {
 		}
 	})
 	e.address = e.log.await(t, `msg="Listening on" address=(\S+)`)
+	// A start reads the counters, which is not a scrape.
+	select {
+	case <-e.audit.isRead:
+	case <-time.After(patience):
+		t.Fatal("the exporter does not read the counters")
+	}
 	return e
 }
 

@@ -228,10 +228,11 @@ func TestShutdown(t *testing.T) {
 	// The pages read the counters, too.
 	e := start(t, "--web.disable-ui")
 	scraping, finish := make(chan struct{}), make(chan struct{})
-	e.audit.scrape = func() {
+	scrape := func() {
 		close(scraping)
 		<-finish
 	}
+	e.audit.scrape.Store(&scrape)
 	scraped := make(chan error, 1)
 	go func() {
 		response, err := http.Get("http://" + e.address + "/metrics")
@@ -269,10 +270,11 @@ func TestShutdownCutsOff(t *testing.T) {
 	e := start(t, "--web.disable-ui")
 	scraping, finish := make(chan struct{}), make(chan struct{})
 	defer close(finish)
-	e.audit.scrape = func() {
+	scrape := func() {
 		close(scraping)
 		<-finish
 	}
+	e.audit.scrape.Store(&scrape)
 	go func() {
 		if response, err := http.Get("http://" + e.address + "/metrics"); err == nil {
 			response.Body.Close()
@@ -322,10 +324,11 @@ func TestMaxRequests(t *testing.T) {
 	// The pages read the counters, too.
 	e := start(t, "--web.disable-ui", "--web.max-requests=2", "--web.disable-exporter-metrics")
 	scraping, finish := make(chan struct{}, 2), make(chan struct{})
-	e.audit.scrape = func() {
+	scrape := func() {
 		scraping <- struct{}{}
 		<-finish
 	}
+	e.audit.scrape.Store(&scrape)
 	var scrapes sync.WaitGroup
 	var refused atomic.Int32
 	const filtered = 3 // one of them is within the limit
