@@ -16,7 +16,7 @@ func (r *Report) sentence() string {
 	target := duration(r.TargetNs)
 	switch r.Verdict {
 	case Waiting:
-		return fmt.Sprintf("There are %s of the %d pairs that an interval needs.", grouped(r.Pairs), LeastPairs)
+		return fmt.Sprintf("An interval needs %d pairs of responses. Pairs so far: %s.", LeastPairs, grouped(r.Pairs))
 	case Invalid:
 		var faults []string
 		for _, check := range r.Checks {
