@@ -343,14 +343,7 @@ func testRPMPackage(t *testing.T, path string) {
 	for _, file := range files {
 		documents += "/usr/share/doc/xdp-audit-exporter/docs/" + filepath.Base(file) + "\n"
 	}
-	for _, test := range []struct {
-		description string
-		args        []string
-		want        string
-	}{
-		{"name and version", []string{"--queryformat", "%{NAME} %{VERSION}-%{RELEASE} %{LICENSE}\n"},
-			"xdp-audit-exporter " + strings.TrimSpace(string(version)) + "-1 Apache-2.0 and (GPL-2.0-only or Apache-2.0)\n"},
-		{"files", []string{"--list"}, `/etc/default/xdp_audit_exporter
+	contents := `/etc/default/xdp_audit_exporter
 /etc/logrotate.d/xdp_audit_exporter
 /usr/bin/xdp_audit_exporter
 /usr/bin/xdp_audit_probe
@@ -376,10 +369,20 @@ func testRPMPackage(t *testing.T, path string) {
 /usr/share/xdp-audit-exporter/rules/xdp_audit_recording.yml
 /usr/share/zsh/site-functions/_xdp_audit_exporter
 /usr/share/zsh/site-functions/_xdp_audit_probe
-`},
+`
+	// The third and the fourth file are the two programs.
+	modes := strings.Repeat("root:root 100644\n", 2) + strings.Repeat("root:root 100755\n", 2) +
+		strings.Repeat("root:root 100644\n", strings.Count(contents, "\n")-4)
+	for _, test := range []struct {
+		description string
+		args        []string
+		want        string
+	}{
+		{"name and version", []string{"--queryformat", "%{NAME} %{VERSION}-%{RELEASE} %{LICENSE}\n"},
+			"xdp-audit-exporter " + strings.TrimSpace(string(version)) + "-1 Apache-2.0 and (GPL-2.0-only or Apache-2.0)\n"},
+		{"files", []string{"--list"}, contents},
 		{"files that an upgrade keeps", []string{"--configfiles"}, "/etc/default/xdp_audit_exporter\n/etc/logrotate.d/xdp_audit_exporter\n"},
-		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"},
-			strings.Repeat("root:root 100644\n", 2) + strings.Repeat("root:root 100755\n", 2) + strings.Repeat("root:root 100644\n", 21+strings.Count(documents, "\n"))},
+		{"owners and modes", []string{"--queryformat", "[%{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:octal}\n]"}, modes},
 	} {
 		t.Run(test.description, func(t *testing.T) {
 			output, err := exec.Command(rpm, append([]string{"--query", "--package", path}, test.args...)...).Output()
