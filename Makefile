@@ -166,7 +166,7 @@ evaluate: check-root ## measure with generated traffic, for docs/statistics.md; 
 	$(GO) -C tools/evaluate run . $(if $(SEED),-seed '$(SEED)',-write ../..) $(if $(TRACES),-traces '$(abspath $(TRACES))')
 	$(call give_back,docs)
 
-# The runs need a quarter of an hour on a machine that does nothing else.
+# The runs need twenty minutes on a machine that does nothing else.
 .PHONY: leak-lab
 leak-lab: check-root deps ## plant delays in real servers RUNS=20 times and look for them, for docs/leak-lab.md (root)
 	@echo ">> counting the exchanges of real servers"
