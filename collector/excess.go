@@ -29,7 +29,7 @@ type Excess struct {
 // FlagsPast is what a device has learnt of its flags.
 type FlagsPast = excess.Past
 
-// FlagBlocks are the sums of the complete blocks of one length of a past, which tell how flags vary.
+// FlagBlocks are the sums of the complete blocks of one length of a past.
 type FlagBlocks = excess.Blocks
 
 // deviceExcess is the state of one device, and its counters at the end of the last minute.
