@@ -623,10 +623,10 @@ func TestExchangesOfConnectionsThatAreReset(t *testing.T) {
 }
 
 // The response time is that of the handler, and what the kernel and the server need in addition.
-// One request is outstanding at a time. With EXCHANGE_REPORT there are 10,000, and 97 of 100 have
-// to be near the time of the handler, as on a machine at rest if one CPU runs server and client.
+// One request is outstanding at a time. With EXCHANGE_REPORT there are 10,000, and 99 of 100 have
+// to be near the time of the handler, as on a machine at rest.
 func TestResponseTimeIsThatOfTheHandler(t *testing.T) {
-	const connections, most = 100, 50 * time.Microsecond
+	const connections, most, must = 100, 50 * time.Microsecond, 0.99
 	isReport := os.Getenv("EXCHANGE_REPORT") != ""
 	perConnection := 20
 	if isReport {
@@ -635,8 +635,8 @@ func TestResponseTimeIsThatOfTheHandler(t *testing.T) {
 		defer debug.SetGCPercent(debug.SetGCPercent(-1)) // collects between connections
 	}
 	var table strings.Builder
-	table.WriteString("| requests | number | longer than the handler, median | 90 of 100 | 99 of 100 | the longest | within 50 µs |\n" +
-		"| --- | --: | --: | --: | --: | --: | --: |\n")
+	table.WriteString("| requests | number | longer than the handler, median | 90 of 100 | 99 of 100 | the longest | within 50 µs | must | met |\n" +
+		"| --- | --: | --: | --: | --: | --: | --: | --: | --- |\n")
 	for _, test := range []struct {
 		name   string
 		useTLS bool
@@ -684,12 +684,14 @@ func TestResponseTimeIsThatOfTheHandler(t *testing.T) {
 			share := float64(within) / float64(n)
 			t.Logf("response time less handler: median %v, .9 %v, .99 %v, most %v; %.4f within %v", over[n/2], over[n*9/10], over[n*99/100], over[n-1], share, most)
 			us := func(d time.Duration) string { return fmt.Sprintf("%.1f µs", d.Seconds()*1e6) }
-			fmt.Fprintf(&table, "| %s | %d | %s | %s | %s | %s | %.4f |\n", test.name, n, us(over[n/2]), us(over[n*9/10]), us(over[n*99/100]), us(over[n-1]), share)
+			met := map[bool]string{true: "yes", false: "**no**"}[share >= must]
+			fmt.Fprintf(&table, "| %s | %d | %s | %s | %s | %s | %.4f | %.2f | %s |\n",
+				test.name, n, us(over[n/2]), us(over[n*9/10]), us(over[n*99/100]), us(over[n-1]), share, must, met)
 			if over[0] < 0 {
 				t.Errorf("a response was %v faster than its handler", -over[0])
 			}
-			// Other load moves the tail.
-			if over[n/2] > most || isReport && share < 0.97 {
+			// Not the tail that a machine at rest has: other load moves it.
+			if over[n/2] > most || isReport && share < must {
 				t.Errorf("%.4f are within %v of the handler, and the median is %v", share, most, over[n/2])
 			}
 		})
