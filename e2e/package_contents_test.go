@@ -60,6 +60,15 @@ func testContents(t *testing.T, deb string) {
 					t.Errorf("the page of %s lacks %q:\n%s", name, want, page)
 				}
 			}
+			files := regexp.MustCompile(`(?m)^ +(/(?:etc|usr)/\S+)$`).FindAllStringSubmatch(page, -1)
+			if len(files) == 0 {
+				t.Errorf("the page of %s names no file:\n%s", name, page)
+			}
+			for _, file := range files {
+				if _, err := os.Stat(in(file[1])); err != nil {
+					t.Errorf("the page of %s names a file that the package lacks: %v", name, err)
+				}
+			}
 		}
 	})
 	for name, flag := range map[string]string{"xdp_audit_exporter": "--audit.threshold", "xdp_audit_probe": "--assessment"} {

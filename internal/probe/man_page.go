@@ -55,7 +55,7 @@ Two wrong tokens, judged by the times of an exporter:
 .EE
 .SH FILES
 .TP
-.I /usr/share/doc/xdp\-audit\-exporter/probe.md
+.I /usr/share/doc/xdp\-audit\-exporter/docs/probe.md
 Documentation.
 .SH SEE ALSO
 .BR xdp_audit_exporter (1),
