@@ -65,7 +65,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{device, "--audit.domain=log"}, []string{"--audit.domain (XDP_AUDIT_DOMAIN): ", `domain "log"`, "linear and log2"}},
 		{[]string{device, "--audit.clock=hw"}, []string{"--audit.clock (XDP_AUDIT_CLOCK): ", "clock hw", "use ktime"}},
 		{[]string{device, "--audit.clock=tsc"}, []string{"--audit.clock (XDP_AUDIT_CLOCK): ", `clock "tsc"`, "ktime, hw and metadata"}},
-		{[]string{device, "--audit.idle-timeout=1"}, []string{"--audit.idle-timeout (XDP_AUDIT_IDLE_TIMEOUT)", `"1"`, "such as 1s", "--help"}},
+		{[]string{device, "--audit.idle-timeout=1"}, []string{"--audit.idle-timeout (XDP_AUDIT_IDLE_TIMEOUT)", `"1"`, "1s or 250us", "--help"}},
 		{[]string{device, "--audit.idle-timeout=3s"}, []string{"--audit.idle-timeout (XDP_AUDIT_IDLE_TIMEOUT): ", "idle timeout 3s", "between 1ns and 2.147483648s"}},
 		{[]string{device, "--audit.flows=many"}, []string{"--audit.flows (XDP_AUDIT_FLOWS)", `"many"`, "0 to 4294967295", "--help"}},
 		{[]string{device, "--audit.flows=1e6"}, []string{"--audit.flows (XDP_AUDIT_FLOWS)", `"1e6"`, "0 to 4294967295", "--help"}},
