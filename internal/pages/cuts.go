@@ -116,7 +116,7 @@ func drawCuts(cuts *Cuts, threshold float64) *chart {
 
 // cutSteps returns the path of the histogram of cuts.
 func (c *chart) cutSteps(flows []uint32, threshold float64, isClosed bool) string {
-	edge := func(i int) string { return coordinate(c.x.at(threshold * exp2(float64(i)/8))) }
+	edge := func(i int) string { return coordinate(c.x.at(threshold * exp2(float64(i*binsPerStep)/binsPerOctave))) }
 	var path strings.Builder
 	fmt.Fprintf(&path, "M%s %s", edge(0), coordinate(c.Bottom))
 	last, height := 0, uint32(0)
