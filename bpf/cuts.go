@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -90,29 +89,30 @@ func (r *cutReader) visit(owner uint32, isAlone bool, visit func(early, late flo
 }
 
 func (r *cutReader) visitPart(first, n int, owner uint32, isAlone bool, visit func(early, late float64)) (err error) {
-	sets, unmapSets, err := mapPart[programFlowSet](r.sets, first, n)
+	sets, err := newMapArrayPart[programFlowSet](r.sets, unix.PROT_READ, first, n)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unmapSets()) }()
-	records, unmapRecords, err := mapPart[programSetRecords](r.records, first, n)
+	defer func() { err = errors.Join(err, sets.close()) }()
+	records, err := newMapArrayPart[programSetRecords](r.records, unix.PROT_READ, first, n)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unmapRecords()) }()
-	keys, unmapKeys, err := mapPart[programFlowKey](r.keys, first*flowWays, n*flowWays)
+	defer func() { err = errors.Join(err, records.close()) }()
+	keys, err := newMapArrayPart[programFlowKey](r.keys, unix.PROT_READ, first*flowWays, n*flowWays)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unmapKeys()) }()
-	for i := range sets {
-		for way := range sets[i].Slots {
-			tag, record := atomic.LoadUint32(&sets[i].Tags[way]), &records[i].Records[way]
-			if tag == 0 || atomic.LoadUint32(&record.Tag) != tag || record.Mark != sets[i].Marks[way] {
+	defer func() { err = errors.Join(err, keys.close()) }()
+	for i := range n {
+		set := sets.at(i)
+		for way := range set.Slots {
+			tag, record := atomic.LoadUint32(&set.Tags[way]), &records.at(i).Records[way]
+			if tag == 0 || atomic.LoadUint32(&record.Tag) != tag || record.Mark != set.Marks[way] {
 				continue // a free slot, or the record of an earlier flow
 			}
-			if atomic.LoadUint32(&keys[i*flowWays+way].Owner) == owner {
-				slot := &sets[i].Slots[way]
+			if atomic.LoadUint32(&keys.at(i*flowWays+way).Owner) == owner {
+				slot := &set.Slots[way]
 				state := record.cutState(atomic.LoadUint32(&slot.Baseline.M2High))
 				visit(r.params.Cuts(&state, atomic.LoadUint32(&slot.Baseline.N), isAlone, atomic.LoadUint64(&slot.LastNs)))
 			}
@@ -134,14 +134,4 @@ func (r *programFlowRecord) cutState(m2High uint32) timing.FlowRecord {
 		Cuts:     [2]uint64{atomic.LoadUint64(&r.CutsQ32[0]), atomic.LoadUint64(&r.CutsQ32[1])},
 		Halvings: m2High >> halvingsShift, IsBaseline: m2High&hasRecordBit != 0,
 	}
-}
-
-// mapPart maps elements of an array for reading. The first one begins a page.
-func mapPart[T any](m *ebpf.Map, first, n int) (elements []T, unmap func() error, err error) {
-	size := int(unsafe.Sizeof(*new(T)))
-	memory, err := unix.Mmap(m.FD(), int64(first*size), n*size, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%v: mmap: %w", m, err)
-	}
-	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), n), func() error { return unix.Munmap(memory) }, nil
 }

@@ -399,7 +399,7 @@ func (p *probe) compareDecisions(t *testing.T, m *model) {
 func (r *programFlowRecord) model(b *programBaseline) timing.FlowRecord {
 	return timing.FlowRecord{
 		N: r.N, Run: r.run(), Earned: r.EarnedQ32, UnearnedAt: r.UnearnedAtNs, Drift: r.DriftQ32,
-		Cuts: r.CutsQ32, Halvings: b.M2High >> 24, IsBaseline: b.M2High>>23&1 != 0,
+		Cuts: r.CutsQ32, Halvings: b.M2High >> halvingsShift, IsBaseline: b.M2High&hasRecordBit != 0,
 	}
 }
 

@@ -29,6 +29,12 @@ type mapArray[T any] struct {
 // multiple of mapArrayStride: then the elements of a Go slice would not be where those of the
 // map are. The mapping outlives the descriptor of the map.
 func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
+	return newMapArrayPart[T](m, protection, 0, int(m.MaxEntries()))
+}
+
+// newMapArrayPart maps n elements of an array from the first one on, which has to begin a page.
+// They are elements 0 to n - 1 of the result.
+func newMapArrayPart[T any](m *ebpf.Map, protection, first, n int) (*mapArray[T], error) {
 	size := unsafe.Sizeof(*new(T))
 	switch {
 	case m.Type() != ebpf.Array:
@@ -40,11 +46,11 @@ func newMapArray[T any](m *ebpf.Map, protection int) (*mapArray[T], error) {
 	case size == 0 || size%mapArrayStride != 0:
 		return nil, fmt.Errorf("%v has values of %d bytes, which is not a multiple of %d", m, size, mapArrayStride)
 	}
-	memory, err := unix.Mmap(m.FD(), 0, int(size)*int(m.MaxEntries()), protection, unix.MAP_SHARED)
+	memory, err := unix.Mmap(m.FD(), int64(first)*int64(size), int(size)*n, protection, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("%v: mmap: %w", m, err)
 	}
-	return &mapArray[T]{memory, unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), m.MaxEntries())}, nil
+	return &mapArray[T]{memory, unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), n)}, nil
 }
 
 // len returns the number of elements, 0 after close.
