@@ -133,11 +133,7 @@ func (l *serviceLab) serve(t *testing.T, at netip.AddrPort) {
 		defer l.mu.Unlock()
 		l.handling = append(l.handling, time.Since(begin))
 	}
-	var listener net.Listener
-	err := l.server.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", at.String())
-		return err
-	})
+	listener, err := l.server.Namespace.Listen(at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -523,11 +519,7 @@ func TestExchangesOfADatagramServer(t *testing.T) {
 	const clients, requests = 20, 200
 	l := newServiceLab(t, false, false, nil)
 	at := netip.AddrPortFrom(l.server.IPv4.Addr(), l.address.Port())
-	var server net.PacketConn
-	err := l.server.Namespace.Do(func() (err error) {
-		server, err = net.ListenPacket("udp", at.String())
-		return err
-	})
+	server, err := l.server.Namespace.ListenPacket(at.String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,11 +83,7 @@ func transfer(l *lab, size int64) error { return transferTo(l, l.audited.IPv4.Ad
 
 // transferTo is transfer to an address of the audited end.
 func transferTo(l *lab, to netip.Addr, size int64) error {
-	var listener net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", netip.AddrPortFrom(to, 0).String())
-		return err
-	})
+	listener, err := l.audited.Namespace.Listen(netip.AddrPortFrom(to, 0).String())
 	if err != nil {
 		return err
 	}

@@ -258,10 +258,7 @@ func (l *lab) launch(path string, args []string, edits ...func(*exec.Cmd)) *expo
 // occupyAddress listens on the address of the lab, so that no exporter can.
 func (l *lab) occupyAddress() (taken net.Listener) {
 	l.t.Helper()
-	err := l.audited.Namespace.Do(func() (err error) {
-		taken, err = net.Listen("tcp", address)
-		return err
-	})
+	taken, err := l.audited.Namespace.Listen(address)
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -37,14 +37,7 @@ const plantedLeak = 2 * time.Millisecond
 
 func (l *lab) newLeakyService(at netip.Addr) *leakyService {
 	l.t.Helper()
-	var listener net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
-		return err
-	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	listener := l.listenTCP(at)
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/random" {
 			time.Sleep(plantedLeak)

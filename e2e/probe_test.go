@@ -54,11 +54,7 @@ func planting(plant time.Duration) http.Handler {
 // listenTCP listens in the audited namespace.
 func (l *lab) listenTCP(address netip.Addr) net.Listener {
 	l.t.Helper()
-	var listener net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", netip.AddrPortFrom(address, 0).String())
-		return err
-	})
+	listener, err := l.audited.Namespace.Listen(netip.AddrPortFrom(address, 0).String())
 	if err != nil {
 		l.t.Fatal(err)
 	}

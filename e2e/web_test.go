@@ -258,14 +258,7 @@ func TestHealthcheck(t *testing.T) {
 
 func TestHealthcheckOfSomethingElse(t *testing.T) {
 	l := newLab(t)
-	var listener net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", address)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := l.occupyAddress()
 	server := &http.Server{Handler: http.NotFoundHandler()}
 	defer server.Close()
 	go func() { _ = server.Serve(listener) }()

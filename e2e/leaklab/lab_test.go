@@ -63,15 +63,11 @@ func newLab(t *testing.T) *lab {
 	require(t, cannotRun())
 	require(t, haveNginx())
 	l := &lab{t: t, servers: map[string]*server{}, read: map[string][]bpf.Exchange{}}
-	for i, end := range []*netlab.End{&l.served, &l.client} {
-		namespace, err := netlab.NewNamespace()
-		l.must(err)
-		t.Cleanup(namespace.Close)
-		*end = netlab.End{
-			Namespace: namespace, Device: []string{"served", "calling"}[i], IPv4: netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i+1)),
-		}
-	}
-	l.must(netlab.Connect(l.served, l.client, 0))
+	var err error
+	l.served, l.client, err = netlab.NewPair("served", "calling")
+	l.must(err)
+	t.Cleanup(l.served.Namespace.Close)
+	t.Cleanup(l.client.Namespace.Close)
 	l.serve(netHTTP, 8001, nil)
 	l.serve(nginx, 8002, l.startNginx)
 	l.attach()

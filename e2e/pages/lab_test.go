@@ -96,10 +96,8 @@ func newLab(t *testing.T) *lab {
 	if err := netlab.Connect(l.audited, l.sender, 0); err != nil {
 		t.Fatal(err)
 	}
-	err := l.audited.Namespace.Do(func() (err error) {
-		l.receiver, err = net.ListenPacket("udp", "192.0.2.1:0")
-		return err
-	})
+	var err error
+	l.receiver, err = l.audited.Namespace.ListenPacket("192.0.2.1:0")
 	if err == nil {
 		l.conn, err = l.sender.Namespace.Dial(t.Context(), "udp", l.receiver.LocalAddr().String())
 	}

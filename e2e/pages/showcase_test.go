@@ -10,7 +10,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -96,7 +95,7 @@ func inSeconds(s float64) time.Duration { return time.Duration(max(s, 0) * float
 // since the start.
 func (l *lab) flow(to netip.Addr, length int, gap func(r *rand.Rand, i int, now time.Duration) time.Duration) {
 	l.t.Helper()
-	receiver, err := l.listen(to)
+	receiver, err := l.audited.Namespace.ListenPacket(netip.AddrPortFrom(to, 0).String())
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -115,23 +114,10 @@ func (l *lab) flow(to netip.Addr, length int, gap func(r *rand.Rand, i int, now 
 	}()
 }
 
-// listen opens a socket in the audited namespace.
-func (l *lab) listen(at netip.Addr) (socket net.PacketConn, err error) {
-	err = l.audited.Namespace.Do(func() (err error) {
-		socket, err = net.ListenPacket("udp", netip.AddrPortFrom(at, 0).String())
-		return err
-	})
-	return socket, err
-}
-
 // serve starts the service, and returns its port.
 func (l *lab) serve(at netip.Addr) uint16 {
 	l.t.Helper()
-	var listener net.Listener
-	err := l.audited.Namespace.Do(func() (err error) {
-		listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
-		return err
-	})
+	listener, err := l.audited.Namespace.Listen(netip.AddrPortFrom(at, 0).String())
 	if err != nil {
 		l.t.Fatal(err)
 	}

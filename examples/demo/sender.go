@@ -32,10 +32,8 @@ type sender struct {
 func startSender(s *stage, seed uint64) (*sender, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &sender{random: rand.New(rand.NewPCG(seed, 1)), cancel: cancel, sent: make(chan error, 1)} //nolint:gosec // nothing secret
-	err := s.audited.Namespace.Do(func() (err error) {
-		c.receiver, err = net.ListenPacket("udp", netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
-		return err
-	})
+	var err error
+	c.receiver, err = s.audited.Namespace.ListenPacket(netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
 	now := time.Now()
 	for i := 0; err == nil && i < clients; i++ {
 		var conn net.Conn

@@ -65,32 +65,16 @@ func newStage(exporter string, listener *net.TCPListener) (_ *stage, err error) 
 
 // newNetwork joins two namespaces by a pair of devices.
 func newNetwork(listener *net.TCPListener) (_ *stage, err error) {
-	s := &stage{
-		page:    "http://" + listener.Addr().String() + "/",
-		audited: netlab.End{Device: device, IPv4: netip.MustParsePrefix("192.0.2.1/24")},
-		sender:  netlab.End{Device: "sender0", IPv4: netip.MustParsePrefix("192.0.2.2/24")},
-		ended:   make(chan struct{}),
-	}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	for _, end := range []*netlab.End{&s.audited, &s.sender} {
-		if end.Namespace, err = netlab.NewNamespace(); err != nil {
-			return nil, err
-		}
-	}
-	return s, netlab.Connect(s.audited, s.sender, 0)
+	s := &stage{page: "http://" + listener.Addr().String() + "/", ended: make(chan struct{})}
+	s.audited, s.sender, err = netlab.NewPair(device, "sender0")
+	return s, err
 }
 
 // openSockets opens a socket at each end. The receiver does not read: when its socket is full, the
 // kernel drops the packets.
 func (s *stage) openSockets() error {
-	err := s.audited.Namespace.Do(func() (err error) {
-		s.receiver, err = net.ListenPacket("udp", netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
-		return err
-	})
+	var err error
+	s.receiver, err = s.audited.Namespace.ListenPacket(netip.AddrPortFrom(s.audited.IPv4.Addr(), 0).String())
 	if err != nil {
 		return fmt.Errorf("opening a socket: %w", err)
 	}

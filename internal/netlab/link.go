@@ -24,6 +24,24 @@ type End struct {
 	IPv6      netip.Prefix // zero disables IPv6 on the device
 }
 
+// NewPair creates two namespaces and joins them by a veth pair with the addresses 192.0.2.1/24 and
+// 192.0.2.2/24. The caller closes the namespaces.
+func NewPair(first, second string) (a, b End, err error) {
+	a = End{Device: first, IPv4: netip.MustParsePrefix("192.0.2.1/24")}
+	b = End{Device: second, IPv4: netip.MustParsePrefix("192.0.2.2/24")}
+	if a.Namespace, err = NewNamespace(); err != nil {
+		return End{}, End{}, err
+	}
+	if b.Namespace, err = NewNamespace(); err == nil {
+		if err = Connect(a, b, 0); err == nil {
+			return a, b, nil
+		}
+		b.Namespace.Close()
+	}
+	a.Namespace.Close()
+	return End{}, End{}, err
+}
+
 // Connect joins two namespaces by a veth pair. The names of the devices must differ; an MTU of
 // 0 keeps the kernel's default. Each end knows the hardware address of the other and sends no
 // address resolution, so the pair carries only packets that a test sends.

@@ -114,6 +114,24 @@ func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net
 	return conn, err
 }
 
+// Listen listens in the namespace at a numeric address of TCP.
+func (n *Namespace) Listen(address string) (listener net.Listener, err error) {
+	err = n.Do(func() error {
+		listener, err = net.Listen("tcp", address)
+		return err
+	})
+	return listener, err
+}
+
+// ListenPacket opens a socket in the namespace at a numeric address of UDP.
+func (n *Namespace) ListenPacket(address string) (socket net.PacketConn, err error) {
+	err = n.Do(func() error {
+		socket, err = net.ListenPacket("udp", address)
+		return err
+	})
+	return socket, err
+}
+
 // Start starts a command in the namespace. The command is killed when the namespace is closed
 // or this process ends.
 func (n *Namespace) Start(cmd *exec.Cmd) error {

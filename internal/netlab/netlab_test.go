@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -92,11 +91,7 @@ func TestPacketsCross(t *testing.T) {
 	a, b := newPair(t, mtu)
 	for _, to := range []netip.Prefix{b.IPv4, b.IPv6} {
 		t.Run(to.Addr().String(), func(t *testing.T) {
-			var server net.PacketConn
-			err := b.Namespace.Do(func() (err error) {
-				server, err = net.ListenPacket("udp", netip.AddrPortFrom(to.Addr(), 0).String())
-				return err
-			})
+			server, err := b.Namespace.ListenPacket(netip.AddrPortFrom(to.Addr(), 0).String())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,18 +65,12 @@ type runcContainer struct {
 // startRunc starts a container as the engine would, in a network namespace with eth0.
 func (e *engine) startRunc(t *testing.T, bundle string, capabilities, args, env []string) *runcContainer {
 	t.Helper()
-	var ends [2]netlab.End
-	for i, device := range []string{"eth0", "peer0"} {
-		namespace, err := netlab.NewNamespace()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(namespace.Close)
-		ends[i] = netlab.End{Namespace: namespace, Device: device, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 24)}
-	}
-	if err := netlab.Connect(ends[0], ends[1], 0); err != nil {
+	near, far, err := netlab.NewPair("eth0", "peer0")
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(near.Namespace.Close)
+	t.Cleanup(far.Namespace.Close)
 	const name = "xdp-auditor"
 	text, err := json.Marshal(runcSpec("/"+filepath.Base(e.folder)+"/"+name, capabilities, args, env))
 	if err == nil {
@@ -90,11 +83,11 @@ func (e *engine) startRunc(t *testing.T, bundle string, capabilities, args, env 
 	state := "--root=" + filepath.Join(e.folder, "runc")
 	r.cmd = exec.Command("runc", state, "run", "--bundle="+bundle, "--pid-file="+r.pid, name) //nolint:gosec // the test's own
 	r.cmd.Stdout, r.cmd.Stderr = &r.log, &r.log
-	if err := ends[0].Namespace.Start(r.cmd); err != nil {
+	if err := near.Namespace.Start(r.cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = exec.Command("runc", state, "delete", "--force", name).Run() }) //nolint:gosec // the test's own
-	transport := &http.Transport{DialContext: ends[0].Namespace.Dial}
+	transport := &http.Transport{DialContext: near.Namespace.Dial}
 	t.Cleanup(transport.CloseIdleConnections)
 	r.client = &http.Client{Transport: transport, Timeout: 10 * time.Second}
 	return r

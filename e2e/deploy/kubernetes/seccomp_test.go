@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -279,21 +278,15 @@ func awaitAnswer(t *testing.T, cmd *exec.Cmd, log *bytes.Buffer, client *http.Cl
 // the first.
 func newNode(t *testing.T) (node, peer *netlab.Namespace, client *http.Client) {
 	t.Helper()
-	var ends [2]netlab.End
-	for i, device := range []string{"eth0", "peer0"} {
-		namespace, err := netlab.NewNamespace()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(namespace.Close)
-		ends[i] = netlab.End{Namespace: namespace, Device: device, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 24)}
-	}
-	if err := netlab.Connect(ends[0], ends[1], 0); err != nil {
+	near, far, err := netlab.NewPair("eth0", "peer0")
+	if err != nil {
 		t.Fatal(err)
 	}
-	transport := &http.Transport{DialContext: ends[0].Namespace.Dial}
+	t.Cleanup(near.Namespace.Close)
+	t.Cleanup(far.Namespace.Close)
+	transport := &http.Transport{DialContext: near.Namespace.Dial}
 	t.Cleanup(transport.CloseIdleConnections)
-	return ends[0].Namespace, ends[1].Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
+	return near.Namespace, far.Namespace, &http.Client{Transport: transport, Timeout: 10 * time.Second}
 }
 
 // startContainer starts a command with only these capabilities, under their default profile.
