@@ -73,27 +73,9 @@ func showFleet(ctx context.Context, exporter, server, rules, runbooks string, li
 	if err := listeners[last].Close(); err != nil {
 		return err
 	}
-	fmt.Printf(`Open http://%s/alerts
-
-Three hosts, each in a network namespace of its own, receive the packets of %d clients: one of each about
-every %v, with a standard deviation of %v. Each has an exporter with a baseline file, as it would be
-after a day of such packets: the demo has written the file. Prometheus scrapes the exporters every %v, with
-the rules of %s as they are.
-
-After %v about one of %d packets to %s is sent %v late on purpose. An exporter compares each minute
-with the past, so the alert %s is to fire within %v. The demo shows it with its runbook, and ends.
-
-`, page, clients, clientInterval, clientSpread, scrapeInterval, rules, ordinaryTime, plantPeriod, plantedHost, plantLateness, plantedAlert, alertTime)
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "  alerts\thttp://%s/alerts\n", page)
-	for i, name := range hosts {
-		fmt.Fprintf(table, "  %s\thttp://%s/\n", name, listeners[i].Addr())
-	}
-	fmt.Fprintf(table, "  end\tby itself, or Ctrl-C\n\n")
-	if err := table.Flush(); err != nil {
+	if err := announce(page, rules, listeners); err != nil {
 		return err
 	}
-
 	c := &crew{failed: make(chan error, len(hosts)+1), isEnding: make(chan struct{})}
 	defer func() {
 		if err != nil && ctx.Err() != nil {
@@ -133,7 +115,50 @@ with the past, so the alert %s is to fire within %v. The demo shows it with its 
 	for _, m := range c.members {
 		m.sender.isLate.Store(m.name == plantedHost)
 	}
-	var fired alert
+	fired, err := c.awaitAlert(ctx)
+	if err != nil {
+		return err
+	}
+	took := time.Since(planted)
+	say("%s fires, %.0f seconds after the first late packet", plantedAlert, took.Seconds())
+	if err := c.pause(ctx, settleTime); err != nil {
+		return err
+	}
+	if err := c.expectNoOthers(ctx); err != nil {
+		return err
+	}
+	if err := c.report(ctx, fired, runbooks); err != nil {
+		return err
+	}
+	fmt.Printf("\n%s of %s fired %.0f seconds after the first late packet, and no alert of the other hosts did.\n",
+		plantedAlert, plantedHost, took.Seconds())
+	return nil
+}
+
+// announce says what the demo does, and which addresses it has.
+func announce(page, rules string, listeners []*net.TCPListener) error {
+	fmt.Printf(`Open http://%s/alerts
+
+Three hosts, each in a network namespace of its own, receive the packets of %d clients: one of each about
+every %v, with a standard deviation of %v. Each has an exporter with a baseline file, as it would be
+after a day of such packets: the demo has written the file. Prometheus scrapes the exporters every %v, with
+the rules of %s as they are.
+
+After %v about one of %d packets to %s is sent %v late on purpose. An exporter compares each minute
+with the past, so the alert %s is to fire within %v. The demo shows it with its runbook, and ends.
+
+`, page, clients, clientInterval, clientSpread, scrapeInterval, rules, ordinaryTime, plantPeriod, plantedHost, plantLateness, plantedAlert, alertTime)
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "  alerts\thttp://%s/alerts\n", page)
+	for i, name := range hosts {
+		fmt.Fprintf(table, "  %s\thttp://%s/\n", name, listeners[i].Addr())
+	}
+	fmt.Fprintf(table, "  end\tby itself, or Ctrl-C\n\n")
+	return table.Flush()
+}
+
+// awaitAlert waits for the alert on the host with the anomaly.
+func (c *crew) awaitAlert(ctx context.Context) (fired alert, err error) {
 	err = c.await(ctx, alertTime, plantedAlert+" of "+plantedHost+" was not seen", func(ctx context.Context) error {
 		alerts, err := c.prometheus.alerts(ctx)
 		if err != nil {
@@ -149,14 +174,11 @@ with the past, so the alert %s is to fire within %v. The demo shows it with its 
 		fired = alerts[i]
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	took := time.Since(planted)
-	say("%s fires, %.0f seconds after the first late packet", plantedAlert, took.Seconds())
-	if err := c.pause(ctx, settleTime); err != nil {
-		return err
-	}
+	return fired, err
+}
+
+// expectNoOthers returns an error if an alert fires on a host without an anomaly.
+func (c *crew) expectNoOthers(ctx context.Context) error {
 	others, err := c.prometheus.alerts(ctx)
 	if err != nil {
 		return err
@@ -166,11 +188,6 @@ with the past, so the alert %s is to fire within %v. The demo shows it with its 
 			return fmt.Errorf("%v, on which nothing is late on purpose: is this machine busy?", a)
 		}
 	}
-	if err := c.report(ctx, fired, runbooks); err != nil {
-		return err
-	}
-	fmt.Printf("\n%s of %s fired %.0f seconds after the first late packet, and no alert of the other hosts did.\n",
-		plantedAlert, plantedHost, took.Seconds())
 	return nil
 }
 

@@ -115,9 +115,12 @@ func (p *prometheus) get(ctx context.Context, path string, data any) error {
 		return err
 	}
 	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking Prometheus for %s: %s", path, response.Status)
+	}
 	answer := struct{ Data any }{data}
-	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil || response.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking Prometheus: %s: %w", response.Status, err)
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		return fmt.Errorf("asking Prometheus for %s: %w", path, err)
 	}
 	return nil
 }
