@@ -4,7 +4,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -13,13 +12,13 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/livebuffer"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
@@ -135,22 +134,7 @@ type process struct {
 }
 
 // output collects the output of a process while it runs.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
+type output = livebuffer.Buffer
 
 // start starts a command, which is killed at the end of the test if it still runs. The edits are
 // applied before the start.

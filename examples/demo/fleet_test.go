@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -13,11 +12,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/xdp-audit/xdp_audit_exporter/internal/livebuffer"
 	"github.com/xdp-audit/xdp_audit_exporter/internal/netlab"
 )
 
@@ -36,28 +35,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// output is what the demo has written so far.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
 // fleetDemo is a demo of a fleet that was started.
 type fleetDemo struct {
 	*exec.Cmd
-	stdout, stderr output
+	stdout, stderr livebuffer.Buffer
 }
 
 func startFleet(t *testing.T, exporter, server string) *fleetDemo {
