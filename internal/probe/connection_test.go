@@ -218,14 +218,14 @@ func TestRaw(t *testing.T) {
 	}
 	for _, listener := range []net.Listener{plain, secure} {
 		t.Cleanup(func() { _ = listener.Close() })
-		go serveLines(listener)
+		go serve(listener, answerLines)
 	}
 	endless, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = endless.Close() })
-	go serveWithoutEnd(endless)
+	go serve(endless, sendWithoutEnd)
 	directory := t.TempDir()
 	x, y := filepath.Join(directory, "x"), filepath.Join(directory, "y")
 	for path, text := range map[string]string{x: "x {{random 4}}\n", y: "y {{random 4}}\n"} {
@@ -255,8 +255,8 @@ func TestRaw(t *testing.T) {
 	}
 }
 
-// serveWithoutEnd sends a byte again and again.
-func serveWithoutEnd(listener net.Listener) {
+// serve handles each connection of a listener, and closes it, until the listener is closed.
+func serve(listener net.Listener, handle func(net.Conn)) {
 	for {
 		c, err := listener.Accept()
 		if err != nil {
@@ -264,37 +264,33 @@ func serveWithoutEnd(listener net.Listener) {
 		}
 		go func() {
 			defer c.Close()
-			for {
-				if _, err := io.WriteString(c, "."); err != nil {
-					return
-				}
-				time.Sleep(time.Millisecond)
-			}
+			handle(c)
 		}()
 	}
 }
 
-// serveLines answers each line with two pieces. It is slower for lines of class Y.
-func serveLines(listener net.Listener) {
+// sendWithoutEnd sends a byte again and again.
+func sendWithoutEnd(c net.Conn) {
 	for {
-		c, err := listener.Accept()
-		if err != nil {
+		if _, err := io.WriteString(c, "."); err != nil {
 			return
 		}
-		go func() {
-			defer c.Close()
-			lines := bufio.NewScanner(c)
-			for lines.Scan() {
-				if strings.HasPrefix(lines.Text(), "y") {
-					time.Sleep(10 * time.Millisecond)
-				}
-				for _, piece := range []string{"answer", ".\n"} {
-					if _, err := io.WriteString(c, piece); err != nil {
-						return
-					}
-				}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// answerLines answers each line with two pieces. It is slower for lines of class Y.
+func answerLines(c net.Conn) {
+	lines := bufio.NewScanner(c)
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "y") {
+			time.Sleep(10 * time.Millisecond)
+		}
+		for _, piece := range []string{"answer", ".\n"} {
+			if _, err := io.WriteString(c, piece); err != nil {
+				return
 			}
-		}()
+		}
 	}
 }
 

@@ -32,6 +32,8 @@ const (
 	restInterval = 300 * time.Millisecond
 	// mostFailures is the number of answers in a row, at the end of a run, that may be missing.
 	mostFailures = 5
+	// mostRedirects is the number of redirects to other paths of the exporter.
+	mostRedirects = 5
 	// patience is the time without an answer after which a run ends.
 	patience = 10 * time.Second
 )
@@ -88,7 +90,7 @@ func newExporter(o *options, port uint16) (*exporter, error) {
 		switch {
 		case request.URL.Host != u.Host:
 			return errOtherHost
-		case len(via) > mostFailures || !settings.FollowRedirects:
+		case len(via) > mostRedirects || !settings.FollowRedirects:
 			return http.ErrUseLastResponse
 		}
 		return nil
@@ -259,9 +261,9 @@ func (a *assessment) continues(before *assessment) bool {
 	return a.Requests >= before.Requests && has[leak.X] >= had[leak.X] && has[leak.Y] >= had[leak.Y] && a.Report.Order == before.Report.Order
 }
 
-// isDecided returns an error if an assessment has a verdict before the first request of a run,
+// mustBeOpen returns an error if an assessment has a verdict before the first request of a run,
 // which would be that of other requests.
-func (a *assessment) isDecided() error {
+func (a *assessment) mustBeOpen() error {
 	switch a.Report.Verdict {
 	case leak.Waiting, leak.Inconclusive:
 		return nil

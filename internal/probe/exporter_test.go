@@ -270,14 +270,10 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// A run ends when two looks in a row have a verdict, since the last requests may change one.
-func TestVerdictsMustBeSteady(t *testing.T) {
-	verdict := leak.Waiting
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(map[string]any{"assessments": []assessment{{Name: "login", Report: leak.Report{Verdict: verdict}}}})
-	}))
-	defer server.Close()
-	o := &options{report: server.URL, assessment: "login", stops: true, requests: 10, rate: 1}
+// newReportedRun returns a run of a probe that follows an exporter, before its first look.
+func newReportedRun(t *testing.T, report string) *run {
+	t.Helper()
+	o := &options{report: report, assessment: "login", stops: true, requests: 10, rate: 1}
 	e, err := newExporter(o, 80)
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +282,17 @@ func TestVerdictsMustBeSteady(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, seen: &assessment{}, begin: time.Now()}
+	return &run{o: o, exporter: e, ledger: l, before: &assessment{}, seen: &assessment{}, seenAt: time.Now(), begin: time.Now()}
+}
+
+// A run ends when two looks in a row have a verdict, since the last requests may change one.
+func TestVerdictsMustBeSteady(t *testing.T) {
+	verdict := leak.Waiting
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"assessments": []assessment{{Name: "login", Report: leak.Report{Verdict: verdict}}}})
+	}))
+	defer server.Close()
+	r := newReportedRun(t, server.URL)
 	for i, step := range []struct {
 		verdict leak.Verdict
 		isOver  bool
@@ -353,16 +359,7 @@ func TestExporterDuringARun(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"assessments": []assessment{state}})
 	}))
 	defer server.Close()
-	o := &options{report: server.URL, assessment: "login", stops: true, requests: 10, rate: 1}
-	e, err := newExporter(o, 80)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := newLedger(leak.Config{Classes: [2]string{"X", "Y"}, Alpha: 0.5})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &run{o: o, exporter: e, ledger: l, before: &assessment{}, seen: &assessment{}, seenAt: time.Now(), begin: time.Now()}
+	r := newReportedRun(t, server.URL)
 	look := func(responses uint64) bool {
 		state = assessment{Name: "login", Requests: responses}
 		state.Report.Classes[leak.X].Responses = responses

@@ -181,7 +181,7 @@ func (r *run) ask(ctx context.Context, port uint16) (err error) {
 	}
 	r.exporter.name = r.before.Name
 	r.seen, r.seenAt = r.before, time.Now()
-	if err := r.before.isDecided(); err != nil {
+	if err := r.before.mustBeOpen(); err != nil {
 		return err
 	}
 	if pairs := r.before.Report.Pairs; pairs > 0 {

@@ -32,32 +32,23 @@ func oddService(t *testing.T, answer func(n, all int, isY bool) (string, bool)) 
 	t.Cleanup(func() { _ = listener.Close() })
 	var mu sync.Mutex
 	all := 0
-	go func() {
-		for {
-			c, err := listener.Accept()
+	go serve(listener, func(c net.Conn) {
+		reader := bufio.NewReader(c)
+		for n := 1; ; n++ {
+			r, err := http.ReadRequest(reader)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				reader := bufio.NewReader(c)
-				for n := 1; ; n++ {
-					r, err := http.ReadRequest(reader)
-					if err != nil {
-						return
-					}
-					_, _ = io.Copy(io.Discard, r.Body)
-					mu.Lock()
-					all++
-					text, isLast := answer(n, all, strings.HasPrefix(r.URL.Path, "/y"))
-					mu.Unlock()
-					if _, err := io.WriteString(c, text); err != nil || isLast {
-						return
-					}
-				}
-			}()
+			_, _ = io.Copy(io.Discard, r.Body)
+			mu.Lock()
+			all++
+			text, isLast := answer(n, all, strings.HasPrefix(r.URL.Path, "/y"))
+			mu.Unlock()
+			if _, err := io.WriteString(c, text); err != nil || isLast {
+				return
+			}
 		}
-	}()
+	})
 	return "http://" + listener.Addr().String()
 }
 
