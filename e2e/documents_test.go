@@ -184,7 +184,8 @@ func blockOf(t *testing.T, document, text string) string {
 
 // Commands and configurations of the documents do what they say.
 func TestDocumentedCommands(t *testing.T) {
-	// start starts a block that runs an exporter in a new laboratory, and run runs others there.
+	// newHost returns a new laboratory, start starts a block that runs an exporter there, and
+	// audited runs another block.
 	newHost := func(t *testing.T, replaced ...string) *guide {
 		g := &guide{l: newLab(t), t: t, folder: t.TempDir()}
 		g.replaces = strings.NewReplacer(append([]string{"./xdp_audit_exporter", "xdp_audit_exporter", "eth0", device, "ens*", device[:3] + "*"}, replaced...)...)
