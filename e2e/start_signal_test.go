@@ -47,7 +47,7 @@ func (l *lab) createMany(prefix string, devices int) {
 // A signal in the middle of a commit does not stop it: the devices that have taken the indices of
 // others are all audited, and go on without the exporter.
 func TestSIGTERMDuringACommit(t *testing.T) {
-	devices := 20
+	devices := 40
 	if testing.Short() {
 		devices = 4
 	}
@@ -86,7 +86,11 @@ func TestSIGTERMDuringACommit(t *testing.T) {
 // SIGTERM ends a start that attaches many devices when few are left, and leaves nothing: neither
 // hooks nor pins.
 func TestSIGTERMEndsAStart(t *testing.T) {
-	const devices, left = 100, 20 // at the signal
+	const left = 20 // at the signal
+	devices := 302
+	if testing.Short() {
+		devices = 100
+	}
 	for _, test := range []struct {
 		description string
 		follow      bool // the devices appear after the start
